@@ -1,0 +1,268 @@
+"""Configuration of the GPT: sizes, the architecture choices, dropout, initialization and special tokens.
+
+The defaults are GPT-2 small (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", table 2;
+OpenAI's `hparams.json` of the 124M release) without query/key/value biases. Independent choices reach from there
+to the Llama family (Touvron et al. 2023): `position_embedding_type`, `norm_type`, `mlp_type`,
+`num_key_value_heads`, and the three bias switches.
+
+The names of *Build a Large Language Model (From Scratch)* (`emb_dim`, `n_layers`, ...) and of OpenAI's GPT-2 (`n_embd`,
+`n_layer`, ...) are accepted when a configuration is built and stay readable as attributes; only the standard names
+are written to `config.json`.
+
+This file is copied into every saved checkpoint, so it imports nothing but torch and transformers.
+"""
+
+from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
+from transformers.configuration_utils import PreTrainedConfig
+
+# Every head can be opened from every checkpoint with `trust_remote_code=True`: save_pretrained alone would list
+# only the class that is being saved, and an LM checkpoint could not be opened as a classifier.
+AUTO_MAP = {
+    "AutoConfig": "configuration_gpt_scratch.GPTScratchConfig",
+    "AutoModel": "modeling_gpt_scratch.GPTScratchModel",
+    "AutoModelForCausalLM": "modeling_gpt_scratch.GPTScratchForCausalLM",
+    "AutoModelForSequenceClassification": "modeling_gpt_scratch.GPTScratchForSequenceClassification",
+}
+
+ROPE_TYPES = ("default", "linear", "llama3")
+
+
+@strict
+class GPTScratchConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`GPTScratchModel`] and its heads. Keyword arguments only.
+
+    Sizes:
+        vocab_size (`int`): rows of the token embedding.
+        hidden_size (`int`): width C of the residual stream (book `emb_dim`, GPT-2 `n_embd`).
+        num_hidden_layers (`int`): number of blocks (`n_layers`, `n_layer`).
+        num_attention_heads (`int`): query heads H (`n_heads`, `n_head`).
+        num_key_value_heads (`int`, *optional*): key/value heads; fewer than H is grouped-query attention (Ainslie et al.
+            2023). `None` means H.
+        head_dim (`int`, *optional*): width D of a head. `None` means hidden_size / num_attention_heads.
+        intermediate_size (`int`, *optional*): inner width of the MLP (GPT-2 `n_inner`). `None` means 4 C for a plain MLP, and
+            8/3 C rounded up to a multiple of 64 for a gated one, which has the same number of parameters.
+        max_position_embeddings (`int`): longest sequence (`context_length`, `n_positions`, `n_ctx`), in tokens.
+
+    Architecture:
+        position_embedding_type (`str`): `"learned"` absolute positions added to the token embedding (GPT-2), or `"rope"`,
+            rotary positions in every attention (Su et al. 2021).
+        rope_parameters (`dict`, *optional*): only with `"rope"`: `rope_theta` (default 10000), `rope_type` (`"default"`,
+            `"linear"` or `"llama3"`) and that type's factors, under transformers' names.
+        norm_type (`str`): `"layernorm"` (Ba et al. 2016) or `"rmsnorm"` (Zhang & Sennrich 2019).
+        norm_eps (`float`): added to the variance inside the square root.
+        mlp_type (`str`): `"plain"` (up, activation, down) or `"gated"` (Shazeer 2020).
+        hidden_act (`str`): activation of the MLP, any name in `transformers.activations.ACT2FN`. `"gelu_new"` is GPT-2's tanh
+            form, `"gelu"` the exact one (nanoGPT), `"silu"` Llama's.
+        qkv_bias (`bool`): biases of the query, key and value projections (GPT-2 `True`; the book and Llama `False`).
+        o_bias (`bool`): bias of the attention's output projection.
+        mlp_bias (`bool`): biases of the MLP.
+        tie_word_embeddings (`bool`): the output head is the token embedding, one tensor (GPT-2 `True`, the book `False`).
+
+    Training:
+        embedding_dropout, attention_dropout, residual_dropout (`float`): probabilities. The book's `drop_rate` sets all three.
+        initialization (`str`): `"gpt2"`: every weight normal(0, `initializer_range`), projections into the residual
+            stream scaled by 1/sqrt(2 layers), biases zero. `"pytorch"`: what `nn.Linear` and `nn.Embedding` do by
+            themselves, the initialization of the book's published curves.
+        initializer_range (`float`): standard deviation for `"gpt2"`.
+
+    Generation and special tokens:
+        use_cache (`bool`): return key/value caches outside of training.
+        pad_token_id, bos_token_id, eos_token_id (`int`, *optional*): 50256 is GPT-2's `<|endoftext|>`; `None` where the
+            vocabulary is too small to hold it.
+
+    Raises:
+        huggingface_hub.errors.StrictDataclassError: a wrong type, an impossible value or a contradiction. The message holds the
+            field, the value and the reason.
+
+    Example:
+
+    ```python
+    >>> from gpt_scratch import GPTScratchConfig
+    >>> config = GPTScratchConfig(context_length=256, emb_dim=768, n_heads=12, n_layers=12, drop_rate=0.1, qkv_bias=False)
+    >>> config.max_position_embeddings, config.residual_dropout
+    (256, 0.1)
+    ```
+    """
+
+    model_type = "gpt_scratch"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    attribute_map = {
+        # *Build a Large Language Model (From Scratch)*
+        "context_length": "max_position_embeddings",
+        "emb_dim": "hidden_size",
+        "n_heads": "num_attention_heads",
+        "n_layers": "num_hidden_layers",
+        # OpenAI's and transformers' GPT-2
+        "n_vocab": "vocab_size",
+        "n_positions": "max_position_embeddings",
+        "n_ctx": "max_position_embeddings",
+        "n_embd": "hidden_size",
+        "n_head": "num_attention_heads",
+        "n_layer": "num_hidden_layers",
+        "n_inner": "intermediate_size",
+        "activation_function": "hidden_act",
+        "layer_norm_epsilon": "norm_eps",
+        "embd_pdrop": "embedding_dropout",
+        "attn_pdrop": "attention_dropout",
+        "resid_pdrop": "residual_dropout",
+    }
+    # Megatron-style sharding: column-parallel into the heads and the MLP, row-parallel back into the residual stream.
+    base_model_tp_plan = {
+        "layers.*.self_attn.q_proj": "colwise",
+        "layers.*.self_attn.k_proj": "colwise",
+        "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.o_proj": "rowwise",
+        "layers.*.mlp.gate_proj": "colwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
+    base_model_pp_plan = {
+        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
+
+    vocab_size: int = 50257
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    intermediate_size: int | None = None
+    max_position_embeddings: int = 1024
+
+    position_embedding_type: str = "learned"
+    rope_parameters: dict | None = None
+    norm_type: str = "layernorm"
+    norm_eps: float = 1e-5
+    mlp_type: str = "plain"
+    hidden_act: str = "gelu_new"
+    qkv_bias: bool = False
+    o_bias: bool = True
+    mlp_bias: bool = True
+    tie_word_embeddings: bool = True
+
+    embedding_dropout: float | int = 0.1
+    attention_dropout: float | int = 0.1
+    residual_dropout: float | int = 0.1
+    initialization: str = "gpt2"
+    initializer_range: float = 0.02
+
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = 50256
+    eos_token_id: int | list[int] | None = 50256
+
+    def __post_init__(self, **kwargs):
+        self._apply_aliases(kwargs)
+        self._refuse_impossible_sizes()
+        # Derived values: what the user left open follows from what was given.
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None:
+            if self.hidden_size % self.num_attention_heads:
+                raise ValueError(
+                    f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}: "
+                    "the heads would not be of equal width"
+                )
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.intermediate_size is None:
+            gated = self.mlp_type == "gated"
+            self.intermediate_size = -(-8 * self.hidden_size // (3 * 64)) * 64 if gated else 4 * self.hidden_size
+        # 50256 is a default for GPT-2's vocabulary; in a smaller one it would point outside the embedding.
+        if self.vocab_size <= 50256:
+            self.bos_token_id = None if self.bos_token_id == 50256 else self.bos_token_id
+            self.eos_token_id = None if self.eos_token_id == 50256 else self.eos_token_id
+        self.auto_map = {**(kwargs.pop("auto_map", None) or {}), **AUTO_MAP}
+
+        if self.position_embedding_type != "rope":
+            given = [k for k in ("rope_theta", "rope_scaling") if kwargs.pop(k, None) is not None]
+            given += ["rope_parameters"] if self.rope_parameters else []
+            if given:
+                raise ValueError(
+                    f"{given[0]} is given but position_embedding_type is {self.position_embedding_type!r}: "
+                    'rotary settings need position_embedding_type="rope"'
+                )
+        super().__post_init__(**kwargs)
+        if self.position_embedding_type != "rope":
+            self.rope_parameters = None  # the base class fills in a default that would only mislead a reader
+
+    def _apply_aliases(self, kwargs: dict) -> None:
+        """Move the book's and GPT-2's names from `kwargs` to the fields, before anything is derived from these."""
+        given: dict[str, tuple[str, object]] = {}
+        for alias, field in self.attribute_map.items():
+            if alias not in kwargs:
+                continue
+            value = kwargs.pop(alias)
+            if field in given and given[field][1] != value:
+                other, other_value = given[field]
+                raise ValueError(f"{alias}={value!r} and {other}={other_value!r} both set {field}: give one of them")
+            given[field] = (alias, value)
+            if value is not None:  # GPT-2's config.json writes n_inner: null
+                setattr(self, field, value)
+        if (drop_rate := kwargs.pop("drop_rate", None)) is not None:
+            self.embedding_dropout = self.attention_dropout = self.residual_dropout = drop_rate
+
+    def _refuse_impossible_sizes(self) -> None:
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "intermediate_size",
+            "max_position_embeddings",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}: it must be at least 1")
+
+    def validate_architecture(self):
+        """Checks across fields; `@strict` calls it once the configuration is built and whenever it is saved."""
+        self._refuse_impossible_sizes()
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "
+                f"{self.num_key_value_heads}: each key/value head serves an equal group of query heads"
+            )
+        for name in ("embedding_dropout", "attention_dropout", "residual_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: a probability of dropping must be in [0, 1)")
+        if self.norm_eps < 0:
+            raise ValueError(f"norm_eps is {self.norm_eps}: it must not be negative")
+        if not 0 < self.initializer_range < 10:
+            raise ValueError(f"initializer_range is {self.initializer_range}: a standard deviation in (0, 10) is needed")
+        choices = {
+            "position_embedding_type": ("learned", "rope"),
+            "norm_type": ("layernorm", "rmsnorm"),
+            "mlp_type": ("plain", "gated"),
+            "initialization": ("gpt2", "pytorch"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(allowed)}")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act is {self.hidden_act!r}: unknown activation; choose one of {', '.join(sorted(ACT2FN))}")
+        if self.position_embedding_type == "rope":
+            if self.head_dim % 2:
+                raise ValueError(f"head_dim is {self.head_dim}: rotary positions rotate pairs, so it must be even")
+            if self.rope_parameters["rope_type"] not in ROPE_TYPES:
+                raise ValueError(
+                    f"rope_type is {self.rope_parameters['rope_type']!r}: choose one of {', '.join(ROPE_TYPES)}"
+                )
+
+    @property
+    def drop_rate(self) -> float | int | None:
+        """The book's single dropout rate; `None` where the three dropouts differ."""
+        rates = {self.embedding_dropout, self.attention_dropout, self.residual_dropout}
+        return rates.pop() if len(rates) == 1 else None
+
+    @drop_rate.setter
+    def drop_rate(self, value: float | int) -> None:
+        self.embedding_dropout = self.attention_dropout = self.residual_dropout = value
+
+
+__all__ = ["GPTScratchConfig"]

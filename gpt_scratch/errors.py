@@ -1,0 +1,28 @@
+"""Errors that the user can mend, and how a script ends on one: a single line and a non-zero exit status."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+
+class UserError(ValueError):
+    """Bad input. The message is one line: what is wrong, where (file, row, key, value) and what to do."""
+
+
+def run_script(main: Callable[[], Result]) -> Result:
+    """Run a script's main function; a [`UserError`] prints as one line on standard error and exits with status 2.
+
+    A bug keeps its traceback. A reader of a pipe that goes away (`... | head`) ends the script quietly, with status 1.
+    """
+    try:
+        return main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        # Python flushes standard output once more at exit, which must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

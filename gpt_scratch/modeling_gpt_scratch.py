@@ -1,0 +1,551 @@
+"""A GPT, written by hand: one readable file that covers GPT-2 and the Llama family.
+
+Read it top to bottom: norms, rotary positions, attention, MLP, block, base model, then the two heads. The mathematics is here;
+masks, key/value caches, attention kernels, `generate` and checkpoint loading are transformers'.
+
+Notable:
+- positions count real tokens: they are derived from `attention_mask` in every forward, so padding on either side
+  changes nothing, in training as in generation;
+- rows packed with restarting `position_ids` do not attend across, whatever `use_cache` says;
+- no buffers: nothing that a meta-device load could leave as garbage;
+- the classification head pools the last real token by `attention_mask`, not by the pad id.
+
+Sources: GPT-2 (Radford et al. 2019; OpenAI `gpt-2/src/model.py`), Llama (Touvron et al. 2023), rotary positions (Su et al.
+2021, arXiv:2104.09864), RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467), grouped-query attention (Ainslie et al.
+2023, arXiv:2305.13245), gated MLPs (Shazeer 2020, arXiv:2002.05202).
+
+Shapes: B batch, T tokens of this call, S tokens seen so far (cache included), C hidden_size, H query heads, K key/value heads,
+D head_dim, I intermediate_size, V vocab_size, L num_labels.
+
+This file is copied into every saved checkpoint: it imports torch, transformers and its neighbours `from .name import x` only.
+"""
+
+import math
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    SequenceClassifierOutputWithPast,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.import_utils import is_tracing
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_gpt_scratch import GPTScratchConfig
+
+
+class GPTScratchLayerNorm(nn.Module):
+    """Layer normalization (Ba et al. 2016): over the last axis, biased variance, scale and shift. (..., C) -> (..., C)."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # (x - mean) / sqrt(variance + eps) * weight + bias, in one kernel that holds the statistics in fp32
+        return nn.functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class GPTScratchRMSNorm(nn.Module):
+    """Root-mean-square normalization: no mean, no shift; computed in fp32 as Llama does. (..., C) -> (..., C)."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x32 = x.float()
+        normed = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * normed.to(x.dtype)
+
+
+NORMS = {"layernorm": GPTScratchLayerNorm, "rmsnorm": GPTScratchRMSNorm}
+
+
+def rotary_frequencies(config, device: torch.device) -> torch.Tensor:
+    """Angle in radians by which each pair of a head turns per position, fp32, shape (D/2,).
+
+    `rope_type` "default": theta^(-2i/D) (Su et al. 2021, section 3.2.2). "linear": divided by `factor` (Chen et al. 2023).
+    "llama3": wavelengths up to original_max_position_embeddings / high_freq_factor stay, those beyond
+    original_max_position_embeddings / low_freq_factor are stretched by `factor`, a linear blend in between
+    (Meta, llama-models `apply_scaling`).
+    """
+    rope = config.rope_parameters
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device) / config.head_dim
+    frequencies = 1.0 / rope["rope_theta"] ** exponents
+    if rope["rope_type"] == "linear":
+        return frequencies / rope["factor"]
+    if rope["rope_type"] == "llama3":
+        low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+        turns = rope["original_max_position_embeddings"] * frequencies / (2 * math.pi)  # full turns within the old context
+        keep = ((turns - low) / (high - low)).clamp(0, 1)  # 1: untouched, 0: stretched by factor
+        return (1 - keep) * frequencies / rope["factor"] + keep * frequencies
+    return frequencies
+
+
+def rotary_embedding(config, position_ids: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of every position, each (B, 1, T, D), ready to broadcast over the heads.
+
+    Computed from the configuration at each call: a cached table would be a buffer, and a buffer is garbage after a
+    meta-device load. The angles are fp32 whatever `dtype` is, since bf16 cannot tell position 1000 from 1001.
+    """
+    frequencies = rotary_frequencies(config, position_ids.device)
+    angles = position_ids[:, None, :, None].float() * frequencies  # (B, T) -> (B, 1, T, D/2)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def apply_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn pair (i, i + D/2) of each head by its angle: Llama's "half split" layout in the checkpoints of the Hub.
+
+    x (B, heads, T, D) -> the same shape.
+    """
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def eager_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out: softmax(Q K^T * scaling + mask) V (Vaswani et al. 2017, equation 1).
+
+    query (B, H, T, D), key and value (B, K, S, D), additive mask (B, 1, T, S) or None -> output (B, T, H, D), weights
+    (B, H, T, S). Every key/value head serves H/K query heads in a row. The softmax runs in fp32.
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = query @ key.transpose(-1, -2) * scaling  # (B, H, T, S)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights  # (B, H, T, D) -> (B, T, H, D)
+
+
+class GPTScratchAttention(nn.Module):
+    """Causal multi-head self-attention with optional grouped key/value heads and rotary positions."""
+
+    def __init__(self, config: GPTScratchConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = config.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = True
+        query_size, key_value_size = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.o_bias)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        B, T, _ = hidden_states.shape
+        # (B, T, heads * D) -> (B, heads, T, D); a view, nothing is copied
+        query = self.q_proj(hidden_states).view(B, T, -1, self.head_dim).transpose(1, 2)
+        key = self.k_proj(hidden_states).view(B, T, -1, self.head_dim).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(B, T, -1, self.head_dim).transpose(1, 2)
+        if position_embeddings is not None:
+            cos, sin = position_embeddings
+            query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)  # (B, K, S, D)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        output, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.o_proj(output.reshape(B, T, -1)), weights  # (B, T, H, D) -> (B, T, C)
+
+
+def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): OpenAI's GELU (`gpt-2/src/model.py`), as torch's fused kernel."""
+    return nn.functional.gelu(x, approximate="tanh")
+
+
+def gelu_exact(x: torch.Tensor) -> torch.Tensor:
+    """x Phi(x) with the error function (Hendrycks & Gimpel 2016): nanoGPT's GELU, up to 5e-4 away from the tanh form."""
+    return nn.functional.gelu(x)
+
+
+ACTIVATIONS = {"gelu_new": gelu_tanh, "gelu_pytorch_tanh": gelu_tanh, "gelu": gelu_exact, "silu": nn.functional.silu}
+
+
+class GPTScratchMLP(nn.Module):
+    """plain: down(act(up(x))), as in GPT-2. gated: down(act(gate(x)) * up(x)), as in Llama. (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, config: GPTScratchConfig):
+        super().__init__()
+        self.gated = config.mlp_type == "gated"
+        if self.gated:
+            self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.act_fn = ACTIVATIONS.get(config.hidden_act) or ACT2FN[config.hidden_act]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.gated:
+            return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.act_fn(self.up_proj(x)))
+
+
+class GPTScratchBlock(GradientCheckpointingLayer):
+    """One layer: x + attention(norm(x)), then x + mlp(norm(x)) (pre-norm, GPT-2 section 2.3)."""
+
+    def __init__(self, config: GPTScratchConfig, layer_idx: int):
+        super().__init__()
+        norm = NORMS[config.norm_type]
+        self.input_layernorm = norm(config.hidden_size, eps=config.norm_eps)
+        self.self_attn = GPTScratchAttention(config, layer_idx)
+        self.post_attention_layernorm = norm(config.hidden_size, eps=config.norm_eps)
+        self.mlp = GPTScratchMLP(config)
+        self.dropout = nn.Dropout(config.residual_dropout)
+        # What these two write adds up in the residual stream, layer by layer: see _init_weights.
+        self.self_attn.o_proj.adds_to_residual = self.mlp.down_proj.adds_to_residual = True
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        attention_output, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
+        hidden_states = hidden_states + self.dropout(attention_output)
+        return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
+
+
+class GPTScratchPreTrainedModel(PreTrainedModel):
+    """What the base model and both heads share: initialization, and what transformers may ask of them."""
+
+    config: GPTScratchConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["GPTScratchBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": GPTScratchBlock, "attentions": GPTScratchAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialize the parameters of one module.
+
+        "gpt2" is OpenAI's: "A modified initialization which accounts for the accumulation on the residual path with model depth
+        is used. We scale the weights of residual layers at initialization by a factor of 1/sqrt(N) where N is the
+        number of residual layers" (Radford et al. 2019, section 2.3); N = 2 layers, one for attention, one for the MLP.
+        Normal with standard deviation 0.02 (`gpt-2/src/model.py`, conv1d, and wte; OpenAI draws wpe with 0.01, we follow
+        transformers and nanoGPT in using 0.02 for both).
+
+        "pytorch" is what nn.Linear and nn.Embedding do by themselves: kaiming-uniform with a = sqrt(5), which is uniform
+        in +-1/sqrt(fan_in) for weights and biases, and a standard normal embedding.
+        """
+        if self.config.initialization == "pytorch" and isinstance(module, nn.Linear):
+            bound = 1 / math.sqrt(module.in_features)
+            init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
+        elif self.config.initialization == "pytorch" and isinstance(module, nn.Embedding):
+            init.normal_(module.weight, mean=0.0, std=1.0)
+        else:
+            super()._init_weights(module)  # normal(0, initializer_range), biases zero, norms one
+            if getattr(module, "adds_to_residual", False):
+                std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
+                init.normal_(module.weight, mean=0.0, std=std)
+
+    def save_pretrained(self, save_directory, **kwargs) -> None:
+        """As transformers' own, but always with this model's own parameter names.
+
+        A model that was loaded through a key mapping would otherwise be written with the foreign names again, which users
+        who do not have the mapping cannot load.
+        """
+        kwargs.setdefault("save_original_format", False)
+        super().save_pretrained(save_directory, **kwargs)
+
+
+class GPTScratchModel(GPTScratchPreTrainedModel):
+    """Embeddings, blocks and the final norm, without a head: token ids in, hidden states out."""
+
+    def __init__(self, config: GPTScratchConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        if config.position_embedding_type == "learned":
+            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.dropout = nn.Dropout(config.embedding_dropout)
+        self.layers = nn.ModuleList(GPTScratchBlock(config, layer_idx) for layer_idx in range(config.num_hidden_layers))
+        self.norm = NORMS[config.norm_type](config.hidden_size, eps=config.norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        r"""
+        input_ids (`torch.LongTensor`, (B, T)): token ids; or `inputs_embeds` (B, T, C) in their place.
+        attention_mask (`torch.Tensor`, (B, S) or a prepared (B, 1, T, S)): 1 for tokens, 0 for padding, on either side.
+        position_ids (`torch.LongTensor`, (B, T)): by default the number of real tokens before each one. A row in which they
+            restart holds several documents, which do not attend to one another (without a cache of earlier calls).
+        past_key_values (`Cache`): keys and values of earlier calls, extended in place.
+        use_cache (`bool`): return a cache; `config.use_cache` by default.
+
+        Returns last_hidden_state (B, T, C), past_key_values, and on request hidden_states and attentions (eager only).
+
+        Raises `ValueError` if both or neither of input_ids and inputs_embeds are given, and for sequences longer than
+        `max_position_embeddings` where positions are learned.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        given_position_ids = position_ids
+        if position_ids is None:
+            tokens = input_ids if inputs_embeds is None else inputs_embeds
+            position_ids = self._count_positions(tokens, attention_mask, past_key_values)
+        elif past_key_values is None and attention_mask is not None and not is_tracing(attention_mask):
+            # A collator's mask of ones says nothing; without it, transformers looks for restarting positions.
+            attention_mask = None if attention_mask.ndim == 2 and bool(attention_mask.all()) else attention_mask
+        if self.config.position_embedding_type == "learned":
+            self._refuse_positions_beyond_the_table(position_ids)
+
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        # Made before the cache is: a cache object, even an empty one, hides packed rows from create_causal_mask.
+        # Positions that we counted ourselves cannot restart, and are not searched for it.
+        causal_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=given_position_ids,
+        )
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+
+        hidden_states, position_embeddings = inputs_embeds, None
+        if self.config.position_embedding_type == "learned":
+            hidden_states = hidden_states + self.embed_positions(position_ids)
+        else:
+            position_embeddings = rotary_embedding(self.config, position_ids, inputs_embeds.dtype)
+        hidden_states = self.dropout(hidden_states)
+        # Sliced, since early-exit assisted decoding lowers num_hidden_layers for a while.
+        for block in self.layers[: self.config.num_hidden_layers]:
+            hidden_states = block(
+                hidden_states,
+                attention_mask=causal_mask,
+                position_embeddings=position_embeddings,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    @staticmethod
+    def _count_positions(tokens, attention_mask, past_key_values) -> torch.Tensor:
+        """Positions of the T new tokens, (B, T) or (1, T): the number of real tokens before each; padding counts as 0."""
+        T = tokens.shape[1]
+        if attention_mask is not None and attention_mask.ndim == 2:
+            counted = attention_mask.long().cumsum(-1) - 1  # (B, S)
+            return counted.clamp(min=0)[:, -T:]
+        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        return (torch.arange(T, device=tokens.device) + past_length).unsqueeze(0)
+
+    def _refuse_positions_beyond_the_table(self, position_ids: torch.Tensor) -> None:
+        limit = self.config.max_position_embeddings
+        # Under a tracer values are unknown; the length of the call still is not.
+        last = position_ids.shape[1] if is_tracing(position_ids) else int(position_ids.max()) + 1
+        if last > limit:
+            raise ValueError(
+                f"the sequence reaches {last} positions, but this model has learned {limit} (max_position_embeddings): "
+                "shorten the input or generate fewer tokens"
+            )
+
+
+class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):
+    """The language model: hidden states times the (tied or own) output embedding gives next-token logits."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+
+    def __init__(self, config: GPTScratchConfig):
+        super().__init__(config)
+        self.model = GPTScratchModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CausalLMOutputWithPast:
+        r"""
+        As [`GPTScratchModel.forward`], and:
+
+        labels (`torch.LongTensor`, (B, T)): token ids, usually `input_ids` itself: they are shifted here, once, so that position t
+            is scored on token t + 1. Positions labelled -100 do not count.
+        logits_to_keep (`int` or `torch.Tensor`): compute logits for the last n positions only; 0 for all.
+        num_items_in_batch (`int` or `torch.Tensor`, in kwargs): number of scored tokens over all accumulated batches and
+            processes; the summed loss is divided by it. Without it, the mean over this batch.
+
+        Returns loss (scalar, fp32) where labels are given and logits (B, T, V).
+        """
+        outputs: BaseModelOutputWithPast = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class GPTScratchForSequenceClassification(GPTScratchPreTrainedModel):
+    """A classifier: one linear layer on the last real token, the only one that has seen the whole text."""
+
+    # Its loss is a mean over the rows of the batch. Trainer would take **kwargs as a promise to divide by
+    # num_items_in_batch, and stop dividing accumulated losses itself.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: GPTScratchConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        # Not AutoModel.from_config, which cannot find this class when the code comes from a checkpoint directory.
+        self.model = GPTScratchModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutputWithPast:
+        r"""
+        As [`GPTScratchModel.forward`], and:
+
+        labels: class ids (B,) for `problem_type` "single_label_classification", 0/1 floats (B, L) for
+            "multi_label_classification", floats (B,) or (B, L) for "regression".
+
+        Returns loss (scalar, a mean over rows) where labels are given and logits (B, L).
+
+        Raises `ValueError` where the last token of each row cannot be known: more than one row, no attention_mask, and no
+        pad token in the configuration (or embeddings in place of ids).
+        """
+        if attention_mask is None and input_ids is not None and self.config.pad_token_id is not None:
+            attention_mask = self._mask_from_pad_id(input_ids)
+        outputs: BaseModelOutputWithPast = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state  # (B, T, C)
+        last = self._last_token(hidden_states, attention_mask)  # (B,)
+        rows = torch.arange(hidden_states.shape[0], device=hidden_states.device)
+        logits = self.score(hidden_states[rows, last])  # (B, C) -> (B, L)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _mask_from_pad_id(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """1 from the first to the last token that is not padding, (B, T): a pad id inside the text is text."""
+        real = (input_ids != self.config.pad_token_id).long()
+        return (real.cumsum(-1) > 0).long() * (real.flip(-1).cumsum(-1).flip(-1) > 0).long()
+
+    @staticmethod
+    def _last_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """Index of the last real token of each row, (B,)."""
+        B, T, _ = hidden_states.shape
+        positions = torch.arange(T, device=hidden_states.device)
+        if attention_mask is not None and attention_mask.ndim == 2:
+            return (positions * (attention_mask[:, -T:].to(hidden_states.device) != 0)).argmax(-1)
+        if B == 1:
+            return positions[-1:]
+        raise ValueError(
+            f"cannot tell the last token of each of {B} rows: pass a 2-dimensional attention_mask, or input_ids with "
+            "config.pad_token_id set"
+        )
+
+
+__all__ = [
+    "GPTScratchForCausalLM",
+    "GPTScratchForSequenceClassification",
+    "GPTScratchModel",
+    "GPTScratchPreTrainedModel",
+]
