@@ -1,0 +1,1 @@
+"""Text to training rows: one module for each kind of training."""

@@ -1,0 +1,198 @@
+"""Documents from files: txt, jsonl, json, csv and parquet, or a `datasets` name or directory, in memory or streamed.
+
+A document is one txt file, or one row of the other formats. It travels as pieces of at most `PIECE_CHARACTERS`, so that a
+file of any size is read, tokenized and cached in constant memory.
+"""
+
+import codecs
+import csv
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+
+from ..errors import UserError
+
+PIECE_CHARACTERS = 1 << 20
+READ_BYTES = 1 << 20
+TEXT_SUFFIXES = {".txt", ".text", ".md", ""}
+
+
+@dataclass
+class Piece:
+    """A part of a document; `end` marks its last one."""
+
+    text: str
+    end: bool
+
+
+def check_files(files: Sequence[str]) -> None:
+    """Refuse missing, empty and unknown files before anything is read.
+
+    Raises:
+        UserError: names the file.
+    """
+    for name in files:
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f"{name}: no such file")
+        if path.stat().st_size == 0:
+            raise UserError(f"{name} is empty")
+        if path.suffix.lower() not in TEXT_SUFFIXES | ROW_READERS.keys():
+            raise UserError(f"{name}: unknown format {path.suffix!r}; give txt, jsonl, json, csv or parquet")
+
+
+def read_pieces(files: Sequence[str], text_column: str = "text") -> Iterator[Piece]:
+    """The documents of `files`, in order, as pieces; constant memory whatever their size (a `.json` array excepted).
+
+    Raises:
+        UserError: bytes that are not UTF-8, a broken row, a missing text column, a row without text; names file and place.
+    """
+    for name in files:
+        reader = ROW_READERS.get(Path(name).suffix.lower())
+        if reader is None:
+            yield from _read_text_file(name)
+        else:
+            yield from read_rows(reader(name), text_column, name)
+
+
+def read_rows(rows, text_column: str, name: str) -> Iterator[Piece]:
+    """The documents of a table (any iterable of dictionaries), one a row, as pieces."""
+    for number, row in enumerate(rows):
+        if text_column not in row:
+            raise UserError(
+                f"{name} row {number} has no column {text_column!r}: its columns are {', '.join(map(str, row))}; pass --text_column"
+            )
+        text = row[text_column]
+        if not isinstance(text, str):
+            raise UserError(f"{name} row {number}: {text_column!r} is {type(text).__name__}, not text")
+        yield from _cut(iter([text]))
+
+
+def _rows_of_jsonl(name: str) -> Iterator[dict[str, Any]]:
+    # Read by hand and not by datasets' streaming readers: these share files out among loader workers by themselves,
+    # and a single file then goes to the first worker only.
+    with open(name, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield _parsed(line, dict, f"{name} line {number}")
+
+
+def _rows_of_json(name: str) -> Iterator[dict[str, Any]]:
+    for number, row in enumerate(_parsed(Path(name).read_bytes(), list, name)):
+        if not isinstance(row, dict):
+            raise UserError(f"{name} row {number} is {type(row).__name__}, not an object")
+        yield row
+
+
+def _parsed(data: bytes, kind: type, place: str) -> Any:
+    try:
+        value = json.loads(data)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place}: byte {error.start} is not UTF-8 ({error.reason}); convert the file to UTF-8") from error
+    except ValueError as error:
+        raise UserError(f"{place} is not valid JSON: {error}") from error
+    if not isinstance(value, kind):
+        raise UserError(f"{place} holds a {type(value).__name__} where a {'list of objects' if kind is list else 'JSON object'} is expected")
+    return value
+
+
+def _rows_of_csv(name: str) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(1 << 30)  # the default of 128 KiB is shorter than a long document
+    try:
+        with open(name, encoding="utf-8", newline="") as file:
+            yield from csv.DictReader(file, strict=True)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not UTF-8 ({error.reason}); convert the file to UTF-8") from error
+    except csv.Error as error:
+        raise UserError(f"{name} is not valid CSV: {error}") from error
+
+
+def _rows_of_parquet(name: str) -> Iterator[dict[str, Any]]:
+    try:
+        with pyarrow.parquet.ParquetFile(name) as file:
+            for batch in file.iter_batches(batch_size=256):
+                yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{name} is not a readable parquet file: {one_line(error)}") from error
+
+
+ROW_READERS = {".jsonl": _rows_of_jsonl, ".json": _rows_of_json, ".csv": _rows_of_csv, ".parquet": _rows_of_parquet}
+
+
+def one_line(error: BaseException) -> str:
+    """The innermost message of a chain of exceptions, on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())[:300]
+
+
+def _read_text_file(name: str) -> Iterator[Piece]:
+    def decoded() -> Iterator[str]:
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        position = 0
+        with open(name, "rb") as file:
+            while True:
+                data = file.read(READ_BYTES)
+                pending = len(decoder.getstate()[0])
+                try:
+                    yield decoder.decode(data, final=not data)
+                except UnicodeDecodeError as error:
+                    raise UserError(
+                        f"{name}: byte {position - pending + error.start} is not UTF-8 ({error.reason}); convert the file to UTF-8"
+                    ) from error
+                position += len(data)
+                if not data:
+                    return
+
+    yield from _cut(decoded())
+
+
+def _cut(chunks: Iterator[str]) -> Iterator[Piece]:
+    """Join `chunks` and cut them before a newline that follows something visible, near every PIECE_CHARACTERS.
+
+    GPT-2's pre-tokenization, and every other that splits at white space, never joins across such a place, so the tokens of the
+    pieces are the tokens of the whole.
+    """
+    buffer = ""
+    for chunk in chunks:
+        buffer += chunk
+        while len(buffer) > PIECE_CHARACTERS:
+            place = _cutting_place(buffer, PIECE_CHARACTERS)
+            if place is None:
+                break
+            yield Piece(buffer[:place], end=False)
+            buffer = buffer[place:]
+    yield Piece(buffer, end=True)
+
+
+def _cutting_place(text: str, start: int) -> int | None:
+    place = text.find("\n", start)
+    while place > 0 and text[place - 1].isspace():
+        place = text.find("\n", place + 1)
+    return place if place > 0 else None
+
+
+def load_table(name: str, config_name: str | None, split: str, streaming: bool):
+    """A split of a `datasets` name or directory, or `None` where it has no such split.
+
+    Raises:
+        UserError: it cannot be found or read.
+    """
+    try:
+        if os.path.isdir(name) and (Path(name) / "dataset_info.json").is_file():
+            return datasets.load_from_disk(name) if split == "train" else None  # written by Dataset.save_to_disk
+        if os.path.isdir(name) and (Path(name) / "dataset_dict.json").is_file():
+            return datasets.load_from_disk(name).get(split)
+        available = datasets.get_dataset_split_names(name, config_name)
+        if split not in available:
+            return None
+        return datasets.load_dataset(name, config_name, split=split, streaming=streaming)
+    except Exception as error:
+        raise UserError(f"data set {name!r} cannot be loaded: {one_line(error)}") from error

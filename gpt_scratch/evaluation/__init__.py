@@ -1,0 +1,1 @@
+"""Measuring models: perplexity, classification metrics, judged replies."""

@@ -1,0 +1,102 @@
+"""Text from a language model: several prompts at once or streamed one by one, with transformers' `generate`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TextStreamer,
+    set_seed,
+)
+
+from .errors import UserError
+
+
+def load(name: str, dtype: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model in eval mode and its tokenizer, from a directory or the Hub, on the GPU where there is one.
+
+    Raises:
+        UserError: one of the two cannot be loaded.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+    except Exception as error:  # a wrong name, a broken file and a foreign format raise different kinds
+        raise UserError(f"{name} cannot be loaded as a language model: {' '.join(str(error).split())[:300]}") from error
+    if len(tokenizer) > model.config.vocab_size:
+        raise UserError(f"{name}: the tokenizer has {len(tokenizer)} tokens but the model only {model.config.vocab_size}")
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+
+
+def encode_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, device: torch.device) -> dict[str, torch.Tensor]:
+    """`input_ids` and `attention_mask`, (B, T), padded on the left so that all prompts end together.
+
+    An empty prompt becomes the end-of-text token: what the model has learned to continue with the start of a document.
+    """
+    rows = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    if tokenizer.eos_token_id is None and not all(rows):
+        raise UserError("an empty prompt needs an end-of-text token to start from, and this tokenizer has none")
+    rows = [row or [tokenizer.eos_token_id] for row in rows]
+    length = max(len(row) for row in rows)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0  # masked, so any id will do
+    return {
+        "input_ids": torch.tensor([[pad] * (length - len(row)) + row for row in rows], device=device),
+        "attention_mask": torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=device),
+    }
+
+
+def generate_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_new_tokens: int = 50,
+    temperature: float = 0.0,
+    seed: int | None = None,
+    stream: bool = False,
+    stop: Sequence[str] = (),
+    **settings: Any,
+) -> list[str]:
+    """The continuation of each prompt, without the prompt.
+
+    Args:
+        max_new_tokens: at most; fewer at the end-of-text token, at a stop string, or where the learned positions end.
+        temperature: 0 takes the most likely token (or beam, with `num_beams`), else samples.
+        seed: the same seed, prompts and settings give the same texts.
+        stream: print each text as it grows, one prompt after the other.
+        stop: strings that end a text; the string itself is kept.
+        settings: any other of transformers' `GenerationConfig`: top_k, top_p, min_p, num_beams, repetition_penalty, ...
+
+    Raises:
+        UserError: a prompt that fills the model's positions, or settings that `generate` refuses.
+    """
+    if not prompts:
+        return []
+    if stream and len(prompts) > 1:
+        texts = []
+        for prompt in prompts:
+            texts += generate_texts(model, tokenizer, [prompt], max_new_tokens, temperature, seed, True, stop, **settings)
+        return texts
+    inputs = encode_prompts(prompts, tokenizer, model.device)
+    length = inputs["input_ids"].shape[1]
+    limit = model.config.max_position_embeddings
+    if length >= limit:
+        raise UserError(f"the prompt has {length} tokens, and the model's {limit} positions leave no room for more: shorten it")
+    settings |= {"max_new_tokens": min(max_new_tokens, limit - length), "do_sample": temperature > 0}
+    settings |= {"temperature": temperature} if temperature > 0 else {}
+    settings |= {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
+    settings |= {"pad_token_id": tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id}
+    if stream:
+        print(prompts[0], end="", flush=True)
+        settings["streamer"] = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    if seed is not None:
+        set_seed(seed)
+    try:
+        with torch.inference_mode():
+            output = model.generate(**inputs, **settings)
+    except (ValueError, TypeError) as error:
+        raise UserError(" ".join(str(error).split())[:300]) from error
+    return tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)

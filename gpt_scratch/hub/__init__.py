@@ -1,0 +1,1 @@
+"""Towards the Hub: model cards that hold only what was measured."""

@@ -1,0 +1,156 @@
+"""Flags and recipes: dataclasses from the command line, from a YAML file, or from a YAML file with flags on top.
+
+    python scripts/pretrain.py scripts/configs/quickstart.yaml --learning_rate 1e-3
+
+A recipe holds the flags by name, without dashes. Flags that follow it win. An unknown name is an error, since a typo that is
+silently ignored costs a training run.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from ..errors import UserError
+
+
+@dataclasses.dataclass
+class ScratchTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the defaults of this package: evaluates, counts tokens, keeps the last two checkpoints."""
+
+    eval_strategy: str = dataclasses.field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
+    save_strategy: str = dataclasses.field(default="epoch", metadata={"help": "When to save: no, steps, epoch or best."})
+    save_total_limit: int | None = dataclasses.field(default=2, metadata={"help": "Checkpoints to keep; the oldest go."})
+    logging_steps: float = dataclasses.field(default=10, metadata={"help": "Steps between log lines."})
+    include_num_input_tokens_seen: str = dataclasses.field(
+        default="all", metadata={"help": "Count tokens seen, for curves against tokens: no, all or non_padding."}
+    )
+    dataloader_pin_memory: bool = dataclasses.field(
+        default_factory=torch.cuda.is_available, metadata={"help": "Page-locked batches, for faster copies to a GPU."}
+    )
+    # A model whose every parameter takes part in every step needs no search for unused ones.
+    ddp_find_unused_parameters: bool | None = dataclasses.field(
+        default=False, metadata={"help": "Search for parameters without gradient in each step under DDP."}
+    )
+
+
+class _OneLineParser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists the flags")
+
+
+def parse_arguments(types: Sequence[type], argv: Sequence[str], description: str | None = None) -> tuple[Any, ...]:
+    """One instance of each dataclass in `types` from `argv`: `[recipe.yaml] [--flag value ...]`.
+
+    Raises:
+        UserError: an unknown flag or key (with the nearest known one), a wrong value, an unreadable recipe.
+    """
+    parser = _OneLineParser(
+        types,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    known = sorted({option.lstrip("-") for action in parser._actions for option in action.option_strings})
+    arguments = list(argv)
+    if arguments and arguments[0].endswith((".yaml", ".yml")):
+        arguments = _recipe_arguments(arguments[0], known) + arguments[1:]
+    try:
+        *parsed, rest = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True, look_for_args_file=False)
+    except UserError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+    if rest:
+        raise UserError(_unknown(rest[0].lstrip("-").split("=")[0], known, "flag"))
+    return tuple(parsed)
+
+
+def _recipe_arguments(path: str, known: Sequence[str]) -> list[str]:
+    try:
+        recipe = yaml.load(Path(path).read_text(encoding="utf-8"), _RecipeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"recipe {path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(recipe, dict):
+        raise UserError(f"recipe {path} must hold `flag: value` lines")
+    arguments: list[str] = []
+    for key, value in recipe.items():
+        if key not in known:
+            raise UserError(f"recipe {path}: " + _unknown(str(key), known, "key"))
+        if value is None:
+            continue
+        if isinstance(value, list):
+            arguments += [f"--{key}", *(_as_text(item) for item in value)]
+        else:
+            arguments += [f"--{key}={_as_text(value)}"]  # one word, since a value may start with a dash
+    return arguments
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-3 as text and `no` as false; numbers are numbers here."""
+
+
+_RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def _as_text(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def _unknown(name: str, known: Sequence[str], kind: str) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"unknown {kind} {name!r}" + (f"; did you mean {near[0]!r}?" if near else "; --help lists the flags")
+
+
+def parse_config_overrides(text: str | None, config_class: type) -> dict[str, Any]:
+    """`n_embd=384,n_layer=6` or a JSON object, as keyword arguments of `config_class`.
+
+    Raises:
+        UserError: not of that form, or a name that the configuration does not have (it would accept it silently).
+    """
+    if not text:
+        return {}
+    if text.lstrip().startswith("{"):
+        overrides = json.loads(text)
+    else:
+        pairs = [pair.split("=", 1) for pair in text.split(",")]
+        if any(len(pair) != 2 for pair in pairs):
+            raise UserError(f"config_overrides {text!r}: write name=value pairs separated by commas, or a JSON object")
+        overrides = {name.strip(): yaml.load(value, _RecipeLoader) for name, value in pairs}
+    known = {field.name for field in dataclasses.fields(config_class)} | config_class.attribute_map.keys() | {"drop_rate"}
+    for name in overrides:
+        if name not in known:
+            raise UserError("config_overrides: " + _unknown(name, sorted(known), "name"))
+    return overrides
+
+
+def check_output_directory(output_dir: str, resume: bool) -> None:
+    """Make the directory, and refuse one that cannot be written to or that already holds a run.
+
+    Raises:
+        UserError: names the directory and what to do.
+    """
+    path = Path(output_dir)
+    holds_run = path.is_dir() and (any(path.glob("checkpoint-*")) or any(path.glob("*.safetensors")))
+    if holds_run and not resume:
+        raise UserError(
+            f"{output_dir} already holds a run: choose another --output_dir, or go on with it by --resume_from_checkpoint latest"
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".write-test-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to --output_dir {output_dir}: {error.strerror or error}") from error

@@ -1,0 +1,358 @@
+"""The parts of a pretraining run: its flags, data, model, optimizer, callbacks and final figures. `scripts/pretrain.py` joins them."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, IterableDataset, Subset
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+
+
+from ..configuration_gpt_scratch import GPTScratchConfig
+from ..data.language_modeling import (
+    StreamedBlocks,
+    TokenBlocks,
+    count_blocks,
+    documents_from_files,
+    documents_from_stream,
+    documents_from_table,
+    split_by_characters,
+    tokenize_documents,
+)
+from ..data.readers import check_files, load_table, one_line
+from ..errors import UserError
+from ..evaluation.perplexity import evaluate_loss
+from ..modeling_gpt_scratch import GPTScratchForCausalLM
+from ..tokenization.byte_pair import train_byte_level_bpe
+from ..tokenization.gpt2 import load_gpt2_tokenizer
+from .arguments import parse_config_overrides
+from .callbacks import CurveCallback, OverfittingCallback, PerplexityCallback, SamplesCallback, TrainingLossCallback
+from .optimizers import adamw_on_all
+
+
+@dataclass
+class PretrainingArguments:
+    """The flags of `scripts/pretrain.py` besides TrainingArguments, named as transformers' `run_clm.py` names them."""
+
+    train_file: list[str] | None = field(
+        default=None, metadata={"help": "Text to train on: txt (a file is a document), jsonl, csv or parquet (a row is one)."}
+    )
+    validation_file: list[str] | None = field(
+        default=None, metadata={"help": "Text to validate on. Default: the last part of the training text."}
+    )
+    dataset_name: str | None = field(default=None, metadata={"help": "A `datasets` name or directory, in place of --train_file."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of --dataset_name."})
+    text_column: str = field(default="text", metadata={"help": "Column that holds the text of a document."})
+    validation_split_percentage: float = field(
+        default=10, metadata={"help": "Without validation text: the last percent of the characters to hold out."}
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "Read and tokenize while training, in constant memory; needs --max_steps."}
+    )
+    validation_documents: int = field(
+        default=100, metadata={"help": "With --streaming and no validation text: documents at the start to hold out."}
+    )
+    tokenizer_name: str | None = field(
+        default=None,
+        metadata={"help": "A tokenizer's directory or Hub name, or a directory with OpenAI's encoder.json and vocab.bpe. "
+                          "Default: a byte-level BPE trained on the training text."},
+    )
+    vocab_size: int = field(default=8000, metadata={"help": "Vocabulary of the BPE that is trained without --tokenizer_name."})
+    block_size: int | None = field(
+        default=None, metadata={"help": "Tokens a row. Default: the model's max_position_embeddings."}
+    )
+    stride: int | None = field(
+        default=None, metadata={"help": "Tokens from row to row. Default: block_size - 1, so that each is predicted once."}
+    )
+    append_eos: bool = field(default=True, metadata={"help": "End each document with the end-of-text token."})
+    isolate_documents: bool = field(
+        default=False, metadata={"help": "Documents that share a row do not attend to each other."}
+    )
+    preprocessing_num_workers: int | None = field(
+        default=None, metadata={"help": "Processes that tokenize. Default: the tokenizer's threads, on all cores."}
+    )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A checkpoint to go on from with fresh optimizer, and its tokenizer. Default: new weights."}
+    )
+    config_overrides: str | None = field(
+        default=None, metadata={"help": "Of a new model: n_embd=384,n_layer=6,... or a JSON object of GPTScratchConfig's fields."}
+    )
+    weight_decay_on: str = field(
+        default="matrices",
+        metadata={"help": "matrices: Trainer's rule, no decay on biases and norms. all: as the book.", "choices": ["matrices", "all"]},
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after this many evaluations without a better validation loss."}
+    )
+    eval_train_blocks: int = field(
+        default=0, metadata={"help": "Training rows whose loss is measured at each evaluation too, without dropout."}
+    )
+    sample_prompt: list[str] | None = field(
+        default=None, metadata={"help": "Prompts continued after each evaluation. Default: the start of the validation text."}
+    )
+    sample_tokens: int = field(default=50, metadata={"help": "Tokens of each sample; 0 for none."})
+    sample_temperature: float = field(default=0.0, metadata={"help": "Temperature of the samples (top-k 50); 0 is greedy."})
+
+
+@dataclass
+class PretrainingData:
+    """Rows to train and validate on, and what they were made of."""
+
+    train: Dataset | IterableDataset
+    validation: TokenBlocks
+    description: dict[str, Any]
+
+
+def check_arguments(args: PretrainingArguments, training_args: TrainingArguments) -> None:
+    """Refuse what can be refused without reading any data.
+
+    Raises:
+        UserError: names the flags.
+    """
+    if bool(args.train_file) == bool(args.dataset_name):
+        raise UserError("give either --train_file or --dataset_name")
+    check_files([*(args.train_file or []), *(args.validation_file or [])])
+    if args.streaming and training_args.max_steps <= 0:
+        raise UserError("--streaming needs --max_steps: the length of a stream is not known")
+    if args.streaming and not (args.tokenizer_name or args.model_name_or_path):
+        raise UserError("--streaming needs --tokenizer_name: a tokenizer cannot be trained on text that is not read beforehand")
+    if args.streaming and args.dataset_name and not args.validation_file and training_args.dataloader_num_workers > 1:
+        raise UserError(
+            "--streaming a data set with several --dataloader_num_workers needs --validation_file: workers share the stream out among "
+            "themselves, and could not leave out the same documents"
+        )
+    if args.model_name_or_path and args.config_overrides:
+        raise UserError("--config_overrides is for new models: the checkpoint of --model_name_or_path has its own configuration")
+    if not 0 < args.validation_split_percentage < 100:
+        raise UserError(f"--validation_split_percentage is {args.validation_split_percentage}: it must be between 0 and 100")
+    if args.early_stopping_patience is not None and training_args.eval_strategy == "no":
+        raise UserError("--early_stopping_patience needs evaluations: set --eval_strategy steps or epoch")
+
+
+def model_config(args: PretrainingArguments) -> GPTScratchConfig:
+    """The configuration of the model to train, before the vocabulary is known.
+
+    Raises:
+        UserError: values that no model can have, an unreadable checkpoint, a checkpoint of another architecture.
+    """
+    if args.model_name_or_path:
+        try:
+            config = AutoConfig.from_pretrained(args.model_name_or_path)
+        except (OSError, ValueError) as error:
+            raise UserError(f"--model_name_or_path {args.model_name_or_path}: {one_line(error)}") from error
+        if not isinstance(config, GPTScratchConfig):
+            raise UserError(
+                f"--model_name_or_path {args.model_name_or_path} is a {config.model_type} model: "
+                "convert it first with scripts/convert_checkpoint.py"
+            )
+        return config
+    overrides = parse_config_overrides(args.config_overrides, GPTScratchConfig)
+    positions = {"max_position_embeddings", "context_length", "n_positions", "n_ctx"}
+    if args.block_size and not positions & overrides.keys():
+        overrides["max_position_embeddings"] = args.block_size
+    try:
+        return GPTScratchConfig(**overrides)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"--config_overrides: {one_line(error)}") from error
+
+
+def load_tokenizer(name: str, model_max_length: int) -> PreTrainedTokenizerBase:
+    """A tokenizer by Hub name or directory, OpenAI's two files included.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    if (Path(name) / "encoder.json").is_file() and (Path(name) / "vocab.bpe").is_file():
+        return load_gpt2_tokenizer(name, model_max_length=model_max_length)
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise UserError(f"--tokenizer_name {name}: {one_line(error)}") from error
+
+
+def prepare_data(
+    args: PretrainingArguments, config: GPTScratchConfig
+) -> tuple[PretrainingData, PreTrainedTokenizerBase]:
+    """Read, split, tokenize and cut; prints what came of each split.
+
+    Raises:
+        UserError: data that cannot be read or is shorter than one block, a tokenizer that does not fit the model.
+    """
+    block_size = args.block_size or config.max_position_embeddings
+    if block_size > config.max_position_embeddings and config.position_embedding_type == "learned":
+        raise UserError(
+            f"--block_size {block_size} is longer than the model's max_position_embeddings {config.max_position_embeddings}"
+        )
+    name = args.tokenizer_name or args.model_name_or_path
+    tokenizer = load_tokenizer(name, block_size) if name else None
+    cutting = {"block_size": block_size, "stride": args.stride, "isolate_documents": args.isolate_documents}
+    if args.streaming:
+        assert tokenizer is not None  # check_arguments
+        check_vocabulary(tokenizer, args, config)
+        train, validation_documents = _stream(args, tokenizer, cutting), _streamed_validation(args)
+        description: dict[str, Any] = {"train": "streamed"}
+    else:
+        train_documents, validation_documents = _documents(args)
+        if tokenizer is None:
+            tokenizer = train_byte_level_bpe(
+                (row["text"] for row in train_documents), vocab_size=args.vocab_size, model_max_length=block_size
+            )
+            print(f"tokenizer: byte-level BPE trained on the training text, {len(tokenizer):,} tokens")
+        check_vocabulary(tokenizer, args, config)
+        train = _blocks(train_documents, tokenizer, args, cutting)
+        counts = count_blocks(train_documents, train)
+        print(f"training: {counts}")
+        description = {"train": asdict(counts)}
+    validation = _blocks(validation_documents, tokenizer, args, cutting)
+    counts = count_blocks(validation_documents, validation)
+    print(f"validation: {counts}")
+    description["validation"] = asdict(counts)
+    return PretrainingData(train, validation, description), tokenizer
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, args: PretrainingArguments, config: GPTScratchConfig) -> None:
+    """Refuse a tokenizer with more tokens than the model has rows, before any text is tokenized."""
+    fixed = args.model_name_or_path or "vocab_size" in (args.config_overrides or "") or "n_vocab" in (args.config_overrides or "")
+    if fixed and len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer):,} tokens but the model's vocab_size is {config.vocab_size:,}: "
+            "choose a smaller tokenizer, or leave vocab_size out of --config_overrides"
+        )
+    if not fixed:
+        config.vocab_size = len(tokenizer)
+
+
+def _documents(args: PretrainingArguments):
+    """Training and validation documents, each an Arrow data set of pieces."""
+    if args.train_file:
+        train = documents_from_files(args.train_file, args.text_column)
+        validation = documents_from_files(args.validation_file, args.text_column) if args.validation_file else None
+    else:
+        assert args.dataset_name
+        rows = load_table(args.dataset_name, args.dataset_config_name, "train", streaming=False)
+        if rows is None:
+            raise UserError(f"data set {args.dataset_name!r} has no split 'train'")
+        train = documents_from_table(rows, args.text_column, args.dataset_name)
+        validation = None
+        if args.validation_file:
+            validation = documents_from_files(args.validation_file, args.text_column)
+        elif (held_out := load_table(args.dataset_name, args.dataset_config_name, "validation", streaming=False)) is not None:
+            validation = documents_from_table(held_out, args.text_column, args.dataset_name)
+    return (train, validation) if validation is not None else split_by_characters(train, args.validation_split_percentage)
+
+
+def _blocks(documents, tokenizer: PreTrainedTokenizerBase, args: PretrainingArguments, cutting: dict) -> TokenBlocks:
+    tokenized = tokenize_documents(documents, tokenizer, args.append_eos, args.preprocessing_num_workers)
+    return TokenBlocks(tokenized, **cutting, end_id=tokenizer.eos_token_id)
+
+
+def _source(args: PretrainingArguments, split: str = "train"):
+    if args.train_file:
+        return args.train_file
+    return {"name": args.dataset_name, "config_name": args.dataset_config_name, "split": split}
+
+
+def _held_out(args: PretrainingArguments) -> int:
+    return 0 if args.validation_file else args.validation_documents
+
+
+def _stream(args: PretrainingArguments, tokenizer: PreTrainedTokenizerBase, cutting: dict) -> StreamedBlocks:
+    return StreamedBlocks(
+        _source(args), args.text_column, tokenizer, skip_documents=_held_out(args), append_eos=args.append_eos, **cutting
+    )
+
+
+def _streamed_validation(args: PretrainingArguments):
+    if args.validation_file:
+        return documents_from_files(args.validation_file, args.text_column)
+    return documents_from_stream(_source(args), args.text_column, args.validation_documents)
+
+
+def make_model(args: PretrainingArguments, config: GPTScratchConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A new model (seed it before), or the checkpoint of `model_name_or_path`; special tokens are the tokenizer's."""
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(config, name, getattr(tokenizer, name))
+    if args.model_name_or_path:
+        return AutoModelForCausalLM.from_pretrained(args.model_name_or_path, config=config, dtype=torch.float32)
+    return GPTScratchForCausalLM(config)
+
+
+def make_optimizers(args: PretrainingArguments, training_args: TrainingArguments, model: PreTrainedModel) -> dict[str, Any]:
+    """Keyword arguments for Trainer: its own AdamW, or one with decay on everything."""
+    return {"optimizers": (adamw_on_all(model, training_args), None)} if args.weight_decay_on == "all" else {}
+
+
+def make_callbacks(
+    args: PretrainingArguments, data: PretrainingData, tokenizer: PreTrainedTokenizerBase, title: str
+) -> list[TrainerCallback]:
+    """Everything that a run shows and keeps, in the order in which it must see an evaluation."""
+    callbacks: list[TrainerCallback] = [PerplexityCallback()]
+    if args.eval_train_blocks:
+        callbacks.append(TrainingLossCallback(first_rows(data.train, args.eval_train_blocks)))
+    callbacks += [OverfittingCallback(), CurveCallback(title)]
+    if args.sample_tokens:
+        prompts = args.sample_prompt or [tokenizer.decode(data.validation.tokens(0, 8))]
+        callbacks.append(SamplesCallback(tokenizer, prompts, args.sample_tokens, args.sample_temperature))
+    if args.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
+    return callbacks
+
+
+def first_rows(rows: Dataset | IterableDataset, count: int) -> Dataset:
+    """The first `count` rows, also of a stream."""
+    if isinstance(rows, IterableDataset):
+        iterator: Iterator[dict] = iter(rows)
+        return [next(iterator) for _ in range(count)]  # type: ignore[return-value]
+    return Subset(rows, range(min(count, len(rows))))  # type: ignore[arg-type]
+
+
+def describe_model(model: PreTrainedModel) -> str:
+    """One line: parameters and the choices of architecture."""
+    c = model.config
+    tied = "tied" if c.tie_word_embeddings else "untied"
+    return (
+        f"model: {model.num_parameters():,} parameters ({tied} head), {c.num_hidden_layers} layers, {c.num_attention_heads} heads, "
+        f"width {c.hidden_size}, {c.max_position_embeddings} positions ({c.position_embedding_type}), {c.norm_type}, "
+        f"{c.mlp_type} MLP ({c.hidden_act}), vocabulary {c.vocab_size:,}"
+    )
+
+
+def final_metrics(trainer, data: PretrainingData, train_result_metrics: dict, eval_train_blocks: int) -> dict[str, Any]:
+    """What the run ends with: exact token-weighted losses, the best and first validation losses, speed, tokens seen."""
+    evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    batch_size = trainer.args.per_device_eval_batch_size
+    validation = evaluate_loss(trainer.model, data.validation, batch_size)
+    metrics = {
+        "validation_loss": validation["loss"],
+        "validation_perplexity": validation["perplexity"],
+        "validation_predicted_tokens": validation["predicted_tokens"],
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "tokens_seen": trainer.state.num_input_tokens_seen,
+        "train_seconds": train_result_metrics.get("train_runtime"),
+        "train_tokens_per_second": train_result_metrics.get("train_tokens_per_second"),
+        "data": data.description,
+    }
+    if eval_train_blocks:
+        metrics["train_loss"] = evaluate_loss(trainer.model, first_rows(data.train, eval_train_blocks), batch_size)["loss"]
+    if evaluations:
+        best = min(evaluations, key=lambda entry: entry["eval_loss"])
+        metrics |= {"best_validation_loss": best["eval_loss"], "best_validation_step": best["step"]}
+        metrics["curve"] = [
+            {name: entry[name] for name in ("step", "epoch", "eval_loss", "train_eval_loss", "num_input_tokens_seen") if name in entry}
+            for entry in evaluations
+        ]
+    return json.loads(json.dumps(metrics))

@@ -1,0 +1,93 @@
+"""What every training script does around `trainer.train()`: choose a checkpoint, collect facts, leave a whole directory behind."""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import datasets
+import tokenizers
+import torch
+import transformers
+from transformers import Trainer
+from transformers.trainer_utils import get_last_checkpoint
+
+
+
+from .. import __version__
+from ..errors import UserError
+from ..files import write_json
+
+
+def checkpoint_to_resume(output_dir: str, resume_from_checkpoint: str | None) -> str | None:
+    """The checkpoint directory that `--resume_from_checkpoint` means: a path, or "latest" for the newest in `output_dir`.
+
+    Raises:
+        UserError: there is none.
+    """
+    if resume_from_checkpoint in (None, "", "false", "False"):
+        return None
+    if resume_from_checkpoint in ("latest", "true", "True"):
+        checkpoint = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
+        if checkpoint is None:
+            raise UserError(f"--resume_from_checkpoint {resume_from_checkpoint}: {output_dir} holds no checkpoint-N directory")
+        return checkpoint
+    if not (Path(resume_from_checkpoint) / "trainer_state.json").is_file():
+        raise UserError(f"--resume_from_checkpoint {resume_from_checkpoint}: no trainer_state.json there, so it is no checkpoint")
+    return resume_from_checkpoint
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions, hardware and the command of this run, so that a figure can be traced to it. Holds no path of this machine."""
+    cuda = torch.cuda.is_available()
+    return {
+        "command": shlex.join([os.path.basename(sys.argv[0]), *(_without_folder(word) for word in sys.argv[1:])]),
+        "commit": _commit(),
+        "versions": {"gpt_scratch": __version__}
+        | {module.__name__: module.__version__ for module in (torch, transformers, datasets, tokenizers, accelerate)},
+        "python": platform.python_version(),
+        "hardware": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _without_folder(word: str) -> str:
+    flag, separator, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return flag + separator + (os.path.basename(value.rstrip("/")) if os.path.isabs(value) else value)
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that the package runs from; `None` where it is installed from a wheel."""
+    folder = Path(__file__).resolve().parent
+    found = subprocess.run(["git", "-C", str(folder), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    tracked = subprocess.run(["git", "-C", str(folder), "ls-files", "--error-unmatch", __file__], capture_output=True, check=False)
+    return found.stdout.strip() if found.returncode == 0 and tracked.returncode == 0 else None
+
+
+def save_run(trainer: Trainer, script_args: Any, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Write model, tokenizer, trainer state and `metrics.json` to the output directory; returns what `metrics.json` holds."""
+    trainer.save_model()
+    trainer.save_state()
+    record = {
+        "metrics": {name: value for name, value in metrics.items() if value is not None},
+        "parameters": trainer.model.num_parameters(),
+        "script_arguments": {name: value for name, value in asdict(script_args).items() if value is not None},
+        "training_arguments": _changed_arguments(trainer.args),
+        "environment": describe_environment(),
+    }
+    if trainer.is_world_process_zero():
+        write_json(Path(trainer.args.output_dir) / "metrics.json", record)
+    return record
+
+
+def _changed_arguments(args: transformers.TrainingArguments) -> dict[str, Any]:
+    """The training arguments that differ from their defaults, without tokens and folders."""
+    defaults = type(args)(output_dir=args.output_dir).to_dict()
+    hidden = {"output_dir", "logging_dir", "hub_token", "push_to_hub_token", "run_name"}
+    return {k: v for k, v in args.to_dict().items() if k not in hidden and v != defaults.get(k)}

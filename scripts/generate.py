@@ -1,0 +1,62 @@
+"""Continue text with a language model of this package, or with any other causal model that transformers loads.
+
+    python scripts/generate.py runs/quickstart --prompt "One day, Anna"
+    python scripts/generate.py runs/quickstart --prompt "Tom" "Mia" --temperature 0.8 --top_k 50 --seed 7
+    python scripts/generate.py runs/quickstart --prompt "" --num_beams 4 --max_new_tokens 80
+    python scripts/generate.py runs/quickstart --prompt "One day" --stream --stop "." "!"
+
+Without sampling flags the most likely token is taken at each step. Several prompts run as one batch.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import gpt_scratch  # noqa: F401  registers the model with the Auto classes
+from gpt_scratch.errors import UserError, run_script
+from gpt_scratch.generation import generate_texts, load
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags of this script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="directory or Hub name of a causal language model with its tokenizer")
+    parser.add_argument("--prompt", nargs="+", default=[""], help="texts to continue; an empty one starts a new document")
+    parser.add_argument("--max_new_tokens", type=int, default=50, help="tokens to add at most")
+    parser.add_argument("--temperature", type=float, help="0 is greedy, 1 the model's own distribution; default 0, or 1 with top_*")
+    parser.add_argument("--top_k", type=int, help="sample among the k most likely tokens")
+    parser.add_argument("--top_p", type=float, help="sample among the most likely tokens that together have probability p")
+    parser.add_argument("--min_p", type=float, help="sample among tokens at least min_p times as likely as the likeliest")
+    parser.add_argument("--num_beams", type=int, help="beam search with this many beams")
+    parser.add_argument("--repetition_penalty", type=float, help="above 1 makes tokens that already occurred less likely")
+    parser.add_argument("--no_repeat_ngram_size", type=int, help="n-grams of this size occur once at most")
+    parser.add_argument("--seed", type=int, help="the same seed gives the same text")
+    parser.add_argument("--stop", nargs="+", default=[], help="strings that end a text")
+    parser.add_argument("--stream", action="store_true", help="print the text while it grows")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="of the weights")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> list[str]:
+    """Print each prompt with its continuation; returns the continuations."""
+    optional = ("top_k", "top_p", "min_p", "num_beams", "repetition_penalty", "no_repeat_ngram_size")
+    settings = {name: getattr(args, name) for name in optional if getattr(args, name) is not None}
+    temperature = args.temperature
+    if temperature is None:
+        temperature = 1.0 if {"top_k", "top_p", "min_p"} & settings.keys() else 0.0
+    if temperature < 0:
+        raise UserError(f"--temperature is {temperature}: it must be 0 or more")
+    if args.max_new_tokens < 1:
+        raise UserError(f"--max_new_tokens is {args.max_new_tokens}: it must be at least 1")
+    model, tokenizer = load(args.model, args.dtype)
+    texts = generate_texts(
+        model, tokenizer, args.prompt, args.max_new_tokens, temperature, args.seed, args.stream, args.stop, **settings
+    )
+    if not args.stream:
+        for prompt, text in zip(args.prompt, texts):
+            print(prompt + text, end="\n\n")
+    return texts
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(parse(sys.argv[1:])))

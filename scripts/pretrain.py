@@ -1,0 +1,78 @@
+"""Pretrain a GPT with HF Trainer on text files or a `datasets` data set.
+
+A small model on a text of your own, tokenizer included (CPU, a minute or two):
+
+    python scripts/pretrain.py --train_file my_text.txt --vocab_size 1000 --block_size 64 \
+        --config_overrides n_embd=128,n_layer=4,n_head=4 --num_train_epochs 10 --output_dir runs/mine
+
+A recipe, with flags on top:
+
+    python scripts/pretrain.py scripts/configs/the_verdict_124m.yaml --train_file the-verdict.txt --output_dir runs/verdict
+
+Several GPUs, and going on after an interruption:
+
+    torchrun --nproc_per_node 8 scripts/pretrain.py scripts/configs/gpt2_124m_fineweb_edu_8gpu.yaml --output_dir runs/fineweb
+    python scripts/pretrain.py ... --resume_from_checkpoint latest
+
+Every flag of transformers' `TrainingArguments` works. The output directory is a Hub repository: safetensors, config, the model's
+code, tokenizer, generation config, card, with `metrics.json`, `trainer_state.json`, `samples.jsonl` and the loss curve.
+"""
+
+import sys
+
+from transformers import Trainer, default_data_collator, set_seed
+
+from gpt_scratch.errors import run_script
+from gpt_scratch.hub.cards import write_card
+from gpt_scratch.training.arguments import ScratchTrainingArguments, check_output_directory, parse_arguments
+from gpt_scratch.training.precision import use_fast_fp32_matmul
+from gpt_scratch.training.pretraining import (
+    PretrainingArguments,
+    check_arguments,
+    describe_model,
+    final_metrics,
+    make_callbacks,
+    make_model,
+    make_optimizers,
+    model_config,
+    prepare_data,
+)
+from gpt_scratch.training.run import checkpoint_to_resume, save_run
+
+
+def main(script_args: PretrainingArguments, training_args: ScratchTrainingArguments) -> dict:
+    """Pretrain, and return what `metrics.json` holds. Bad input raises `UserError` before training starts."""
+    check_arguments(script_args, training_args)
+    resume = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
+    check_output_directory(training_args.output_dir, resume=resume is not None)
+    config = model_config(script_args)
+    use_fast_fp32_matmul()
+    data, tokenizer = prepare_data(script_args, config)
+
+    set_seed(training_args.seed)
+    model = make_model(script_args, config, tokenizer)
+    print(describe_model(model))
+    training_args.load_best_model_at_end |= script_args.early_stopping_patience is not None
+    trainer = Trainer(
+        model=model,
+        args=training_args,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        processing_class=tokenizer,
+        data_collator=default_data_collator,  # rows of one length: nothing to pad
+        callbacks=make_callbacks(script_args, data, tokenizer, title=training_args.run_name or "Pretraining"),
+        **make_optimizers(script_args, training_args, model),
+    )
+    result = trainer.train(resume_from_checkpoint=resume)
+    record = save_run(trainer, script_args, final_metrics(trainer, data, result.metrics, script_args.eval_train_blocks))
+    if trainer.is_world_process_zero():
+        write_card(training_args.output_dir, record)
+        metrics = record["metrics"]
+        before = f", from {metrics['curve'][0]['eval_loss']:.3f} before training" if training_args.eval_on_start else ""
+        print(f"validation loss {metrics['validation_loss']:.3f}{before}; perplexity {metrics['validation_perplexity']:.1f}")
+        print(f"everything is in {training_args.output_dir}: model, tokenizer, README.md, metrics.json, samples.jsonl, loss.png")
+    return record
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(*parse_arguments((PretrainingArguments, ScratchTrainingArguments), sys.argv[1:], __doc__)))

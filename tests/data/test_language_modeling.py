@@ -1,0 +1,195 @@
+"""Rows of token ids against values written by hand, and the counts that nothing may be missing from."""
+
+import json
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from gpt_scratch.data import language_modeling, readers
+from gpt_scratch.data.language_modeling import (
+    StreamedBlocks,
+    TokenBlocks,
+    block_row,
+    count_blocks,
+    documents_from_files,
+    documents_from_stream,
+    documents_from_table,
+    split_by_characters,
+    tokenize_documents,
+)
+from gpt_scratch.errors import UserError
+from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
+
+TEXT = "One day, Anna lost her key.\nShe looked by the river.\n\nThere it was!\n" * 40
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_byte_level_bpe([TEXT], vocab_size=300)
+
+
+def arrow(*rows: list[int]) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({"input_ids": rows}, features=datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))}))
+
+
+def ids(blocks) -> list[list[int]]:
+    return [blocks[i]["input_ids"].tolist() for i in range(len(blocks))]
+
+
+def test_default_windows_predict_every_token_exactly_once():
+    blocks = TokenBlocks(arrow([0, 1, 2], [3, 4, 5, 6, 7]), block_size=4)
+    assert ids(blocks) == [[0, 1, 2, 3], [3, 4, 5, 6]]
+    assert blocks.covered_tokens == 7  # token 7 does not fill a row
+    predicted = [token for row in ids(blocks) for token in row[1:]]
+    assert predicted == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(("stride", "expected"), [(4, [[0, 1, 2, 3], [4, 5, 6, 7]]), (2, [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 7]])])
+def test_stride_is_the_books_sliding_window(stride, expected):
+    assert ids(TokenBlocks(arrow(list(range(8))), 4, stride)) == expected
+
+
+def test_windows_over_many_arrow_chunks_equal_windows_over_one_array():
+    rng = np.random.default_rng(0)
+    pieces = [rng.integers(0, 1000, size=n).tolist() for n in rng.integers(0, 30, size=50)]
+    table = datasets.concatenate_datasets([arrow(piece) for piece in pieces])
+    stream = np.concatenate([np.array(piece, dtype=np.int64) for piece in pieces])
+    blocks = TokenBlocks(table, 7, 5)
+    assert len(blocks.chunks) > 1
+    assert ids(blocks) == [stream[i : i + 7].tolist() for i in range(0, len(stream) - 6, 5)]
+
+
+def test_isolated_documents_restart_positions_and_do_not_score_their_first_token():
+    row = block_row(np.array([5, 0, 7, 8, 0, 9]), end_id=0)
+    assert row["position_ids"].tolist() == [0, 1, 0, 1, 2, 0]
+    assert row["labels"].tolist() == [5, 0, -100, 8, 0, -100]
+    assert row["input_ids"].tolist() == [5, 0, 7, 8, 0, 9]
+    assert "position_ids" not in block_row(np.array([5, 0, 7]), end_id=None)
+
+
+def test_labels_are_a_copy_so_that_masking_cannot_reach_the_inputs():
+    row = block_row(np.array([1, 2, 3]), None)
+    row["labels"][0] = -100
+    assert row["input_ids"].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"block_size": 9}, "8 tokens, fewer than one block of 9"),
+        ({"block_size": 4, "stride": 5}, "stride is 5"),
+        ({"block_size": 4, "stride": 0}, "stride is 0"),
+        ({"block_size": 1}, "at least 2 tokens"),
+        ({"block_size": 4, "isolate_documents": True}, "end-of-text"),
+    ],
+)
+def test_impossible_windows_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        TokenBlocks(arrow(list(range(8))), **arguments)
+
+
+def test_each_document_ends_with_the_end_of_text_token(tmp_path, tokenizer):
+    file = tmp_path / "two.jsonl"
+    file.write_text('{"text": "One day"}\n{"text": "Anna lost"}\n', encoding="utf-8")
+    rows = tokenize_documents(documents_from_files([str(file)]), tokenizer)["input_ids"]
+    expected = [tokenizer("One day")["input_ids"] + [tokenizer.eos_token_id], tokenizer("Anna lost")["input_ids"] + [tokenizer.eos_token_id]]
+    assert [list(row) for row in rows] == expected
+    bare = tokenize_documents(documents_from_files([str(file)]), tokenizer, append_eos=False)["input_ids"]
+    assert [list(row) for row in bare] == [row[:-1] for row in expected]
+
+
+def test_a_file_read_in_pieces_has_the_tokens_of_the_whole(tmp_path, tokenizer, monkeypatch):
+    file = tmp_path / "text.txt"
+    file.write_text(TEXT, encoding="utf-8")
+    whole = tokenizer(TEXT)["input_ids"] + [tokenizer.eos_token_id]
+    monkeypatch.setattr(readers, "PIECE_CHARACTERS", 100)
+    monkeypatch.setattr(readers, "READ_BYTES", 37)
+    pieces = list(readers.read_pieces([str(file)]))
+    assert len(pieces) > 10 and "".join(piece.text for piece in pieces) == TEXT
+    assert [piece.end for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    documents = documents_from_table(datasets.Dataset.from_list([{"text": TEXT}]), "text", "table")
+    assert len(documents) > 10
+    assert [token for row in tokenize_documents(documents, tokenizer)["input_ids"] for token in row] == whole
+
+
+def test_split_by_characters_is_the_books_and_cuts_a_document_in_two(tokenizer):
+    documents = documents_from_table(datasets.Dataset.from_list([{"text": "a" * 10}, {"text": "b" * 10}]), "text", "table")
+    train, validation = split_by_characters(documents, 25)
+    assert [(row["text"], row["end"]) for row in train] == [("a" * 10, True), ("b" * 5, False)]
+    assert [(row["text"], row["end"]) for row in validation] == [("b" * 5, True)]
+    with pytest.raises(UserError, match="no text"):
+        split_by_characters(documents, 99.99)
+
+
+def test_counts_account_for_every_token(tokenizer):
+    documents = documents_from_table(datasets.Dataset.from_list([{"text": TEXT}, {"text": TEXT[:100]}]), "text", "table")
+    blocks = TokenBlocks(tokenize_documents(documents, tokenizer), 16)
+    counts = count_blocks(documents, blocks)
+    assert counts.documents == 2 and counts.characters == len(TEXT) + 100
+    assert counts.tokens == len(tokenizer(TEXT)["input_ids"]) + len(tokenizer(TEXT[:100])["input_ids"]) + 2
+    assert counts.blocks * 16 == counts.tokens - counts.dropped_tokens + counts.repeated_tokens
+    assert counts.dropped_tokens < 15
+
+
+def test_streamed_rows_equal_rows_in_memory(tmp_path, tokenizer):
+    file = tmp_path / "many.jsonl"
+    file.write_text("".join(json.dumps({"text": TEXT[i : i + 150]}) + "\n" for i in range(0, 1500, 50)), encoding="utf-8")
+    settings = {"block_size": 16, "stride": 10, "isolate_documents": True}
+    blocks = TokenBlocks(tokenize_documents(documents_from_files([str(file)]), tokenizer), **settings, end_id=tokenizer.eos_token_id)
+    stream = StreamedBlocks([str(file)], "text", tokenizer, **settings)
+    for _ in range(2):  # the second epoch starts again
+        rows = list(stream)
+        assert len(rows) == len(blocks) > 50
+        assert all(torch.equal(rows[i][name], blocks[i][name]) for i in range(len(rows)) for name in rows[0])
+
+
+def test_held_out_documents_of_a_stream_are_not_trained_on(tmp_path, tokenizer):
+    file = tmp_path / "many.jsonl"
+    file.write_text("".join(json.dumps({"text": f"document {i} " * 9}) + "\n" for i in range(8)), encoding="utf-8")
+    held_out = documents_from_stream([str(file)], "text", 3)
+    assert [row["text"][:10] for row in held_out] == ["document 0", "document 1", "document 2"]
+    rows = StreamedBlocks([str(file)], "text", tokenizer, skip_documents=3, block_size=8, stride=8)
+    text = tokenizer.decode([token for row in rows for token in row["input_ids"].tolist()])
+    assert "document 3" in text and "document 2" not in text
+    with pytest.raises(UserError, match="validation_documents"):
+        documents_from_stream([str(file)], "text", 8)
+
+
+def test_loader_workers_share_the_documents_of_a_stream(tmp_path, tokenizer):
+    file = tmp_path / "many.jsonl"
+    file.write_text("".join(json.dumps({"text": f"{i} " * 20}) + "\n" for i in range(6)), encoding="utf-8")
+    stream = StreamedBlocks([str(file)], "text", tokenizer, block_size=8, stride=8)
+    alone = sum(len(row["input_ids"]) for row in stream)
+    loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=2)
+    shared = [tokenizer.decode(row["input_ids"]) for row in loader]
+    assert abs(8 * len(shared) - alone) <= 16  # each worker drops a tail of its own
+    assert all(any(str(i) in text for text in shared) for i in range(6))
+
+
+def test_tokens_are_cached_until_text_or_tokenizer_change(tmp_path, tokenizer, monkeypatch):
+    file = tmp_path / "text.txt"
+    file.write_text(TEXT, encoding="utf-8")
+    calls = []
+    original = language_modeling._tokenize
+    monkeypatch.setattr(language_modeling, "_tokenize", lambda *a, **k: calls.append(1) or original(*a, **k))
+    tokenize_documents(documents_from_files([str(file)]), tokenizer)
+    first = len(calls)
+    tokenize_documents(documents_from_files([str(file)]), tokenizer)
+    assert len(calls) == first > 0
+    file.write_text(TEXT + "More.", encoding="utf-8")
+    changed = tokenize_documents(documents_from_files([str(file)]), tokenizer)
+    assert len(calls) > first
+    assert list(changed["input_ids"][0]) == tokenizer(TEXT + "More.")["input_ids"] + [tokenizer.eos_token_id]
+
+
+def test_published_counts_of_the_verdict(shared_data):
+    """5,145 tokens, split 90/10 by characters: 4,612 + 534 tokens, 18 + 2 windows of 256 (the book, chapter 5)."""
+    from gpt_scratch.tokenization.gpt2 import load_gpt2_tokenizer
+
+    gpt2 = load_gpt2_tokenizer(shared_data / "gpt2")
+    splits = split_by_characters(documents_from_files([str(shared_data / "the-verdict.txt")]), 10)
+    blocks = [TokenBlocks(tokenize_documents(split, gpt2, append_eos=False), 256, 256) for split in splits]
+    assert [split.num_tokens for split in blocks] == [4612, 534]
+    assert [len(split) for split in blocks] == [18, 2]

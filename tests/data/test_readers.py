@@ -1,0 +1,87 @@
+"""Documents from files of each format, and what broken files are answered with."""
+
+import gzip
+import json
+
+import datasets
+import pytest
+
+from gpt_scratch.data.readers import check_files, load_table, read_pieces
+from gpt_scratch.errors import UserError
+
+TEXTS = ["One day, Anna lost her key.", 'She said: "Ça va?"\nThen, a comma; and 🙂.', "The end"]
+
+
+def written(folder, kind):
+    path = folder / f"texts.{kind}"
+    rows = datasets.Dataset.from_list([{"id": i, "text": text} for i, text in enumerate(TEXTS)])
+    if kind == "jsonl":
+        rows.to_json(path)
+    elif kind == "json":
+        path.write_text(json.dumps([{"text": text} for text in TEXTS]), encoding="utf-8")
+    elif kind == "csv":
+        rows.to_csv(path, index=False)
+    else:
+        rows.to_parquet(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
+def test_a_row_is_a_document(tmp_path, kind):
+    pieces = list(read_pieces([written(tmp_path, kind)]))
+    assert [piece.text for piece in pieces] == TEXTS and all(piece.end for piece in pieces)
+
+
+def test_a_text_file_is_one_document_read_exactly(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("\r\n a\u0301 🙂\r\n\x00end ".encode())
+    assert [(piece.text, piece.end) for piece in read_pieces([str(path)])] == [("\r\n a\u0301 🙂\r\n\x00end ", True)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.txt", None, "missing.txt: no such file"),
+        ("empty.txt", b"", "empty.txt is empty"),
+        ("image.png", b"x", "unknown format '.png'"),
+    ],
+)
+def test_files_are_checked_before_anything_is_read(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        check_files([str(tmp_path / name)])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("latin1.txt", b"caf\xe9 au lait", "byte 3 is not UTF-8"),
+        ("latin1-late.txt", b"a" * 3_000_000 + b"\xe9 ", "byte 3000000 is not UTF-8"),
+        ("cut.txt", "é".encode()[:1], "byte 0 is not UTF-8"),
+        ("column.jsonl", b'{"content": "x"}\n', "no column 'text': its columns are content"),
+        ("null.jsonl", b'{"text": "a"}\n{"text": null}\n', "row 1: 'text' is NoneType"),
+        ("short.csv", b"id,text\n0,a\n1\n", "row 1: 'text' is NoneType"),
+        ("broken.jsonl", b'{"text": "a"}\n{"text": \n', "broken.jsonl line 2 is not valid JSON"),
+        ("latin1.csv", b"text\n\xe9\n", "latin1.csv is not UTF-8"),
+        ("latin1.jsonl", b'{"text": "\xe9"}', "latin1.jsonl line 1"),
+        ("object.json", b'{"text": "a"}', "holds a dict where a list of objects"),
+        ("broken.parquet", gzip.compress(b"no parquet"), "broken.parquet is not a readable parquet file"),
+    ],
+)
+def test_broken_files_are_named_with_the_place(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        list(read_pieces([str(tmp_path / name)]))
+    assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_saved_data_set_directory_is_read(tmp_path):
+    rows = datasets.Dataset.from_list([{"text": text} for text in TEXTS])
+    rows.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": rows, "validation": rows.select([0])}).save_to_disk(tmp_path / "two")
+    assert load_table(str(tmp_path / "one"), None, "train", streaming=False)["text"][:] == TEXTS
+    assert load_table(str(tmp_path / "one"), None, "validation", streaming=False) is None
+    assert load_table(str(tmp_path / "two"), None, "validation", streaming=False)["text"][:] == TEXTS[:1]
+    with pytest.raises(UserError, match="nowhere"):
+        load_table(str(tmp_path / "nowhere"), None, "train", streaming=False)
