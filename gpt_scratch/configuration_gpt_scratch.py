@@ -12,7 +12,13 @@ are written to `config.json`.
 This file is copied into every saved checkpoint, so it imports nothing but torch and transformers.
 """
 
+# mypy: no-strict-optional
+# (fields left open are filled in by __post_init__; their types still say None)
+
+from typing import NoReturn
+
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -25,7 +31,33 @@ AUTO_MAP = {
     "AutoModelForSequenceClassification": "modeling_gpt_scratch.GPTScratchForSequenceClassification",
 }
 
-ROPE_TYPES = ("default", "linear", "llama3")
+# Field: what it may be.
+CHOICES = {
+    "position_embedding_type": ("learned", "rope"),
+    "norm_type": ("layernorm", "rmsnorm"),
+    "mlp_type": ("plain", "gated"),
+    "initialization": ("gpt2", "pytorch"),
+    "problem_type": (None, "regression", "single_label_classification", "multi_label_classification"),
+}
+
+# rope_type: the settings it needs in `rope_parameters`, besides rope_theta.
+ROPE_FACTORS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+
+
+class GPTScratchConfigError(StrictDataclassError, ValueError):
+    """An impossible value or a contradiction in a configuration; the message holds the field, the value and the reason.
+
+    A value of the wrong type is refused by `@strict` before anything here runs, with another `StrictDataclassError` of its own
+    (`StrictDataclassFieldValidationError`), which is not a `ValueError`.
+    """
+
+
+def refuse(reason: str) -> NoReturn:
+    raise GPTScratchConfigError(reason)
 
 
 @strict
@@ -73,8 +105,9 @@ class GPTScratchConfig(PreTrainedConfig):
             vocabulary is too small to hold it.
 
     Raises:
-        huggingface_hub.errors.StrictDataclassError: a wrong type, an impossible value or a contradiction. The message holds the
-            field, the value and the reason.
+        huggingface_hub.errors.StrictDataclassError: a wrong type (`StrictDataclassFieldValidationError`), or an impossible value
+            or a contradiction (`GPTScratchConfigError`, a `ValueError` too). The message holds the field, the value and the
+            reason. Keywords that nothing here knows are kept as attributes, as in every transformers configuration.
 
     Example:
 
@@ -136,7 +169,7 @@ class GPTScratchConfig(PreTrainedConfig):
     position_embedding_type: str = "learned"
     rope_parameters: dict | None = None
     norm_type: str = "layernorm"
-    norm_eps: float = 1e-5
+    norm_eps: float | int = 1e-5
     mlp_type: str = "plain"
     hidden_act: str = "gelu_new"
     qkv_bias: bool = False
@@ -148,7 +181,7 @@ class GPTScratchConfig(PreTrainedConfig):
     attention_dropout: float | int = 0.1
     residual_dropout: float | int = 0.1
     initialization: str = "gpt2"
-    initializer_range: float = 0.02
+    initializer_range: float | int = 0.02
 
     use_cache: bool = True
     pad_token_id: int | None = None
@@ -163,7 +196,7 @@ class GPTScratchConfig(PreTrainedConfig):
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
             if self.hidden_size % self.num_attention_heads:
-                raise ValueError(
+                refuse(
                     f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}: "
                     "the heads would not be of equal width"
                 )
@@ -178,32 +211,33 @@ class GPTScratchConfig(PreTrainedConfig):
         self.auto_map = {**(kwargs.pop("auto_map", None) or {}), **AUTO_MAP}
 
         if self.position_embedding_type != "rope":
-            given = [k for k in ("rope_theta", "rope_scaling") if kwargs.pop(k, None) is not None]
+            names = ("rope_theta", "rope_scaling", "partial_rotary_factor")
+            given = [name for name in names if kwargs.pop(name, None) is not None]
             given += ["rope_parameters"] if self.rope_parameters else []
             if given:
-                raise ValueError(
+                refuse(
                     f"{given[0]} is given but position_embedding_type is {self.position_embedding_type!r}: "
                     'rotary settings need position_embedding_type="rope"'
                 )
         super().__post_init__(**kwargs)
         if self.position_embedding_type != "rope":
             self.rope_parameters = None  # the base class fills in a default that would only mislead a reader
+        self.validate_architecture()  # here already: what @strict's own call raises loses its class
 
     def _apply_aliases(self, kwargs: dict) -> None:
         """Move the book's and GPT-2's names from `kwargs` to the fields, before anything is derived from these."""
-        given: dict[str, tuple[str, object]] = {}
-        for alias, field in self.attribute_map.items():
-            if alias not in kwargs:
-                continue
+        aliases: dict[str, tuple[str, ...]] = {alias: (field,) for alias, field in self.attribute_map.items()}
+        aliases["drop_rate"] = ("embedding_dropout", "attention_dropout", "residual_dropout")
+        defaults = {name: field.default for name, field in self.__dataclass_fields__.items()}
+        # Field: what set it. A field given its default value cannot be told from one that was not given.
+        given = {name: name for name, default in defaults.items() if getattr(self, name) != default}
+        for alias in [alias for alias in aliases if alias in kwargs]:
             value = kwargs.pop(alias)
-            if field in given and given[field][1] != value:
-                other, other_value = given[field]
-                raise ValueError(f"{alias}={value!r} and {other}={other_value!r} both set {field}: give one of them")
-            given[field] = (alias, value)
-            if value is not None:  # GPT-2's config.json writes n_inner: null
+            for field in aliases[alias]:
+                if field in given and getattr(self, field) != value:
+                    refuse(f"{alias}={value!r} and {given[field]}={getattr(self, field)!r} both set {field}: give one of them")
+                given[field] = alias
                 setattr(self, field, value)
-        if (drop_rate := kwargs.pop("drop_rate", None)) is not None:
-            self.embedding_dropout = self.attention_dropout = self.residual_dropout = drop_rate
 
     def _refuse_impossible_sizes(self) -> None:
         for name in (
@@ -215,44 +249,57 @@ class GPTScratchConfig(PreTrainedConfig):
             "head_dim",
             "intermediate_size",
             "max_position_embeddings",
+            "num_labels",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}: it must be at least 1")
+                refuse(f"{name} is {value}: it must be at least 1")
 
     def validate_architecture(self):
-        """Checks across fields; `@strict` calls it once the configuration is built and whenever it is saved."""
+        """Checks across fields, made when the configuration is built and, by `@strict`, whenever it is saved."""
         self._refuse_impossible_sizes()
         if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
+            refuse(
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "
                 f"{self.num_key_value_heads}: each key/value head serves an equal group of query heads"
             )
         for name in ("embedding_dropout", "attention_dropout", "residual_dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: a probability of dropping must be in [0, 1)")
-        if self.norm_eps < 0:
-            raise ValueError(f"norm_eps is {self.norm_eps}: it must not be negative")
+                refuse(f"{name} is {getattr(self, name)}: a probability of dropping must be in [0, 1)")
+        if not 0 <= self.norm_eps < float("inf"):
+            refuse(f"norm_eps is {self.norm_eps}: it must be finite and not negative")
         if not 0 < self.initializer_range < 10:
-            raise ValueError(f"initializer_range is {self.initializer_range}: a standard deviation in (0, 10) is needed")
-        choices = {
-            "position_embedding_type": ("learned", "rope"),
-            "norm_type": ("layernorm", "rmsnorm"),
-            "mlp_type": ("plain", "gated"),
-            "initialization": ("gpt2", "pytorch"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(allowed)}")
+            refuse(f"initializer_range is {self.initializer_range}: a standard deviation in (0, 10) is needed")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                refuse(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(map(str, choices))}")
         if self.hidden_act not in ACT2FN:
-            raise ValueError(f"hidden_act is {self.hidden_act!r}: unknown activation; choose one of {', '.join(sorted(ACT2FN))}")
+            refuse(f"hidden_act is {self.hidden_act!r}: unknown activation; choose one of {', '.join(sorted(ACT2FN))}")
         if self.position_embedding_type == "rope":
-            if self.head_dim % 2:
-                raise ValueError(f"head_dim is {self.head_dim}: rotary positions rotate pairs, so it must be even")
-            if self.rope_parameters["rope_type"] not in ROPE_TYPES:
-                raise ValueError(
-                    f"rope_type is {self.rope_parameters['rope_type']!r}: choose one of {', '.join(ROPE_TYPES)}"
-                )
+            self._refuse_impossible_rope()
+
+    def _refuse_impossible_rope(self) -> None:
+        if self.head_dim % 2:
+            refuse(f"head_dim is {self.head_dim}: rotary positions rotate pairs, so it must be even")
+        rope = self.rope_parameters
+        rope_type = rope["rope_type"]
+        if rope_type not in ROPE_FACTORS:
+            refuse(f"rope_type is {rope_type!r}: choose one of {', '.join(ROPE_FACTORS)}")
+        needed = ("rope_theta", *ROPE_FACTORS[rope_type])
+        for name in needed:
+            if name not in rope:
+                refuse(f"rope_parameters has no {name}: rope_type {rope_type!r} needs {', '.join(needed)}")
+            if type(rope[name]) not in (int, float) or not 0 < rope[name] < float("inf"):
+                refuse(f"rope_parameters {name} is {rope[name]!r}: it must be a number above 0")
+        for name in rope.keys() - {"rope_type", "type", *needed}:  # "type" is the older name of rope_type
+            refuse(f"rope_parameters {name} is {rope[name]!r}: rope_type {rope_type!r} knows only {', '.join(needed)}")
+        if rope.get("factor", 1) < 1:
+            refuse(f"rope_parameters factor is {rope['factor']}: it stretches the positions, so it must be at least 1")
+        if rope_type == "llama3" and rope["high_freq_factor"] <= rope["low_freq_factor"]:
+            refuse(
+                f"rope_parameters high_freq_factor {rope['high_freq_factor']} is not above low_freq_factor "
+                f"{rope['low_freq_factor']}: the frequencies are blended between the two"
+            )
 
     @property
     def drop_rate(self) -> float | int | None:
@@ -265,4 +312,4 @@ class GPTScratchConfig(PreTrainedConfig):
         self.embedding_dropout = self.attention_dropout = self.residual_dropout = value
 
 
-__all__ = ["GPTScratchConfig"]
+__all__ = ["GPTScratchConfig", "GPTScratchConfigError"]

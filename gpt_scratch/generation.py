@@ -49,6 +49,19 @@ def encode_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, d
     }
 
 
+# Values outside these ranges are ignored or misread by transformers without a word. Lowest and highest value allowed.
+RANGES = {
+    "max_new_tokens": (1, float("inf")),
+    "temperature": (0, float("inf")),
+    "top_k": (1, float("inf")),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "num_beams": (1, float("inf")),
+    "repetition_penalty": (1e-6, float("inf")),
+    "no_repeat_ngram_size": (0, float("inf")),
+}
+
+
 def generate_texts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -71,8 +84,12 @@ def generate_texts(
         settings: any other of transformers' `GenerationConfig`: top_k, top_p, min_p, num_beams, repetition_penalty, ...
 
     Raises:
-        UserError: a prompt that fills the model's positions, or settings that `generate` refuses.
+        UserError: a setting out of range, a prompt that fills the model's positions, or what `generate` itself refuses.
     """
+    for name, value in {"max_new_tokens": max_new_tokens, "temperature": temperature, **settings}.items():
+        lowest, highest = RANGES.get(name, (value, value))
+        if not lowest <= value <= highest:
+            raise UserError(f"{name} is {value}: it must be between {lowest} and {highest}")
     if not prompts:
         return []
     if stream and len(prompts) > 1:

@@ -20,6 +20,9 @@ D head_dim, I intermediate_size, V vocab_size, L num_labels.
 This file is copied into every saved checkpoint: it imports torch, transformers and its neighbours `from .name import x` only.
 """
 
+# mypy: no-strict-optional
+# (what a configuration leaves open is filled in when it is built; its types still say None)
+
 import math
 
 import torch
@@ -28,7 +31,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_causal_mask, packed_sequence_mask_function
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
@@ -38,7 +41,7 @@ from transformers.modeling_outputs import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
@@ -73,7 +76,7 @@ class GPTScratchRMSNorm(nn.Module):
         return self.weight * normed.to(x.dtype)
 
 
-NORMS = {"layernorm": GPTScratchLayerNorm, "rmsnorm": GPTScratchRMSNorm}
+NORMS: dict[str, type[nn.Module]] = {"layernorm": GPTScratchLayerNorm, "rmsnorm": GPTScratchRMSNorm}
 
 
 def rotary_frequencies(config, device: torch.device) -> torch.Tensor:
@@ -236,7 +239,7 @@ class GPTScratchBlock(GradientCheckpointingLayer):
         self.mlp = GPTScratchMLP(config)
         self.dropout = nn.Dropout(config.residual_dropout)
         # What these two write adds up in the residual stream, layer by layer: see _init_weights.
-        self.self_attn.o_proj.adds_to_residual = self.mlp.down_proj.adds_to_residual = True
+        self.self_attn.o_proj.adds_to_residual = self.mlp.down_proj.adds_to_residual = True  # type: ignore[assignment]
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         attention_output, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
@@ -281,11 +284,11 @@ class GPTScratchPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, mean=0.0, std=1.0)
         else:
             super()._init_weights(module)  # normal(0, initializer_range), biases zero, norms one
-            if getattr(module, "adds_to_residual", False):
+            if isinstance(module, nn.Linear) and getattr(module, "adds_to_residual", False):
                 std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
                 init.normal_(module.weight, mean=0.0, std=std)
 
-    def save_pretrained(self, save_directory, **kwargs) -> None:
+    def save_pretrained(self, save_directory, **kwargs) -> None:  # type: ignore[override]
         """As transformers' own, but always with this model's own parameter names.
 
         A model that was loaded through a key mapping would otherwise be written with the foreign names again, which users
@@ -336,26 +339,24 @@ class GPTScratchModel(GPTScratchPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        given_position_ids = position_ids
+        tokens = input_ids if inputs_embeds is None else inputs_embeds
+        documents = None
         if position_ids is None:
-            tokens = input_ids if inputs_embeds is None else inputs_embeds
             position_ids = self._count_positions(tokens, attention_mask, past_key_values)
-        elif past_key_values is None and attention_mask is not None and not is_tracing(attention_mask):
-            # A collator's mask of ones says nothing; without it, transformers looks for restarting positions.
-            attention_mask = None if attention_mask.ndim == 2 and bool(attention_mask.all()) else attention_mask
+        elif past_key_values is None:
+            documents = self._documents(position_ids.expand(tokens.shape[0], -1), attention_mask)
         if self.config.position_embedding_type == "learned":
             self._refuse_positions_beyond_the_table(position_ids)
 
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        # Made before the cache is: a cache object, even an empty one, hides packed rows from create_causal_mask.
-        # Positions that we counted ourselves cannot restart, and are not searched for it.
         causal_mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
-            position_ids=given_position_ids,
+            # transformers looks for documents itself, but only without attention_mask and without a cache, even an empty one
+            and_mask_function=None if documents is None else packed_sequence_mask_function(documents),
         )
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -382,12 +383,35 @@ class GPTScratchModel(GPTScratchPreTrainedModel):
     @staticmethod
     def _count_positions(tokens, attention_mask, past_key_values) -> torch.Tensor:
         """Positions of the T new tokens, (B, T) or (1, T): the number of real tokens before each; padding counts as 0."""
-        T = tokens.shape[1]
-        if attention_mask is not None and attention_mask.ndim == 2:
-            counted = attention_mask.long().cumsum(-1) - 1  # (B, S)
-            return counted.clamp(min=0)[:, -T:]
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
-        return (torch.arange(T, device=tokens.device) + past_length).unsqueeze(0)
+        columns = torch.arange(tokens.shape[1], device=tokens.device) + past_length  # (T,)
+        if attention_mask is not None and attention_mask.ndim == 2:
+            return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, columns]
+        return columns.unsqueeze(0)
+
+    def _documents(self, position_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+        """Which document of its row each token belongs to, (B, T); None where every row holds only one.
+
+        A position less the number of real tokens before it is the same throughout a document, and smaller in the next,
+        where positions restart.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(position_ids)
+        elif attention_mask.ndim != 2:
+            return None  # a prepared mask says by itself who sees whom
+        documents = position_ids - attention_mask.long().cumsum(-1)
+        if is_tracing(documents):
+            return documents  # values are unknown here: the general mask is right for one document too
+        padding = attention_mask == 0
+        first, last = documents.masked_fill(padding, -(2**31)).amax(-1), documents.masked_fill(padding, 2**31).amin(-1)
+        if bool((first <= last).all()):
+            return None
+        if is_flash_attention_requested(self.config) and (documents.shape[0] > 1 or bool(padding.any())):
+            raise ValueError(
+                f"{self.config._attn_implementation} keeps packed documents apart only in a batch of one row without padding: "
+                "flatten the batch into one row, or use sdpa or flex_attention"
+            )
+        return documents
 
     def _refuse_positions_beyond_the_table(self, position_ids: torch.Tensor) -> None:
         limit = self.config.max_position_embeddings
@@ -429,8 +453,8 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):
         r"""
         As [`GPTScratchModel.forward`], and:
 
-        labels (`torch.LongTensor`, (B, T)): token ids, usually `input_ids` itself: they are shifted here, once, so that position t
-            is scored on token t + 1. Positions labelled -100 do not count.
+        labels (`torch.LongTensor`, (B, T)): token ids, usually `input_ids` itself: they are shifted here, once, so that position
+            t is scored on token t + 1. Positions labelled -100 do not count.
         logits_to_keep (`int` or `torch.Tensor`): compute logits for the last n positions only; 0 for all.
         num_items_in_batch (`int` or `torch.Tensor`, in kwargs): number of scored tokens over all accumulated batches and
             processes; the summed loss is divided by it. Without it, the mean over this batch.

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
-from gpt_scratch.errors import UserError, run_script
+from gpt_scratch.errors import run_script
 from gpt_scratch.generation import generate_texts, load
 
 
@@ -23,7 +23,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("model", help="directory or Hub name of a causal language model with its tokenizer")
     parser.add_argument("--prompt", nargs="+", default=[""], help="texts to continue; an empty one starts a new document")
     parser.add_argument("--max_new_tokens", type=int, default=50, help="tokens to add at most")
-    parser.add_argument("--temperature", type=float, help="0 is greedy, 1 the model's own distribution; default 0, or 1 with top_*")
+    parser.add_argument(
+        "--temperature", type=float, help="0 is greedy, 1 the model's own distribution; default 0, or 1 with top_*"
+    )
     parser.add_argument("--top_k", type=int, help="sample among the k most likely tokens")
     parser.add_argument("--top_p", type=float, help="sample among the most likely tokens that together have probability p")
     parser.add_argument("--min_p", type=float, help="sample among tokens at least min_p times as likely as the likeliest")
@@ -44,10 +46,6 @@ def main(args: argparse.Namespace) -> list[str]:
     temperature = args.temperature
     if temperature is None:
         temperature = 1.0 if {"top_k", "top_p", "min_p"} & settings.keys() else 0.0
-    if temperature < 0:
-        raise UserError(f"--temperature is {temperature}: it must be 0 or more")
-    if args.max_new_tokens < 1:
-        raise UserError(f"--max_new_tokens is {args.max_new_tokens}: it must be at least 1")
     model, tokenizer = load(args.model, args.dtype)
     texts = generate_texts(
         model, tokenizer, args.prompt, args.max_new_tokens, temperature, args.seed, args.stream, args.stop, **settings

@@ -24,7 +24,12 @@ from transformers import Trainer, default_data_collator, set_seed
 
 from gpt_scratch.errors import run_script
 from gpt_scratch.hub.cards import write_card
-from gpt_scratch.training.arguments import ScratchTrainingArguments, check_output_directory, parse_arguments
+from gpt_scratch.training.arguments import (
+    ScratchTrainingArguments,
+    check_output_directory,
+    keep_best_checkpoint,
+    parse_arguments,
+)
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 from gpt_scratch.training.pretraining import (
     PretrainingArguments,
@@ -52,7 +57,8 @@ def main(script_args: PretrainingArguments, training_args: ScratchTrainingArgume
     set_seed(training_args.seed)
     model = make_model(script_args, config, tokenizer)
     print(describe_model(model))
-    training_args.load_best_model_at_end |= script_args.early_stopping_patience is not None
+    if script_args.early_stopping_patience is not None:
+        keep_best_checkpoint(training_args)
     trainer = Trainer(
         model=model,
         args=training_args,

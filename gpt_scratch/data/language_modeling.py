@@ -248,7 +248,7 @@ def _cache_folder() -> Path:
 def _tokenize(batch: dict, tokenizer: PreTrainedTokenizerBase, end_id: int | None) -> dict:
     # verbose=False: a document longer than the model's context is cut into blocks, no reason to warn
     ids = tokenizer(batch["text"], add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    return {"input_ids": [i + [end_id] if end and end_id is not None else i for i, end in zip(ids, batch["end"])]}
+    return {"input_ids": [[*i, end_id] if end and end_id is not None else i for i, end in zip(ids, batch["end"])]}
 
 
 def count_blocks(documents: datasets.Dataset, blocks: TokenBlocks) -> Counts:
@@ -351,4 +351,6 @@ def documents_from_stream(source: Sequence[str] | dict, text_column: str, count:
         if number == count:
             return datasets.Dataset.from_list(rows, features=_features())
         rows.append(asdict(piece))
-    raise UserError(f"the stream has no more than the {count} documents to hold out: lower --validation_documents or give --validation_file")
+    raise UserError(
+        f"the stream has no more than the {count} documents to hold out: lower --validation_documents or give --validation_file"
+    )

@@ -99,7 +99,9 @@ def _parsed(data: bytes, kind: type, place: str) -> Any:
     except ValueError as error:
         raise UserError(f"{place} is not valid JSON: {error}") from error
     if not isinstance(value, kind):
-        raise UserError(f"{place} holds a {type(value).__name__} where a {'list of objects' if kind is list else 'JSON object'} is expected")
+        raise UserError(
+            f"{place} holds a {type(value).__name__} where a {'list of objects' if kind is list else 'JSON object'} is expected"
+        )
     return value
 
 

@@ -154,3 +154,11 @@ def check_output_directory(output_dir: str, resume: bool) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"cannot write to --output_dir {output_dir}: {error.strerror or error}") from error
+
+
+def keep_best_checkpoint(args: TrainingArguments, metric: str = "eval_loss", greater_is_better: bool = False) -> None:
+    """Save at each evaluation and end with the best checkpoint, as early stopping needs it; a metric given by flag stays."""
+    if args.metric_for_best_model is None:
+        args.metric_for_best_model, args.greater_is_better = metric, greater_is_better
+    args.load_best_model_at_end = True
+    args.save_strategy, args.save_steps = args.eval_strategy, args.eval_steps or args.logging_steps

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -87,7 +88,11 @@ class SamplesCallback(TrainerCallback):
         sampling = {"do_sample": True, "temperature": self.temperature, "top_k": 50} if self.temperature else {"do_sample": False}
         inputs = torch.tensor([ids], device=model.device)
         output = model.generate(
-            inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=new_tokens, pad_token_id=self.tokenizer.pad_token_id, **sampling
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=new_tokens,
+            pad_token_id=self.tokenizer.pad_token_id,
+            **sampling,
         )
         return self.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
 
@@ -145,7 +150,7 @@ def overfitting_step(history: Sequence[dict], evaluations: int = 3) -> int | Non
             points.append((entry["step"], entry["eval_loss"], training))
     for last in range(evaluations, len(points)):
         window = points[last - evaluations : last + 1]
-        rising = all(later[1] > earlier[1] for earlier, later in zip(window, window[1:]))
+        rising = all(later[1] > earlier[1] for earlier, later in pairwise(window))
         if rising and window[-1][2] < window[0][2]:
             return window[-1][0]
     return None

@@ -32,7 +32,11 @@ def plot_losses(history: History, path: str | Path, title: str = "", warning_ste
     figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    labels = {"loss": "training (mean since the last point)", "train_eval_loss": "training (evaluated)", "eval_loss": "validation"}
+    labels = {
+        "loss": "training (mean since the last point)",
+        "train_eval_loss": "training (evaluated)",
+        "eval_loss": "validation",
+    }
     for key, label in labels.items():
         steps, losses = series(history, key)
         if steps:

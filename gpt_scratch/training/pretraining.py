@@ -19,8 +19,6 @@ from transformers import (
     TrainingArguments,
 )
 
-
-
 from ..configuration_gpt_scratch import GPTScratchConfig
 from ..data.language_modeling import (
     StreamedBlocks,
@@ -67,32 +65,34 @@ class PretrainingArguments:
     )
     tokenizer_name: str | None = field(
         default=None,
-        metadata={"help": "A tokenizer's directory or Hub name, or a directory with OpenAI's encoder.json and vocab.bpe. "
-                          "Default: a byte-level BPE trained on the training text."},
+        metadata={
+            "help": "A tokenizer's directory or Hub name, or a directory with OpenAI's encoder.json and vocab.bpe. "
+            "Default: a byte-level BPE trained on the training text."
+        },
     )
     vocab_size: int = field(default=8000, metadata={"help": "Vocabulary of the BPE that is trained without --tokenizer_name."})
-    block_size: int | None = field(
-        default=None, metadata={"help": "Tokens a row. Default: the model's max_position_embeddings."}
-    )
+    block_size: int | None = field(default=None, metadata={"help": "Tokens a row. Default: the model's max_position_embeddings."})
     stride: int | None = field(
         default=None, metadata={"help": "Tokens from row to row. Default: block_size - 1, so that each is predicted once."}
     )
     append_eos: bool = field(default=True, metadata={"help": "End each document with the end-of-text token."})
-    isolate_documents: bool = field(
-        default=False, metadata={"help": "Documents that share a row do not attend to each other."}
-    )
+    isolate_documents: bool = field(default=False, metadata={"help": "Documents that share a row do not attend to each other."})
     preprocessing_num_workers: int | None = field(
         default=None, metadata={"help": "Processes that tokenize. Default: the tokenizer's threads, on all cores."}
     )
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "A checkpoint to go on from with fresh optimizer, and its tokenizer. Default: new weights."}
+        default=None,
+        metadata={"help": "A checkpoint to go on from with fresh optimizer, and its tokenizer. Default: new weights."},
     )
     config_overrides: str | None = field(
         default=None, metadata={"help": "Of a new model: n_embd=384,n_layer=6,... or a JSON object of GPTScratchConfig's fields."}
     )
     weight_decay_on: str = field(
         default="matrices",
-        metadata={"help": "matrices: Trainer's rule, no decay on biases and norms. all: as the book.", "choices": ["matrices", "all"]},
+        metadata={
+            "help": "matrices: Trainer's rule, no decay on biases and norms. all: as the book.",
+            "choices": ["matrices", "all"],
+        },
     )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after this many evaluations without a better validation loss."}
@@ -183,9 +183,7 @@ def load_tokenizer(name: str, model_max_length: int) -> PreTrainedTokenizerBase:
         raise UserError(f"--tokenizer_name {name}: {one_line(error)}") from error
 
 
-def prepare_data(
-    args: PretrainingArguments, config: GPTScratchConfig
-) -> tuple[PretrainingData, PreTrainedTokenizerBase]:
+def prepare_data(args: PretrainingArguments, config: GPTScratchConfig) -> tuple[PretrainingData, PreTrainedTokenizerBase]:
     """Read, split, tokenize and cut; prints what came of each split.
 
     Raises:
@@ -333,6 +331,7 @@ def describe_model(model: PreTrainedModel) -> str:
 def final_metrics(trainer, data: PretrainingData, train_result_metrics: dict, eval_train_blocks: int) -> dict[str, Any]:
     """What the run ends with: exact token-weighted losses, the best and first validation losses, speed, tokens seen."""
     evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    speeds = [entry["train_tokens_per_second"] for entry in trainer.state.log_history if "train_tokens_per_second" in entry]
     batch_size = trainer.args.per_device_eval_batch_size
     validation = evaluate_loss(trainer.model, data.validation, batch_size)
     metrics = {
@@ -343,7 +342,7 @@ def final_metrics(trainer, data: PretrainingData, train_result_metrics: dict, ev
         "epochs": trainer.state.epoch,
         "tokens_seen": trainer.state.num_input_tokens_seen,
         "train_seconds": train_result_metrics.get("train_runtime"),
-        "train_tokens_per_second": train_result_metrics.get("train_tokens_per_second"),
+        "train_tokens_per_second": speeds[-1] if speeds else None,
         "data": data.description,
     }
     if eval_train_blocks:
@@ -352,7 +351,11 @@ def final_metrics(trainer, data: PretrainingData, train_result_metrics: dict, ev
         best = min(evaluations, key=lambda entry: entry["eval_loss"])
         metrics |= {"best_validation_loss": best["eval_loss"], "best_validation_step": best["step"]}
         metrics["curve"] = [
-            {name: entry[name] for name in ("step", "epoch", "eval_loss", "train_eval_loss", "num_input_tokens_seen") if name in entry}
+            {
+                name: entry[name]
+                for name in ("step", "epoch", "eval_loss", "train_eval_loss", "num_input_tokens_seen")
+                if name in entry
+            }
             for entry in evaluations
         ]
     return json.loads(json.dumps(metrics))

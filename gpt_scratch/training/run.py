@@ -18,8 +18,6 @@ import transformers
 from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
-
-
 from .. import __version__
 from ..errors import UserError
 from ..files import write_json
@@ -65,8 +63,12 @@ def _without_folder(word: str) -> str:
 def _commit() -> str | None:
     """The commit of the checkout that the package runs from; `None` where it is installed from a wheel."""
     folder = Path(__file__).resolve().parent
-    found = subprocess.run(["git", "-C", str(folder), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    tracked = subprocess.run(["git", "-C", str(folder), "ls-files", "--error-unmatch", __file__], capture_output=True, check=False)
+    found = subprocess.run(
+        ["git", "-C", str(folder), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    tracked = subprocess.run(
+        ["git", "-C", str(folder), "ls-files", "--error-unmatch", __file__], capture_output=True, check=False
+    )
     return found.stdout.strip() if found.returncode == 0 and tracked.returncode == 0 else None
 
 

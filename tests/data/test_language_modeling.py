@@ -31,7 +31,9 @@ def tokenizer():
 
 
 def arrow(*rows: list[int]) -> datasets.Dataset:
-    return datasets.Dataset.from_dict({"input_ids": rows}, features=datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))}))
+    return datasets.Dataset.from_dict(
+        {"input_ids": rows}, features=datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))})
+    )
 
 
 def ids(blocks) -> list[list[int]]:
@@ -46,7 +48,9 @@ def test_default_windows_predict_every_token_exactly_once():
     assert predicted == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize(("stride", "expected"), [(4, [[0, 1, 2, 3], [4, 5, 6, 7]]), (2, [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 7]])])
+@pytest.mark.parametrize(
+    ("stride", "expected"), [(4, [[0, 1, 2, 3], [4, 5, 6, 7]]), (2, [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 7]])]
+)
 def test_stride_is_the_books_sliding_window(stride, expected):
     assert ids(TokenBlocks(arrow(list(range(8))), 4, stride)) == expected
 
@@ -94,7 +98,10 @@ def test_each_document_ends_with_the_end_of_text_token(tmp_path, tokenizer):
     file = tmp_path / "two.jsonl"
     file.write_text('{"text": "One day"}\n{"text": "Anna lost"}\n', encoding="utf-8")
     rows = tokenize_documents(documents_from_files([str(file)]), tokenizer)["input_ids"]
-    expected = [tokenizer("One day")["input_ids"] + [tokenizer.eos_token_id], tokenizer("Anna lost")["input_ids"] + [tokenizer.eos_token_id]]
+    expected = [
+        tokenizer("One day")["input_ids"] + [tokenizer.eos_token_id],
+        tokenizer("Anna lost")["input_ids"] + [tokenizer.eos_token_id],
+    ]
     assert [list(row) for row in rows] == expected
     bare = tokenize_documents(documents_from_files([str(file)]), tokenizer, append_eos=False)["input_ids"]
     assert [list(row) for row in bare] == [row[:-1] for row in expected]
@@ -137,7 +144,9 @@ def test_streamed_rows_equal_rows_in_memory(tmp_path, tokenizer):
     file = tmp_path / "many.jsonl"
     file.write_text("".join(json.dumps({"text": TEXT[i : i + 150]}) + "\n" for i in range(0, 1500, 50)), encoding="utf-8")
     settings = {"block_size": 16, "stride": 10, "isolate_documents": True}
-    blocks = TokenBlocks(tokenize_documents(documents_from_files([str(file)]), tokenizer), **settings, end_id=tokenizer.eos_token_id)
+    blocks = TokenBlocks(
+        tokenize_documents(documents_from_files([str(file)]), tokenizer), **settings, end_id=tokenizer.eos_token_id
+    )
     stream = StreamedBlocks([str(file)], "text", tokenizer, **settings)
     for _ in range(2):  # the second epoch starts again
         rows = list(stream)

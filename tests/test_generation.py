@@ -1,0 +1,93 @@
+"""Texts from prompts: batches, seeds, streams, stops and limits."""
+
+import re
+
+import pytest
+import torch
+
+from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
+from gpt_scratch.errors import UserError
+from gpt_scratch.generation import encode_prompts, generate_texts, load
+from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
+
+PROMPTS = ["One day, Anna", "Tom", ""]
+
+
+@pytest.fixture(scope="module")
+def pair():
+    tokenizer = train_byte_level_bpe(["One day, Anna lost her key. Tom had it. " * 20], vocab_size=300)
+    torch.manual_seed(0)
+    config = GPTScratchConfig(
+        vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=48, initializer_range=0.4,
+        eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    return GPTScratchForCausalLM(config).eval(), tokenizer
+
+
+def test_a_batch_of_prompts_equals_each_alone(pair):
+    batch = generate_texts(*pair, PROMPTS, max_new_tokens=12)
+    assert batch == [generate_texts(*pair, [prompt], max_new_tokens=12)[0] for prompt in PROMPTS]
+    assert len(set(batch)) == 3
+
+
+def test_an_empty_prompt_starts_from_the_end_of_text_token(pair):
+    _, tokenizer = pair
+    inputs = encode_prompts(["", "Tom Tom"], tokenizer, torch.device("cpu"))
+    assert inputs["input_ids"][0, -1] == tokenizer.eos_token_id
+    assert inputs["attention_mask"][0].tolist() == [0] * (inputs["input_ids"].shape[1] - 1) + [1]
+
+
+def test_a_seed_fixes_the_text(pair):
+    sample = {"max_new_tokens": 20, "temperature": 1.0, "top_k": 50, "top_p": 0.95, "min_p": 0.01}
+    first, again, other = (generate_texts(*pair, ["Tom"], seed=seed, **sample) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_streamed_text_is_the_returned_text(pair, capsys):
+    texts = generate_texts(*pair, ["Tom", "Anna"], max_new_tokens=10, stream=True)
+    assert texts == [generate_texts(*pair, [prompt], max_new_tokens=10)[0] for prompt in ("Tom", "Anna")]
+    assert capsys.readouterr().out == f"Tom{texts[0]}\nAnna{texts[1]}\n"
+
+
+def test_a_stop_string_ends_the_text(pair):
+    text = generate_texts(*pair, ["Tom"], max_new_tokens=30)[0]
+    stop = re.search("[a-z]{3}", text).group()
+    stopped = generate_texts(*pair, ["Tom"], max_new_tokens=30, stop=[stop])[0]
+    assert stop in stopped and len(stopped) < len(text) and text.startswith(stopped)
+
+
+def test_generation_ends_at_the_end_of_text_token(pair):
+    model, tokenizer = pair
+    ids = model.generate(**encode_prompts(["Tom"], tokenizer, model.device), max_new_tokens=6, do_sample=False)
+    third = int(ids[0, -4])
+    model.generation_config.eos_token_id = third
+    try:
+        shorter = model.generate(**encode_prompts(["Tom"], tokenizer, model.device), max_new_tokens=6, do_sample=False)
+    finally:
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+    assert int(shorter[0, -1]) == third and shorter.shape[1] < ids.shape[1]
+
+
+@pytest.mark.parametrize("settings", [{"num_beams": 3}, {"repetition_penalty": 1.3}, {"no_repeat_ngram_size": 2}])
+def test_other_ways_to_search_change_the_text(pair, settings):
+    plain = generate_texts(*pair, PROMPTS, max_new_tokens=24)
+    assert generate_texts(*pair, PROMPTS, max_new_tokens=24, **settings) != plain
+
+
+def test_text_ends_where_the_learned_positions_end(pair):
+    model, tokenizer = pair
+    room = 48 - len(tokenizer("Tom")["input_ids"])
+    texts = generate_texts(model, tokenizer, ["Tom"], max_new_tokens=1000)
+    assert texts == generate_texts(model, tokenizer, ["Tom"], max_new_tokens=room)
+    with pytest.raises(UserError, match="48 positions"):
+        generate_texts(model, tokenizer, ["Tom had it. " * 40])
+
+
+def test_what_cannot_be_loaded_is_named(tmp_path, pair):
+    with pytest.raises(UserError, match="nowhere"):
+        load(str(tmp_path / "nowhere"))
+    model, tokenizer = pair
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded, again = load(str(tmp_path))
+    assert generate_texts(loaded, again, PROMPTS, max_new_tokens=8) == generate_texts(*pair, PROMPTS, max_new_tokens=8)

@@ -1,0 +1,112 @@
+"""Flags, recipes and their errors."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from gpt_scratch import GPTScratchConfig
+from gpt_scratch.errors import UserError
+from gpt_scratch.training.arguments import (
+    ScratchTrainingArguments,
+    check_output_directory,
+    parse_arguments,
+    parse_config_overrides,
+)
+
+
+@dataclass
+class Flags:
+    """Two flags of a script."""
+
+    files: list[str] | None = field(default=None, metadata={"help": "files"})
+    overrides: str | None = field(default=None, metadata={"help": "overrides"})
+
+
+def parse(*argv: str):
+    return parse_arguments((Flags, ScratchTrainingArguments), argv)
+
+
+def recipe(folder, text: str) -> str:
+    path = folder / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_flags_of_both_kinds(tmp_path):
+    flags, training = parse("--files", "a", "b", "--learning_rate", "1e-3", "--output_dir", str(tmp_path), "--report_to", "none")
+    assert flags.files == ["a", "b"] and training.learning_rate == 1e-3
+    assert training.eval_strategy == "epoch" and training.include_num_input_tokens_seen == "all"
+
+
+def test_flags_win_over_the_recipe(tmp_path):
+    path = recipe(
+        tmp_path, f"files: [a b, c]\nlearning_rate: 1e-3\nwarmup_steps: 20\noutput_dir: {tmp_path}\nsave_strategy: 'no'\n"
+    )
+    flags, training = parse(path, "--learning_rate", "5e-4")
+    assert flags.files == ["a b", "c"]
+    assert (training.learning_rate, training.warmup_steps, training.save_strategy) == (5e-4, 20, "no")
+
+
+def test_a_mapping_in_a_recipe_becomes_overrides(tmp_path):
+    path = recipe(tmp_path, f"output_dir: {tmp_path}\noverrides: {{n_embd: 64, qkv_bias: false, initialization: pytorch}}\n")
+    flags, _ = parse(path)
+    assert parse_config_overrides(flags.overrides, GPTScratchConfig) == {
+        "n_embd": 64,
+        "qkv_bias": False,
+        "initialization": "pytorch",
+    }
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--learnin_rate", "1"], "did you mean 'learning_rate'"),
+        (["--learning_rate", "fast"], "invalid float value"),
+        (["--max_steps", "1.5"], "invalid int value"),
+        (["--eval_strategy", "weekly"], "weekly"),
+        (["stray"], "stray"),
+    ],
+)
+def test_wrong_flags_end_in_one_line(argv, message):
+    with pytest.raises(UserError, match=message) as error:
+        parse(*argv)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learnin_rate: 1\n", "unknown key 'learnin_rate'; did you mean 'learning_rate'"),
+        ("- a\n", "must hold"),
+        ("a: [\n", "cannot be read"),
+    ],
+)
+def test_wrong_recipes_end_in_one_line(tmp_path, text, message):
+    with pytest.raises(UserError, match=message) as error:
+        parse(recipe(tmp_path, text))
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="cannot be read"):
+        parse(str(tmp_path / "missing.yaml"))
+
+
+def test_config_overrides_are_typed_and_typos_are_refused():
+    parsed = parse_config_overrides(
+        "n_embd=384, n_layer=6,drop_rate=0.0,tie_word_embeddings=false,norm_eps=1e-6", GPTScratchConfig
+    )
+    assert parsed == {"n_embd": 384, "n_layer": 6, "drop_rate": 0.0, "tie_word_embeddings": False, "norm_eps": 1e-6}
+    assert parse_config_overrides(None, GPTScratchConfig) == {}
+    with pytest.raises(UserError, match="'n_layrs'; did you mean 'n_layers'"):
+        parse_config_overrides("n_layrs=6", GPTScratchConfig)
+    with pytest.raises(UserError, match="name=value"):
+        parse_config_overrides("n_layers", GPTScratchConfig)
+
+
+def test_output_directory_must_be_new_and_writable(tmp_path):
+    check_output_directory(str(tmp_path / "new"), resume=False)
+    (tmp_path / "new" / "checkpoint-5").mkdir()
+    with pytest.raises(UserError, match="already holds a run"):
+        check_output_directory(str(tmp_path / "new"), resume=False)
+    check_output_directory(str(tmp_path / "new"), resume=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to"):
+        check_output_directory(str(tmp_path / "file" / "below"), resume=False)
