@@ -24,6 +24,7 @@ This file is copied into every saved checkpoint: it imports torch, transformers 
 # (what a configuration leaves open is filled in when it is built; its types still say None)
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -206,7 +207,12 @@ def gelu_exact(x: torch.Tensor) -> torch.Tensor:
     return nn.functional.gelu(x)
 
 
-ACTIVATIONS = {"gelu_new": gelu_tanh, "gelu_pytorch_tanh": gelu_tanh, "gelu": gelu_exact, "silu": nn.functional.silu}
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "gelu": gelu_exact,
+    "silu": nn.functional.silu,
+}
 
 
 class GPTScratchMLP(nn.Module):
@@ -318,7 +324,7 @@ class GPTScratchModel(GPTScratchPreTrainedModel):
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
@@ -442,7 +448,7 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
@@ -503,7 +509,7 @@ class GPTScratchForSequenceClassification(GPTScratchPreTrainedModel):
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.Tensor | None = None,
