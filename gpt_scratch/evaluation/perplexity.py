@@ -1,7 +1,7 @@
 """Loss and perplexity of a language model over a whole data set, weighted by tokens and not by batches."""
 
 import math
-from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 
 @torch.no_grad()
-def evaluate_loss(model: nn.Module, rows: Iterable[dict], batch_size: int = 8) -> dict[str, float]:
+def evaluate_loss(model: nn.Module, rows: Any, batch_size: int = 8) -> dict[str, float]:
     """Mean negative log-likelihood in nats per predicted token, and its exponential.
 
     The sum over all predicted tokens is divided by their number once, so the result does not depend on the batch size or
@@ -17,7 +17,7 @@ def evaluate_loss(model: nn.Module, rows: Iterable[dict], batch_size: int = 8) -
 
     Args:
         model: takes `labels` and `num_items_in_batch` and returns a loss.
-        rows: of one length, with `input_ids` and `labels` (T,).
+        rows: a sequence or data set of rows of one length, with `input_ids` and `labels` (T,).
         batch_size: rows in one forward.
 
     Returns `{"loss", "perplexity", "predicted_tokens"}`.

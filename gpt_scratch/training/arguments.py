@@ -113,7 +113,7 @@ def _unknown(name: str, known: Sequence[str], kind: str) -> str:
     return f"unknown {kind} {name!r}" + (f"; did you mean {near[0]!r}?" if near else "; --help lists the flags")
 
 
-def parse_config_overrides(text: str | None, config_class: type) -> dict[str, Any]:
+def parse_config_overrides(text: str | None, config_class: Any) -> dict[str, Any]:
     """`n_embd=384,n_layer=6` or a JSON object, as keyword arguments of `config_class`.
 
     Raises:

@@ -7,7 +7,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from ..evaluation.perplexity import evaluate_loss, perplexity
@@ -31,7 +30,7 @@ class TrainingLossCallback(TrainerCallback):
     the validation loss. The book and nanoGPT measure training loss this way.
     """
 
-    def __init__(self, rows: Dataset):
+    def __init__(self, rows: Sequence[dict]):
         self.rows = rows
 
     def on_evaluate(self, args, state, control, model, **kwargs):

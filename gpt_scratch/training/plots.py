@@ -1,6 +1,8 @@
 """Plots of a run, drawn from the log that Trainer keeps: `trainer_state.json` is all that is needed."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from operator import mul
 from pathlib import Path
 
 from ..files import atomic_path
@@ -52,7 +54,7 @@ def plot_losses(history: History, path: str | Path, title: str = "", warning_ste
     steps, tokens = series(history, "num_input_tokens_seen")
     if steps and steps[-1] > 0:
         per_step = tokens[-1] / steps[-1]
-        upper = axes.secondary_xaxis("top", functions=(lambda s: s * per_step, lambda t: t / per_step))
+        upper = axes.secondary_xaxis("top", functions=(partial(mul, per_step), partial(mul, 1 / per_step)))
         upper.set_xlabel("tokens seen")
     written = []
     for suffix in (".png", ".pdf"):

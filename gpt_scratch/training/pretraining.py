@@ -1,13 +1,12 @@
 """The parts of a pretraining run: its flags, data, model, optimizer, callbacks and final figures. `scripts/pretrain.py` joins them."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, IterableDataset, Subset
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -111,7 +110,7 @@ class PretrainingArguments:
 class PretrainingData:
     """Rows to train and validate on, and what they were made of."""
 
-    train: Dataset | IterableDataset
+    train: TokenBlocks | StreamedBlocks
     validation: TokenBlocks
     description: dict[str, Any]
 
@@ -196,6 +195,7 @@ def prepare_data(args: PretrainingArguments, config: GPTScratchConfig) -> tuple[
         )
     name = args.tokenizer_name or args.model_name_or_path
     tokenizer = load_tokenizer(name, block_size) if name else None
+    train: TokenBlocks | StreamedBlocks
     cutting = {"block_size": block_size, "stride": args.stride, "isolate_documents": args.isolate_documents}
     if args.streaming:
         assert tokenizer is not None  # check_arguments
@@ -210,8 +210,8 @@ def prepare_data(args: PretrainingArguments, config: GPTScratchConfig) -> tuple[
             )
             print(f"tokenizer: byte-level BPE trained on the training text, {len(tokenizer):,} tokens")
         check_vocabulary(tokenizer, args, config)
-        train = _blocks(train_documents, tokenizer, args, cutting)
-        counts = count_blocks(train_documents, train)
+        train = blocks = _blocks(train_documents, tokenizer, args, cutting)
+        counts = count_blocks(train_documents, blocks)
         print(f"training: {counts}")
         description = {"train": asdict(counts)}
     validation = _blocks(validation_documents, tokenizer, args, cutting)
@@ -309,12 +309,9 @@ def make_callbacks(
     return callbacks
 
 
-def first_rows(rows: Dataset | IterableDataset, count: int) -> Dataset:
+def first_rows(rows: TokenBlocks | StreamedBlocks, count: int) -> list[dict]:
     """The first `count` rows, also of a stream."""
-    if isinstance(rows, IterableDataset):
-        iterator: Iterator[dict] = iter(rows)
-        return [next(iterator) for _ in range(count)]  # type: ignore[return-value]
-    return Subset(rows, range(min(count, len(rows))))  # type: ignore[arg-type]
+    return list(islice(rows if isinstance(rows, StreamedBlocks) else (rows[i] for i in range(len(rows))), count))
 
 
 def describe_model(model: PreTrainedModel) -> str:

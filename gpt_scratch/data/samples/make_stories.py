@@ -14,7 +14,24 @@ PEOPLE = {
     "she": ["Anna", "Mia", "Lucy", "Emma", "Clara", "Nora", "Ella", "Ruth", "Alice", "Ida", "Vera", "Julia"],
 }
 ADJECTIVES = ["small", "old", "red", "blue", "green", "yellow", "shiny", "heavy", "soft", "broken", "golden", "wooden"]
-THINGS = ["ball", "book", "lamp", "kite", "key", "boat", "hat", "drum", "cup", "clock", "bell", "coat", "map", "ring", "basket", "whistle"]
+THINGS = [
+    "ball",
+    "book",
+    "lamp",
+    "kite",
+    "key",
+    "boat",
+    "hat",
+    "drum",
+    "cup",
+    "clock",
+    "bell",
+    "coat",
+    "map",
+    "ring",
+    "basket",
+    "whistle",
+]
 PLACES = {
     "in": ["the garden", "the kitchen", "the forest", "the library", "the old barn", "the village", "the school"],
     "by": ["the river", "the lake", "the sea", "the mill", "the bridge", "the station"],
