@@ -11,6 +11,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class LabelledTexts:
     def take(self, indices: Iterable[int]) -> "LabelledTexts":
         """The texts at `indices`, in that order."""
         indices = [int(i) for i in indices]
-        return LabelledTexts(*([column[i] for i in indices] for column in (self.texts, self.labels, self.rows)))
+        return LabelledTexts([self.texts[i] for i in indices], [self.labels[i] for i in indices], [self.rows[i] for i in indices])
 
     def counts(self) -> dict[str, int]:
         """Texts of each label, in the order of the labels."""
@@ -144,7 +145,7 @@ def label_ids(labels: Iterable[str], names: Sequence[str] | None = None) -> dict
     if names:
         unknown = [label for label in found if label not in names]
         if unknown:
-            raise UserError(f"label {unknown[0]!r} is not one of --label_names {', '.join(names)}")
+            raise UserError(f"label {unknown[0]!r} is not one of --class_names {', '.join(names)}")
         found = list(names)
     return {label: i for i, label in enumerate(found)}
 
@@ -227,7 +228,7 @@ def published_split(path: str) -> tuple[LabelledTexts, LabelledTexts, LabelledTe
     shuffled = data.take(balanced[i] for i in order)
     train, validation = int(0.7 * len(shuffled)), int(0.1 * len(shuffled))
     borders = [0, train, train + validation, len(shuffled)]
-    parts = [shuffled.take(range(start, stop)) for start, stop in zip(borders, borders[1:])]
+    parts = [shuffled.take(range(start, stop)) for start, stop in pairwise(borders)]
     return parts[0], parts[1], parts[2]
 
 

@@ -27,13 +27,7 @@ def plot_losses(history: History, path: str | Path, title: str = "", warning_ste
 
     Returns the two files.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # Figure and canvas by hand: pyplot would keep every figure of a long run and may look for a display.
-    figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = new_figure()
     labels = {
         "loss": "training (mean since the last point)",
         "train_eval_loss": "training (evaluated)",
@@ -56,6 +50,36 @@ def plot_losses(history: History, path: str | Path, title: str = "", warning_ste
         per_step = tokens[-1] / steps[-1]
         upper = axes.secondary_xaxis("top", functions=(partial(mul, per_step), partial(mul, 1 / per_step)))
         upper.set_xlabel("tokens seen")
+    return save_figure(figure, path)
+
+
+def save_lines(history: History, labels: Mapping[str, str], x: str, path: str | Path, x_label: str, y_label: str) -> list[Path]:
+    """One line for each key of `labels` that the log holds, against its column `x`; as PNG and PDF."""
+    figure, axes = new_figure()
+    for key, label in labels.items():
+        xs, values = series(history, key, x)
+        if xs:
+            axes.plot(xs, values, label=label, marker="." if len(xs) < 60 else None, linewidth=1.2)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend()
+    return save_figure(figure, path)
+
+
+def new_figure(size: tuple[float, float] = (7, 4.2)):
+    """A figure with one set of axes. Not pyplot's: that keeps every figure of a long run and may look for a display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def save_figure(figure, path: str | Path) -> list[Path]:
+    """Write `path` with the suffixes .png and .pdf, each whole or not at all; returns the two files."""
     written = []
     for suffix in (".png", ".pdf"):
         target = Path(path).with_suffix(suffix)

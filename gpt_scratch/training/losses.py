@@ -1,0 +1,50 @@
+"""Losses that Trainer takes as `compute_loss_func`: label smoothing that shifts, and class weights that accumulate exactly.
+
+Trainer divides nothing when such a function is given, so both divide the summed loss by `num_items_in_batch`, the number of scored
+tokens or rows over all accumulated batches and processes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+Loss = Callable[..., torch.Tensor]
+
+
+def smoothed_language_modeling_loss(label_smoothing: float) -> Loss:
+    """Cross-entropy with label smoothing (Szegedy et al. 2016, section 7) for next-token prediction.
+
+    Trainer's own `label_smoothing_factor` shifts labels only for models that ship inside transformers; on any other causal model it would
+    train each position to repeat its own token.
+    """
+
+    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
+        logits, targets = outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        total = nn.functional.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=label_smoothing)
+        return total / (num_items_in_batch if num_items_in_batch is not None else (targets != -100).sum())
+
+    return loss
+
+
+def classification_loss(class_weights: torch.Tensor | None = None, label_smoothing: float = 0.0) -> Loss:
+    """Cross-entropy of a classifier, each row times the weight of its class, (L,), and with label smoothing.
+
+    The weighted losses are divided by the number of rows and not, as torch does, by the sum of their weights, which differs from
+    batch to batch: a rare class keeps its weight in every batch, and accumulated batches equal one large batch.
+    """
+
+    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
+        rows = nn.functional.cross_entropy(outputs.logits.float(), labels, reduction="none", label_smoothing=label_smoothing)
+        if class_weights is not None:
+            rows = rows * class_weights.to(rows.device)[labels]
+        return rows.sum() / (num_items_in_batch if num_items_in_batch is not None else len(labels))
+
+    return loss
+
+
+def balanced_class_weights(labels: list[int], num_labels: int) -> torch.Tensor:
+    """Weights (L,) inversely proportional to the classes' frequencies, with mean 1 over the rows: rows / (L * count)."""
+    counts = torch.bincount(torch.tensor(labels), minlength=num_labels).clamp(min=1)
+    return len(labels) / (num_labels * counts.float())

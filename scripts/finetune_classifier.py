@@ -1,0 +1,91 @@
+"""Finetune a classifier with HF Trainer: SMS spam, or any labelled texts.
+
+The book's spam classifier, from a converted checkpoint, on the published split:
+
+    python scripts/finetune_classifier.py --train_file SMSSpamCollection.zip --split published --model_name_or_path gpt2-124m \
+        --trainable last_block --num_train_epochs 5 --learning_rate 5e-5 --weight_decay 0.1 --output_dir runs/spam
+
+From random weights, on the split without copies:
+
+    python scripts/finetune_classifier.py scripts/configs/spam_from_scratch.yaml --train_file SMSSpamCollection.tsv \
+        --output_dir runs/spam-small
+
+Any csv with a text and a label column, 80/10/10:
+
+    python scripts/finetune_classifier.py --train_file reviews.csv --text_column review --label_column stars \
+        --split_fractions 0.8 0.1 0.1 --model_name_or_path runs/mine --trainable all --output_dir runs/reviews
+
+Then `pipeline("text-classification", model=...)` or scripts/classify.py. The output directory holds the model (or the adapter and the
+merged model, with --trainable lora), tokenizer, card, metrics.json, the plots and mistakes.tsv.
+"""
+
+import sys
+
+from transformers import DataCollatorWithPadding, EarlyStoppingCallback, Trainer
+
+from gpt_scratch.errors import UserError, run_script
+from gpt_scratch.training.arguments import (
+    ScratchTrainingArguments,
+    check_output_directory,
+    keep_best_checkpoint,
+    parse_arguments,
+)
+from gpt_scratch.training.classification import (
+    ClassificationArguments,
+    choose_trainable,
+    describe_trainable,
+    encode_splits,
+    final_metrics,
+    load_model,
+    make_compute_metrics,
+    make_loss,
+    padding_share,
+    read_splits,
+)
+from gpt_scratch.training.precision import use_fast_fp32_matmul
+from gpt_scratch.training.run import checkpoint_to_resume, save_run
+
+
+def main(script_args: ClassificationArguments, training_args: ScratchTrainingArguments) -> dict:
+    """Finetune, and return what `metrics.json` holds. Bad input raises `UserError` before training starts."""
+    if script_args.early_stopping_patience is not None and training_args.eval_strategy == "no":
+        raise UserError("--early_stopping_patience needs evaluations: set --eval_strategy steps or epoch")
+    splits, ids, description = read_splits(script_args)
+    resume = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
+    check_output_directory(training_args.output_dir, resume=resume is not None)
+    use_fast_fp32_matmul()
+    model, tokenizer = load_model(script_args, ids, splits["train"], training_args.seed)
+    data = encode_splits(script_args, splits, ids, description, model, tokenizer)
+    model = choose_trainable(model, script_args)
+    trainable = describe_trainable(model)
+    grouped = training_args.train_sampling_strategy == "group_by_length"
+    share = padding_share(data.rows["train"]["length"], training_args.per_device_train_batch_size, grouped)
+    print(f"padding: {share:.1%} of the tokens in training batches{' grouped by length' if grouped else ''}")
+    if training_args.load_best_model_at_end or script_args.early_stopping_patience is not None:
+        keep_best_checkpoint(training_args, "eval_accuracy", greater_is_better=True)
+    patience = script_args.early_stopping_patience
+    trainer = Trainer(
+        model=model,
+        args=training_args,
+        train_dataset=data.rows["train"],
+        eval_dataset=data.rows["validation"],
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        compute_metrics=make_compute_metrics(),
+        callbacks=[EarlyStoppingCallback(patience)] if patience is not None else None,
+        **make_loss(script_args, training_args, data),
+    )
+    result = trainer.train(resume_from_checkpoint=resume)
+    if script_args.trainable == "lora":
+        trainer.model.save_pretrained(f"{training_args.output_dir}/adapter")
+        trainer.model = trainer.model.merge_and_unload()
+    metrics = final_metrics(trainer, data, trainable, result.metrics["train_runtime"])
+    record = save_run(trainer, script_args, metrics | {"padding_share": share})
+    if trainer.is_world_process_zero():
+        print(f"test: accuracy {metrics['test_accuracy']:.2%}, macro F1 {metrics['test_macro_f1']:.4f} on {len(splits['test'])} texts")
+        print(f"everything is in {training_args.output_dir}")
+    return record
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(*parse_arguments((ClassificationArguments, ScratchTrainingArguments), sys.argv[1:], __doc__)))
