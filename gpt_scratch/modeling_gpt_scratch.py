@@ -488,6 +488,13 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
+    def prepare_inputs_for_generation(self, *args, **kwargs):
+        """As transformers' own. Here, outside of a forward that may be compiled, the end of the learned positions is in sight."""
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        if self.config.position_embedding_type == "learned" and inputs.get("position_ids") is not None:
+            self.model._refuse_positions_beyond_the_table(inputs["position_ids"])
+        return inputs
+
 
 class GPTScratchForSequenceClassification(GPTScratchPreTrainedModel):
     """A classifier: one linear layer on the last real token, the only one that has seen the whole text."""

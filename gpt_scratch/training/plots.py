@@ -68,6 +68,29 @@ def save_lines(history: History, labels: Mapping[str, str], x: str, path: str | 
     return save_figure(figure, path)
 
 
+def plot_runs(runs: Mapping[str, History], path: str | Path, x: str = "step", title: str = "") -> list[Path]:
+    """Validation loss (solid) and evaluated training loss (dotted) of several runs, one colour each; as PNG and PDF.
+
+    Args:
+        runs: name to log, e.g. `log_history` of `trainer_state.json` or `curve` of `metrics.json`.
+        path: without a suffix.
+        x: column of the log on the horizontal axis: step, epoch or num_input_tokens_seen.
+    """
+    figure, axes = new_figure()
+    for number, (name, history) in enumerate(runs.items()):
+        for key, style in (("eval_loss", "-"), ("train_eval_loss", ":")):
+            xs, losses = series(history, key, x)
+            if xs:
+                label = name if style == "-" else None
+                axes.plot(xs, losses, style, color=f"C{number}", label=label, linewidth=1.3)
+    axes.set_xlabel(x.replace("num_input_tokens_seen", "tokens seen"))
+    axes.set_ylabel("loss (nats per token), training dotted")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return save_figure(figure, path)
+
+
 def new_figure(size: tuple[float, float] = (7, 4.2)):
     """A figure with one set of axes. Not pyplot's: that keeps every figure of a long run and may look for a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

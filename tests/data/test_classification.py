@@ -1,0 +1,138 @@
+"""Labelled texts in every shape, the published rows, and clean splits."""
+
+import json
+import zipfile
+
+import datasets
+import pytest
+
+from gpt_scratch.data.classification import (
+    LabelledTexts,
+    balance,
+    check_labels,
+    deduplicate,
+    encode_texts,
+    label_ids,
+    overlap,
+    published_split,
+    read_labelled_texts,
+    stratified_split,
+)
+from gpt_scratch.errors import UserError
+from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
+
+PAIRS = [("ham", 'He said "hi", ok?'), ("spam", "WIN £1000 now"), ("ham", '"open quote'), ("ham", "see you;\tlater")]
+RAW = "".join(f"{label}\t{text}\n" for label, text in PAIRS[:3]) + "ham\tsee you\n"
+
+
+def labelled(*counts: tuple[str, int]) -> LabelledTexts:
+    rows = [(f"{label} text {i}", label) for label, count in counts for i in range(count)]
+    return LabelledTexts([text for text, _ in rows], [label for _, label in rows], list(range(len(rows))))
+
+
+@pytest.mark.parametrize("name", ["SMSSpamCollection", "sms.tsv", "sms.zip"])
+def test_the_raw_collection_is_read_with_literal_quotes(tmp_path, name):
+    path = tmp_path / name
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("readme", "about")
+            archive.writestr("SMSSpamCollection", RAW)
+    else:
+        path.write_text(RAW, encoding="utf-8")
+    data = read_labelled_texts(str(path))
+    assert data.texts == ['He said "hi", ok?', "WIN £1000 now", '"open quote', "see you"]
+    assert data.labels == ["ham", "spam", "ham", "ham"] and data.counts() == {"ham": 3, "spam": 1}
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "saved"])
+def test_tables_with_any_columns(tmp_path, kind):
+    rows = datasets.Dataset.from_list([{"Label": i, "Text": f'a "quoted", text {i}\nof two lines'} for i in range(3)])
+    path = tmp_path / f"table.{kind}"
+    {"csv": lambda: rows.to_csv(path, index=False), "jsonl": lambda: rows.to_json(path), "parquet": lambda: rows.to_parquet(path),
+     "saved": lambda: rows.save_to_disk(path)}[kind]()  # fmt: skip
+    data = read_labelled_texts(str(path))
+    assert data.texts == rows["Text"][:] and data.labels == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"Text,Class\nx,1\n", "no column 'label': its columns are Text, Class; pass --label_column"),
+        ("a.csv", b"Label,Text\n1,x\n0,\n0,y\n1,  \n", r"empty text in rows 1, 3"),
+        ("a.jsonl", b'{"text": "x", "label": null}\n', "empty label in row 0"),
+        ("a.tsv", b"ham\tok\nspam no tab\n", "row 1 has no tab"),
+        ("a.tsv", b"ham\tok\nham\tcaf\xe9\n", "row 1: not UTF-8"),
+        ("a.zip", b"no zip", "not the SMS Spam Collection's zip"),
+        ("a.doc", b"x", "unknown format '.doc'"),
+    ],
+)
+def test_broken_files_are_named_with_their_rows(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        read_labelled_texts(str(tmp_path / name))
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="no such file"):
+        read_labelled_texts(str(tmp_path / "missing.csv"))
+
+
+def test_class_ids_are_sorted_and_refused_where_they_cannot_work():
+    assert label_ids(["spam", "ham", "spam"]) == {"ham": 0, "spam": 1}
+    assert label_ids(["10", "9", "1"]) == {"1": 0, "9": 1, "10": 2}
+    assert label_ids(["b", "a"], ["b", "c", "a"]) == {"b": 0, "c": 1, "a": 2}
+    with pytest.raises(UserError, match="all texts have the label 'ham'"):
+        label_ids(["ham", "ham"])
+    with pytest.raises(UserError, match="label 'b' is not one of"):
+        label_ids(["b", "a"], ["a", "x"])
+    with pytest.raises(UserError, match=r"test: label 'c' in row 1 does not occur in training \(a, b\)"):
+        check_labels(LabelledTexts(["x", "y"], ["a", "c"], [0, 1]), {"a": 0, "b": 1}, "test")
+
+
+def test_deduplication_keeps_the_first_and_refuses_contradictions():
+    data = LabelledTexts(["a", "b", "a ", "c", "b"], ["ham", "spam", "ham", "ham", "spam"], [0, 1, 2, 3, 4])
+    kept, copies = deduplicate(data)
+    assert (kept.rows, copies) == ([0, 1, 3], 2)
+    with pytest.raises(UserError, match="rows 0 and 1 hold the same text, labelled 'ham' and 'spam'"):
+        deduplicate(LabelledTexts(["a", "a"], ["ham", "spam"], [0, 1]))
+
+
+def test_clean_splits_share_nothing_and_keep_the_classes_shares():
+    data = labelled(("ham", 80), ("spam", 20))
+    parts = stratified_split(data, [0.7, 0.1, 0.2], seed=1)
+    assert [part.counts() for part in parts] == [{"ham": 56, "spam": 14}, {"ham": 8, "spam": 2}, {"ham": 16, "spam": 4}]
+    assert sorted(row for part in parts for row in part.rows) == data.rows
+    assert overlap(parts[2], parts[0]) == 0
+    assert stratified_split(data, [0.7, 0.1, 0.2], seed=1)[0].rows == parts[0].rows != stratified_split(data, [0.7, 0.1, 0.2], 2)[0].rows
+    with pytest.raises(UserError, match="add up to 1"):
+        stratified_split(data, [0.7, 0.2, 0.2], seed=1)
+    with pytest.raises(UserError, match="'rare' has 2 texts, too few"):
+        stratified_split(labelled(("ham", 50), ("rare", 2)), [0.7, 0.1, 0.2], seed=1)
+
+
+def test_balance_keeps_as_many_of_each_class_as_the_rarest_has():
+    balanced = balance(labelled(("ham", 50), ("spam", 7)), seed=3)
+    assert balanced.counts() == {"ham": 7, "spam": 7} and len(set(balanced.rows)) == 14
+
+
+def test_texts_are_cut_with_a_count_and_not_padded():
+    tokenizer = train_byte_level_bpe(["some words " * 50], vocab_size=270)
+    data = LabelledTexts(["some words", "words " * 30_000], ["a", "b"], [0, 1])
+    rows, cut = encode_texts(data, tokenizer, {"a": 0, "b": 1}, max_length=16)
+    assert cut == 1 and rows["length"][:] == [len(tokenizer("some words")["input_ids"]), 16]
+    assert rows["labels"][:] == [0, 1] and rows["attention_mask"][1] == [1] * 16
+
+
+def test_the_published_split_row_for_row(shared_data):
+    """Counts and overlaps of the committed CSVs; and the literal reading of all 5,574 lines."""
+    path = str(shared_data / "SMSSpamCollection.tsv")
+    data = read_labelled_texts(path)
+    assert len(data) == 5574 and data.counts() == {"ham": 4827, "spam": 747}
+    train, validation, test = published_split(path)
+    assert [part.counts() for part in (train, validation, test)] == [
+        {"ham": 528, "spam": 517},
+        {"ham": 70, "spam": 79},
+        {"ham": 149, "spam": 151},
+    ]
+    assert overlap(test, train) == 37 and overlap(validation, train) == 13 and len(set(train.texts)) == 997
+    clean, copies = deduplicate(data)
+    assert overlap(*stratified_split(clean, [0.8, 0.2], 1)) == 0 and copies > 400
+    assert json.dumps(train.texts[0])  # every text is valid Unicode

@@ -1,0 +1,303 @@
+"""The loss, gradient accumulation, gradient checkpointing, half precision, dropout and initialization."""
+
+import copy
+import math
+
+import pytest
+import torch
+from tiny_models import assert_equal, tiny_config, tiny_model, token_ids
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from gpt_scratch import GPTScratchForCausalLM, GPTScratchForSequenceClassification, GPTScratchModel
+
+STYLES = pytest.mark.parametrize("style", ["gpt2", "llama"])
+
+
+def ragged_labels(ids: torch.Tensor) -> torch.Tensor:
+    """Labels of which row i lacks the last i tokens, and row 1 a few in the middle."""
+    labels = ids.clone()
+    for i in range(len(ids)):
+        labels[i, ids.shape[1] - i :] = -100
+    labels[1, 2:5] = -100
+    return labels
+
+
+def grads(model) -> dict[str, torch.Tensor]:
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+# ---------------------------------------------------------------------------------------------------------------------- loss
+
+
+def losses_by_hand(logits: torch.Tensor, labels: torch.Tensor) -> list[float]:
+    """-log softmax(logits at t)[label at t + 1], for every t + 1 that is labelled, in Python floats."""
+    losses = []
+    for row, row_labels in zip(logits.tolist(), labels.tolist()):
+        for t in range(len(row) - 1):
+            if row_labels[t + 1] != -100:
+                losses.append(math.log(sum(math.exp(value) for value in row[t])) - row[t][row_labels[t + 1]])
+    return losses
+
+
+@STYLES
+def test_the_loss_is_the_one_worked_out_by_hand(style):
+    model, ids = tiny_model(style), token_ids(2, 6)
+    labels = ids.clone()
+    labels[0, 2] = labels[1, 4:] = -100
+    with torch.no_grad():
+        out, masked = model(ids, labels=ids), model(ids, labels=labels)
+        every, some = losses_by_hand(out.logits, ids), losses_by_hand(out.logits, labels)
+        assert (len(every), len(some)) == (10, 7)
+        assert out.loss.item() == pytest.approx(sum(every) / 10, abs=1e-5)
+        assert masked.loss.item() == pytest.approx(sum(some) / 7, abs=1e-5)
+        for items in (20, torch.tensor(20)):  # over all accumulated batches
+            assert model(ids, labels=labels, num_items_in_batch=items).loss.item() == pytest.approx(sum(some) / 20, abs=1e-5)
+        assert out.loss.dtype is torch.float32 and out.loss.shape == ()
+        assert model(ids).loss is None
+
+
+def test_the_loss_of_uniform_logits_is_the_log_of_the_vocabulary():
+    model = tiny_model("gpt2", tie_word_embeddings=False)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    assert model(token_ids(2, 5), labels=token_ids(2, 5)).loss.item() == pytest.approx(math.log(61), abs=1e-6)
+
+
+def test_learning_by_heart_predicts_the_next_token():
+    """Trained on one sequence, the model continues it: a shift too many or too few would continue another one."""
+    model, ids = tiny_model("gpt2", vocab_size=12).train(), torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        loss = model(ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss.item() < 0.05
+    assert model.eval().generate(ids[:, :1], max_new_tokens=10, do_sample=False).tolist() == ids.tolist()
+
+
+# -------------------------------------------------------------------------------------------------------------- accumulation
+
+
+@STYLES
+def test_batch_of_8_equals_4_accumulated_batches_of_2(style):
+    model, ids = tiny_model(style).train(), token_ids(8, 12)
+    labels = ragged_labels(ids)
+    mask = (labels != -100).long()
+    whole = model(ids, attention_mask=mask, labels=labels)
+    whole.loss.backward()
+    expected, scored = grads(model), int((labels[:, 1:] != -100).sum())
+    model.zero_grad()
+    total = 0.0
+    for part in range(0, 8, 2):
+        rows = slice(part, part + 2)
+        loss = model(ids[rows], attention_mask=mask[rows], labels=labels[rows], num_items_in_batch=scored).loss
+        loss.backward()
+        total += loss.item()
+    assert total == pytest.approx(whole.loss.item(), abs=1e-5)
+    assert expected.keys() == grads(model).keys() == dict(model.named_parameters()).keys()
+    for name, gradient in grads(model).items():
+        assert_equal(gradient, expected[name])
+
+
+def one_optimizer_step(model, rows: list[dict], batch_size: int, output_dir) -> tuple[dict[str, torch.Tensor], float]:
+    """The weights and the logged loss after one step of HF Trainer on all rows, in micro-batches of `batch_size`."""
+    model = copy.deepcopy(model)
+    arguments = TrainingArguments(
+        output_dir=str(output_dir),
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=len(rows) // batch_size,
+        max_steps=1,
+        learning_rate=0.5,
+        optim="sgd",
+        max_grad_norm=0.0,
+        lr_scheduler_type="constant",
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows)
+    trainer.train()
+    return dict(model.state_dict()), trainer.state.log_history[0]["loss"]
+
+
+@STYLES
+def test_trainer_batch_of_8_equals_4_accumulated_batches_of_2(style, tmp_path):
+    model, ids = tiny_model(style), token_ids(8, 12)
+    labels = ragged_labels(ids)
+    rows = [{"input_ids": i, "attention_mask": (row != -100).long(), "labels": row} for i, row in zip(ids, labels)]
+    whole, whole_loss = one_optimizer_step(model, rows, 8, tmp_path)
+    parts, parts_loss = one_optimizer_step(model, rows, 2, tmp_path)
+    assert parts_loss == pytest.approx(whole_loss, abs=1e-4)  # the log is rounded
+    for name, weight in model.state_dict().items():
+        # A bias of the keys shifts all scores of a query alike, which softmax does not see.
+        assert not torch.equal(whole[name], weight) or "k_proj.bias" in name, f"{name} was not trained"
+        assert_equal(parts[name], whole[name])
+
+
+@pytest.mark.parametrize(
+    "problem_type, labels",
+    [
+        ("single_label_classification", torch.tensor([0, 1, 2, 2, 1, 0, 1, 1])),
+        ("multi_label_classification", torch.tensor([[1.0, 0.0, 1.0]] * 5 + [[0.0, 1.0, 0.0]] * 3)),
+        ("regression", torch.linspace(-1, 2, 24).view(8, 3)),
+    ],
+)
+def test_trainer_accumulation_of_the_classifier(problem_type, labels, tmp_path):
+    model = tiny_model("gpt2", cls=GPTScratchForSequenceClassification, num_labels=3, problem_type=problem_type)
+    rows = [
+        {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": label} for ids, label in zip(token_ids(8, 9), labels)
+    ]
+    whole, whole_loss = one_optimizer_step(model, rows, 8, tmp_path)
+    parts, parts_loss = one_optimizer_step(model, rows, 2, tmp_path)
+    assert parts_loss == pytest.approx(whole_loss, abs=1e-4)
+    for name, weight in model.state_dict().items():
+        assert not torch.equal(whole[name], weight) or "k_proj.bias" in name, f"{name} was not trained"
+        assert_equal(parts[name], whole[name])
+
+
+# ---------------------------------------------------------------------------------------- checkpointing, precision, dropout
+
+
+@STYLES
+@pytest.mark.parametrize("cls", [GPTScratchForCausalLM, GPTScratchForSequenceClassification])
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_checkpointing_has_the_same_gradients(style, cls, use_reentrant):
+    model, ids = tiny_model(style, cls=cls).train(), token_ids(2, 9)
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[0, 6:] = 0
+    labels = ids.masked_fill(mask == 0, -100) if cls is GPTScratchForCausalLM else torch.tensor([0, 1])
+    calls = []
+    model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    plain = model(ids, attention_mask=mask, labels=labels).loss
+    plain.backward()
+    expected = grads(model)
+    model.zero_grad()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
+    assert model.is_gradient_checkpointing
+    loss = model(ids, attention_mask=mask, labels=labels).loss
+    loss.backward()
+    assert len(calls) == 1 + 2  # computed again in the backward pass
+    assert loss.item() == plain.item()
+    for name, gradient in grads(model).items():
+        assert_equal(gradient, expected[name])
+    model.gradient_checkpointing_disable()
+    assert not model.is_gradient_checkpointing
+
+
+@STYLES
+@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 5e-2), (torch.float16, 5e-3)])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_half_precision(style, dtype, tolerance, attention):
+    model, ids = tiny_model(style, attention=attention), token_ids(2, 12)
+    mask = torch.ones(2, 12, dtype=torch.long)
+    mask[1, :4] = 0
+    expected = model(ids, attention_mask=mask).logits
+    half = copy.deepcopy(model).to(dtype)
+    out = half(ids, attention_mask=mask, labels=ids)
+    out.loss.backward()
+    assert out.logits.dtype is dtype and out.loss.dtype is torch.float32
+    assert_equal(out.logits.float()[mask.bool()], expected[mask.bool()], tolerance)
+    assert all(gradient.isfinite().all() and gradient.dtype is dtype for gradient in grads(half).values())
+    assert half.generate(ids, attention_mask=mask, max_new_tokens=3, do_sample=False).shape == (2, 15)
+
+
+@STYLES
+def test_autocast(style):
+    model, ids = tiny_model(style).train(), token_ids(2, 12)
+    expected = model(ids, labels=ids).loss
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(ids, labels=ids).loss
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=2e-2)
+    assert all(gradient.dtype is torch.float32 and gradient.isfinite().all() for gradient in grads(model).values())
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("dropout", ["embedding_dropout", "attention_dropout", "residual_dropout"])
+def test_each_dropout_works_in_training_only(attention, dropout):
+    model, ids = tiny_model("gpt2", attention=attention, **{dropout: 0.3}), token_ids(1, 8)
+    assert torch.equal(model(ids).logits, model(ids).logits)
+    assert_equal(model(ids).logits, tiny_model("gpt2", attention=attention)(ids).logits)
+    model.train()
+    assert (model(ids).logits - model(ids).logits).abs().max() > 0.1
+
+
+# ------------------------------------------------------------------------------------------------------------ initialization
+
+# Wide enough that a standard deviation is known to a percent.
+WIDE = {"hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 3, "vocab_size": 500, "initializer_range": 0.02}
+EVERY_BIAS = {"qkv_bias": True, "o_bias": True, "mlp_bias": True, "tie_word_embeddings": False}
+HEADS = pytest.mark.parametrize("cls", [GPTScratchModel, GPTScratchForCausalLM, GPTScratchForSequenceClassification])
+
+
+def linears(model):
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+
+
+@STYLES
+@HEADS
+def test_gpt2_initialization(style, cls):
+    torch.manual_seed(0)
+    model = cls(tiny_config(style, **WIDE, **EVERY_BIAS, num_labels=60))
+    for name, linear in linears(model):
+        residual = name.endswith(("o_proj", "down_proj"))
+        std = 0.02 / math.sqrt(2 * 3) if residual else 0.02
+        assert linear.weight.std().item() == pytest.approx(std, rel=0.05), name
+        assert abs(linear.weight.mean().item()) < 0.1 * std
+        assert linear.bias is None or (linear.bias == 0).all()
+    for name, embedding in model.named_modules():
+        if isinstance(embedding, torch.nn.Embedding):
+            assert embedding.weight.std().item() == pytest.approx(0.02, rel=0.05), name
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            assert (parameter == float(name.endswith("weight"))).all(), name
+
+
+@STYLES
+@HEADS
+def test_pytorch_initialization(style, cls):
+    torch.manual_seed(0)
+    model = cls(tiny_config(style, **WIDE, **EVERY_BIAS, num_labels=60, initialization="pytorch"))
+    for name, linear in linears(model):
+        bound = 1 / math.sqrt(linear.in_features)
+        for values in (linear.weight, linear.bias):
+            if values is not None:
+                assert 0.9 * bound < values.abs().max().item() <= bound, name
+                assert values.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.15), name
+        assert linear.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.03), name
+    for name, embedding in model.named_modules():
+        if isinstance(embedding, torch.nn.Embedding):
+            assert embedding.weight.std().item() == pytest.approx(1.0, rel=0.05), name
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            assert (parameter == float(name.endswith("weight"))).all(), name
+
+
+@pytest.mark.parametrize("initialization, std", [("gpt2", 0.02), ("pytorch", 1.0)])
+def test_a_tied_head_is_initialized_as_the_embedding(initialization, std):
+    torch.manual_seed(0)
+    model = GPTScratchForCausalLM(tiny_config("gpt2", **WIDE, initialization=initialization))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert model.lm_head.weight.std().item() == pytest.approx(std, rel=0.05)
+
+
+@pytest.mark.parametrize("initialization", ["gpt2", "pytorch"])
+@STYLES
+@HEADS
+def test_weights_missing_from_a_checkpoint_are_initialized_as_in_a_new_model(cls, style, initialization, monkeypatch):
+    """A checkpoint without a single weight, loaded over the meta device: the same draws as building the model."""
+    initialize = PreTrainedModel._initialize_weights
+
+    def seeded(self, module, *args, **kwargs):  # building the modules has drawn numbers too
+        torch.manual_seed(0)
+        return initialize(self, module, *args, **kwargs)
+
+    monkeypatch.setattr(PreTrainedModel, "_initialize_weights", seeded)
+    config = tiny_config(style, **EVERY_BIAS, initialization=initialization)
+    expected = cls(copy.deepcopy(config)).state_dict()
+    loaded = cls.from_pretrained(None, config=config, state_dict={}).state_dict()
+    assert loaded.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(loaded[name], expected[name]), name
