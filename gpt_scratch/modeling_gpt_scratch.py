@@ -488,9 +488,9 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
-    def prepare_inputs_for_generation(self, *args, **kwargs):
+    def prepare_inputs_for_generation(self, input_ids, *args, inputs_embeds=None, **kwargs):
         """As transformers' own. Here, outside of a forward that may be compiled, the end of the learned positions is in sight."""
-        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        inputs = super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
         if self.config.position_embedding_type == "learned" and inputs.get("position_ids") is not None:
             self.model._refuse_positions_beyond_the_table(inputs["position_ids"])
         return inputs
