@@ -1,6 +1,8 @@
 """Fixtures shared by all tests. Nothing here needs a network, and real data is optional."""
 
+import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported: a test that reaches out fails at once
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 SHARED = Path(os.environ.get("GPT_SCRATCH_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
@@ -17,3 +20,17 @@ def shared_data() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip(f"no real data at {SHARED / 'data'}: set GPT_SCRATCH_SHARED to the folder that holds data/")
     return SHARED / "data"
+
+
+@pytest.fixture(scope="session")
+def script():
+    """A function that imports `scripts/NAME.py` as a module."""
+
+    def load(name: str):
+        spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+        return module
+
+    return load

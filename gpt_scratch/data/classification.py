@@ -82,7 +82,9 @@ def read_labelled_texts(
     for what, values in (("text", texts), ("label", labels)):
         empty = [row for row, value in enumerate(values) if not isinstance(value, str) or not value.strip()]
         if empty:
-            raise UserError(f"{name}: empty {what} in row{'s' * (len(empty) > 1)} {_listed(empty)} (0 is the first): remove or fill them")
+            raise UserError(
+                f"{name}: empty {what} in row{'s' * (len(empty) > 1)} {_listed(empty)} (0 is the first): remove or fill them"
+            )
     return LabelledTexts(texts, labels, list(range(len(texts))))
 
 
@@ -116,7 +118,8 @@ def _columns(table: Iterable[Mapping], name: str, text_column: str | None, label
     for row in table:
         by_lower = {str(column).lower(): column for column in row}
         keys = [
-            wanted if wanted is not None else by_lower.get(default) for wanted, default in ((text_column, "text"), (label_column, "label"))
+            wanted if wanted is not None else by_lower.get(default)
+            for wanted, default in ((text_column, "text"), (label_column, "label"))
         ]
         for key, flag in zip(keys, ("text_column", "label_column")):
             if key is None or key not in row:

@@ -8,7 +8,7 @@ import codecs
 import csv
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,17 +62,26 @@ def read_pieces(files: Sequence[str], text_column: str = "text") -> Iterator[Pie
             yield from read_rows(reader(name), text_column, name)
 
 
-def read_rows(rows, text_column: str, name: str) -> Iterator[Piece]:
-    """The documents of a table (any iterable of dictionaries), one a row, as pieces."""
+def read_rows(rows: Iterable[Mapping], text_column: str, name: str) -> Iterator[Piece]:
+    """The documents of a table, one a row, as pieces."""
+    for text in texts_of_rows(rows, text_column, name):
+        yield from _cut(iter([text]))
+
+
+def texts_of_rows(rows: Iterable[Mapping], text_column: str, name: str) -> Iterator[str]:
+    """The text of each row.
+
+    Raises:
+        UserError: a row without the column, or with something else than text in it; names file and row.
+    """
     for number, row in enumerate(rows):
         if text_column not in row:
             raise UserError(
                 f"{name} row {number} has no column {text_column!r}: its columns are {', '.join(map(str, row))}; pass --text_column"
             )
-        text = row[text_column]
-        if not isinstance(text, str):
-            raise UserError(f"{name} row {number}: {text_column!r} is {type(text).__name__}, not text")
-        yield from _cut(iter([text]))
+        if not isinstance(row[text_column], str):
+            raise UserError(f"{name} row {number}: {text_column!r} is {type(row[text_column]).__name__}, not text")
+        yield row[text_column]
 
 
 def _rows_of_jsonl(name: str) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """The figures of `gpt_scratch.evaluation.classification` as a metric that `evaluate.load` opens by this file's path, without the Hub.
 
-    metric = evaluate.load(gpt_scratch.evaluation.classification.METRIC_PATH)
-    metric.compute(predictions=[[0.9, 0.1], [0.2, 0.8]], references=[0, 1])
+metric = evaluate.load(gpt_scratch.evaluation.classification.METRIC_PATH)
+metric.compute(predictions=[[0.9, 0.1], [0.2, 0.8]], references=[0, 1])
 """
 
 # evaluate reads the imports of this file with a regular expression: one a line

@@ -49,7 +49,8 @@ class ClassificationArguments:
     """The flags of `scripts/finetune_classifier.py` besides TrainingArguments."""
 
     train_file: str | None = field(
-        default=None, metadata={"help": "Labelled texts: the SMS Spam Collection (zip, tsv, no suffix), csv, jsonl, json, parquet."}
+        default=None,
+        metadata={"help": "Labelled texts: the SMS Spam Collection (zip, tsv, no suffix), csv, jsonl, json, parquet."},
     )
     validation_file: str | None = field(default=None, metadata={"help": "Labelled texts to validate on, with --split files."})
     test_file: str | None = field(default=None, metadata={"help": "Labelled texts to test on, with --split files."})
@@ -89,7 +90,9 @@ class ClassificationArguments:
     )
     lora_rank: int = field(default=16, metadata={"help": "Rank of the LoRA matrices."})
     lora_alpha: int = field(default=16, metadata={"help": "LoRA's scale is alpha / rank."})
-    class_weights: bool = field(default=False, metadata={"help": "Weight each class inversely to its share of the training rows."})
+    class_weights: bool = field(
+        default=False, metadata={"help": "Weight each class inversely to its share of the training rows."}
+    )
     max_length: int | None = field(default=None, metadata={"help": "Tokens of a text at most. Default: the model's positions."})
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after this many evaluations without a better --metric_for_best_model."}
@@ -159,9 +162,19 @@ def load_model(
     overrides = parse_config_overrides(args.config_overrides, GPTScratchConfig)
     set_seed(seed)
     if args.model_name_or_path:
-        drops = {"drop_rate", "embedding_dropout", "attention_dropout", "residual_dropout", "embd_pdrop", "attn_pdrop", "resid_pdrop"}
+        drops = {
+            "drop_rate",
+            "embedding_dropout",
+            "attention_dropout",
+            "residual_dropout",
+            "embd_pdrop",
+            "attn_pdrop",
+            "resid_pdrop",
+        }
         if overrides.keys() - drops:
-            raise UserError(f"--config_overrides {sorted(overrides.keys() - drops)[0]}: of a checkpoint only dropout can be changed")
+            raise UserError(
+                f"--config_overrides {sorted(overrides.keys() - drops)[0]}: of a checkpoint only dropout can be changed"
+            )
         try:
             tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name or args.model_name_or_path)
             model = AutoModelForSequenceClassification.from_pretrained(
@@ -207,7 +220,11 @@ def choose_trainable(model: PreTrainedModel, args: ClassificationArguments) -> P
         except ImportError as error:
             raise UserError('--trainable lora needs peft: pip install "gpt_scratch[peft]"') from error
         config = LoraConfig(
-            task_type="SEQ_CLS", r=args.lora_rank, lora_alpha=args.lora_alpha, target_modules="all-linear", modules_to_save=["score"]
+            task_type="SEQ_CLS",
+            r=args.lora_rank,
+            lora_alpha=args.lora_alpha,
+            target_modules="all-linear",
+            modules_to_save=["score"],
         )
         return get_peft_model(model, config)
     blocks = {"head": 0, "last_block": 1, "last_two_blocks": 2, "all": len(model.model.layers)}[args.trainable]
@@ -292,7 +309,9 @@ def final_metrics(trainer: Trainer, data: ClassificationData, trainable: tuple[i
             if not name.endswith(("_runtime", "_per_second", "_preparation_time")):
                 metrics[name] = value
         if split == "test":
-            write_mistakes(output / "mistakes.tsv", data.texts[split], softmax(prediction.predictions), prediction.label_ids, names)
+            write_mistakes(
+                output / "mistakes.tsv", data.texts[split], softmax(prediction.predictions), prediction.label_ids, names
+            )
             plot_confusion(metrics["test_confusion_matrix"], names, output / "confusion_matrix")
     metrics["curve"] = [
         {name: entry[name] for name in ("step", "epoch", "eval_loss", "eval_accuracy") if name in entry}
@@ -336,4 +355,3 @@ def plot_confusion(matrix: list[list[int]], names: list[str], path: Path) -> Non
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     save_figure(figure, path)
-

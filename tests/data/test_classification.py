@@ -101,7 +101,11 @@ def test_clean_splits_share_nothing_and_keep_the_classes_shares():
     assert [part.counts() for part in parts] == [{"ham": 56, "spam": 14}, {"ham": 8, "spam": 2}, {"ham": 16, "spam": 4}]
     assert sorted(row for part in parts for row in part.rows) == data.rows
     assert overlap(parts[2], parts[0]) == 0
-    assert stratified_split(data, [0.7, 0.1, 0.2], seed=1)[0].rows == parts[0].rows != stratified_split(data, [0.7, 0.1, 0.2], 2)[0].rows
+    assert (
+        stratified_split(data, [0.7, 0.1, 0.2], seed=1)[0].rows
+        == parts[0].rows
+        != stratified_split(data, [0.7, 0.1, 0.2], 2)[0].rows
+    )
     with pytest.raises(UserError, match="add up to 1"):
         stratified_split(data, [0.7, 0.2, 0.2], seed=1)
     with pytest.raises(UserError, match="'rare' has 2 texts, too few"):

@@ -1,0 +1,83 @@
+"""Classify texts: one on the command line, the lines of a file, or standard input; jsonl goes to standard output as it is ready.
+
+python scripts/classify.py runs/spam --text "You have won a prize"
+python scripts/classify.py runs/spam --file messages.txt > labels.jsonl
+python scripts/classify.py runs/spam --file messages.csv --text_column message --output labels.jsonl
+tail -f inbox.txt | python scripts/classify.py runs/spam --batch_size 1
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+
+from tqdm import tqdm
+
+import gpt_scratch  # noqa: F401  registers the model with the Auto classes
+from gpt_scratch.classify import classify_texts, load_classifier
+from gpt_scratch.data.readers import ROW_READERS, check_files, texts_of_rows
+from gpt_scratch.errors import UserError, run_script
+from gpt_scratch.files import atomic_path
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags of this script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="directory or Hub name of a classifier with its tokenizer")
+    parser.add_argument("--text", nargs="+", help="texts to classify")
+    parser.add_argument(
+        "--file", help="a text a line (txt), or a text a row (csv, jsonl, json, parquet); default: standard input"
+    )
+    parser.add_argument("--text_column", default="text", help="column of the texts in csv, jsonl, json and parquet")
+    parser.add_argument("--output", help="file to write; default: standard output")
+    parser.add_argument("--batch_size", type=int, default=32, help="texts a forward pass")
+    return parser.parse_args(argv)
+
+
+def read_texts(args: argparse.Namespace) -> Iterator[str]:
+    """The texts that the flags name, one by one.
+
+    Raises:
+        UserError: a file that is missing or not UTF-8; names it and the line.
+    """
+    if args.text:
+        yield from args.text
+        return
+    suffix = f".{args.file.rsplit('.', 1)[-1].lower()}" if args.file else ""
+    if suffix in ROW_READERS:
+        yield from texts_of_rows(ROW_READERS[suffix](args.file), args.text_column, args.file)
+        return
+    with open(args.file, "rb") if args.file else contextlib.nullcontext(sys.stdin.buffer) as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield line.decode("utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{args.file or 'standard input'} line {number} is not UTF-8 ({error.reason}): convert it"
+                ) from error
+
+
+def main(args: argparse.Namespace) -> int:
+    """Classify, write jsonl, and return the number of texts."""
+    if args.batch_size < 1:
+        raise UserError(f"--batch_size is {args.batch_size}: it must be at least 1")
+    if args.file:
+        check_files([args.file])
+    model, tokenizer = load_classifier(args.model)
+    results = classify_texts(model, tokenizer, read_texts(args), args.batch_size, window=16 if args.file else 1)
+    with contextlib.ExitStack() as stack:
+        output = sys.stdout
+        if args.output:
+            output = stack.enter_context(stack.enter_context(atomic_path(args.output)).open("w", encoding="utf-8"))
+        count = 0
+        for result in tqdm(results, unit=" texts", file=sys.stderr, disable=not sys.stderr.isatty()):
+            output.write(json.dumps(result, ensure_ascii=False) + "\n")
+            count += 1
+            if output is sys.stdout:
+                output.flush()
+    return count
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(parse(sys.argv[1:])))

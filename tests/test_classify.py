@@ -1,0 +1,98 @@
+"""Labels for a stream of texts: order, batches, padding, what is empty or too long; and the script around it."""
+
+import io
+import json
+
+import pytest
+import torch
+
+from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM, GPTScratchForSequenceClassification
+from gpt_scratch.classify import classify_texts, load_classifier
+from gpt_scratch.errors import UserError
+from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
+
+TEXTS = ["One day", "", "Anna lost her key, and it was by the river.", "a b " * 200, "key"] * 9
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("classifier")
+    tokenizer = train_byte_level_bpe(["One day, Anna lost her key. " * 20], vocab_size=300)
+    torch.manual_seed(0)
+    config = GPTScratchConfig(
+        vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.4, pad_token_id=tokenizer.pad_token_id,
+        id2label={0: "ham", 1: "spam", 2: "eggs"}, label2id={"ham": 0, "spam": 1, "eggs": 2},
+    )  # fmt: skip
+    GPTScratchForSequenceClassification(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return str(path)
+
+
+def test_batches_give_what_each_text_gets_alone_in_order(folder):
+    model, tokenizer = load_classifier(folder)
+    together = list(classify_texts(model, tokenizer, TEXTS, batch_size=4, window=3))
+    assert [result["text"] for result in together] == TEXTS
+    for result, text in zip(together, TEXTS):
+        alone = next(classify_texts(model, tokenizer, [text], batch_size=1))
+        assert result["label"] == alone["label"]
+        assert result.get("scores") == pytest.approx(alone.get("scores"), abs=1e-5)
+    assert len({result["label"] for result in together}) > 2  # more than one class, so the comparison can fail
+
+
+def test_empty_texts_are_not_judged_and_long_ones_are_cut_visibly(folder):
+    results = list(classify_texts(*load_classifier(folder), TEXTS[:5]))
+    assert results[1] == {"text": "", "label": None, "score": None, "error": "empty text"}
+    assert results[3]["cut_to"] == 64 and "cut_to" not in results[0]
+    assert sum(results[0]["scores"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_stream_is_answered_while_it_is_read(folder):
+    read = []
+
+    def stream():
+        for text in TEXTS:
+            read.append(text)
+            yield text
+
+    results = classify_texts(*load_classifier(folder), stream(), batch_size=2, window=1)
+    next(results)
+    assert len(read) == 2
+
+
+def test_a_language_model_is_no_classifier(tmp_path, folder):
+    _, tokenizer = load_classifier(folder)
+    GPTScratchForCausalLM(GPTScratchConfig(vocab_size=300, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="no trained classification head"):
+        load_classifier(str(tmp_path))
+    with pytest.raises(UserError, match="nowhere cannot be loaded"):
+        load_classifier(str(tmp_path / "nowhere"))
+
+
+def run(script, *argv: str) -> int:
+    module = script("classify")
+    return module.main(module.parse(argv))
+
+
+def test_the_script_reads_texts_files_tables_and_standard_input(script, folder, tmp_path, capsys, monkeypatch):
+    assert run(script, folder, "--text", "One day", "key") == 2
+    direct = capsys.readouterr().out
+    assert [json.loads(line)["text"] for line in direct.splitlines()] == ["One day", "key"]
+    (tmp_path / "texts.txt").write_text("One day\nkey\n", encoding="utf-8")
+    (tmp_path / "texts.csv").write_text("id,message\n0,One day\n1,key\n", encoding="utf-8")
+    run(script, folder, "--file", str(tmp_path / "texts.txt"))
+    assert capsys.readouterr().out == direct
+    run(
+        script, folder, "--file", str(tmp_path / "texts.csv"), "--text_column", "message", "--output", str(tmp_path / "out.jsonl")
+    )
+    assert (tmp_path / "out.jsonl").read_text(encoding="utf-8") == direct
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"One day\r\nkey")))
+    run(script, folder, "--batch_size", "1")
+    assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == ["One day", "key"]
+
+
+def test_bytes_that_are_not_utf8_are_named_and_leave_no_output(script, folder, tmp_path):
+    (tmp_path / "latin1.txt").write_bytes(b"fine\ncaf\xe9\n")
+    with pytest.raises(UserError, match="latin1.txt line 2 is not UTF-8"):
+        run(script, folder, "--file", str(tmp_path / "latin1.txt"), "--output", str(tmp_path / "out.jsonl"))
+    assert [path.name for path in tmp_path.iterdir()] == ["latin1.txt"]
