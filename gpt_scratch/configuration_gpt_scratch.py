@@ -147,7 +147,6 @@ class GPTScratchConfig(PreTrainedConfig):
         "layers.*.self_attn.k_proj": "colwise",
         "layers.*.self_attn.v_proj": "colwise",
         "layers.*.self_attn.o_proj": "rowwise",
-        "layers.*.mlp.gate_proj": "colwise",
         "layers.*.mlp.up_proj": "colwise",
         "layers.*.mlp.down_proj": "rowwise",
     }
@@ -208,6 +207,8 @@ class GPTScratchConfig(PreTrainedConfig):
         if self.vocab_size <= 50256:
             self.bos_token_id = None if self.bos_token_id == 50256 else self.bos_token_id
             self.eos_token_id = None if self.eos_token_id == 50256 else self.eos_token_id
+        if self.mlp_type == "gated":
+            self.base_model_tp_plan = {**self.base_model_tp_plan, "layers.*.mlp.gate_proj": "colwise"}
         self.auto_map = {**(kwargs.pop("auto_map", None) or {}), **AUTO_MAP}
 
         if self.position_embedding_type != "rope":
@@ -256,7 +257,7 @@ class GPTScratchConfig(PreTrainedConfig):
                 refuse(f"{name} is {value}: it must be at least 1")
 
     def validate_architecture(self):
-        """Checks across fields, made when the configuration is built and, by `@strict`, whenever it is saved."""
+        """Checks across fields, made when a configuration is built, when a model is built from it, and when it is saved."""
         self._refuse_impossible_sizes()
         if self.num_attention_heads % self.num_key_value_heads:
             refuse(
@@ -277,6 +278,8 @@ class GPTScratchConfig(PreTrainedConfig):
             refuse(f"hidden_act is {self.hidden_act!r}: unknown activation; choose one of {', '.join(sorted(ACT2FN))}")
         if self.position_embedding_type == "rope":
             self._refuse_impossible_rope()
+        elif self.rope_parameters is not None:
+            refuse(f'rope_parameters is {self.rope_parameters}: rotary settings need position_embedding_type="rope"')
 
     def _refuse_impossible_rope(self) -> None:
         if self.head_dim % 2:

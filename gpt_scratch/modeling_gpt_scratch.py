@@ -268,6 +268,10 @@ class GPTScratchPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": GPTScratchBlock, "attentions": GPTScratchAttention}
 
+    def __init__(self, config: GPTScratchConfig):
+        config.validate_architecture()  # once more: from_pretrained(..., hidden_act="...") changes it after it was built
+        super().__init__(config)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initialize the parameters of one module.

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from tiny_models import tiny_model
 from transformers import AutoConfig, GPT2Config
 
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
@@ -251,3 +252,27 @@ def test_a_value_changed_later_is_refused_when_saved(tmp_path):
     config.hidden_act = "gellu"
     with pytest.raises(StrictDataclassError, match="gellu"):
         config.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes, word",
+    [
+        ({"hidden_act": "gellu"}, "gellu"),
+        ({"attention_dropout": 1.5}, "1.5"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
+    ],
+)
+def test_a_value_changed_later_is_refused_when_a_model_is_built(changes, word, tmp_path):
+    model = tiny_model("gpt2")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(GPTScratchConfigError, match=word):
+        GPTScratchForCausalLM.from_pretrained(tmp_path, **changes)
+
+
+def test_the_sharding_plan_names_the_layers_there_are():
+    for style in ("gpt2", "llama"):
+        config = tiny_model(style).config
+        names = {name for name, _ in tiny_model(style).model.named_parameters()}
+        assert {plan.replace("*", "0") + ".weight" for plan in config.base_model_tp_plan} <= names
+        assert ("layers.*.mlp.gate_proj" in config.base_model_tp_plan) == (style == "llama")
+        assert "base_model_tp_plan" not in config.to_dict()
