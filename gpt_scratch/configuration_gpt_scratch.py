@@ -294,7 +294,8 @@ class GPTScratchConfig(PreTrainedConfig):
                 refuse(f"rope_parameters has no {name}: rope_type {rope_type!r} needs {', '.join(needed)}")
             if type(rope[name]) not in (int, float) or not 0 < rope[name] < float("inf"):
                 refuse(f"rope_parameters {name} is {rope[name]!r}: it must be a number above 0")
-        for name in rope.keys() - {"rope_type", "type", *needed}:  # "type" is the older name of rope_type
+        # "type" is the older name of rope_type; what a model was trained with before is said by some, and used by llama3.
+        for name in rope.keys() - {"rope_type", "type", "original_max_position_embeddings", *needed}:
             refuse(f"rope_parameters {name} is {rope[name]!r}: rope_type {rope_type!r} knows only {', '.join(needed)}")
         if rope.get("factor", 1) < 1:
             refuse(f"rope_parameters factor is {rope['factor']}: it stretches the positions, so it must be at least 1")

@@ -106,3 +106,54 @@ def _rows(values: dict[str, Any]) -> str:
 def _cell(value: Any) -> str:
     text = f"{value:,.4f}".rstrip("0").rstrip(".") if isinstance(value, float) and abs(value) >= 1e-3 else str(value)
     return " ".join(text.split()).replace("|", "\\|")
+
+
+CONVERSION_CARD = """---
+{metadata}
+---
+
+# {title}
+
+Weights converted by [gpt_scratch](https://pypi.org/project/gpt_scratch/) from the format `{format}`. What they were trained on, and under which
+license they may be used, is told where they came from.
+
+## Use
+
+```python
+from transformers import {auto}, AutoTokenizer
+
+model = {auto}.from_pretrained("PATH_OR_NAME", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("PATH_OR_NAME")
+```
+
+## Conversion
+
+| measured | value |
+|---|---|
+{proof}
+
+{notes}
+"""
+
+
+def write_conversion_card(output_dir: str, title: str, record: dict[str, Any]) -> None:
+    """Write `README.md` into a converted checkpoint's directory from what its `conversion.json` holds."""
+    language_model = "greedy_tokens_equal" in record["proof"] or record["proof"]["tied"]
+    task, auto = (
+        ("text-generation", "AutoModelForCausalLM")
+        if language_model
+        else ("text-classification", "AutoModelForSequenceClassification")
+    )
+    metadata = ModelCardData(
+        library_name="transformers", pipeline_tag=task, tags=["gpt_scratch", "custom_code"], model_name=title
+    )
+    card = CONVERSION_CARD.format(
+        metadata=metadata.to_yaml(),
+        title=title,
+        format=record["format"],
+        auto=auto,
+        proof=_rows(record["proof"]),
+        notes="\n".join(f"- {note}" for note in record["notes"]),
+    )
+    with atomic_path(Path(output_dir) / "README.md") as temporary:
+        temporary.write_text(card, encoding="utf-8")

@@ -1,0 +1,100 @@
+"""Bring a GPT from another format into a directory that AutoModelForCausalLM loads, with a proof that it computes the same; or back again.
+
+python scripts/convert_checkpoint.py gpt2/124M converted/gpt2-124m                 # OpenAI's TensorFlow checkpoint
+python scripts/convert_checkpoint.py --download 124M converted/gpt2-124m           # fetched first, into ./124M
+python scripts/convert_checkpoint.py path/to/hf-gpt2-or-llama converted/mine       # transformers' directories, or a Hub name
+python scripts/convert_checkpoint.py SmolLM2-135M-Instruct-Q4_1.gguf converted/smollm2
+python scripts/convert_checkpoint.py model.pth converted/book --tokenizer gpt2/124M --config_overrides n_heads=12
+python scripts/convert_checkpoint.py ckpt.pt converted/nanogpt --tokenizer gpt2/124M
+python scripts/convert_checkpoint.py converted/mine stock --to gpt2                # for vLLM, llama.cpp, MLX: also --to llama
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from gpt_scratch import GPTScratchConfig
+from gpt_scratch.conversion.convert import export_weights, import_weights
+from gpt_scratch.conversion.formats import FORMATS, Options, recognize
+from gpt_scratch.conversion.verify import parse_size, reference_evidence, verify
+from gpt_scratch.errors import UserError, run_script
+from gpt_scratch.files import atomic_directory, write_json
+from gpt_scratch.hub.cards import write_conversion_card
+from gpt_scratch.training.arguments import parse_config_overrides
+from gpt_scratch.training.run import describe_environment
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags of this script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", nargs="?", help="checkpoint: a file, a directory, a TensorFlow prefix or .index, or a Hub name")
+    parser.add_argument("output", help="directory to write; must not exist or be empty")
+    parser.add_argument(
+        "--format", default="auto", choices=["auto", *FORMATS], help="of the source; auto recognizes it and says why"
+    )
+    parser.add_argument(
+        "--to", choices=["gpt2", "llama"], help="write a stock transformers checkpoint from one of this package's"
+    )
+    parser.add_argument(
+        "--download", choices=["124M", "355M", "774M", "1558M"], help="fetch OpenAI's checkpoint of this size first"
+    )
+    parser.add_argument(
+        "--tokenizer", help="directory or Hub name of the tokenizer to put beside the weights, where the source has none"
+    )
+    parser.add_argument("--config_overrides", help="what the file does not tell, e.g. n_heads=12")
+    parser.add_argument("--lora_alpha", type=float, help="alpha of the book's LoRA layers, which are merged")
+    parser.add_argument("--lora_scaling", choices=["alpha", "alpha_over_rank"], help="how the book's LoRA layers were scaled")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights that are written; default: the source's"
+    )
+    parser.add_argument("--max_shard_size", default="5GB", help="data of one safetensors file, e.g. 500MB")
+    parser.add_argument("--overwrite", action="store_true", help="replace a directory that is not empty")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> dict:
+    """Convert and verify; returns the proof. On any error nothing is left in the output directory's place."""
+    if args.download:
+        from gpt_scratch.conversion.openai_download import download_openai_checkpoint
+
+        args.source = str(download_openai_checkpoint(args.download, args.source or args.download))
+    if args.source is None:
+        raise UserError("name the checkpoint to convert, or --download one")
+    max_shard_bytes = parse_size(args.max_shard_size)
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    options = Options(
+        parse_config_overrides(args.config_overrides, GPTScratchConfig), args.lora_alpha, args.lora_scaling, args.tokenizer
+    )
+    with atomic_directory(args.output, args.overwrite) as folder:
+        checkpoint = recognize(args.source, options, args.format)
+        print(f"{args.source}: format {checkpoint.format}, {checkpoint.reason}")
+        for note in checkpoint.notes:
+            print(f"note: {note}")
+        if checkpoint.format == "gpt_scratch" and args.to is None:
+            raise UserError(f"{args.source} is a checkpoint of this package already: pass --to gpt2 or --to llama")
+        if checkpoint.format != "gpt_scratch" and args.to is not None:
+            raise UserError(f"--to {args.to} starts from a checkpoint of this package: convert {args.source} without --to first")
+        if args.to:
+            export_weights(Path(args.source), checkpoint, folder, args.to, dtype, max_shard_bytes)
+            reference = {"path": args.source}
+        else:
+            import_weights(checkpoint, folder, dtype, max_shard_bytes)
+            reference = checkpoint.reference
+        checkpoint.source = None  # what it keeps mapped is not needed for the proof
+        proof = verify(folder, checkpoint.head, reference_evidence(reference, checkpoint.head))
+        record = {"format": checkpoint.format, "to": args.to, "notes": checkpoint.notes, "proof": proof.as_dict()}
+        write_json(folder / "conversion.json", record | {"environment": describe_environment()})
+        if not args.to:
+            write_conversion_card(str(folder), Path(args.output).resolve().name, record)
+    print(proof)
+    if checkpoint.tokenizer is None:
+        print("no tokenizer was found beside the source: pass --tokenizer to put one into the directory")
+    print(f"written to {args.output}")
+    return proof.as_dict()
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(parse(sys.argv[1:])))
