@@ -1,41 +1,315 @@
-"""Byte-level BPE for a text of one's own, trained by the `tokenizers` library, ready for AutoTokenizer."""
+"""Byte-level byte-pair encoding from scratch: training, encoding and decoding in Python, saved as a `tokenizer.json`.
 
-from collections.abc import Iterable
+Text is cut into pieces (`pretokenization`), each piece is the bytes of its UTF-8, and the pair of neighbours that is most frequent in
+the training text becomes one token, again and again (Sennrich et al. 2016, section 3.2; on bytes: Radford et al. 2019, section 2.2).
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+Merges and ids are those that the Rust library `tokenizers` learns and gives, tie for tie, so `to_fast()` is the same tokenizer in the
+ecosystem's form, and nothing of this file is needed to use it.
+"""
+
+import gc
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from heapq import heapify, heappop, heappush
+from itertools import chain, pairwise
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import UserError
+from ..files import atomic_directory
+from .byte_pair_training import BYTE_ORDER, Pair, count_pieces, learn_merges
+from .pretokenization import GPT2_PATTERN, splitter
 
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|pad|>"
+SPACE = "Ġ"  # how a space is written in a token: GPT-2's byte 32, and the book's character for it
+# GPT-2 writes a token as text with one visible character a byte: the byte's own where it has one, the next unused one otherwise.
+CHARACTER_OF_BYTE = {byte: chr(byte) if place < 188 else chr(256 + place - 188) for place, byte in enumerate(BYTE_ORDER)}
+BYTE_OF_CHARACTER = {character: byte for byte, character in CHARACTER_OF_BYTE.items()}
 
 
-def train_byte_level_bpe(texts: Iterable[str], vocab_size: int, model_max_length: int = 1024) -> PreTrainedTokenizerFast:
-    """A tokenizer with GPT-2's byte alphabet and pre-tokenization (Radford et al. 2019, section 2.2) and merges learned from `texts`.
+def train_byte_pair(
+    texts: Iterable[str],
+    vocab_size: int,
+    min_frequency: int = 2,
+    special_tokens: Sequence[str] = (END_OF_TEXT, PADDING),
+) -> "BytePairTokenizer":
+    """A byte-level BPE for `texts`, with GPT-2's pre-tokenization.
 
-    Ids: `<|endoftext|>` (beginning, end and unknown) is 0, `<|pad|>` is 1, the 256 bytes follow, then the merges in the order in which they
-    were learned. There are fewer than `vocab_size` tokens where the text holds no more pairs.
+    Ids, as in GPT-2: 0 to 255 are the bytes in GPT-2's order, then come the merges in the order learned, then the special tokens.
+    `special_tokens` count towards `vocab_size`. There are fewer tokens where no pair occurs `min_frequency` times any more.
 
     Raises:
-        UserError: a vocabulary too small for the bytes, or no text.
+        UserError: a vocabulary that has no room for the bytes and the special tokens, text with lone surrogates, no text.
     """
-    if vocab_size < 258:
-        raise UserError(f"vocab_size is {vocab_size}: a byte-level BPE needs at least 258, for 256 bytes and 2 special tokens")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT, PADDING],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        unk_token=END_OF_TEXT,
-        pad_token=PADDING,
-        model_max_length=model_max_length,
-    )
+    special_tokens = list(dict.fromkeys(special_tokens))
+    if vocab_size < 256 + len(special_tokens):
+        raise UserError(
+            f"vocab_size is {vocab_size}: a byte-level BPE needs at least {256 + len(special_tokens)}, "
+            f"for 256 bytes and {len(special_tokens)} special tokens"
+        )
+    if vocab_size > 1_000_000:
+        raise UserError(f"vocab_size is {vocab_size:,}: at most 1,000,000 tokens can be learned")
+    collecting = gc.isenabled()
+    gc.disable()  # many small lists and none in a cycle: looking for garbage among them costs a tenth of the time
+    try:
+        counts = count_pieces(texts)
+        if not counts:
+            raise UserError("there is no text to train a tokenizer on")
+        learned, merges = learn_merges(counts, vocab_size - len(special_tokens), min_frequency)
+    except UnicodeEncodeError as error:
+        raise UserError(f"the text holds a lone surrogate, {error.object[error.start]!r}: it is not valid Unicode") from error
+    finally:
+        if collecting:
+            gc.enable()
+    tokens = ["".join(CHARACTER_OF_BYTE[byte] for byte in token) for token in learned]
+    special = {token: len(tokens) + number for number, token in enumerate(special_tokens)}
+    return BytePairTokenizer({**dict(enumerate(tokens)), **{id: token for token, id in special.items()}}, merges, special)
+
+
+def train_byte_level_bpe(
+    texts: Iterable[str],
+    vocab_size: int,
+    min_frequency: int = 2,
+    special_tokens: Sequence[str] = (END_OF_TEXT, PADDING),
+    model_max_length: int = 1024,
+) -> PreTrainedTokenizerFast:
+    """[`train_byte_pair`] in the form that models are trained with: `save_pretrained` writes a `tokenizer.json` for AutoTokenizer.
+
+    `<|endoftext|>` is beginning, end and unknown token, as in GPT-2; `<|pad|>` is a token of its own, so that it is never a word.
+    """
+    return train_byte_pair(texts, vocab_size, min_frequency, special_tokens).to_fast(model_max_length)
+
+
+# ---------------------------------------------------------------------------------------------------------------------------
+# Encoding and decoding
+
+
+class BytePairTokenizer:
+    """A vocabulary, its merges and how to use them.
+
+    Args:
+        tokens: id -> token, special tokens included, written as in `tokenizer.json`: one visible character a byte.
+        merges: (left id, right id) -> id of their union, in the order in which they are preferred.
+        special_tokens: token -> id of those that are found in the text before it is cut into pieces.
+        pattern: pre-tokenization, a regular expression of one piece; `None`: none, the text is one piece.
+        byte_level: tokens are made of bytes (any text can be encoded); otherwise of characters, where a space is written as `Ġ`, as
+            the book's own BPE has it, and a character without token becomes `<|endoftext|>`.
+    """
+
+    def __init__(
+        self,
+        tokens: Mapping[int, str],
+        merges: Mapping[Pair, int],
+        special_tokens: Mapping[str, int],
+        pattern: str | None = GPT2_PATTERN,
+        byte_level: bool = True,
+    ):
+        self.tokens = dict(tokens)
+        self.merges = dict(merges)
+        self.special_tokens = dict(special_tokens)
+        self.pattern = pattern
+        self.byte_level = byte_level
+        self._split = splitter(pattern)
+        self._ranked = {pair: (rank, union) for rank, (pair, union) in enumerate(self.merges.items())}
+        self._pieces = _PieceCache(self)
+        # The longest of several special tokens that begin at the same place.
+        longest_first = sorted(self.special_tokens, key=len, reverse=True)
+        self._special = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def encode(self, text: str, split_special_tokens: bool = False) -> list[int]:
+        """The ids of `text`; those that AutoTokenizer gives for the saved tokenizer.
+
+        Args:
+            split_special_tokens: read special tokens in the text as ordinary text.
+
+        Raises:
+            UserError: `text` holds half of a surrogate pair, which no UTF-8 can express; names it and its place.
+        """
+        if self._special is None or split_special_tokens:
+            return self._encode_ordinary(text)
+        ids: list[int] = []
+        for part in self._special.split(text):
+            special_id = self.special_tokens.get(part)
+            ids += self._encode_ordinary(part) if special_id is None else [special_id]
+        return ids
+
+    def _encode_ordinary(self, text: str) -> list[int]:
+        if not self.byte_level:
+            text = text.replace(" ", SPACE)
+        try:
+            return list(chain.from_iterable(map(self._pieces.__getitem__, self._split(text))))
+        except UnicodeEncodeError:
+            place = re.search("[\ud800-\udfff]", text)
+            assert place is not None
+            raise UserError(
+                f"the text holds a lone surrogate, {place.group()!r}, at character {place.start()}: it is not valid Unicode; "
+                "read the file as UTF-8 with errors='replace'"
+            ) from None
+
+    def encode_piece(self, piece: str) -> list[int]:
+        """The ids of one piece of the pre-tokenization: merge the neighbours of lowest rank, leftmost first, until none is left.
+
+        Symbols form a linked list over their places, and candidates wait in a heap, so that a long piece takes n log n steps.
+        """
+        ids = self._symbols(piece)
+        ranked = self._ranked.get
+        queue = [(found[0], place, found[1]) for place, found in enumerate(map(ranked, pairwise(ids))) if found is not None]
+        heapify(queue)
+        length = len(ids)
+        after, before = list(range(1, length + 1)), list(range(-1, length - 1))
+        gone = -1
+        while queue:
+            _, place, union = heappop(queue)
+            next_place = after[place]
+            if ids[place] == gone or next_place == length or ranked((ids[place], ids[next_place]), (0, gone))[1] != union:
+                continue  # one of the two has been merged with another since
+            ids[place], ids[next_place] = union, gone
+            next_place = after[place] = after[next_place]
+            if next_place < length:
+                before[next_place] = place
+                found = ranked((union, ids[next_place]))
+                if found is not None:
+                    heappush(queue, (found[0], place, found[1]))
+            previous_place = before[place]
+            if previous_place >= 0:
+                found = ranked((ids[previous_place], union))
+                if found is not None:
+                    heappush(queue, (found[0], previous_place, found[1]))
+        return [id for id in ids if id != gone]
+
+    def _symbols(self, piece: str) -> list[int]:
+        if self.byte_level:
+            return list(map(self._id_of_byte.__getitem__, piece.encode()))
+        return [self._id_of_character(character) for character in piece]
+
+    @cached_property
+    def _id_of_byte(self) -> list[int]:
+        ids = {token: id for id, token in reversed(self.tokens.items())}
+        return [ids[CHARACTER_OF_BYTE[byte]] for byte in range(256)]
+
+    def _id_of_character(self, character: str) -> int:
+        id = self._characters.get(character, self.special_tokens.get(END_OF_TEXT))
+        if id is None:
+            raise UserError(f"the tokenizer has no token for the character {character!r}, and no {END_OF_TEXT} to stand for it")
+        return id
+
+    @cached_property
+    def _characters(self) -> dict[str, int]:
+        return {token: id for id, token in reversed(self.tokens.items()) if len(token) == 1}
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
+        """The text of `ids`. Bytes that are not valid UTF-8, such as the first half of a character, become U+FFFD.
+
+        Raises:
+            UserError: an id that the tokenizer does not have.
+        """
+        skipped = set(self.special_tokens.values()) if skip_special_tokens else set()
+        try:
+            content = b"".join([self._content[id] for id in ids if id not in skipped])
+        except KeyError as error:
+            raise UserError(f"the tokenizer has no token {error.args[0]}: its ids go from 0 to {max(self.tokens)}") from error
+        return content.decode("utf-8", errors="replace")
+
+    @cached_property
+    def _content(self) -> dict[int, bytes]:
+        """id -> UTF-8."""
+        if not self.byte_level:
+            return {id: token.replace(SPACE, " ").encode() for id, token in self.tokens.items()}
+        special = set(self.special_tokens.values())
+        return {
+            id: token.encode() if id in special else bytes(map(BYTE_OF_CHARACTER.__getitem__, token))
+            for id, token in self.tokens.items()
+        }
+
+    # -----------------------------------------------------------------------------------------------------------------------
+    # The ecosystem's form
+
+    def to_fast(self, model_max_length: int = 1024) -> PreTrainedTokenizerFast:
+        """The same tokenizer on the Rust library, for models, data sets and AutoTokenizer.
+
+        Raises:
+            UserError: it has no such form: two tokens are spelled alike, or the ids are not 0 to n - 1.
+        """
+        vocabulary: dict[str, int] = {}
+        for id, token in self.tokens.items():
+            if token in vocabulary:
+                raise UserError(
+                    f"tokens {vocabulary[token]} and {id} are both {token!r}: tokenizer.json holds each token once; "
+                    "train the tokenizer again, here or with tokenizers, which gives a token that is formed twice one id"
+                )
+            vocabulary[token] = id
+        if sorted(self.tokens) != list(range(len(self.tokens))):
+            missing = next(id for id in range(len(self.tokens)) if id not in self.tokens)
+            raise UserError(f"there is no token {missing} but one with id {max(self.tokens)}: a model needs ids without holes")
+        merges = [(self.tokens[left], self.tokens[right]) for left, right in self.merges]
+        has_end = END_OF_TEXT in self.special_tokens
+        backend = Tokenizer(models.BPE(vocabulary, merges, unk_token=END_OF_TEXT if has_end and not self.byte_level else None))
+        cut = pre_tokenizers.Split(Regex(self.pattern), "isolated") if self.pattern is not None else None
+        if self.byte_level:
+            if self.pattern == GPT2_PATTERN:
+                backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+            else:
+                to_characters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+                backend.pre_tokenizer = pre_tokenizers.Sequence([cut, to_characters]) if cut else to_characters
+            backend.post_processor = processors.ByteLevel(trim_offsets=False)
+            backend.decoder = decoders.ByteLevel()
+        else:
+            backend.normalizer = normalizers.Replace(" ", SPACE)
+            backend.pre_tokenizer = cut
+            backend.decoder = decoders.Replace(SPACE, " ")
+        backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in self.special_tokens])
+        roles = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT) if has_end else {}
+        if PADDING in self.special_tokens:
+            roles["pad_token"] = PADDING
+        return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=model_max_length, **roles)
+
+    @classmethod
+    def from_fast(cls, tokenizer: PreTrainedTokenizerFast) -> "BytePairTokenizer":
+        """The from-scratch form of a byte-level BPE that AutoTokenizer has loaded, such as GPT-2's.
+
+        Raises:
+            UserError: a tokenizer of another kind.
+        """
+        form = json.loads(tokenizer.backend_tokenizer.to_str())
+        model, steps = form["model"], form["pre_tokenizer"]
+        steps = steps["pretokenizers"] if steps and steps["type"] == "Sequence" else [steps]
+        if model["type"] != "BPE" or form["normalizer"] or not steps[-1] or steps[-1]["type"] != "ByteLevel" or len(steps) > 2:
+            raise UserError("not a byte-level BPE without normalization: it cannot be read from scratch")
+        pattern = GPT2_PATTERN if steps[-1]["use_regex"] else steps[0]["pattern"]["Regex"] if len(steps) == 2 else None
+        if steps[-1]["add_prefix_space"]:
+            raise UserError("the tokenizer puts a space before the text (add_prefix_space): it cannot be read from scratch")
+        ids = model["vocab"]
+        special = {token["content"]: token["id"] for token in form["added_tokens"]}
+        tokens = {**{id: token for token, id in ids.items()}, **{id: token for token, id in special.items()}}
+        merges = {(ids[left], ids[right]): ids[left + right] for left, right in model["merges"]}
+        return cls(tokens, merges, special, pattern)
+
+    def save_pretrained(self, directory: str | os.PathLike, model_max_length: int = 1024, overwrite: bool = False) -> None:
+        """Write `tokenizer.json` and `tokenizer_config.json` for AutoTokenizer, the whole directory or nothing."""
+        fast = self.to_fast(model_max_length)
+        with atomic_directory(directory, overwrite) as temporary:
+            fast.save_pretrained(temporary)
+
+
+class _PieceCache(dict[str, list[int]]):
+    """piece -> ids, filled as pieces are asked for; emptied when full, so that no text can make it grow without bound."""
+
+    CAPACITY, LONGEST = 1 << 17, 256  # entries, characters
+
+    def __init__(self, tokenizer: BytePairTokenizer):
+        self.encode_piece = tokenizer.encode_piece
+
+    def __missing__(self, piece: str) -> list[int]:
+        ids = self.encode_piece(piece)
+        if len(piece) <= self.LONGEST:
+            if len(self) >= self.CAPACITY:
+                self.clear()
+            self[piece] = ids
+        return ids

@@ -64,7 +64,7 @@ def split_gpt2(text: str) -> list[str]:
 
 def _as_oniguruma_reads(text: str) -> str:
     """`text` itself, or of the same length with the letters and numbers that only `regex` knows masked."""
-    if text.isascii() or _unknown_to_oniguruma().isdisjoint(text):
+    if text.isascii() or _unknown_to_oniguruma().isdisjoint(set(text)):
         return text
     return text.translate(dict.fromkeys(map(ord, _unknown_to_oniguruma()), _UNKNOWN))
 

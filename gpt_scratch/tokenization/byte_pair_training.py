@@ -1,0 +1,142 @@
+"""Learning byte-pair merges: the training half of [`BytePairTokenizer`].
+
+The pairs' counts are kept current instead of counted anew after each merge (minbpe counts anew), so that a merge visits only the words
+that hold its pair. On 1 MB of text this pure Python is faster than the Rust trainer of `tokenizers`, whose merges it learns tie for tie.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from heapq import heapify, heappop, heappush, heapreplace
+from itertools import chain, pairwise, repeat
+from operator import add
+
+from .pretokenization import split_gpt2
+
+Pair = tuple[int, int]
+
+
+def _gpt2_byte_order() -> list[int]:
+    """The 256 bytes in the order of GPT-2's ids: those that Latin-1 shows as a visible character, then the rest."""
+    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    return visible + [byte for byte in range(256) if byte not in visible]
+
+
+BYTE_ORDER = _gpt2_byte_order()
+_WORD_THEN_NEWLINE = re.compile(r"\S\n")
+
+
+def count_pieces(texts: Iterable[str]) -> Counter[str]:
+    """How often each piece of GPT-2's pre-tokenization occurs. Special tokens in the text count as text, as in `tokenizers`."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        for part in _parts(text):
+            counts.update(split_gpt2(part))
+    return counts
+
+
+def _parts(text: str, length: int = 1 << 22) -> Iterator[str]:
+    """`text` in parts of about `length` characters, to bound the memory; cut before a newline after a word, where pieces end anyway."""
+    start = 0
+    while place := _WORD_THEN_NEWLINE.search(text, start + length):
+        yield text[start : place.end() - 1]
+        start = place.end() - 1
+    yield text[start:]
+
+
+def learn_merges(piece_counts: Mapping[str, int], vocab_size: int, min_frequency: int = 2) -> tuple[list[bytes], dict[Pair, int]]:
+    """Learn byte-pair merges, as `tokenizers`' `BpeTrainer` learns them.
+
+    Args:
+        piece_counts: pieces of text and how often each occurs.
+        vocab_size: tokens to stop at, the 256 bytes included.
+        min_frequency: a pair that occurs less often is not merged.
+
+    Returns:
+        The tokens' bytes by id, bytes first in GPT-2's order; and the merges in the order learned: (left id, right id) -> id of the
+        union. Among equally frequent pairs the one with the smallest ids comes first.
+
+    Example:
+
+    ```python
+    >>> tokens, merges = learn_merges({"low": 5, "lower": 2, "newest": 6, "widest": 3}, vocab_size=260)
+    >>> tokens[256:]
+    [b'es', b'est', b'lo', b'low']
+    ```
+    """
+    # A word is a string of one character a token, chr(id), so that the string methods find and replace pairs at the speed of C.
+    # chr(256) marks both ends of a word, and the ids from 256 on are shifted by one to make room for it.
+    end = chr(256)
+    tokens = [bytes([byte]) for byte in BYTE_ORDER]
+    to_ids = bytes(BYTE_ORDER.index(byte) for byte in range(256))
+    words = [f"{end}{piece.encode().translate(to_ids).decode('latin-1')}{end}" for piece in piece_counts]
+    frequency = list(piece_counts.values()).__getitem__
+
+    # The inverted index: in which words a pair occurs, once for each occurrence. Places may become stale; counts may not.
+    places: dict[str, list[int]] = defaultdict(list)
+    joined = "".join(words)
+    for pair, word in zip(map(add, joined, joined[1:]), chain.from_iterable(map(repeat, range(len(words)), map(len, words)))):
+        places[pair].append(word)
+    counts = {pair: sum(map(frequency, where)) for pair, where in places.items() if end not in pair}
+    # Ordered by count, then by the pair's ids. An entry whose count has fallen since is put back when it comes up.
+    heap = [(-count, pair, places[pair]) for pair, count in counts.items()]
+    heapify(heap)
+
+    merges: dict[Pair, int] = {}
+    while heap and len(tokens) < vocab_size:
+        negative_count, pair, where = heap[0]
+        count = counts[pair]
+        if count != -negative_count:
+            heapreplace(heap, (-count, pair, where))
+            continue
+        if count < max(min_frequency, 1):
+            break
+        heappop(heap)
+        left, right = pair[0], pair[1]
+        ids_of_pair = (ord(left) - (left > end), ord(right) - (right > end))
+        # No other pair spells this token already: merges inside a span that ends as one token are the same wherever it occurs.
+        merges[ids_of_pair] = len(tokens)
+        new = chr(len(tokens) + 1)
+        tokens.append(tokens[ids_of_pair[0]] + tokens[ids_of_pair[1]])
+
+        before, after, doubled = _replace_pair(words, where, pair, new)
+        before.pop(end, None)
+        after.pop(end, None)
+        for places_of_new, old_pair, new_pair in (
+            *((where, character + left, character + new) for character, where in before.items()),
+            *((where, right + character, new + character) for character, where in after.items()),
+            *([(doubled, right + left, new + new)] if doubled else ()),
+        ):
+            count = sum(map(frequency, places_of_new))
+            counts[old_pair] -= count
+            counts[new_pair] = count
+            heappush(heap, (-count, new_pair, places_of_new))
+    return tokens, merges
+
+
+def _replace_pair(words: list[str], where: list[int], pair: str, new: str):
+    """Replace `pair` by `new` in the words `where`, in place.
+
+    Returns the words where a character stands before `new`, by character; the same after it; and those with `new` twice in a row, where
+    the end of one pair met the beginning of the next. A word is listed once for each occurrence.
+    """
+    before: dict[str, list[int]] = defaultdict(list)
+    after: dict[str, list[int]] = defaultdict(list)
+    doubled: list[int] = []
+    for number in where:
+        parts = words[number].split(pair)
+        if len(parts) == 2:
+            first, last = parts
+            words[number] = first + new + last
+            before[first[-1]].append(number)
+            after[last[0]].append(number)
+        elif len(parts) > 2:
+            words[number] = new.join(parts)
+            for first, last in pairwise(parts):  # both ends of a word hold its marker, so only an inner part can be empty
+                if first:
+                    before[first[-1]].append(number)
+                if last:
+                    after[last[0]].append(number)
+                else:
+                    doubled.append(number)
+    return before, after, doubled
