@@ -85,7 +85,7 @@ def main(args: argparse.Namespace) -> dict:
             reference = checkpoint.reference
         checkpoint.source = None  # what it keeps mapped is not needed for the proof
         proof = verify(folder, checkpoint.head, reference_evidence(reference, checkpoint.head))
-        record = {"format": checkpoint.format, "to": args.to, "notes": checkpoint.notes, "proof": proof.as_dict()}
+        record = {"format": checkpoint.format, "to": args.to, "head": checkpoint.head, "notes": checkpoint.notes, "proof": proof.as_dict()}
         write_json(folder / "conversion.json", record | {"environment": describe_environment()})
         if not args.to:
             write_conversion_card(str(folder), Path(args.output).resolve().name, record)

@@ -24,6 +24,7 @@ import sys
 from transformers import DataCollatorWithPadding, EarlyStoppingCallback, Trainer
 
 from gpt_scratch.errors import UserError, run_script
+from gpt_scratch.hub.cards import write_classifier_card
 from gpt_scratch.training.arguments import (
     ScratchTrainingArguments,
     check_output_directory,

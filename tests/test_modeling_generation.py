@@ -86,19 +86,19 @@ def test_scores_are_the_logits(style):
 
 
 @STYLES
-def test_beam_search_finds_at_least_what_greedy_finds(style):
-    model, ids = tiny_model(style), token_ids(2, 5)
-
-    def log_probability(sequences: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            steps = model(sequences).logits.log_softmax(-1)[:, 4:-1]
-        return steps.gather(-1, sequences[:, 5:, None]).sum((1, 2))
-
-    beams = greedy(model, ids, num_beams=4, num_return_sequences=2, return_dict_in_generate=True, output_scores=True)
-    scores = log_probability(beams.sequences)
-    assert_equal(beams.sequences_scores * 8, scores, 1e-4)  # the score is the mean over 8 new tokens
-    best = scores.view(2, 2)[:, 0]
-    assert (best >= log_probability(greedy(model, ids)) - 1e-4).all()
+def test_beam_search_as_wide_as_the_vocabulary_finds_the_best_of_all(style):
+    """Two tokens: all 61 * 61 continuations can be looked at."""
+    model, ids = tiny_model(style), token_ids(1, 5)
+    with torch.no_grad():
+        every = torch.cat((ids.expand(61, -1), torch.arange(61)[:, None]), dim=1)
+        steps = model(every).logits.log_softmax(-1)
+        scores = steps[0, 4, :, None] + steps[:, 5]  # (first token, second token)
+    out = greedy(model, ids, 2, num_beams=61, num_return_sequences=3, return_dict_in_generate=True, output_scores=True)
+    best = scores.flatten().topk(3)
+    assert [row[5] * 61 + row[6] for row in out.sequences.tolist()] == best.indices.tolist()
+    assert_equal(out.sequences_scores * 2, best.values)  # the score is the mean over the new tokens
+    few = greedy(model, token_ids(3, 5), 8, num_beams=4)
+    assert torch.equal(few, greedy(model, token_ids(3, 5), 8, num_beams=4, use_cache=False))
 
 
 @STYLES

@@ -11,12 +11,15 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError
 
+# safetensors' names of the dtypes that are read and written.
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
 
 class Source(Protocol):
     """Named tensors of a checkpoint."""
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every tensor."""
+    def describe(self) -> dict[str, torch.Tensor]:
+        """Shape and dtype of every tensor, as a tensor without data on the meta device."""
 
     def get(self, name: str) -> torch.Tensor:
         """One tensor, read now."""
@@ -26,43 +29,54 @@ class SafetensorsSource:
     """A safetensors file, or the shards that an index names.
 
     Raises:
-        UserError: a file that is missing, truncated or no safetensors.
+        UserError: a file that is missing, truncated or no safetensors, or a tensor that is not of floating point.
     """
 
     def __init__(self, path: Path):
-        self.files: dict[str, Path] = {}
+        files = [path]
         if path.name.endswith(".index.json"):
-            try:
-                shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (ValueError, KeyError) as error:
-                raise UserError(f"{path} is not an index of safetensors shards: {error}") from error
-            files = [path.parent / Path(name).name for name in shards]
-        else:
-            files = [path]
-        self._shapes: dict[str, tuple[int, ...]] = {}
+            files = shards_of(path)
+        self.files: dict[str, Path] = {}
+        self._described: dict[str, torch.Tensor] = {}
         for file in files:
             with self._open(file) as opened:
-                for name in opened.keys():
+                for name in opened.keys():  # noqa: SIM118  not a dict: it has no iterator
+                    view = opened.get_slice(name)
+                    if view.get_dtype() not in DTYPES:
+                        raise UserError(f"{file}: {name} is of type {view.get_dtype()}: quantized weights cannot be converted")
                     self.files[name] = file
-                    self._shapes[name] = tuple(opened.get_slice(name).get_shape())
+                    self._described[name] = torch.empty(view.get_shape(), dtype=DTYPES[view.get_dtype()], device="meta")
 
     @staticmethod
     def _open(file: Path):
         if not file.is_file():
-            raise UserError(f"{file}: the shard is missing")
+            raise UserError(f"{file}: the file is missing")
         try:
             return safe_open(file, framework="pt")
         except SafetensorError as error:
-            raise UserError(f"{file} is broken: {error}") from error
+            raise UserError(f"{file} is broken or cut short: {error}") from error
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every tensor."""
-        return self._shapes
+    def describe(self) -> dict[str, torch.Tensor]:
+        """Shape and dtype of every tensor."""
+        return self._described
 
     def get(self, name: str) -> torch.Tensor:
         """One tensor, read now."""
         with self._open(self.files[name]) as opened:
             return opened.get_tensor(name)
+
+
+def shards_of(index: Path) -> list[Path]:
+    """The files that an index (`*.index.json`) names, beside it.
+
+    Raises:
+        UserError: the index is broken.
+    """
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{index} is not an index of shards: {error}") from error
+    return [index.parent / Path(name).name for name in names]
 
 
 class StateDictSource:
@@ -71,84 +85,26 @@ class StateDictSource:
     def __init__(self, tensors: Mapping[str, torch.Tensor]):
         self.tensors = tensors
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every tensor."""
-        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+    def describe(self) -> dict[str, torch.Tensor]:
+        """Shape and dtype of every tensor."""
+        return {name: torch.empty_like(tensor, device="meta") for name, tensor in self.tensors.items()}
 
     def get(self, name: str) -> torch.Tensor:
         """One tensor."""
         return self.tensors[name]
 
 
-def load_pickle_safely(path: Path) -> Any:
-    """A `torch.save` file, memory-mapped where its format allows; plain tensors, numbers, strings and containers only.
-
-    Raises:
-        UserError: a file that would need code to load, or is broken.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError as error:
-        if "mmap" not in str(error):
-            raise UserError(f"{path} is broken or cut short: {' '.join(str(error).split())[:200]}") from error
-    except pickle.UnpicklingError as error:
-        raise UserError(_refusal(path, error)) from error
-    except (OSError, EOFError, ValueError) as error:
-        raise UserError(f"{path} is broken or cut short: {' '.join(str(error).split())[:200]}") from error
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6 cannot be mapped
-    except pickle.UnpicklingError as error:
-        raise UserError(_refusal(path, error)) from error
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
-        raise UserError(f"{path} is broken or cut short: {' '.join(str(error).split())[:200]}") from error
-
-
-def _refusal(path: Path, error: Exception) -> str:
-    found = str(error).split("GLOBAL ")[-1].split(" ")[0] if "GLOBAL " in str(error) else "something else than tensors"
-    return (
-        f"{path} holds {found}, which only running its pickle could load; it was not run. Where you trust its origin, make a safe file: "
-        "torch.save(model.state_dict(), 'weights.pth') in the program that wrote it"
-    )
-
-
-class LoraSource:
-    """The book's LoRA-wrapped layers (appendix E), merged as they are read: X.linear.weight + scaling * (X.lora.A @ X.lora.B).T.
-
-    Args:
-        source: holds keys `X.linear.weight`, `X.lora.A` (in, r), `X.lora.B` (r, out).
-        alpha: the factor that is not in the file.
-        over_rank: scaling is alpha / r (appendix E); else alpha alone (chapter 6's script and the printed book).
-    """
-
-    def __init__(self, source: Source, alpha: float, over_rank: bool):
-        self.source, self.alpha, self.over_rank = source, alpha, over_rank
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The merged layers' names and shapes."""
-        return {name.replace(".linear.", "."): shape for name, shape in self.source.shapes().items() if ".lora." not in name}
-
-    def get(self, name: str) -> torch.Tensor:
-        """One tensor, merged now in fp32."""
-        layer, _, part = name.rpartition(".")
-        found = self.source.shapes()
-        if f"{layer}.linear.{part}" not in found:
-            return self.source.get(name)
-        tensor = self.source.get(f"{layer}.linear.{part}")
-        if part != "weight":
-            return tensor
-        a, b = self.source.get(f"{layer}.lora.A").float(), self.source.get(f"{layer}.lora.B").float()
-        scaling = self.alpha / a.shape[1] if self.over_rank else self.alpha
-        return (tensor.float() + scaling * (a @ b).T).to(tensor.dtype)
-
-
 class RenamedSource:
-    """A source with prefixes taken off its names, and tensors that are replaced or cut.
+    """A source under other names: some tensors left out, some cut, some replaced.
 
     Args:
         source: the tensors.
-        names: our name for each of the source's.
-        rows: name to number of first rows to keep (a padded vocabulary).
-        replaced: tensors that stand in for the source's own.
+        names: the source's names to ours; a tensor that is not named here is left out.
+        rows: our name to the number of first rows to keep (a padded vocabulary).
+        replaced: our name to a tensor that stands in for the source's own.
+
+    Raises:
+        UserError: two tensors of one name.
     """
 
     def __init__(
@@ -159,23 +115,101 @@ class RenamedSource:
         replaced: Mapping[str, torch.Tensor] | None = None,
     ):
         self.source, self.rows, self.replaced = source, rows or {}, replaced or {}
-        self.originals = {new: old for old, new in names.items()}
-        if len(self.originals) != len(names):
-            twice = sorted(new for new in self.originals if list(names.values()).count(new) > 1)
-            raise UserError(f"two tensors would both be {twice[0]} once prefixes are taken off")
+        self.originals: dict[str, str] = {}
+        for old, new in names.items():
+            if new in self.originals:
+                raise UserError(f"{self.originals[new]} and {old} are the same tensor twice, {new}")
+            self.originals[new] = old
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Our names and the shapes."""
-        shapes = self.source.shapes()
-        found = {new: shapes[old] for new, old in self.originals.items()}
-        cut = {
-            name: (min(self.rows.get(name, shape[0]), shape[0]), *shape[1:]) if shape else shape for name, shape in found.items()
-        }
-        return cut | {name: tuple(tensor.shape) for name, tensor in self.replaced.items()}
+    def describe(self) -> dict[str, torch.Tensor]:
+        """Shape and dtype of every tensor, under our names."""
+        theirs = self.source.describe()
+        ours = {new: theirs[old] for new, old in self.originals.items()}
+        return {name: self._changed(name, tensor) for name, tensor in ours.items()}
 
     def get(self, name: str) -> torch.Tensor:
         """One tensor, read now."""
-        if name in self.replaced:
-            return self.replaced[name]
-        tensor = self.source.get(self.originals[name])
+        return self.replaced[name] if name in self.replaced else self._changed(name, self.source.get(self.originals[name]))
+
+    def _changed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         return tensor[: self.rows[name]] if name in self.rows else tensor
+
+
+class LoraSource:
+    """The book's LoRA-wrapped layers (appendix E), merged as they are read: X.linear.weight + scaling * (X.lora.A @ X.lora.B).T.
+
+    Args:
+        source: holds keys `X.linear.weight`, `X.lora.A` (in, r), `X.lora.B` (r, out).
+        alpha: the factor that is not in the file.
+        over_rank: scaling is alpha / r (appendix E); else alpha alone (chapter 6's script and the printed book).
+
+    Raises:
+        UserError: a layer that has only a part of these.
+    """
+
+    def __init__(self, source: Source, alpha: float, over_rank: bool):
+        self.source, self.alpha, self.over_rank = source, alpha, over_rank
+        self.described = source.describe()
+        self.layers = {name.partition(".lora.")[0] for name in self.described if ".lora." in name}
+        for layer in sorted(self.layers):
+            needed = [f"{layer}.linear.weight", f"{layer}.lora.A", f"{layer}.lora.B"]
+            missing = [name for name in needed if name not in self.described]
+            if missing:
+                raise UserError(f"the LoRA layer {layer} has no {missing[0]}")
+            weight, a, b = (tuple(self.described[name].shape) for name in needed)
+            if (a[0], b[-1]) != (weight[1], weight[0]) or a[-1] != b[0]:
+                raise UserError(f"{layer}: lora.A {list(a)} times lora.B {list(b)} is no change of linear.weight {list(weight)}")
+
+    def describe(self) -> dict[str, torch.Tensor]:
+        """Shape and dtype of every tensor, the merged layers under their plain names."""
+        used = {f"{layer}.lora.{part}" for layer in self.layers for part in "AB"}
+        return {self._plain(name): tensor for name, tensor in self.described.items() if name not in used}
+
+    def _plain(self, name: str) -> str:
+        layer, found, part = name.rpartition(".linear.")
+        return f"{layer}.{part}" if found and layer in self.layers else name
+
+    def get(self, name: str) -> torch.Tensor:
+        """One tensor, merged now in float64 and rounded once."""
+        layer, _, part = name.rpartition(".")
+        if layer not in self.layers:
+            return self.source.get(name)
+        tensor = self.source.get(f"{layer}.linear.{part}")
+        if part != "weight":
+            return tensor
+        a, b = self.source.get(f"{layer}.lora.A").double(), self.source.get(f"{layer}.lora.B").double()
+        scaling = self.alpha / a.shape[1] if self.over_rank else self.alpha
+        return (tensor.double() + scaling * (a @ b).T).to(tensor.dtype)
+
+
+def load_pickle_safely(path: Path) -> Any:
+    """A `torch.save` file, memory-mapped where its format allows; plain tensors, numbers, strings and containers only.
+
+    Raises:
+        UserError: a file that is missing, is broken, or would need code to load.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: the file is missing")
+    try:
+        # Files from before torch 1.6 are no zip archives and cannot be mapped.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except pickle.UnpicklingError as error:
+        # torch tells "Unsupported global: GLOBAL os.system was not an allowed global"; without it the bytes are no pickle.
+        _, found, rest = str(error).partition("Unsupported global: GLOBAL ")
+        if not found:
+            raise UserError(f"{path} is broken, or no file of torch.save: {_first_sentence(error)}") from error
+        raise UserError(
+            f"{path} holds {rest.split()[0]}, which only running code of the file could load; it was not run. Where you trust its "
+            "origin, make a safe file in the program that wrote it: torch.save(model.state_dict(), 'weights.pth')"
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError) as error:
+        raise UserError(f"{path} is broken or cut short: {_first_sentence(error)}") from error
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as opened:
+        return opened.read(4) == b"PK\x03\x04"
+
+
+def _first_sentence(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -210,7 +210,7 @@ def test_the_script_itself_ends_with_one_line_and_status_2(tmp_path):
     assert done.returncode == 2 and done.stderr.splitlines()[-1] == "error: missing.txt: no such file"
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "scripts" / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("recipe", sorted(set((ROOT / "scripts" / "configs").glob("*.yaml")) - set((ROOT / "scripts" / "configs").glob("spam_*.yaml"))), ids=lambda path: path.stem)
 def test_recipes_parse_and_describe_a_model(recipe, tmp_path):
     argv = [str(recipe), "--output_dir", str(tmp_path), "--bf16", "false", "--tf32", "false"]
     arguments, _ = parse_arguments((PretrainingArguments, ScratchTrainingArguments), argv)

@@ -1,0 +1,120 @@
+"""What a recognized checkpoint is: its tensors, their weight map, the configuration and tokenizer that go with them."""
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from ..configuration_gpt_scratch import GPTScratchConfig
+from ..errors import UserError
+from ..tokenization.gpt2 import load_gpt2_tokenizer
+from .sources import Source
+from .weight_maps import WeightMap
+
+
+@dataclass
+class Options:
+    """What a file does not tell, from the command line."""
+
+    config_overrides: dict[str, Any] = field(default_factory=dict)
+    lora_alpha: float | None = None
+    lora_scaling: str | None = None
+    tokenizer: str | None = None
+
+
+@dataclass
+class Checkpoint:
+    """A recognized checkpoint, ready to be converted.
+
+    head: "lm" or "classifier".
+    sizes_from: where the sizes were read, for errors about shapes.
+    reference: how transformers loads the same checkpoint, for comparison; `None` where it has no class for it.
+    """
+
+    source: Source
+    weight_map: WeightMap
+    config: GPTScratchConfig
+    head: str
+    sizes_from: str
+    tokenizer: PreTrainedTokenizerBase | None = None
+    generation_config: GenerationConfig | None = None
+    notes: list[str] = field(default_factory=list)
+    reference: dict[str, Any] | None = None
+    format: str = ""
+    reason: str = ""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        UserError: the file is missing, broken or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {getattr(error, 'strerror', None) or error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object, not a {type(content).__name__}")
+    return content
+
+
+def build_config(values: dict[str, Any], overrides: dict[str, Any]) -> GPTScratchConfig:
+    """A configuration from what the checkpoint tells and what the user adds.
+
+    Raises:
+        UserError: an impossible value.
+    """
+    try:
+        return GPTScratchConfig(**values | overrides)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"configuration: {one_line(error)}") from error
+
+
+def one_line(error: Exception, length: int = 300) -> str:
+    """The message of an error of another library, without line breaks and colours, cut to `length` characters."""
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())[:length]
+
+
+def open_tokenizer(name: str, config: GPTScratchConfig) -> PreTrainedTokenizerBase:
+    """A tokenizer by directory or Hub name.
+
+    Raises:
+        UserError: it cannot be opened, or has more tokens than the model.
+    """
+    if (Path(name) / "encoder.json").is_file():
+        tokenizer: PreTrainedTokenizerBase = load_gpt2_tokenizer(name, model_max_length=config.max_position_embeddings)
+    else:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        except Exception as error:  # whatever its library raises: one message
+            raise UserError(f"the tokenizer of {name} cannot be opened: {one_line(error)}") from error
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"the tokenizer of {name} has {len(tokenizer):,} tokens, the model only {config.vocab_size:,} rows for them: "
+            "pass the one that belongs to it with --tokenizer"
+        )
+    return tokenizer
+
+
+def join_tokenizer(checkpoint: Checkpoint, ids_were_told: bool) -> None:
+    """Let the tokenizer, the configuration and the generation settings agree on special tokens and the longest input.
+
+    The pad token is the configuration's, or else the end of text: padding is told by the attention mask here, never by its id.
+
+    Args:
+        checkpoint: with a tokenizer.
+        ids_were_told: the source's own configuration named the special tokens; where it did not, the tokenizer's count.
+    """
+    tokenizer, config = checkpoint.tokenizer, checkpoint.config
+    assert tokenizer is not None
+    if tokenizer.pad_token_id is None:
+        known = ids_were_told and config.pad_token_id is not None
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id) if known else tokenizer.eos_token
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if not ids_were_told or getattr(config, name) is None:
+            setattr(config, name, getattr(tokenizer, name))
+    tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)

@@ -1,0 +1,116 @@
+r"""Tokenizers saved by two well-known teaching implementations, read into [`BytePairTokenizer`].
+
+- minbpe (karpathy/minbpe, `Tokenizer.save`): `NAME.model`, lines of text: `minbpe v1`, the pattern (empty for `BasicTokenizer`, which does
+  not pre-tokenize), the number of special tokens and one a line with its id, then one merge a line, two ids, whose union is the next id
+  from 256. Ids below 256 are byte values, not GPT-2's order.
+- the book's `BPETokenizerSimple.save_vocab_and_merges` (*Build a Large Language Model (From Scratch)*, ch02/05): a JSON object
+  id -> token, and a JSON list of {"pair": [id, id], "new_id": id}. Tokens are of characters, not bytes.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import regex
+
+from ..errors import UserError
+from .byte_pair import CHARACTER_OF_BYTE, END_OF_TEXT, SPACE, BytePairTokenizer
+from .byte_pair_training import Pair
+
+# A word with the one space before it, each further space, line ends one by one; between them other white space, which the book drops.
+BOOK_PATTERN = rf"{SPACE}?[^\s{SPACE}]+|{SPACE}|\r|\n"
+
+
+def read_minbpe(path: str | os.PathLike) -> BytePairTokenizer:
+    """The tokenizer of a minbpe `.model` file; its ids are minbpe's, those of `encode(text, allowed_special="all")`.
+
+    Without pattern (`BasicTokenizer`) the text is one piece, here and in the `tokenizer.json`: merges may cross words and lines.
+
+    Raises:
+        UserError: not such a file; names the line.
+    """
+    lines = _read(path).splitlines()
+    if not lines or lines[0].strip() != "minbpe v1":
+        raise UserError(f"{path} line 1 is not 'minbpe v1': give the .model file that minbpe's Tokenizer.save wrote")
+    number = 2
+    try:
+        pattern = lines[1].strip()
+        regex.compile(pattern)
+        number = 3
+        special_tokens = {}
+        for number in range(4, 4 + int(lines[2])):
+            token, id = lines[number - 1].rsplit(maxsplit=1)
+            special_tokens[token] = int(id)
+        tokens = dict(CHARACTER_OF_BYTE)
+        merges: dict[Pair, int] = {}
+        for number, line in enumerate(lines[3 + len(special_tokens) :], start=4 + len(special_tokens)):
+            left, right = map(int, line.split())
+            merges[left, right] = len(tokens)
+            tokens[len(tokens)] = tokens[left] + tokens[right]
+    except regex.error as error:
+        raise UserError(f"{path} line 2: {pattern!r} is not a regular expression ({error})") from error
+    except (ValueError, IndexError) as error:
+        raise UserError(f"{path} line {number} is broken: a minbpe file has the pattern, special tokens, then two ids a line") from error
+    except KeyError as error:
+        raise UserError(f"{path} line {number}: id {error.args[0]} is not a byte or the result of an earlier merge") from error
+    for token, id in special_tokens.items():
+        if id in tokens:
+            raise UserError(f"{path}: special token {token!r} has id {id}, which is a byte or a merge")
+    tokens |= {id: token for token, id in special_tokens.items()}
+    return BytePairTokenizer(tokens, merges, special_tokens, pattern or None)
+
+
+def read_book_bpe(vocabulary: str | os.PathLike, merges: str | os.PathLike) -> BytePairTokenizer:
+    """The tokenizer of the two files that the book's `BPETokenizerSimple` saves, with the book's pre-tokenization.
+
+    Where its ids differ from the book's own `encode`: the book's class takes a whole word from the vocabulary where it can and otherwise
+    joins any two neighbours that have a merge, from the left, whereas merges are used here, and by `tokenizers`, in the order
+    learned. White space other than spaces and line ends is a token here and is dropped there; a character without token becomes
+    `<|endoftext|>` here and is an error there. What is decoded is the same, except that the book puts a space before each newline.
+
+    Raises:
+        UserError: not such files; names the file and the entry.
+    """
+    entries, merge_list = _parse(vocabulary, dict), _parse(merges, list)
+    try:
+        tokens = {int(id): token for id, token in entries.items()}
+    except ValueError as error:
+        raise UserError(f"{vocabulary}: a key is not an id ({error}); give the file of ids and tokens that the book's class saves") from error
+    if not all(isinstance(token, str) for token in tokens.values()):
+        raise UserError(f"{vocabulary}: a value is not text; OpenAI's encoder.json has tokens as keys: load it as a GPT-2 tokenizer")
+    pairs: dict[Pair, int] = {}
+    for number, entry in enumerate(merge_list):
+        try:
+            (left, right), new_id = entry["pair"], entry["new_id"]
+            union = tokens[left] + tokens[right]
+        except (TypeError, KeyError, ValueError) as error:
+            raise UserError(f"{merges}: entry {number} is not a pair of known ids with its new_id: {entry!r}") from error
+        if tokens.get(new_id) != union:
+            raise UserError(f"{merges}: entry {number} makes {union!r}, but token {new_id} is {tokens.get(new_id)!r}")
+        pairs[left, right] = new_id
+    # Longer than a character and not the result of a merge: the special tokens.
+    merged = set(pairs.values())
+    special_tokens = {token: id for id, token in tokens.items() if len(token) > 1 and id not in merged}
+    if not special_tokens:
+        raise UserError(f"{vocabulary} has no {END_OF_TEXT}: train with allowed_special={{{END_OF_TEXT!r}}}, as the book does")
+    return BytePairTokenizer(tokens, pairs, special_tokens, BOOK_PATTERN, byte_level=False)
+
+
+def _read(path: str | os.PathLike) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: byte {error.start} is not UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+
+
+def _parse(path: str | os.PathLike, kind: type) -> Any:
+    try:
+        value = json.loads(_read(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, kind):
+        raise UserError(f"{path} holds a {type(value).__name__}: a JSON {'object' if kind is dict else 'list'} is expected")
+    return value
