@@ -30,28 +30,31 @@ def read_minbpe(path: str | os.PathLike) -> BytePairTokenizer:
     Raises:
         UserError: not such a file; names the line.
     """
-    lines = _read(path).splitlines()
-    if not lines or lines[0].strip() != "minbpe v1":
+    lines = _read(path).removesuffix("\n").split("\n")
+    if lines[0].strip() != "minbpe v1":
         raise UserError(f"{path} line 1 is not 'minbpe v1': give the .model file that minbpe's Tokenizer.save wrote")
+    tokens = dict(CHARACTER_OF_BYTE)
+    special_tokens: dict[str, int] = {}
+    merges: dict[Pair, int] = {}
     number = 2
     try:
         pattern = lines[1].strip()
         regex.compile(pattern)
         number = 3
-        special_tokens = {}
-        for number in range(4, 4 + int(lines[2])):
-            token, id = lines[number - 1].rsplit(maxsplit=1)
-            special_tokens[token] = int(id)
-        tokens = dict(CHARACTER_OF_BYTE)
-        merges: dict[Pair, int] = {}
-        for number, line in enumerate(lines[3 + len(special_tokens) :], start=4 + len(special_tokens)):
-            left, right = map(int, line.split())
+        first_merge = 4 + int(lines[2])
+        for number in range(4, first_merge):
+            token, id_written = lines[number - 1].rsplit(maxsplit=1)
+            special_tokens[token] = int(id_written)
+        for number in range(first_merge, len(lines) + 1):
+            left, right = map(int, lines[number - 1].split())
             merges[left, right] = len(tokens)
             tokens[len(tokens)] = tokens[left] + tokens[right]
     except regex.error as error:
         raise UserError(f"{path} line 2: {pattern!r} is not a regular expression ({error})") from error
     except (ValueError, IndexError) as error:
-        raise UserError(f"{path} line {number} is broken: a minbpe file has the pattern, special tokens, then two ids a line") from error
+        raise UserError(
+            f"{path} line {number} is broken: a minbpe file has the pattern, special tokens, then two ids a line"
+        ) from error
     except KeyError as error:
         raise UserError(f"{path} line {number}: id {error.args[0]} is not a byte or the result of an earlier merge") from error
     for token, id in special_tokens.items():
@@ -76,9 +79,13 @@ def read_book_bpe(vocabulary: str | os.PathLike, merges: str | os.PathLike) -> B
     try:
         tokens = {int(id): token for id, token in entries.items()}
     except ValueError as error:
-        raise UserError(f"{vocabulary}: a key is not an id ({error}); give the file of ids and tokens that the book's class saves") from error
+        raise UserError(
+            f"{vocabulary}: a key is not an id ({error}); give the file of ids and tokens that the book's class saves"
+        ) from error
     if not all(isinstance(token, str) for token in tokens.values()):
-        raise UserError(f"{vocabulary}: a value is not text; OpenAI's encoder.json has tokens as keys: load it as a GPT-2 tokenizer")
+        raise UserError(
+            f"{vocabulary}: a value is not text; OpenAI's encoder.json has tokens as keys: load it as a GPT-2 tokenizer"
+        )
     pairs: dict[Pair, int] = {}
     for number, entry in enumerate(merge_list):
         try:
@@ -92,7 +99,7 @@ def read_book_bpe(vocabulary: str | os.PathLike, merges: str | os.PathLike) -> B
     # Longer than a character and not the result of a merge: the special tokens.
     merged = set(pairs.values())
     special_tokens = {token: id for id, token in tokens.items() if len(token) > 1 and id not in merged}
-    if not special_tokens:
+    if END_OF_TEXT not in special_tokens:
         raise UserError(f"{vocabulary} has no {END_OF_TEXT}: train with allowed_special={{{END_OF_TEXT!r}}}, as the book does")
     return BytePairTokenizer(tokens, pairs, special_tokens, BOOK_PATTERN, byte_level=False)
 
