@@ -83,6 +83,7 @@ def main(script_args: ClassificationArguments, training_args: ScratchTrainingArg
     metrics = final_metrics(trainer, data, trainable, result.metrics["train_runtime"])
     record = save_run(trainer, script_args, metrics | {"padding_share": share})
     if trainer.is_world_process_zero():
+        write_classifier_card(training_args.output_dir, record)
         print(
             f"test: accuracy {metrics['test_accuracy']:.2%}, macro F1 {metrics['test_macro_f1']:.4f} on {len(splits['test'])} texts"
         )
