@@ -337,8 +337,9 @@ class GPTScratchModel(GPTScratchPreTrainedModel):
         r"""
         input_ids (`torch.LongTensor`, (B, T)): token ids; or `inputs_embeds` (B, T, C) in their place.
         attention_mask (`torch.Tensor`, (B, S) or a prepared (B, 1, T, S)): 1 for tokens, 0 for padding, on either side.
-        position_ids (`torch.LongTensor`, (B, T)): by default the number of real tokens before each one. A row in which they
-            restart holds several documents, which do not attend to one another (without a cache of earlier calls).
+        position_ids (`torch.LongTensor`, (B, T) or (1, T)): by default the number of real tokens before each one. A row in
+            which they restart or jump holds several documents, which do not attend to one another (where no past_key_values
+            are given).
         past_key_values (`Cache`): keys and values of earlier calls, extended in place.
         use_cache (`bool`): return a cache; `config.use_cache` by default.
 
@@ -413,8 +414,8 @@ class GPTScratchModel(GPTScratchPreTrainedModel):
         if is_tracing(documents):
             return documents  # values are unknown here: the general mask is right for one document too
         padding = attention_mask == 0
-        first, last = documents.masked_fill(padding, -(2**31)).amax(-1), documents.masked_fill(padding, 2**31).amin(-1)
-        if bool((first <= last).all()):
+        highest, lowest = documents.masked_fill(padding, -(2**31)).amax(-1), documents.masked_fill(padding, 2**31).amin(-1)
+        if bool((highest <= lowest).all()):
             return None
         if is_flash_attention_requested(self.config) and (documents.shape[0] > 1 or bool(padding.any())):
             raise ValueError(
@@ -538,7 +539,8 @@ class GPTScratchForSequenceClassification(GPTScratchPreTrainedModel):
         Raises `ValueError` where the last token of each row cannot be known: more than one row, no attention_mask, and no
         pad token in the configuration (or embeddings in place of ids).
         """
-        if attention_mask is None and input_ids is not None and self.config.pad_token_id is not None:
+        knows_padding = input_ids is not None and self.config.pad_token_id is not None
+        if attention_mask is None and past_key_values is None and knows_padding:
             attention_mask = self._mask_from_pad_id(input_ids)
         outputs: BaseModelOutputWithPast = self.model(
             input_ids=input_ids,

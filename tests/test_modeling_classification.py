@@ -91,7 +91,9 @@ def test_without_mask_and_pad_id_only_one_row_is_possible():
 
 @STYLES
 def test_pooling_after_a_cache(style):
-    model, ids = classifier(style, pad_token_id=None), token_ids(2, 8)
+    model, ids = classifier(style), token_ids(2, 8)
+    cache = model(ids[:1, :5]).past_key_values
+    assert_equal(model(ids[:1, 5:], past_key_values=cache).logits, model(ids[:1]).logits)
     mask = torch.ones_like(ids)
     mask[1, 6:] = 0
     cache = model(ids[:, :5], attention_mask=mask[:, :5]).past_key_values
