@@ -19,7 +19,8 @@ import torch
 from gpt_scratch import GPTScratchConfig
 from gpt_scratch.conversion.convert import export_weights, import_weights
 from gpt_scratch.conversion.formats import FORMATS, Options, recognize
-from gpt_scratch.conversion.verify import parse_size, reference_evidence, verify
+from gpt_scratch.conversion.safetensors_writer import parse_size
+from gpt_scratch.conversion.verify import verify
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import atomic_directory, write_json
 from gpt_scratch.hub.cards import write_conversion_card
@@ -77,15 +78,21 @@ def main(args: argparse.Namespace) -> dict:
             raise UserError(f"{args.source} is a checkpoint of this package already: pass --to gpt2 or --to llama")
         if checkpoint.format != "gpt_scratch" and args.to is not None:
             raise UserError(f"--to {args.to} starts from a checkpoint of this package: convert {args.source} without --to first")
+        identical = None
         if args.to:
-            export_weights(Path(args.source), checkpoint, folder, args.to, dtype, max_shard_bytes)
-            reference = {"path": args.source}
+            export_weights(checkpoint, folder, args.to, dtype, max_shard_bytes)
         else:
-            import_weights(checkpoint, folder, dtype, max_shard_bytes)
-            reference = checkpoint.reference
+            identical = import_weights(checkpoint, folder, dtype, max_shard_bytes)
         checkpoint.source = None  # what it keeps mapped is not needed for the proof
-        proof = verify(folder, checkpoint.head, reference_evidence(reference, checkpoint.head))
-        record = {"format": checkpoint.format, "to": args.to, "head": checkpoint.head, "notes": checkpoint.notes, "proof": proof.as_dict()}
+        proof = verify(folder, checkpoint.head, checkpoint.reference)
+        proof.tensors_identical = identical
+        record = {
+            "format": checkpoint.format,
+            "to": args.to,
+            "head": checkpoint.head,
+            "notes": checkpoint.notes,
+            "proof": proof.as_dict(),
+        }
         write_json(folder / "conversion.json", record | {"environment": describe_environment()})
         if not args.to:
             write_conversion_card(str(folder), Path(args.output).resolve().name, record)

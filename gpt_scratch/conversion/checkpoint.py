@@ -2,17 +2,20 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_gpt_scratch import GPTScratchConfig
 from ..errors import UserError
 from ..tokenization.gpt2 import load_gpt2_tokenizer
 from .sources import Source
 from .weight_maps import WeightMap
+
+PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 20, 1600: 25}  # GPT-2's four sizes: n_embd to n_head (Radford et al. 2019)
 
 
 @dataclass
@@ -31,7 +34,7 @@ class Checkpoint:
 
     head: "lm" or "classifier".
     sizes_from: where the sizes were read, for errors about shapes.
-    reference: how transformers loads the same checkpoint, for comparison; `None` where it has no class for it.
+    reference: builds the model of transformers that the same weights belong to; `None` where it has no class for the format.
     """
 
     source: Source
@@ -42,7 +45,7 @@ class Checkpoint:
     tokenizer: PreTrainedTokenizerBase | None = None
     generation_config: GenerationConfig | None = None
     notes: list[str] = field(default_factory=list)
-    reference: dict[str, Any] | None = None
+    reference: Callable[[], PreTrainedModel] | None = None
     format: str = ""
     reason: str = ""
 

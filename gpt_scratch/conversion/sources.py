@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -186,30 +188,24 @@ def load_pickle_safely(path: Path) -> Any:
     """A `torch.save` file, memory-mapped where its format allows; plain tensors, numbers, strings and containers only.
 
     Raises:
-        UserError: a file that is missing, is broken, or would need code to load.
+        UserError: a file that is missing, is broken (its checksums are verified), or would need code to load.
     """
     if not path.is_file():
         raise UserError(f"{path}: the file is missing")
     try:
-        # Files from before torch 1.6 are no zip archives and cannot be mapped.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        mapped = zipfile.is_zipfile(path)  # files from before torch 1.6 are no zip archives
+        broken = zipfile.ZipFile(path).testzip() if mapped else None  # mapping would skip the archive's checksums
+        if broken:
+            raise UserError(f"{path} is damaged: the checksum of its part {broken} is wrong")
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        # torch tells "Unsupported global: GLOBAL os.system was not an allowed global"; without it the bytes are no pickle.
-        _, found, rest = str(error).partition("Unsupported global: GLOBAL ")
-        if not found:
-            raise UserError(f"{path} is broken, or no file of torch.save: {_first_sentence(error)}") from error
+        needed = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if needed is None:
+            raise UserError(f"{path} is broken, or was not written by torch.save") from error
         raise UserError(
-            f"{path} holds {rest.split()[0]}, which only running code of the file could load; it was not run. Where you trust its "
+            f"{path} holds {needed[1]}, which only running code of the file could load; it was not run. Where you trust its "
             "origin, make a safe file in the program that wrote it: torch.save(model.state_dict(), 'weights.pth')"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError) as error:
-        raise UserError(f"{path} is broken or cut short: {_first_sentence(error)}") from error
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as opened:
-        return opened.read(4) == b"PK\x03\x04"
-
-
-def _first_sentence(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    except (RuntimeError, OSError, EOFError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{path} is broken, cut short, or was not written by torch.save ({reason or 'it ends early'})") from error

@@ -1,6 +1,11 @@
-"""The proof at the end of every conversion: sizes, checksum, and the same function as a reference where one can run."""
+"""The proof at the end of every conversion: sizes, checksum, and the same function as a reference where one can run.
+
+The comparison is made in float32. Where the two differ there by more than is allowed, it is made again in float64, which tells
+rounding (GPT-2's activations reach thousands, its logits hundreds) from another function.
+"""
 
 import gc
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,19 +14,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from ..errors import UserError
-from .convert import checksum
+from .safetensors_writer import checksum
 
-TOLERANCE = 1e-4  # largest logit difference allowed in fp32
-PROMPT_LENGTHS = (1, 7, 32)
+AUTO = {"lm": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification}
+TOLERANCE = 1e-4  # largest logit difference allowed
+PROMPT_LENGTHS = (1, 7, 32)  # tokens
 GREEDY_TOKENS = 50
-
-
-@dataclass
-class Evidence:
-    """What a model answers to the fixed prompts: logits of each, and greedy tokens (language models only)."""
-
-    logits: list[torch.Tensor]
-    greedy: list[list[int]] | None
 
 
 @dataclass
@@ -31,118 +29,114 @@ class Proof:
     parameters: int
     dtype: str
     tied: bool
-    checksum: str
+    sha256: str
+    tensors_identical: int | None = None
     compared_with: str | None = None
     max_logit_difference: float | None = None
+    max_logit_difference_float64: float | None = None
     max_logit: float | None = None
     greedy_tokens_equal: bool | None = None
 
     def __str__(self) -> str:
-        lines = [
-            f"parameters          {self.parameters:,}",
-            f"dtype               {self.dtype}",
-            f"head                {'tied to the embedding' if self.tied else 'its own'}",
-            f"sha256              {self.checksum}...",
-        ]
+        lines = {
+            "parameters": f"{self.parameters:,}",
+            "dtype": self.dtype,
+            "output head": "tied to the embedding" if self.tied else "not tied",
+            "sha256": f"{self.sha256[:16]}... (of the safetensors files)",
+        }
+        if self.tensors_identical is not None:
+            lines["read back"] = f"{self.tensors_identical} tensors of the source, each bit for bit"
         if self.compared_with is None:
-            lines.append(
-                "compared with       nothing: transformers has no class for this format; the weight map's tests stand for it"
-            )
+            lines["compared with"] = "nothing that runs: transformers has no class for this format"
         else:
-            lines += [
-                f"compared with       {self.compared_with}",
-                f"largest difference  {self.max_logit_difference:.2e} between logits of up to {self.max_logit:.1f}",
-            ]
-            if self.greedy_tokens_equal is not None:
-                lines.append(
-                    f"greedy tokens       {'equal' if self.greedy_tokens_equal else 'DIFFERENT'}, {GREEDY_TOKENS} for each prompt"
-                )
-        return "\n".join(lines)
+            lines["compared with"] = self.compared_with
+            lines["largest difference"] = f"{self.max_logit_difference:.1e} between logits of up to {self.max_logit:.1f}"
+            if self.max_logit_difference_float64 is not None:
+                lines["largest difference"] += f" in float32; {self.max_logit_difference_float64:.1e} in float64"
+        if self.greedy_tokens_equal is not None:
+            lines["greedy tokens"] = "equal" if self.greedy_tokens_equal else "DIFFERENT: two tokens are about equally likely"
+        return "\n".join(f"{name + ':':20}{value}" for name, value in lines.items())
 
     def as_dict(self) -> dict[str, Any]:
         """For `conversion.json`."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def prompts(vocab_size: int, max_positions: int) -> list[torch.Tensor]:
-    """Fixed token ids, (1, T) each: spread over the whole vocabulary by a linear congruence, the same for everybody."""
-    lengths = [length for length in PROMPT_LENGTHS if length <= max_positions]
-    return [torch.tensor([[(i * 7919 + 104729 * length) % vocab_size for i in range(length)]]) for length in lengths]
+def prompts(model: PreTrainedModel) -> list[torch.Tensor]:
+    """Fixed token ids, (1, T) each, spread over the whole vocabulary; the padding token does not occur."""
+    limit, vocabulary, padding = model.config.max_position_embeddings, model.config.vocab_size, model.config.pad_token_id
+    rows = [[(i * 7919 + 104729 * length) % vocabulary for i in range(min(length, limit))] for length in PROMPT_LENGTHS]
+    return [torch.tensor([[(token + (token == padding)) % vocabulary for token in row]]) for row in rows]
 
 
 @torch.inference_mode()
-def question(model: PreTrainedModel) -> Evidence:
-    """The answers of a model to the fixed prompts, in fp32."""
-    model = model.float().eval()
-    limit = model.config.max_position_embeddings
-    asked = prompts(model.config.vocab_size, limit)
-    logits = [model(ids, attention_mask=torch.ones_like(ids), use_cache=False).logits for ids in asked]
-    greedy = None
-    if hasattr(model, "lm_head"):
-        greedy = [
-            model.generate(
-                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=min(GREEDY_TOKENS, limit - ids.shape[1]),
-                min_new_tokens=min(GREEDY_TOKENS, limit - ids.shape[1]), pad_token_id=0, repetition_penalty=1.0,
-            )[0].tolist()
-            for ids in asked
-            if ids.shape[1] < limit
-        ]  # fmt: skip
-    return Evidence(logits, greedy)
+def logits_of(model: PreTrainedModel) -> list[torch.Tensor]:
+    """What a model answers to each prompt: (1, T, V), or (1, L) of a classifier."""
+    return [model(ids, attention_mask=torch.ones_like(ids), use_cache=False).logits for ids in prompts(model)]
 
 
-def reference_evidence(reference: dict[str, Any] | None, head: str) -> tuple[str, Evidence] | None:
-    """The answers of transformers' own class to the source checkpoint; `None` where it has none. The model is freed again."""
-    if reference is None:
-        return None
-    if "model" in reference:
-        return type(reference["model"]).__name__, question(reference["model"])
-    auto = AutoModelForSequenceClassification if head == "classifier" else AutoModelForCausalLM
-    model = auto.from_pretrained(reference["path"], dtype=torch.float32)
-    name = type(model).__name__
-    evidence = question(model)
-    del model
-    gc.collect()
-    return name, evidence
+@torch.inference_mode()
+def greedy_of(model: PreTrainedModel) -> list[list[int]]:
+    """The most likely tokens after each prompt, as many as the positions allow, whatever ends a text."""
+    answers = []
+    for ids in prompts(model):
+        count = min(GREEDY_TOKENS, model.config.max_position_embeddings - ids.shape[1])
+        if count > 0:
+            settings = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "pad_token_id": 0}
+            mask = torch.ones_like(ids)
+            grown = model.generate(ids, attention_mask=mask, max_new_tokens=count, min_new_tokens=count, **settings)  # type: ignore
+            answers.append(grown[0].tolist())
+    return answers
 
 
-def verify(folder: Path, head: str, reference: tuple[str, Evidence] | None) -> Proof:
-    """Load what was written and compare it.
+def verify(folder: Path, head: str, reference: Callable[[], PreTrainedModel] | None) -> Proof:
+    """Load what was written, in a model of its own, and compare it with the reference; one of the two is in memory at a time.
+
+    Args:
+        folder: holds the converted checkpoint.
+        head: "lm" or "classifier".
+        reference: builds the model that the same weights belong to, each time it is called; `None` where there is none.
 
     Raises:
         UserError: the directory cannot be loaded, or its logits are more than 1e-4 from the reference's.
     """
-    auto = AutoModelForSequenceClassification if head == "classifier" else AutoModelForCausalLM
-    model, report = auto.from_pretrained(folder, dtype="auto", output_loading_info=True)
-    if report["missing_keys"] or report["unexpected_keys"]:
-        raise UserError(
-            f"what was written does not load: {sorted(report['missing_keys'])[:3]} {sorted(report['unexpected_keys'])[:3]}"
-        )
-    tied = head == "lm" and model.lm_head.weight is model.get_input_embeddings().weight
-    proof = Proof(model.num_parameters(), str(model.dtype).removeprefix("torch."), tied, checksum(folder))
+
+    def load() -> PreTrainedModel:
+        return AUTO[head].from_pretrained(folder, dtype="auto").eval()
+
+    model, report = AUTO[head].from_pretrained(folder, dtype="auto", output_loading_info=True)
+    wrong = sorted(set(report["missing_keys"]) | set(report["unexpected_keys"]))
+    if wrong:
+        raise UserError(f"verification failed: what was written does not load, because of {', '.join(wrong[:5])}")
+    tied = head == "lm" and model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    dtype = model.dtype
+    proof = Proof(model.num_parameters(), str(dtype).removeprefix("torch."), tied, checksum(folder))
     if reference is None:
         return proof
-    ours = question(model)
-    proof.compared_with = reference[0]
-    proof.max_logit_difference = max(float((a - b).abs().max()) for a, b in zip(ours.logits, reference[1].logits))
-    proof.max_logit = max(float(logits.abs().max()) for logits in ours.logits)
-    if ours.greedy is not None:
-        proof.greedy_tokens_equal = ours.greedy == reference[1].greedy
-    if not proof.max_logit_difference <= TOLERANCE:
+    model = model.float().eval()
+    ours, our_tokens = logits_of(model), greedy_of(model) if head == "lm" else None
+    del model
+    gc.collect()
+    model = reference().to(dtype).float().eval()  # rounded as what was written is, where a narrower dtype was asked for
+    theirs, their_tokens = logits_of(model), greedy_of(model) if head == "lm" else None
+    proof.compared_with = type(model).__name__
+    del model
+    gc.collect()
+    proof.max_logit = max(logits.abs().max().item() for logits in theirs)
+    proof.max_logit_difference = _difference(ours, theirs)
+    if head == "lm":
+        proof.greedy_tokens_equal = our_tokens == their_tokens
+    difference = proof.max_logit_difference
+    if not difference <= TOLERANCE:
+        ours, theirs = logits_of(load().double()), logits_of(reference().to(dtype).double().eval())
+        proof.max_logit_difference_float64 = difference = _difference(ours, theirs)
+    if not difference <= TOLERANCE:
         raise UserError(
-            f"verification failed: logits are up to {proof.max_logit_difference:.2e} from {reference[0]}'s, {TOLERANCE:.0e} is allowed"
+            f"verification failed: logits are up to {difference:.1e} from those of {proof.compared_with}, {TOLERANCE:.0e} is allowed"
         )
     return proof
 
 
-def parse_size(text: str) -> int:
-    """Bytes from `500MB`, `5GB` (powers of 1000) or a plain number.
-
-    Raises:
-        UserError: neither.
-    """
-    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
-    upper = text.strip().upper()
-    number, factor = (upper[:-2], units[upper[-2:]]) if upper[-2:] in units else (upper, 1)
-    if not number.strip().isdigit() or int(number) < 1:
-        raise UserError(f"size {text!r}: write 500MB, 5GB or a number of bytes")
-    return int(number) * factor
+def _difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
+    """The largest, or NaN where either holds one."""
+    return torch.stack([(a - b).abs().max() for a, b in zip(ours, theirs)]).max().item()

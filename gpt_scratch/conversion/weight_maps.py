@@ -1,7 +1,7 @@
 """The weight maps as data: for each foreign format, which of its tensors is which of ours, and how it lies in memory.
 
-`{}` stands for the number of a layer. A value of `None` is a tensor that is dropped knowingly (causal masks, tables of positions). Every key of
-a checkpoint must match exactly one entry, and every parameter of our model must be covered exactly once: see `convert.py`.
+`{}` stands for the number of a layer. A value of `None` is a tensor that is dropped knowingly (causal masks, tables of positions).
+Every key of a checkpoint must match exactly one entry, and every parameter of our model must be covered exactly once: see `convert.py`.
 """
 
 from collections.abc import Sequence
@@ -31,6 +31,9 @@ class Layout:
         """The foreign tensor from our parameters."""
         tensor = tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim=0)
         return tensor.T if self.transposed else tensor
+
+    def __str__(self) -> str:
+        return "(in, out)" if self.transposed else "(out, in)"
 
 
 SAME = Layout()

@@ -1,0 +1,200 @@
+"""Directories as transformers writes them, and GGUF files as it reads them: GPT-2, the Llama family, and this package's own.
+
+Sources: `GPT2Config`, `LlamaConfig` and `MistralConfig` of transformers. A setting that changes the function and that this architecture
+does not have is refused by name.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+)
+
+from ..configuration_gpt_scratch import GPTScratchConfig
+from ..errors import UserError
+from .checkpoint import Checkpoint, Options, build_config, one_line, open_tokenizer, read_json
+from .sources import RenamedSource, SafetensorsSource, Source, StateDictSource, load_pickle_safely, shards_of
+from .weight_maps import HF_GPT2, LLAMA, WeightMap
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
+# What both families call as we do. Our defaults for the ids are GPT-2's, which would be wrong elsewhere: `None` counts too.
+SHARED = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "tie_word_embeddings")
+LABELS = ("id2label", "label2id", "problem_type")
+
+
+def open_hub_directory(path: Path, options: Options) -> Checkpoint:
+    """A directory with `config.json` and weights of GPT-2, Llama, Mistral or this package.
+
+    Raises:
+        UserError: a missing or broken file, or a setting that cannot be expressed.
+    """
+    values = read_json(path / "config.json")
+    if "quantization_config" in values:
+        raise UserError(f"{path / 'config.json'} has a quantization_config: convert the weights before they are quantized")
+    try:
+        theirs = AutoConfig.from_pretrained(path)  # fills in the family's defaults, and reads older forms of its settings
+    except Exception as error:  # a wrong type or value, told by transformers
+        raise UserError(f"{path / 'config.json'}: {one_line(error)}") from error
+    source, notes = _weights(path), list[str]()
+    prefix = "transformer." if theirs.model_type == "gpt2" else ""
+    source = RenamedSource(source, {name: name.removeprefix(prefix) for name in source.describe()})
+    head = "classifier" if "score.weight" in source.describe() else "lm"
+    weight_map: WeightMap = {}
+    if theirs.model_type == "gpt2":
+        config, weight_map = gpt2_config(theirs, head, options.config_overrides), HF_GPT2
+    elif theirs.model_type in ("llama", "mistral"):
+        config, weight_map = llama_config(theirs, head, options.config_overrides), LLAMA
+    else:
+        config = theirs
+    if head == "lm":
+        source = _with_one_head(source, "wte.weight" if prefix else "model.embed_tokens.weight", config, notes)
+    checkpoint = Checkpoint(source, weight_map, config, head, str(path / "config.json"), notes=notes)
+    auto = AutoModelForSequenceClassification if head == "classifier" else AutoModelForCausalLM
+    checkpoint.reference = lambda: auto.from_pretrained(path, dtype="auto")
+    if any((path / name).is_file() for name in TOKENIZER_FILES) and options.tokenizer is None:
+        checkpoint.tokenizer = open_tokenizer(str(path), config)
+    if (path / "generation_config.json").is_file():
+        checkpoint.generation_config = GenerationConfig.from_pretrained(path)
+    return checkpoint
+
+
+def _weights(path: Path) -> Source:
+    for name in ("model.safetensors.index.json", "model.safetensors"):
+        if (path / name).is_file():
+            return SafetensorsSource(path / name)
+    index = path / "pytorch_model.bin.index.json"
+    files = shards_of(index) if index.is_file() else [path / "pytorch_model.bin"]
+    if not index.is_file() and not files[0].is_file():
+        raise UserError(f"{path} holds no model.safetensors and no pytorch_model.bin")
+    return StateDictSource({name: tensor for file in files for name, tensor in load_pickle_safely(file).items()})
+
+
+def _with_one_head(source: Source, embedding: str, config: GPTScratchConfig, notes: list[str]) -> Source:
+    """Tied weights as one tensor, whichever of the two names they are stored under; both names where they differ.
+
+    Raises:
+        UserError: an output head that is missing.
+    """
+    names = {name: name for name in source.describe()}
+    if not config.tie_word_embeddings:
+        if "lm_head.weight" not in names:
+            raise UserError("config.json says tie_word_embeddings false, but there is no lm_head.weight")
+        return source
+    if "lm_head.weight" in names and embedding not in names:
+        names["lm_head.weight"] = embedding
+    elif "lm_head.weight" in names and torch.equal(source.get("lm_head.weight"), source.get(embedding)):
+        del names["lm_head.weight"]
+    elif "lm_head.weight" in names:
+        config.tie_word_embeddings = False
+        notes.append("lm_head differs from the embedding although config.json ties them: kept apart, as transformers does")
+    return RenamedSource(source, names)
+
+
+def _shared(theirs: PreTrainedConfig, head: str) -> dict[str, Any]:
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    values = {name: getattr(theirs, name) for name in SHARED}
+    # Older Llama configurations write -1 for no padding token.
+    values |= {name: None for name in ids if isinstance(values[name], int) and values[name] < 0}
+    return values | ({name: getattr(theirs, name) for name in LABELS} if head == "classifier" else {})
+
+
+def gpt2_config(theirs: PreTrainedConfig, head: str, overrides: dict[str, Any]) -> GPTScratchConfig:
+    """transformers' GPT2Config in our terms.
+
+    Raises:
+        UserError: a setting that cannot be expressed; names it.
+    """
+    for name, usual in (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False), ("add_cross_attention", False)):
+        if getattr(theirs, name) != usual:
+            raise UserError(f"config.json: {name}={getattr(theirs, name)} cannot be expressed; {usual} can")
+    ours = {
+        "hidden_size": theirs.n_embd,
+        "num_hidden_layers": theirs.n_layer,
+        "num_attention_heads": theirs.n_head,
+        "max_position_embeddings": theirs.n_positions,
+        "intermediate_size": theirs.n_inner,
+        "hidden_act": theirs.activation_function,
+        "norm_eps": theirs.layer_norm_epsilon,
+        "embedding_dropout": theirs.embd_pdrop,
+        "attention_dropout": theirs.attn_pdrop,
+        "residual_dropout": theirs.resid_pdrop,
+        "qkv_bias": True,
+    }
+    return build_config(_shared(theirs, head) | ours, overrides)
+
+
+def llama_config(theirs: PreTrainedConfig, head: str, overrides: dict[str, Any]) -> GPTScratchConfig:
+    """transformers' LlamaConfig or MistralConfig in our terms.
+
+    Raises:
+        UserError: a setting that cannot be expressed; names it.
+    """
+    window = getattr(theirs, "sliding_window", None)  # Mistral's; Llama has none
+    if window is not None and window < theirs.max_position_embeddings:
+        raise UserError(
+            f"config.json: sliding_window={window} cannot be expressed, every position attends to all before it; "
+            f"null, or max_position_embeddings {theirs.max_position_embeddings} and more, can"
+        )
+    biases = isinstance(theirs, LlamaConfig)  # Mistral has none, and no settings for them
+    ours = {
+        "hidden_size": theirs.hidden_size,
+        "intermediate_size": theirs.intermediate_size,
+        "num_hidden_layers": theirs.num_hidden_layers,
+        "num_attention_heads": theirs.num_attention_heads,
+        "num_key_value_heads": theirs.num_key_value_heads,
+        "head_dim": theirs.head_dim,
+        "max_position_embeddings": theirs.max_position_embeddings,
+        "hidden_act": theirs.hidden_act,
+        "norm_eps": theirs.rms_norm_eps,
+        "position_embedding_type": "rope",
+        "rope_parameters": theirs.rope_parameters,
+        "norm_type": "rmsnorm",
+        "mlp_type": "gated",
+        "qkv_bias": biases and theirs.attention_bias,
+        "o_bias": biases and theirs.attention_bias,
+        "mlp_bias": biases and theirs.mlp_bias,
+        "attention_dropout": theirs.attention_dropout,
+        "embedding_dropout": 0.0,
+        "residual_dropout": 0.0,
+    }
+    return build_config(_shared(theirs, head) | ours, overrides)
+
+
+def open_gguf(path: Path, options: Options) -> Checkpoint:
+    """A GGUF file of the Llama family, through transformers' own reader; quantized weights are dequantized to float32.
+
+    Raises:
+        UserError: the gguf package is missing, or the file cannot be read or holds another architecture.
+    """
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise UserError('GGUF files are read through the gguf package: pip install "gpt_scratch[gguf]"') from error
+    from transformers import GgufConfig
+
+    if not path.is_file():
+        raise UserError(f"{path}: the file is missing")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except Exception as error:  # whatever gguf or transformers raise
+        raise UserError(f"{path} cannot be read as GGUF: {one_line(error)}") from error
+    if model.config.model_type not in ("llama", "mistral"):
+        raise UserError(f"{path} holds a {model.config.model_type} model; llama and mistral can be converted from GGUF")
+    with tempfile.TemporaryDirectory() as folder:  # once through a file, as if it had been read from one
+        model.config.save_pretrained(folder)
+        config = llama_config(AutoConfig.from_pretrained(folder), "lm", options.config_overrides)
+    notes = ["quantized weights were dequantized to float32"]
+    source = _with_one_head(StateDictSource(model.state_dict()), "model.embed_tokens.weight", config, notes)
+    return Checkpoint(source, LLAMA, config, "lm", str(path), tokenizer, None, notes, lambda: model)

@@ -1,0 +1,100 @@
+"""OpenAI's TensorFlow checkpoints of GPT-2, and those fine-tuned from them: `hparams.json`, the bundle, encoder.json and vocab.bpe."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from ..errors import UserError
+from ..tokenization.gpt2 import load_gpt2_tokenizer
+from .checkpoint import PUBLISHED_HEADS, Checkpoint, Options, build_config, read_json
+from .weight_maps import OPENAI
+
+if TYPE_CHECKING:
+    from .tensorflow_bundle import TensorFlowCheckpoint
+
+SIZES = ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer")
+# Beside the model, fine-tuned checkpoints hold what the optimizer needs to go on, under the last part of the name.
+OPTIMIZER_SLOTS = ("Adam", "Adam_1", "Adagrad", "Momentum", "RMSProp", "RMSProp_1")
+COUNTERS = ("global_step", "beta1_power", "beta2_power")
+
+
+class TensorFlowSource:
+    """The model's variables of a TensorFlow checkpoint."""
+
+    def __init__(self, checkpoint: "TensorFlowCheckpoint", names: list[str]):
+        self.checkpoint, self.names = checkpoint, names
+
+    def describe(self) -> dict[str, torch.Tensor]:
+        """Shape and dtype of every variable."""
+        tensors = self.checkpoint.tensors
+        return {name: torch.empty(tensors[name].shape, dtype=tensors[name].dtype, device="meta") for name in self.names}
+
+    def get(self, name: str) -> torch.Tensor:
+        """One variable, its checksum verified."""
+        return self.checkpoint.read(name)
+
+
+def is_model_variable(name: str) -> bool:
+    """False for optimizer slots and counters, by name.
+
+    >>> is_model_variable("model/h0/attn/c_attn/w"), is_model_variable("model/h0/attn/c_attn/w/Adam_1"), is_model_variable("global_step")
+    (True, False, False)
+    """
+    last = name.rsplit("/", 1)[-1]
+    return last not in OPTIMIZER_SLOTS and last not in COUNTERS
+
+
+def open_openai(path: Path, options: Options) -> Checkpoint:
+    """A checkpoint by directory, prefix or `.index` path.
+
+    Raises:
+        UserError: a missing or broken file, or sizes in `hparams.json` that cannot be right.
+    """
+    from .tensorflow_bundle import TensorFlowCheckpoint
+
+    checkpoint = TensorFlowCheckpoint(path)
+    folder = path if path.is_dir() else path.parent
+    hparams_file = folder / "hparams.json"
+    hparams = read_json(hparams_file)
+    for name in SIZES:
+        if type(hparams.get(name)) is not int:
+            raise UserError(f"{hparams_file}: {name} is {hparams.get(name)!r}, a whole number is needed")
+    sizes = {name: hparams[name] for name in SIZES}
+    # The shapes tell every other size: this one would go wrong silently.
+    heads = options.config_overrides.get("n_head", PUBLISHED_HEADS.get(sizes["n_embd"], sizes["n_head"]))
+    if heads != sizes["n_head"]:
+        raise UserError(
+            f"{hparams_file}: n_head is {sizes['n_head']}, but GPT-2 of n_embd {sizes['n_embd']} has {heads}; "
+            f"if yours was trained so, pass --config_overrides n_head={sizes['n_head']}"
+        )
+    names = [name for name in checkpoint.tensors if is_model_variable(name)]
+    skipped = len(checkpoint.tensors) - len(names)
+    return Checkpoint(
+        source=TensorFlowSource(checkpoint, names),
+        weight_map=OPENAI,
+        config=build_config(sizes | {"qkv_bias": True}, options.config_overrides),
+        head="lm",
+        sizes_from=str(hparams_file),
+        tokenizer=load_gpt2_tokenizer(folder, sizes["n_ctx"]) if (folder / "encoder.json").is_file() else None,
+        notes=[f"{skipped} variables of the optimizer and counters were skipped"] if skipped else [],
+        reference=lambda: stock_model(TensorFlowSource(TensorFlowCheckpoint(path), names), sizes),
+    )
+
+
+def stock_model(source: TensorFlowSource, sizes: dict[str, int]) -> GPT2LMHeadModel:
+    """transformers' GPT-2 with these variables, by the rule of its own former TensorFlow loader: the names are the same but for
+    `h0` and `h.0`, and `g`, `w` (weight), `b` (bias); the matrices lie the same way.
+    """
+    names = {"n_vocab": "vocab_size", "n_ctx": "n_positions"}
+    model = GPT2LMHeadModel(GPT2Config(**{names.get(name, name): size for name, size in sizes.items()}))
+    parameters = dict(model.transformer.named_parameters())
+    for name in source.names:
+        path = re.sub(r"/h(\d+)/", r"/h/\1/", name.removeprefix("model")).strip("/").split("/")
+        path[-1:] = {"g": ["weight"], "w": ["weight"], "b": ["bias"]}.get(path[-1], [path[-1], "weight"])
+        parameter = parameters.pop(".".join(path))
+        parameter.data.copy_(source.get(name).reshape(parameter.shape))
+    assert not parameters
+    return model
