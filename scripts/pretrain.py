@@ -37,6 +37,7 @@ from gpt_scratch.training.pretraining import (
     describe_model,
     final_metrics,
     make_callbacks,
+    make_loss,
     make_model,
     make_optimizers,
     model_config,
@@ -68,6 +69,7 @@ def main(script_args: PretrainingArguments, training_args: ScratchTrainingArgume
         data_collator=default_data_collator,  # rows of one length: nothing to pad
         callbacks=make_callbacks(script_args, data, tokenizer, title=training_args.run_name or "Pretraining"),
         **make_optimizers(script_args, training_args, model),
+        **make_loss(training_args),
     )
     result = trainer.train(resume_from_checkpoint=resume)
     record = save_run(trainer, script_args, final_metrics(trainer, data, result.metrics, script_args.eval_train_blocks))

@@ -60,6 +60,13 @@ def _without_folder(word: str) -> str:
     return flag + separator + (os.path.basename(value.rstrip("/")) if os.path.isabs(value) else value)
 
 
+def _public(value: Any) -> Any:
+    """Without the folders of this machine."""
+    if isinstance(value, list):
+        return [_public(item) for item in value]
+    return _without_folder(value) if isinstance(value, str) else value
+
+
 def _commit() -> str | None:
     """The commit of the checkout that the package runs from; `None` where it is installed from a wheel."""
     folder = Path(__file__).resolve().parent
@@ -79,8 +86,8 @@ def save_run(trainer: Trainer, script_args: Any, metrics: dict[str, Any]) -> dic
     record = {
         "metrics": {name: value for name, value in metrics.items() if value is not None},
         "parameters": trainer.model.num_parameters(),
-        "script_arguments": {name: value for name, value in asdict(script_args).items() if value is not None},
-        "training_arguments": _changed_arguments(trainer.args),
+        "script_arguments": {name: _public(value) for name, value in asdict(script_args).items() if value is not None},
+        "training_arguments": {name: _public(value) for name, value in _changed_arguments(trainer.args).items()},
         "environment": describe_environment(),
     }
     if trainer.is_world_process_zero():
