@@ -153,6 +153,10 @@ class BytePairTokenizer:
                 "read the file as UTF-8 with errors='replace'"
             ) from None
 
+    def clear_cache(self) -> None:
+        """Forget the pieces that have been encoded so far."""
+        self._pieces.clear()
+
     def encode_piece(self, piece: str) -> list[int]:
         """The ids of one piece of the pre-tokenization: merge the neighbours of lowest rank, leftmost first, until none is left.
 
