@@ -19,7 +19,7 @@ import pyarrow.parquet
 
 from ..errors import UserError
 
-PIECE_CHARACTERS = 1 << 20
+PIECE_CHARACTERS = 1 << 16
 READ_BYTES = 1 << 20
 TEXT_SUFFIXES = {".txt", ".text", ".md", ""}
 
