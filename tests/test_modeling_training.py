@@ -224,6 +224,16 @@ def test_each_dropout_works_in_training_only(attention, dropout):
     assert (model(ids).logits - model(ids).logits).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("silent", ["self_attn.o_proj", "mlp.down_proj"])
+def test_residual_dropout_falls_on_both_branches(silent):
+    """With one branch of every layer switched off, the other still shows the dropout."""
+    model, ids = tiny_model("gpt2", residual_dropout=0.3).train(), token_ids(1, 8)
+    for block in model.model.layers:
+        for parameter in block.get_submodule(silent).parameters():
+            torch.nn.init.zeros_(parameter)
+    assert (model(ids).logits - model(ids).logits).abs().max() > 0.1
+
+
 # ------------------------------------------------------------------------------------------------------------ initialization
 
 # Wide enough that a standard deviation is known to a percent.

@@ -65,8 +65,8 @@ def write_card(output_dir: str, record: dict[str, Any]) -> None:
             "Losses are nats per predicted token, over the whole validation text, without dropout.",
             _table("Training", "setting", _settings(record)),
             _picture(output_dir, "loss"),
-            "## Limits\n\nThe model has seen the text named above and nothing else. It repeats and invents; it was not aligned, filtered or "
-            "tested for any use beyond experiments and teaching.",
+            "## Limits\n\nThe model has seen the text named above and nothing else. It repeats and invents; it was not aligned, "
+            "filtered or tested for any use beyond experiments and teaching.",
         ],
     )
 
@@ -90,8 +90,8 @@ def write_classifier_card(output_dir: str, record: dict[str, Any]) -> None:
             _picture(output_dir, "confusion_matrix"),
             _table("Training", "setting", _settings(record)),
             _picture(output_dir, "loss"),
-            "## Limits\n\nThe classes mean what they mean in the training texts, their language and their time. Scores are not calibrated beyond "
-            "the error given above; do not delete anybody's messages on this model's word alone.",
+            "## Limits\n\nThe classes mean what they mean in the training texts, their language and their time. Scores are not "
+            "calibrated beyond the error given above; do not delete anybody's messages on this model's word alone.",
         ],
     )
 

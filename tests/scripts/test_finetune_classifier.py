@@ -25,7 +25,11 @@ def messages(count: int) -> list[tuple[str, str]]:
     ham = ["dinner at {}", "see you by {}", "call me when {} is there", "the {} was nice"]
     spam = ["win {} pounds now", "free {} call this number", "you won a {} prize", "claim your {} award"]
     words = ["noon", "five", "Anna", "river", "phone", "holiday", "home", "gold", "Tom", "rain"]
-    return [(kind, rng.choice(texts).format(rng.choice(words)) + f" {i}") for i in range(count) for kind, texts in (("ham", ham), ("spam", spam))]
+    return [
+        (kind, rng.choice(texts).format(rng.choice(words)) + f" {i}")
+        for i in range(count)
+        for kind, texts in (("ham", ham), ("spam", spam))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +45,9 @@ def base(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("base")
     tokenizer = train_byte_level_bpe([text for _, text in messages(60)], vocab_size=320)
     torch.manual_seed(0)
-    config = GPTScratchConfig(vocab_size=len(tokenizer), n_embd=32, n_layer=3, n_head=4, n_positions=64, initializer_range=0.2, drop_rate=0.0)
+    config = GPTScratchConfig(
+        vocab_size=len(tokenizer), n_embd=32, n_layer=3, n_head=4, n_positions=64, initializer_range=0.2, drop_rate=0.0
+    )
     GPTScratchForCausalLM(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)
@@ -78,7 +84,9 @@ def test_the_directory_is_whole_and_a_pipeline_names_the_classes(finished):
     assert [answer["label"] for answer in classify(["win 5 pounds now", "dinner at noon"])] == ["spam", "ham"]
     with (output / "mistakes.tsv").open(encoding="utf-8", newline="") as file:
         mistakes = list(csv.DictReader(file, delimiter="\t"))
-    wrong = sum(count for i, row in enumerate(record["metrics"]["test_confusion_matrix"]) for j, count in enumerate(row) if i != j)
+    wrong = sum(
+        count for i, row in enumerate(record["metrics"]["test_confusion_matrix"]) for j, count in enumerate(row) if i != j
+    )
     assert len(mistakes) == wrong and all(row["predicted"] != row["true"] for row in mistakes)
     assert [float(row["confidence"]) for row in mistakes] == sorted((float(row["confidence"]) for row in mistakes), reverse=True)
 
@@ -114,12 +122,17 @@ def test_lora_leaves_the_base_and_its_merged_model_gives_the_adapters_logits(scr
     ids = torch.arange(5, 25).view(2, 10)
     mask = torch.ones_like(ids)
     with torch.no_grad():
-        torch.testing.assert_close(merged(ids, attention_mask=mask).logits, adapter(ids, attention_mask=mask).logits, atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            merged(ids, attention_mask=mask).logits, adapter(ids, attention_mask=mask).logits, atol=1e-4, rtol=0
+        )
 
 
 def test_accumulated_small_batches_give_the_weights_of_one_large_batch(script, sms, base, tmp_path):
     weights = []
-    for name, flags in {"large": [], "small": ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "4"]}.items():
+    for name, flags in {
+        "large": [],
+        "small": ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "4"],
+    }.items():
         run(script, "--train_file", sms, "--model_name_or_path", base, "--output_dir", str(tmp_path / name), "--trainable", "all",
             "--class_weights", "--label_smoothing_factor", "0.1", "--max_steps", "2", "--eval_strategy", "no", *flags)  # fmt: skip
         weights.append(AutoModelForSequenceClassification.from_pretrained(tmp_path / name).state_dict())
@@ -148,7 +161,10 @@ def test_files_any_classes_new_weights_and_early_stopping(script, tmp_path):
         (["--train_file", "SMS", "--split_fractions", "0.5", "0.1", "0.1"], "add up to 1"),
         (["--train_file", "SMS", "--class_names", "ham", "eggs"], "label 'spam' is not one of"),
         (["--train_file", "SMS", "--model_name_or_path", "nowhere"], "--model_name_or_path nowhere"),
-        (["--train_file", "SMS", "--model_name_or_path", "BASE", "--config_overrides", "n_layer=2"], "only dropout can be changed"),
+        (
+            ["--train_file", "SMS", "--model_name_or_path", "BASE", "--config_overrides", "n_layer=2"],
+            "only dropout can be changed",
+        ),
         (["--train_file", "SMS", "--early_stopping_patience", "1", "--eval_strategy", "no"], "needs evaluations"),
     ],
 )

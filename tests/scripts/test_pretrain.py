@@ -228,7 +228,10 @@ def test_the_script_itself_ends_with_one_line_and_status_2(tmp_path):
     assert done.returncode == 2 and done.stderr.splitlines()[-1] == "error: missing.txt: no such file"
 
 
-@pytest.mark.parametrize("recipe", sorted(set((ROOT / "scripts" / "configs").glob("*.yaml")) - set((ROOT / "scripts" / "configs").glob("spam_*.yaml"))), ids=lambda path: path.stem)
+RECIPES = ROOT / "scripts" / "configs"
+
+
+@pytest.mark.parametrize("recipe", sorted({*RECIPES.glob("*.yaml")} - {*RECIPES.glob("spam_*.yaml")}), ids=lambda path: path.stem)
 def test_recipes_parse_and_describe_a_model(recipe, tmp_path):
     argv = [str(recipe), "--output_dir", str(tmp_path), "--bf16", "false", "--tf32", "false"]
     arguments, _ = parse_arguments((PretrainingArguments, ScratchTrainingArguments), argv)

@@ -1,0 +1,353 @@
+"""GPT-2 and the Llama family of transformers, both ways, against transformers' own classes."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import assert_equal, randomize, tiny_config, tiny_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    MistralConfig,
+    MistralForCausalLM,
+)
+
+from gpt_scratch import GPTScratchForCausalLM, GPTScratchForSequenceClassification
+from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
+
+GPT2 = {"vocab_size": 61, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": None, "eos_token_id": None}
+LLAMA = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+GPT2_DROPOUT = {"resid_pdrop": 0.2, "embd_pdrop": 0.05, "attn_pdrop": 0.3}
+LANGUAGE_MODELS = {
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**GPT2, **GPT2_DROPOUT)),
+    "gpt2-untied": lambda: GPT2LMHeadModel(GPT2Config(**GPT2, tie_word_embeddings=False)),
+    "gpt2-n_inner-gelu": lambda: GPT2LMHeadModel(
+        GPT2Config(**GPT2, n_inner=40, activation_function="gelu", layer_norm_epsilon=1e-3)
+    ),
+    "llama2": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA | {"num_key_value_heads": 4}, rms_norm_eps=1e-3)),
+    "llama3": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA, rope_parameters=LLAMA3_ROPE)),
+    "llama-linear": lambda: LlamaForCausalLM(
+        LlamaConfig(**LLAMA, rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0})
+    ),
+    "llama-biases-head_dim": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA, attention_bias=True, mlp_bias=True, head_dim=10)),
+    "smollm2": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA, tie_word_embeddings=True)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**LLAMA, sliding_window=None)),
+    "mistral-wide-window": lambda: MistralForCausalLM(MistralConfig(**LLAMA, sliding_window=64)),
+}
+CLASSIFIERS = {
+    "gpt2": lambda: GPT2ForSequenceClassification(GPT2Config(**GPT2, num_labels=3, pad_token_id=60)),
+    "llama": lambda: LlamaForSequenceClassification(LlamaConfig(**LLAMA, num_labels=3, pad_token_id=60)),
+}
+
+
+def ids(rows: int = 3, length: int = 14) -> torch.Tensor:
+    return torch.randint(0, 60, (rows, length), generator=torch.Generator().manual_seed(0))
+
+
+def greedy(model) -> torch.Tensor:
+    start = ids(1)
+    return model.generate(start, attention_mask=torch.ones_like(start), max_new_tokens=50, do_sample=False, pad_token_id=0)
+
+
+def saved(model, folder):
+    randomize(model).eval().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+@torch.no_grad()
+def test_language_models_there_and_back(convert, tmp_path, capsys, name):
+    reference = LANGUAGE_MODELS[name]()
+    original = saved(reference, tmp_path / "original")
+    ours_folder = convert(original)
+    printed = capsys.readouterr().out
+    assert f"compared with:      {type(reference).__name__}" in printed and "greedy tokens:      equal" in printed
+    ours = AutoModelForCausalLM.from_pretrained(ours_folder)
+    assert isinstance(ours, GPTScratchForCausalLM) and ours.dtype == torch.float32
+    expected = reference(ids()).logits
+    assert expected.abs().max() > 1
+    assert_equal(ours(ids()).logits, expected)
+    assert torch.equal(greedy(ours), greedy(reference))
+    assert ours.config.bos_token_id is ours.config.eos_token_id is None  # not GPT-2's 50256
+
+    back = convert(ours_folder, "--to", "gpt2" if name.startswith("gpt2") else "llama")
+    before, after = load_file(original / "model.safetensors"), load_file(back / "model.safetensors")
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    again = AutoModelForCausalLM.from_pretrained(back)
+    assert type(again).__name__ == type(reference).__name__.replace("Mistral", "Llama")
+    assert torch.equal(again(ids()).logits, expected)
+    if not name.startswith("mistral"):
+        volatile = {"dtype", "transformers_version", "_name_or_path"}
+        before, after = again.config.to_dict(), reference.config.to_dict()
+        assert {k: v for k, v in before.items() if k not in volatile} == {
+            k: v for k, v in after.items() if k not in volatile
+        } or name in ("gpt2", "gpt2-untied")
+    if name == "gpt2":
+        assert (again.config.resid_pdrop, again.config.embd_pdrop, again.config.attn_pdrop) == (0.2, 0.05, 0.3)
+
+
+@pytest.mark.parametrize("family", CLASSIFIERS)
+@torch.no_grad()
+def test_classifiers_there_and_back(convert, tmp_path, family):
+    reference = CLASSIFIERS[family]()
+    reference.config.id2label, reference.config.label2id = {0: "a", 1: "b", 2: "c"}, {"a": 0, "b": 1, "c": 2}
+    original = saved(reference, tmp_path / "original")
+    ours_folder = convert(original)
+    ours = AutoModelForSequenceClassification.from_pretrained(ours_folder)
+    assert isinstance(ours, GPTScratchForSequenceClassification) and ours.config.id2label == {0: "a", 1: "b", 2: "c"}
+    rows = ids()
+    rows[1, 9:] = 60  # padding
+    mask = (rows != 60).long()
+    expected = reference(rows, attention_mask=mask).logits
+    assert_equal(ours(rows, attention_mask=mask).logits, expected)
+    back = convert(ours_folder, "--to", family)
+    before, after = load_file(original / "model.safetensors"), load_file(back / "model.safetensors")
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    again = AutoModelForSequenceClassification.from_pretrained(back)
+    assert torch.equal(again(rows, attention_mask=mask).logits, expected)
+    assert again.config.id2label == {0: "a", 1: "b", 2: "c"}
+
+
+@pytest.mark.parametrize(("style", "target"), [("gpt2", "gpt2"), ("llama", "llama")])
+@pytest.mark.parametrize("tied", [True, False])
+@torch.no_grad()
+def test_our_own_models_as_stock_ones(convert, tmp_path, style, target, tied):
+    """What was trained here; for GPT-2 also the book's lack of query, key and value biases, which become zeros."""
+    settings = {"tie_word_embeddings": tied} | ({"qkv_bias": False, "o_bias": False, "mlp_bias": False} if style == "gpt2" else {})
+    model = tiny_model(style, **settings)
+    model.save_pretrained(tmp_path / "ours")
+    stock = AutoModelForCausalLM.from_pretrained(convert(tmp_path / "ours", "--to", target))
+    assert type(stock).__name__ == {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}[target]
+    assert_equal(stock(ids()).logits, model(ids()).logits)
+    assert stock.config.tie_word_embeddings == tied
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_narrow_dtypes_stay_and_shards_are_cut(convert, tmp_path, dtype):
+    reference = randomize(LlamaForCausalLM(LlamaConfig(**LLAMA))).to(dtype).eval()
+    reference.save_pretrained(tmp_path / "original", max_shard_size="10KB")
+    assert (tmp_path / "original" / "model.safetensors.index.json").is_file()
+    folder = convert(tmp_path / "original", "--max_shard_size", "20KB")
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 1 and all(shard.stat().st_size < 22_000 for shard in shards)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.dtype == dtype and json.loads((folder / "config.json").read_text(encoding="utf-8"))["dtype"] == str(dtype)[6:]
+    assert all(torch.equal(tensor, reference.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+@torch.no_grad()
+def test_weights_are_rounded_on_request(convert, tmp_path, capsys):
+    reference = LANGUAGE_MODELS["gpt2"]()
+    folder = convert(saved(reference, tmp_path / "original"), "--dtype", "bfloat16")
+    assert "dtype:              bfloat16" in capsys.readouterr().out
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert_equal(model.float()(ids()).logits, reference.to(torch.bfloat16).float()(ids()).logits)
+
+
+def test_weights_of_two_dtypes_become_the_wider_one(convert, tmp_path):
+    original = saved(LlamaForCausalLM(LlamaConfig(**LLAMA)).to(torch.bfloat16), tmp_path / "original")
+    tensors = load_file(original / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].float() + 1e-4
+    save_file(tensors, original / "model.safetensors", metadata={"format": "pt"})
+    folder = convert(original)
+    assert torch.equal(load_file(folder / "model.safetensors")["model.norm.weight"], tensors["model.norm.weight"])
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_pickled_weights_and_the_names_of_the_hub(convert, tmp_path, sharded):
+    """The Hub's GPT-2 has no `transformer.` in its names, and carries causal masks."""
+    original = saved(LANGUAGE_MODELS["gpt2"](), tmp_path / "original")
+    tensors = {key.removeprefix("transformer."): value for key, value in load_file(original / "model.safetensors").items()}
+    for layer in range(2):
+        tensors[f"h.{layer}.attn.bias"] = torch.tril(torch.ones(64, 64, dtype=torch.uint8)).view(1, 1, 64, 64)
+        tensors[f"h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+    (original / "model.safetensors").unlink()
+    if sharded:
+        names = sorted(tensors)
+        shards = {"pytorch_model-00001-of-00002.bin": names[:9], "pytorch_model-00002-of-00002.bin": names[9:]}
+        for file, part in shards.items():
+            torch.save({name: tensors[name] for name in part}, original / file)
+        index = {"weight_map": {name: file for file, part in shards.items() for name in part}}
+        (original / "pytorch_model.bin.index.json").write_text(json.dumps(index), encoding="utf-8")
+    else:
+        torch.save(tensors, original / "pytorch_model.bin")
+    ours = load_file(convert(original) / "model.safetensors")
+    assert torch.equal(ours["model.layers.1.mlp.up_proj.weight"], tensors["h.1.mlp.c_fc.weight"].T)
+
+
+def test_tied_weights_under_either_name_or_both(convert, tmp_path, capsys):
+    reference = LANGUAGE_MODELS["gpt2"]()
+    original = saved(reference, tmp_path / "original")
+    tensors = load_file(original / "model.safetensors")
+    wte = tensors.pop("transformer.wte.weight")
+    for stored, tied in (
+        ({"lm_head.weight": wte}, True),
+        ({"transformer.wte.weight": wte, "lm_head.weight": wte.clone()}, True),
+        ({"transformer.wte.weight": wte, "lm_head.weight": wte + 1}, False),
+    ):
+        save_file(tensors | stored, original / "model.safetensors", metadata={"format": "pt"})
+        model = AutoModelForCausalLM.from_pretrained(convert(original))
+        assert model.config.tie_word_embeddings == tied
+        assert torch.equal(model.model.embed_tokens.weight, wte)
+        assert torch.equal(model.lm_head.weight, stored["lm_head.weight"])
+    assert "kept apart, as transformers does" in capsys.readouterr().out
+
+
+def test_tokenizer_and_generation_settings_come_along(convert, tmp_path):
+    tokenizer = train_byte_level_bpe(["One day, Anna lost her key. " * 20], vocab_size=300)
+    eos = tokenizer.eos_token_id
+    reference = LlamaForCausalLM(LlamaConfig(**LLAMA | {"vocab_size": 300, "eos_token_id": [eos, 7], "bos_token_id": eos}))
+    original = saved(reference, tmp_path / "original")
+    GenerationConfig(eos_token_id=[eos, 7], temperature=0.6, do_sample=True).save_pretrained(original)
+    tokenizer.save_pretrained(original)
+    folder = convert(original)
+    again = AutoTokenizer.from_pretrained(folder)
+    assert again("Anna lost")["input_ids"] == tokenizer("Anna lost")["input_ids"] and again.model_max_length == 64
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.config.eos_token_id == [eos, 7] and model.generation_config.eos_token_id == [eos, 7]
+    assert model.config.pad_token_id == model.generation_config.pad_token_id == again.pad_token_id is not None
+    assert model.generation_config.temperature == 0.6 and model.generation_config.do_sample
+
+
+def test_a_tokenizer_given_by_flag_brings_its_special_tokens(convert, refused, tmp_path):
+    tokenizer = train_byte_level_bpe(["One day, Anna lost her key. " * 20], vocab_size=300)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    model = tiny_model("gpt2", vocab_size=300, qkv_bias=True)
+    model.save_pretrained(tmp_path / "ours")
+    stock = convert(tmp_path / "ours", "--to", "gpt2")
+    folder = convert(stock, "--tokenizer", str(tmp_path / "tokenizer"))
+    assert AutoTokenizer.from_pretrained(folder)("Anna")["input_ids"] == tokenizer("Anna")["input_ids"]
+    assert AutoModelForCausalLM.from_pretrained(folder).config.eos_token_id == tokenizer.eos_token_id
+    small = saved(LANGUAGE_MODELS["gpt2"](), tmp_path / "small")
+    assert "has 300 tokens, the model only 61 rows" in refused(small, "--tokenizer", str(tmp_path / "tokenizer"))
+    assert "cannot be opened" in refused(small, "--tokenizer", str(tmp_path / "nothing"))
+
+
+CANNOT_COME = {
+    "gpt2 attention by layer": (GPT2Config(**GPT2, scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx=True"),
+    "gpt2 unscaled attention": (GPT2Config(**GPT2, scale_attn_weights=False), "scale_attn_weights=False"),
+    "mistral window": (MistralConfig(**LLAMA, sliding_window=32), "sliding_window=32"),
+    "llama yarn": (
+        LlamaConfig(**LLAMA, rope_parameters={"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}),
+        "rope_type is 'yarn'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CANNOT_COME)
+def test_settings_that_cannot_be_expressed_are_named(refused, tmp_path, name):
+    config, words = CANNOT_COME[name]
+    original = saved(AutoModelForCausalLM.from_config(config), tmp_path / "original")
+    assert words in refused(original)
+
+
+CANNOT_GO = {
+    "rope to gpt2": ("llama", {}, "gpt2", "position_embedding_type='rope'"),
+    "rmsnorm to gpt2": ("gpt2", {"norm_type": "rmsnorm"}, "gpt2", "norm_type='rmsnorm'"),
+    "gated to gpt2": ("gpt2", {"mlp_type": "gated"}, "gpt2", "mlp_type='gated'"),
+    "grouped to gpt2": ("gpt2", {"num_key_value_heads": 2}, "gpt2", "num_key_value_heads=2"),
+    "head_dim to gpt2": ("gpt2", {"head_dim": 10}, "gpt2", "head_dim=10"),
+    "learned to llama": ("gpt2", {}, "llama", "position_embedding_type='learned'"),
+    "layernorm to llama": ("llama", {"norm_type": "layernorm"}, "llama", "norm_type='layernorm'"),
+    "plain to llama": ("llama", {"mlp_type": "plain"}, "llama", "mlp_type='plain'"),
+    "output bias to llama": ("llama", {"o_bias": True}, "llama", "o_bias=True"),
+    "dropout to llama": ("llama", {"residual_dropout": 0.1}, "llama", "residual_dropout=0.1"),
+}
+
+
+@pytest.mark.parametrize("name", CANNOT_GO)
+def test_what_a_stock_model_cannot_express_is_named(refused, tmp_path, name):
+    style, settings, target, words = CANNOT_GO[name]
+    GPTScratchForCausalLM(tiny_config(style, **settings)).save_pretrained(tmp_path / "ours")
+    assert f"{target} cannot express {words}" in refused(tmp_path / "ours", "--to", target)
+
+
+def break_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+
+
+def test_broken_directories_are_refused(refused, tmp_path):
+    original = saved(LANGUAGE_MODELS["gpt2"](), tmp_path / "original")
+    config, weights = (original / "config.json").read_bytes(), (original / "model.safetensors").read_bytes()
+    break_config(original, model_type="bert")
+    assert "model_type 'bert'; gpt2, llama, mistral" in refused(original)
+    (original / "config.json").write_text("{", encoding="utf-8")
+    assert "config.json cannot be read as JSON" in refused(original)
+    (original / "config.json").write_bytes(config)
+    break_config(original, n_layer=3)
+    message = refused(original)
+    assert "sizes in" in message and "config.json" in message and "model.layers.2." in message
+    break_config(original, n_layer=2, n_embd=64)
+    assert "wte.weight is (61, 32) instead of (61, 64)" in refused(original)
+    break_config(original, n_embd=32, quantization_config={"bits": 4})
+    assert "quantization_config" in refused(original)
+    (original / "config.json").write_bytes(config)
+    assert "format llama: its config.json says gpt2" in refused(original, "--format", "llama")
+    assert "already: pass --to" in refused(saved(tiny_model(), tmp_path / "ours"))
+    assert "convert" in refused(original, "--to", "gpt2")
+    (original / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    assert "model.safetensors is broken or cut short" in refused(original)
+    tensors = load_file(saved(LANGUAGE_MODELS["gpt2"](), original) / "model.safetensors")
+    name = "transformer.h.0.attn.c_attn.weight"
+    save_file(tensors | {name: tensors[name].T.contiguous()}, original / "model.safetensors", metadata={"format": "pt"})
+    assert "h.0.attn.c_attn.weight is (96, 32) instead of (32, 96) (in, out)" in refused(original)
+    (original / "model.safetensors").unlink()
+    assert "holds no model.safetensors and no pytorch_model.bin" in refused(original)
+    saved(LANGUAGE_MODELS["gpt2"](), original)
+    GPT2LMHeadModel.from_pretrained(original).save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    next((tmp_path / "sharded").glob("*-00002-of-*")).unlink()
+    message = refused(tmp_path / "sharded")
+    assert "-00002-of-" in message and "missing" in message
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama2"])
+def test_another_function_fails_the_verification(script, refused, tmp_path, monkeypatch, family):
+    """The proof notices a weight map that is wrong in a way that no shape shows."""
+    from gpt_scratch.conversion import hub_directories, weight_maps
+
+    original = saved(LANGUAGE_MODELS[family](), tmp_path / "original")
+    name = "HF_GPT2" if family == "gpt2" else "LLAMA"
+    wrong = dict(getattr(weight_maps, name))
+    swapped = ("h.{}.ln_1.bias", "h.{}.ln_2.bias") if family == "gpt2" else (
+        "model.layers.{}.mlp.gate_proj.weight", "model.layers.{}.mlp.up_proj.weight"
+    )  # fmt: skip
+    wrong[swapped[0]], wrong[swapped[1]] = wrong[swapped[1]], wrong[swapped[0]]
+    monkeypatch.setattr(hub_directories, name, wrong)
+    assert "verification failed: logits are up to" in refused(original)
+
+
+def test_an_output_directory_that_is_not_empty_stays(refused, convert, tmp_path, script, capsys):
+    original = saved(LANGUAGE_MODELS["gpt2"](), tmp_path / "original")
+    module = script("convert_checkpoint")
+    with pytest.raises(ValueError, match="is not empty"):
+        module.main(module.parse([str(original), str(original)]))
+    assert (original / "model.safetensors").is_file()

@@ -1,0 +1,315 @@
+"""Files of the book's models and of nanoGPT, converted as a user does it, against the published layouts in plain torch."""
+
+import os
+import pickle
+import zipfile
+
+import pytest
+import torch
+from published_layouts import BookGPT, NanoGPT, add_lora, greedy
+from safetensors.torch import save_file
+from tiny_models import assert_equal, randomize
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+VOCABULARY, CONTEXT, WIDTH, HEADS, LAYERS = 61, 64, 32, 4, 2
+HEADS_FLAG = ("--config_overrides", f"n_heads={HEADS}")
+NANO = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 64, "bias": True, "vocab_size": 61, "dropout": 0.1}
+
+
+def enlarge(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Random weights of standard deviation 0.25, norms around one, no bias zero."""
+    randomize(model, seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".scale"):  # the book's name of a norm's weight
+                parameter.add_(1.0)
+    return model.eval()
+
+
+def book(**arguments) -> BookGPT:
+    return enlarge(BookGPT(VOCABULARY, CONTEXT, WIDTH, HEADS, LAYERS, **arguments))
+
+
+def save(content, path):
+    torch.save(content, path)
+    return path
+
+
+@torch.no_grad()
+def check_language_model(folder, reference, vocabulary=VOCABULARY):
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.randint(0, vocabulary, (3, CONTEXT), generator=torch.Generator().manual_seed(0))
+    expected = reference(ids)[..., :vocabulary]
+    assert expected.abs().max() > 2  # large enough to show errors
+    assert_equal(model(ids).logits, expected)
+    start = ids[:1, : CONTEXT - 50]
+    ours = model.generate(start, attention_mask=torch.ones_like(start), max_new_tokens=50, do_sample=False, eos_token_id=None)
+    assert torch.equal(ours, greedy(reference, start, 50))
+    return model
+
+
+@pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])
+@pytest.mark.parametrize("qkv_bias", [False, True], ids=["no-bias", "qkv-bias"])
+def test_book(convert, tmp_path, capsys, fast, qkv_bias):
+    reference = book(fast=fast, qkv_bias=qkv_bias)
+    model = check_language_model(convert(save(reference.state_dict(), tmp_path / "model.pth"), *HEADS_FLAG), reference)
+    assert model.config.qkv_bias == qkv_bias and not model.config.tie_word_embeddings
+    printed = capsys.readouterr().out
+    assert "format book" in printed and "out_head differs from tok_emb" in printed
+    assert f"parameters:         {sum(p.numel() for p in reference.parameters()):,}" in printed
+
+
+def test_book_with_its_optimizer(convert, tmp_path, capsys):
+    reference = book()
+    optimizer = torch.optim.AdamW(reference.parameters())
+    reference(torch.zeros(1, 3, dtype=torch.long)).sum().backward()
+    optimizer.step()
+    content = {"model_state_dict": reference.state_dict(), "optimizer_state_dict": optimizer.state_dict()}
+    check_language_model(convert(save(content, tmp_path / "model_and_optimizer.pth"), *HEADS_FLAG), reference)
+    assert "left out, since it is no weight of the model: optimizer_state_dict" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_book_under_the_names_of_compile_and_ddp(convert, tmp_path, prefix):
+    reference = book()
+    renamed = {prefix + name: tensor for name, tensor in reference.state_dict().items()}
+    check_language_model(convert(save(renamed, tmp_path / "model.pth"), *HEADS_FLAG), reference)
+
+
+def test_book_without_masks_as_safetensors(convert, tmp_path):
+    reference = book(qkv_bias=True)  # the variant with a key/value cache does not save masks
+    tensors = {name: tensor.clone() for name, tensor in reference.state_dict().items() if not name.endswith("mask")}
+    save_file(tensors, tmp_path / "gpt2-small.safetensors")
+    check_language_model(convert(tmp_path / "gpt2-small.safetensors", *HEADS_FLAG), reference)
+
+
+def test_book_from_before_torch_1_6(convert, tmp_path):
+    reference = book()
+    torch.save(reference.state_dict(), tmp_path / "model.pth", _use_new_zipfile_serialization=False)
+    assert not zipfile.is_zipfile(tmp_path / "model.pth")
+    check_language_model(convert(tmp_path / "model.pth", *HEADS_FLAG), reference)
+
+
+def test_book_whose_head_equals_the_embedding_becomes_tied(convert, tmp_path, capsys):
+    reference = book()
+    reference.out_head.weight = nn.Parameter(reference.tok_emb.weight.detach().clone())
+    model = check_language_model(convert(save(reference.state_dict(), tmp_path / "model.pth"), *HEADS_FLAG), reference)
+    assert model.config.tie_word_embeddings and model.lm_head.weight is model.model.embed_tokens.weight
+    assert "bit for bit: the head is tied" in capsys.readouterr().out
+
+
+def test_padded_vocabulary_is_cut(convert, tmp_path, capsys):
+    reference = enlarge(BookGPT(50304, CONTEXT, width=8, heads=2, layers=1, fast=True))
+    path = save(reference.state_dict(), tmp_path / "model.pth")
+    model = check_language_model(convert(path, "--config_overrides", "n_heads=2"), reference, vocabulary=50257)
+    assert model.config.vocab_size == 50257 and model.config.eos_token_id == 50256
+    assert "the last 47, which no token has, were cut off" in capsys.readouterr().out
+    kept = AutoModelForCausalLM.from_pretrained(convert(path, "--config_overrides", "n_heads=2,vocab_size=50304"))
+    assert torch.equal(kept.lm_head.weight, reference.out_head.weight)
+
+
+@pytest.mark.parametrize("over_rank", [True, False], ids=["alpha_over_rank", "alpha"])
+def test_lora_is_merged(convert, tmp_path, over_rank):
+    reference = BookGPT(VOCABULARY, CONTEXT, WIDTH, HEADS, LAYERS, qkv_bias=True)
+    add_lora(reference, rank=4, alpha=0.5, over_rank=over_rank)
+    enlarge(reference)
+    path = save(reference.state_dict(), tmp_path / "gpt2-sft-lora.pth")
+    scaling = "alpha_over_rank" if over_rank else "alpha"
+    folder = convert(path, *HEADS_FLAG, "--lora_alpha", "0.5", "--lora_scaling", scaling)
+    model = check_language_model(folder, reference)
+    other = convert(path, *HEADS_FLAG, "--lora_alpha", "0.5", "--lora_scaling", "alpha" if over_rank else "alpha_over_rank")
+    assert (AutoModelForCausalLM.from_pretrained(other).lm_head.weight - model.lm_head.weight).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["plain", "lora"])
+@torch.no_grad()
+def test_classifier_with_its_biased_head(convert, tmp_path, capsys, lora):
+    reference = BookGPT(VOCABULARY, CONTEXT, WIDTH, HEADS, LAYERS, qkv_bias=True)
+    reference.out_head = nn.Linear(WIDTH, 2)
+    if lora:
+        add_lora(reference, rank=4, alpha=0.5, over_rank=True)
+    enlarge(reference)
+    path = save(reference.state_dict(), tmp_path / "review_classifier.pth")
+    flags = ("--lora_alpha", "0.5", "--lora_scaling", "alpha_over_rank") if lora else ()
+    folder = convert(path, *HEADS_FLAG, *flags)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    ids = torch.randint(0, VOCABULARY, (5, 20), generator=torch.Generator().manual_seed(0))
+    expected = reference(ids)[:, -1]
+    bias = (reference.out_head.linear if lora else reference.out_head).bias
+    assert bias.abs().max() > 0.05  # a lost bias would show
+    assert_equal(model(ids, attention_mask=torch.ones_like(ids)).logits, expected)
+    assert model.config.id2label == {0: "ham", 1: "spam"}
+    assert "the bias of out_head was moved" in capsys.readouterr().out
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "text-classification" in card
+
+
+def test_a_classifier_whose_bias_cannot_be_moved_is_refused(refused, tmp_path):
+    reference = book()
+    reference.out_head = nn.Linear(WIDTH, 2)
+    with torch.no_grad():
+        reference.out_head.weight[1] = -2 * reference.out_head.weight[0]
+    message = refused(save(reference.state_dict(), tmp_path / "review_classifier.pth"), *HEADS_FLAG)
+    assert "bias of out_head cannot be moved" in message and "depend on one another" in message
+
+
+def test_heads_are_derived_for_published_sizes_and_said(convert, tmp_path, capsys):
+    reference = enlarge(BookGPT(VOCABULARY, CONTEXT, width=768, heads=12, layers=1))
+    model = check_language_model(convert(save(reference.state_dict(), tmp_path / "model.pth")), reference)
+    assert model.config.num_attention_heads == 12
+    assert "heads are not in the file: 12, as GPT-2 of width 768 has" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("mask", [True, False], ids=["mask", "no-mask"])
+def test_nanogpt(convert, tmp_path, bias, mask):
+    reference = enlarge(NanoGPT(**NANO | {"bias": bias}, mask=mask))
+    optimizer = torch.optim.AdamW(reference.parameters())
+    content = {
+        "model": {"_orig_mod." + name: tensor for name, tensor in reference.state_dict().items()},
+        "optimizer": optimizer.state_dict(),
+        "model_args": NANO | {"bias": bias},
+        "iter_num": 3,
+        "best_val_loss": torch.tensor(1.5),
+        "config": {"dataset": "shakespeare_char"},
+    }
+    path = save(content, tmp_path / "ckpt.pt")
+    model = check_language_model(convert(path), reference)
+    assert model.config.hidden_act == "gelu" and model.config.tie_word_embeddings
+    assert model.config.residual_dropout == model.config.attention_dropout == model.config.embedding_dropout == 0.1
+    assert model.config.o_bias == model.config.mlp_bias == model.config.qkv_bias == bias
+    with pytest.raises(AssertionError):  # the tanh form of GELU would be noticed
+        check_language_model(convert(path, "--config_overrides", "hidden_act=gelu_new"), reference)
+
+
+def test_nanogpt_of_a_padded_vocabulary(convert, tmp_path, capsys):
+    args = NANO | {"vocab_size": 50304, "n_embd": 8, "n_head": 2, "n_layer": 1, "bias": False}
+    reference = enlarge(NanoGPT(**args))
+    path = save({"model": reference.state_dict(), "model_args": args}, tmp_path / "ckpt.pt")
+    model = check_language_model(convert(path), reference, vocabulary=50257)
+    assert model.config.vocab_size == 50257
+    assert "the last 47, which no token has, were cut off" in capsys.readouterr().out
+
+
+def changed_book(change) -> dict:
+    state = book(qkv_bias=True).state_dict()
+    change(state)
+    return state
+
+
+def rename(state, old, new):
+    state[new] = state.pop(old)
+
+
+BROKEN_BOOKS = {
+    "renamed": (lambda s: rename(s, "trf_blocks.1.norm2.shift", "trf_blocks.1.norm2.shft"), ["trf_blocks.1.norm2.shft", "no place"]),
+    "missing": (lambda s: s.pop("trf_blocks.1.att.out_proj.bias"), ["model.layers.1.self_attn.o_proj.bias", "no tensor fills"]),
+    "no head": (lambda s: s.pop("out_head.weight"), ["no matrix out_head.weight"]),
+    "shape": (
+        lambda s: s.update({"trf_blocks.0.ff.layers.0.weight": s["trf_blocks.0.ff.layers.0.weight"].T}),
+        ["trf_blocks.0.ff.layers.0.weight is (32, 128) instead of (128, 32) (out, in)"],
+    ),
+    "twice": (
+        lambda s: s.update({"trf_blocks.0.norm1.weight": torch.ones(32)}),
+        ["two tensors fill", "trf_blocks.0.norm1.scale and trf_blocks.0.norm1.weight"],
+    ),
+    "two prefixes": (lambda s: s.update({"module.tok_emb.weight": s["tok_emb.weight"]}), ["same tensor twice, tok_emb.weight"]),
+    "a layer too few": (lambda s: [s.pop(name) for name in list(s) if name.startswith("trf_blocks.0.")], ["trf_blocks.1."]),
+    "half a LoRA layer": (lambda s: s.update({"out_head.lora.A": torch.ones(32, 2)}), ["--lora_alpha"]),
+    "integers": (lambda s: s.update({"tok_emb.weight": torch.ones(61, 32, dtype=torch.int64)}), ["torch.int64"]),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_BOOKS)
+def test_tensors_that_do_not_fit_are_named(refused, tmp_path, name):
+    change, words = BROKEN_BOOKS[name]
+    message = refused(save(changed_book(change), tmp_path / "model.pth"), *HEADS_FLAG)
+    assert all(word in message for word in words), message
+
+
+def test_half_a_lora_layer_is_refused(refused, tmp_path):
+    state = book().state_dict()
+    rename(state, "out_head.weight", "out_head.linear.weight")
+    state["out_head.lora.A"] = torch.ones(32, 2)
+    path = save(state, tmp_path / "model.pth")
+    flags = (*HEADS_FLAG, "--lora_alpha", "1", "--lora_scaling", "alpha")
+    assert "the LoRA layer out_head has no out_head.lora.B" in refused(path, *flags)
+    state["out_head.lora.B"] = torch.ones(3, 61)
+    assert "lora.A [32, 2] times lora.B [3, 61] is no change" in refused(save(state, path), *flags)
+
+
+def test_heads_are_asked_for(refused, tmp_path):
+    path = save(book().state_dict(), tmp_path / "model.pth")
+    assert "width 32 is none of GPT-2's published sizes: pass --config_overrides n_heads=N" in refused(path)
+    assert "hidden_size 32 is not a multiple of num_attention_heads 5" in refused(path, "--config_overrides", "n_heads=5")
+
+
+def nano_content(**changes) -> dict:
+    model = enlarge(NanoGPT(**NANO)).state_dict()
+    return {"model": {**model}, "model_args": {**NANO}} | changes
+
+
+def test_broken_nanogpt_is_refused(refused, tmp_path):
+    path = tmp_path / "ckpt.pt"
+    assert "holds no model_args" in refused(save({"model": nano_content()["model"]}, path))
+    assert "n_head of model_args is None" in refused(save(nano_content(model_args={"n_layer": 2}), path))
+    content = nano_content()
+    content["model"]["lm_head.weight"] = content["model"]["lm_head.weight"] + 1
+    assert "lm_head.weight differs from transformer.wte.weight" in refused(save(content, path))
+    message = refused(save(nano_content(model_args=NANO | {"n_layer": 3}), path))
+    assert "sizes in model_args" in message and "model.layers.2." in message
+    message = refused(save(nano_content(model_args=NANO | {"bias": False}), path))
+    assert "transformer.h.0.attn.c_attn.bias" in message and "no place" in message
+
+
+def test_unknown_files_are_refused(refused, tmp_path):
+    path = tmp_path / "model.pth"
+    assert "post-norm" in refused(save({"transformer_blocks.0.norm1.weight": torch.ones(2)}, path))
+    assert "in no known format; its tensors are fc.weight" in refused(save({"fc.weight": torch.ones(2)}, path))
+    assert "holds a list, not a dictionary" in refused(save([torch.ones(2)], path))
+    assert "holds no tensors by name" in refused(save({"epoch": 3}, path))
+    assert "name its directory" in refused(save({"wte.weight": torch.ones(2)}, path))
+    assert "no path here" in refused(tmp_path / "nothing.pth")
+    assert "name the file with the weights itself" in refused(tmp_path)
+
+
+class Harmful:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(refused, tmp_path):
+    path, target = tmp_path / "model.pth", tmp_path / "made-by-the-pickle"
+    state = book().state_dict() | {"extra": Harmful(target)}
+    for zipped in (True, False):
+        torch.save(state, path, _use_new_zipfile_serialization=zipped)
+        message = refused(path, *HEADS_FLAG)
+        assert "model.pth holds posix.mkdir" in message or "model.pth holds nt.mkdir" in message
+        assert "not run" in message and "torch.save(model.state_dict()" in message and not target.exists()
+    torch.save(book(), path)  # a whole model needs its class to load
+    assert "holds published_layouts.BookGPT" in refused(path)
+    path.write_bytes(pickle.dumps(Harmful(target), protocol=2))
+    assert "mkdir" in refused(path) and not target.exists()
+    torch.load(save({"extra": Harmful(target)}, path), weights_only=False)
+    assert target.exists()  # it would have been harmful
+
+
+def test_damaged_files_are_refused(refused, tmp_path):
+    path = save(book().state_dict(), tmp_path / "model.pth")
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        info = max(archive.infolist(), key=lambda info: info.file_size)
+    middle = info.header_offset + info.file_size // 2
+    for damaged in (
+        whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+        whole[: len(whole) // 2],
+        b"",
+        b"this is no checkpoint",
+    ):
+        path.write_bytes(damaged)
+        message = refused(path, *HEADS_FLAG)
+        assert "model.pth is damaged" in message or "model.pth is broken" in message
