@@ -1,7 +1,7 @@
 """The engine: every foreign tensor used exactly once, every parameter covered exactly once, read and written one tensor at a time."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -44,7 +44,7 @@ def plan(source: Source, weight_map: WeightMap, expected: Mapping[str, torch.Ten
 
     Raises:
         UserError: lists tensors that the map or the model has no place for, parameters that nothing or two tensors fill, and
-            wrong shapes.
+            wrong shapes or types.
     """
     found: dict[str, Part] = {}
     unknown, twice, wrong = [], [], []
@@ -60,13 +60,15 @@ def plan(source: Source, weight_map: WeightMap, expected: Mapping[str, torch.Ten
             unknown.append(key)
             continue
         needed = tuple(layout.join([expected[name] for name in names]).shape)
+        if tensor.dtype not in DTYPES.values():
+            wrong.append(f"{key} is of type {tensor.dtype}, which is none of floating point")
         if (tuple(tensor.shape[1:]) if layout.transposed and tensor.shape[:1] == (1,) else tuple(tensor.shape)) != needed:
             wrong.append(f"{key} is {tuple(tensor.shape)} instead of {needed}{f' {layout}' if len(needed) == 2 else ''}")
         twice += [f"{name} (by {found[name].key} and {key})" for name in names if name in found]
         found |= {name: Part(key, layout, index) for index, name in enumerate(names)}
     missing = [name for name in expected if name not in found and not name.endswith("norm.bias")]
     problems = {
-        "wrong shapes": wrong,
+        "wrong shapes or types": wrong,
         "tensors that have no place in the model": unknown,
         "parameters that no tensor fills": missing,
         "parameters that two tensors fill": twice,
@@ -100,12 +102,10 @@ def parameters_of(config: Any, head: str) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters() if name not in tied}
 
 
-def common_dtype(source: Source) -> torch.dtype:
-    """The narrowest dtype that holds every tensor of `source` without rounding."""
-    dtype = reduce(torch.promote_types, {tensor.dtype for tensor in source.describe().values()})
-    if dtype not in DTYPES.values():
-        raise UserError(f"the weights are of type {dtype}: only floating point can be converted")
-    return dtype
+def common_dtype(source: Source, keys: Iterable[str]) -> torch.dtype:
+    """The narrowest dtype that holds these tensors of `source` without rounding."""
+    described = source.describe()
+    return reduce(torch.promote_types, {described[key].dtype for key in keys})
 
 
 def import_weights(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None, max_shard_bytes: int) -> int:
@@ -129,7 +129,7 @@ def import_weights(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | No
         parts = plan(source, checkpoint.weight_map, expected)
     except UserError as error:
         raise UserError(f"the tensors do not fit the sizes in {checkpoint.sizes_from}: {error}") from error
-    dtype = dtype or common_dtype(source)
+    dtype = dtype or common_dtype(source, {part.key for part in parts.values() if part.key is not None})
     last: dict[str, torch.Tensor] = {}  # query, key and value lie in one foreign tensor: it is read once
 
     def read(name: str) -> torch.Tensor:
@@ -204,8 +204,8 @@ def export_weights(checkpoint: Checkpoint, folder: Path, target: str, dtype: tor
     """
     config, source = checkpoint.config, checkpoint.source
     theirs = foreign_config(config, target, checkpoint.head)
-    dtype = dtype or common_dtype(source)
     ours = source.describe()
+    dtype = dtype or common_dtype(source, ours)
     rules = inverted(target, config, checkpoint.head)
     unused = ours.keys() - {name for _, names in rules.values() for name in names}
     if unused:

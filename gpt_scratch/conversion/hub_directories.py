@@ -59,7 +59,7 @@ def open_hub_directory(path: Path, options: Options) -> Checkpoint:
         source = _with_one_head(source, "wte.weight" if prefix else "model.embed_tokens.weight", config, notes)
     checkpoint = Checkpoint(source, weight_map, config, head, str(path / "config.json"), notes=notes)
     auto = AutoModelForSequenceClassification if head == "classifier" else AutoModelForCausalLM
-    checkpoint.reference = lambda: auto.from_pretrained(path, dtype="auto")
+    checkpoint.reference = lambda: auto.from_pretrained(path, dtype=torch.float32)
     if any((path / name).is_file() for name in TOKENIZER_FILES) and options.tokenizer is None:
         checkpoint.tokenizer = open_tokenizer(str(path), config)
     if (path / "generation_config.json").is_file():

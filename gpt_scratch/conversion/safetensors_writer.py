@@ -1,7 +1,7 @@
 """Safetensors files written one tensor at a time.
 
-`safetensors.torch.save_file` wants all tensors of a file in memory; here the header is written first, from shapes alone, then each tensor as it
-is read, so that the peak is one tensor. Format: 8 bytes little-endian length of the header, header as JSON, data
+`safetensors.torch.save_file` wants all tensors of a file in memory; here the header is written first, from shapes alone, then each
+tensor as it is read, so that the peak is one tensor. Format: 8 bytes little-endian length of the header, header as JSON, data
 (https://github.com/huggingface/safetensors#format). Shards and their index are named as transformers names them.
 """
 
@@ -49,7 +49,7 @@ def write_safetensors(
             for name in names:
                 tensor = read(name).contiguous()
                 assert tensor.dtype == dtype and tuple(tensor.shape) == tuple(shapes[name]), name
-                output.write(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))  # bytes() would copy it once more
+                output.write(tensor.reshape(-1).view(torch.uint8).numpy().data)  # bytes() would copy it once more
     if count > 1:
         weight_map = {name: file for file, names in zip(files, shards) for name in names}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}

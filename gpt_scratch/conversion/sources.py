@@ -13,8 +13,16 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError
 
-# safetensors' names of the dtypes that are read and written.
+# safetensors' names of the dtypes that weights may have, and of others that occur in masks and quantized weights.
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+OTHER_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+}
 
 
 class Source(Protocol):
@@ -31,7 +39,7 @@ class SafetensorsSource:
     """A safetensors file, or the shards that an index names.
 
     Raises:
-        UserError: a file that is missing, truncated or no safetensors, or a tensor that is not of floating point.
+        UserError: a file that is missing, truncated or no safetensors, or a tensor of an unknown type.
     """
 
     def __init__(self, path: Path):
@@ -44,10 +52,11 @@ class SafetensorsSource:
             with self._open(file) as opened:
                 for name in opened.keys():  # noqa: SIM118  not a dict: it has no iterator
                     view = opened.get_slice(name)
-                    if view.get_dtype() not in DTYPES:
-                        raise UserError(f"{file}: {name} is of type {view.get_dtype()}: quantized weights cannot be converted")
+                    dtype = (DTYPES | OTHER_DTYPES).get(view.get_dtype())
+                    if dtype is None:
+                        raise UserError(f"{file}: {name} is of type {view.get_dtype()}, which cannot be converted")
                     self.files[name] = file
-                    self._described[name] = torch.empty(view.get_shape(), dtype=DTYPES[view.get_dtype()], device="meta")
+                    self._described[name] = torch.empty(view.get_shape(), dtype=dtype, device="meta")
 
     @staticmethod
     def _open(file: Path):

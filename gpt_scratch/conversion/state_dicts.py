@@ -54,7 +54,7 @@ def open_nanogpt(path: Path, options: Options) -> Checkpoint:
         UserError: a broken or unsafe file, or one without `model_args`.
     """
     source, rest = read_state_dict(path)
-    args = rest.get("model_args")
+    args: Any = rest.get("model_args")
     if not isinstance(args, Mapping):
         raise UserError(f"{path} holds no model_args; nanoGPT's ckpt.pt does, and the number of heads is nowhere else")
     for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
@@ -70,12 +70,10 @@ def open_nanogpt(path: Path, options: Options) -> Checkpoint:
         "the activation is the exact (erf) GELU of nanoGPT's nn.GELU(); for a checkpoint of its first versions, which had OpenAI's "
         "tanh form, pass --config_overrides hidden_act=gelu_new"
     ]
-    vocabulary, rows = options.config_overrides.get("vocab_size", args["vocab_size"]), {}
+    vocabulary, rows = args["vocab_size"], {}
     if vocabulary == PADDED_VOCABULARY and "vocab_size" not in options.config_overrides:
-        vocabulary = GPT2_VOCABULARY
+        vocabulary, rows = GPT2_VOCABULARY, {"transformer.wte.weight": GPT2_VOCABULARY}
         notes.append(PADDING_NOTE)
-    if vocabulary < args["vocab_size"]:
-        rows = {"transformer.wte.weight": vocabulary}
     bias = bool(args.get("bias", True))  # its first versions had biases always
     values = {
         "vocab_size": vocabulary,
@@ -186,8 +184,8 @@ def _book_classifier(path: Path, source: Source, values: dict[str, Any], options
             "the classes are named ham and spam, as in the book's chapter 6; for another task change id2label in config.json"
         )
     notes.append(
-        "the book scores the last of 120 positions, padding included; this model scores the last real token, so padded texts score "
-        "differently and better"
+        "the book scores the last position, padding included; this model scores the last real token, by the attention mask: for the "
+        "book's scores pad every text to its length (120) and give a mask of ones"
     )
     values |= labels | {"pad_token_id": 50256 if values["vocab_size"] > 50256 else None}
     weight_map = BOOK | {"out_head.weight": (SAME, ("score.weight",))}

@@ -203,7 +203,10 @@ def rename(state, old, new):
 
 
 BROKEN_BOOKS = {
-    "renamed": (lambda s: rename(s, "trf_blocks.1.norm2.shift", "trf_blocks.1.norm2.shft"), ["trf_blocks.1.norm2.shft", "no place"]),
+    "renamed": (
+        lambda s: rename(s, "trf_blocks.1.norm2.shift", "trf_blocks.1.norm2.shft"),
+        ["trf_blocks.1.norm2.shft", "no place"],
+    ),
     "missing": (lambda s: s.pop("trf_blocks.1.att.out_proj.bias"), ["model.layers.1.self_attn.o_proj.bias", "no tensor fills"]),
     "no head": (lambda s: s.pop("out_head.weight"), ["no matrix out_head.weight"]),
     "shape": (
