@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -10,10 +9,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from ..errors import UserError
 from ..tokenization.gpt2 import load_gpt2_tokenizer
 from .checkpoint import PUBLISHED_HEADS, Checkpoint, Options, build_config, read_json
+from .tensorflow_bundle import TensorFlowCheckpoint
 from .weight_maps import OPENAI
-
-if TYPE_CHECKING:
-    from .tensorflow_bundle import TensorFlowCheckpoint
 
 SIZES = ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer")
 # Beside the model, fine-tuned checkpoints hold what the optimizer needs to go on, under the last part of the name.
@@ -24,7 +21,7 @@ COUNTERS = ("global_step", "beta1_power", "beta2_power")
 class TensorFlowSource:
     """The model's variables of a TensorFlow checkpoint."""
 
-    def __init__(self, checkpoint: "TensorFlowCheckpoint", names: list[str]):
+    def __init__(self, checkpoint: TensorFlowCheckpoint, names: list[str]):
         self.checkpoint, self.names = checkpoint, names
 
     def describe(self) -> dict[str, torch.Tensor]:
@@ -53,8 +50,6 @@ def open_openai(path: Path, options: Options) -> Checkpoint:
     Raises:
         UserError: a missing or broken file, or sizes in `hparams.json` that cannot be right.
     """
-    from .tensorflow_bundle import TensorFlowCheckpoint
-
     checkpoint = TensorFlowCheckpoint(path)
     folder = path if path.is_dir() else path.parent
     hparams_file = folder / "hparams.json"

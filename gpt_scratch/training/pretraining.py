@@ -73,7 +73,7 @@ class PretrainingArguments:
     vocab_size: int = field(default=8000, metadata={"help": "Vocabulary of the BPE that is trained without --tokenizer_name."})
     block_size: int | None = field(default=None, metadata={"help": "Tokens a row. Default: the model's max_position_embeddings."})
     stride: int | None = field(
-        default=None, metadata={"help": "Tokens from row to row. Default: block_size - 1, so that each is predicted once."}
+        default=None, metadata={"help": "Tokens from training row to row. Default: block_size - 1, so that each is predicted once."}
     )
     append_eos: bool = field(default=True, metadata={"help": "End each document with the end-of-text token."})
     isolate_documents: bool = field(default=False, metadata={"help": "Documents that share a row do not attend to each other."})
@@ -215,6 +215,8 @@ def prepare_data(args: PretrainingArguments, config: GPTScratchConfig) -> tuple[
         counts = count_blocks(train_documents, blocks)
         print(f"training: {counts}")
         description = {"train": asdict(counts)}
+    if args.stride is not None:
+        cutting["stride"] = block_size  # side by side, as the book's: overlapping rows would count some tokens several times
     validation = _blocks(validation_documents, tokenizer, args, cutting)
     counts = count_blocks(validation_documents, validation)
     print(f"validation: {counts}")
