@@ -1,9 +1,11 @@
 """TensorFlow's V2 checkpoints ("tensor bundles"), read without TensorFlow.
 
-A bundle `PREFIX` is `PREFIX.index`, a LevelDB table from variable name to a protocol buffer with dtype, shape, shard, offset, size and checksum,
-and `PREFIX.data-0000i-of-0000n`, the raw little-endian values. Everything that carries a checksum is verified: each block of the table, and
-each tensor when it is read. Sources: tensorflow/core/protobuf/tensor_bundle.proto, tensorflow/core/util/tensor_bundle/tensor_bundle.cc,
-leveldb/doc/table_format.md; checksums are CRC-32C, masked as in leveldb/util/crc32c.h.
+A bundle `PREFIX` is `PREFIX.index`, a LevelDB table from variable name to a protocol buffer with dtype, shape, shard, offset, size
+and checksum, and `PREFIX.data-0000i-of-0000n`, the raw little-endian values. Everything that carries a checksum is verified: each
+block of the table, and each tensor when it is read.
+
+Sources: tensorflow/core/protobuf/tensor_bundle.proto, tensorflow/core/util/tensor_bundle/tensor_bundle.cc, leveldb
+doc/table_format.md; checksums are CRC-32C, masked as in leveldb util/crc32c.h.
 """
 
 import struct

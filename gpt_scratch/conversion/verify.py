@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 from ..errors import UserError
 from .safetensors_writer import checksum
@@ -62,23 +62,22 @@ class Proof:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def prompts(model: PreTrainedModel) -> list[torch.Tensor]:
+def prompts(config: PreTrainedConfig) -> list[torch.Tensor]:
     """Fixed token ids, (1, T) each, spread over the whole vocabulary; the padding token does not occur."""
-    limit, vocabulary, padding = model.config.max_position_embeddings, model.config.vocab_size, model.config.pad_token_id
-    rows = [[(i * 7919 + 104729 * length) % vocabulary for i in range(min(length, limit))] for length in PROMPT_LENGTHS]
-    return [torch.tensor([[(token + (token == padding)) % vocabulary for token in row]]) for row in rows]
+    rows = [[i * 7919 + 104729 * length for i in range(min(length, config.max_position_embeddings))] for length in PROMPT_LENGTHS]
+    rows = [[token % config.vocab_size for token in row] for row in rows]
+    return [torch.tensor([[(token + (token == config.pad_token_id)) % config.vocab_size for token in row]]) for row in rows]
 
 
 @torch.inference_mode()
-def logits_of(model: PreTrainedModel) -> list[torch.Tensor]:
+def logits_of(model: PreTrainedModel, asked: list[torch.Tensor]) -> list[torch.Tensor]:
     """What a model answers to each prompt: (1, T, V), or (1, L) of a classifier."""
-    return [model(ids, attention_mask=torch.ones_like(ids), use_cache=False).logits for ids in prompts(model)]
+    return [model(ids, attention_mask=torch.ones_like(ids), use_cache=False).logits for ids in asked]
 
 
 @torch.inference_mode()
-def greedy_of(model: PreTrainedModel) -> list[int]:
-    """The most likely tokens after the second prompt, as many as the positions allow, whatever ends a text."""
-    ids = prompts(model)[1]
+def greedy_of(model: PreTrainedModel, ids: torch.Tensor) -> list[int]:
+    """The most likely tokens after a prompt, as many as the positions allow, whatever ends a text."""
     count = min(GREEDY_TOKENS, model.config.max_position_embeddings - ids.shape[1])
     if count < 1:
         return []
@@ -100,6 +99,7 @@ def verify(folder: Path, head: str, reference: Callable[[], PreTrainedModel] | N
     """
 
     def build_reference() -> PreTrainedModel:
+        assert reference is not None  # or this is not called
         model = reference().eval()
         for parameter in model.parameters():  # and not the buffers: rounded rotary frequencies would be another function
             parameter.data = parameter.data.to(dtype).float()  # as what was written is, where a narrower dtype was asked for
@@ -115,11 +115,12 @@ def verify(folder: Path, head: str, reference: Callable[[], PreTrainedModel] | N
     if reference is None:
         return proof
     model = model.float().eval()
-    ours, our_tokens = logits_of(model), greedy_of(model) if head == "lm" else None
+    asked = prompts(model.config)
+    ours, our_tokens = logits_of(model, asked), greedy_of(model, asked[1]) if head == "lm" else None
     del model
     gc.collect()
     model = build_reference()
-    theirs, their_tokens = logits_of(model), greedy_of(model) if head == "lm" else None
+    theirs, their_tokens = logits_of(model, asked), greedy_of(model, asked[1]) if head == "lm" else None
     proof.compared_with = type(model).__name__
     del model
     gc.collect()
@@ -129,8 +130,8 @@ def verify(folder: Path, head: str, reference: Callable[[], PreTrainedModel] | N
         proof.greedy_tokens_equal = our_tokens == their_tokens
     difference = proof.max_logit_difference
     if not difference <= TOLERANCE:
-        ours = logits_of(AUTO[head].from_pretrained(folder, dtype=torch.float64).eval())
-        theirs = logits_of(build_reference().double())
+        ours = logits_of(AUTO[head].from_pretrained(folder, dtype=torch.float64).eval(), asked)
+        theirs = logits_of(build_reference().double(), asked)
         proof.max_logit_difference_float64 = difference = _difference(ours, theirs)
     if not difference <= TOLERANCE:
         raise UserError(

@@ -73,7 +73,8 @@ class PretrainingArguments:
     vocab_size: int = field(default=8000, metadata={"help": "Vocabulary of the BPE that is trained without --tokenizer_name."})
     block_size: int | None = field(default=None, metadata={"help": "Tokens a row. Default: the model's max_position_embeddings."})
     stride: int | None = field(
-        default=None, metadata={"help": "Tokens from training row to row. Default: block_size - 1, so that each is predicted once."}
+        default=None,
+        metadata={"help": "Tokens from training row to row. Default: block_size - 1, so that each is predicted once."},
     )
     append_eos: bool = field(default=True, metadata={"help": "End each document with the end-of-text token."})
     isolate_documents: bool = field(default=False, metadata={"help": "Documents that share a row do not attend to each other."})
