@@ -7,8 +7,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from ..errors import UserError
-from ..tokenization.gpt2 import load_gpt2_tokenizer
-from .checkpoint import PUBLISHED_HEADS, Checkpoint, Options, build_config, read_json
+from .checkpoint import PUBLISHED_HEADS, Checkpoint, Options, build_config, open_tokenizer, read_json
 from .tensorflow_bundle import TensorFlowCheckpoint
 from .weight_maps import OPENAI
 
@@ -67,13 +66,15 @@ def open_openai(path: Path, options: Options) -> Checkpoint:
         )
     names = [name for name in checkpoint.tensors if is_model_variable(name)]
     skipped = len(checkpoint.tensors) - len(names)
+    config = build_config(sizes | {"qkv_bias": True}, options.config_overrides)
+    with_tokenizer = (folder / "encoder.json").is_file() and options.tokenizer is None
     return Checkpoint(
         source=TensorFlowSource(checkpoint, names),
         weight_map=OPENAI,
-        config=build_config(sizes | {"qkv_bias": True}, options.config_overrides),
+        config=config,
         head="lm",
         sizes_from=str(hparams_file),
-        tokenizer=load_gpt2_tokenizer(folder, sizes["n_ctx"]) if (folder / "encoder.json").is_file() else None,
+        tokenizer=open_tokenizer(str(folder), config) if with_tokenizer else None,
         notes=[f"{skipped} variables of the optimizer and counters were skipped"] if skipped else [],
         reference=lambda: stock_model(TensorFlowSource(TensorFlowCheckpoint(path), names), sizes),
     )

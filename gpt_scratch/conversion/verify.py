@@ -98,13 +98,6 @@ def verify(folder: Path, head: str, reference: Callable[[], PreTrainedModel] | N
         UserError: the directory cannot be loaded, or its logits are more than 1e-4 from the reference's.
     """
 
-    def build_reference() -> PreTrainedModel:
-        assert reference is not None  # or this is not called
-        model = reference().eval()
-        for parameter in model.parameters():  # and not the buffers: rounded rotary frequencies would be another function
-            parameter.data = parameter.data.to(dtype).float()  # as what was written is, where a narrower dtype was asked for
-        return model
-
     model, report = AUTO[head].from_pretrained(folder, dtype="auto", output_loading_info=True)
     wrong = sorted(set(report["missing_keys"]) | set(report["unexpected_keys"]))
     if wrong:
@@ -114,6 +107,14 @@ def verify(folder: Path, head: str, reference: Callable[[], PreTrainedModel] | N
     proof = Proof(model.num_parameters(), str(dtype).removeprefix("torch."), tied, checksum(folder))
     if reference is None:
         return proof
+
+    def build_reference() -> PreTrainedModel:
+        assert reference is not None  # or this is not called
+        model = reference().eval()
+        for parameter in model.parameters():  # and not the buffers: rounded rotary frequencies would be another function
+            parameter.data = parameter.data.to(dtype).float()  # as what was written is, where a narrower dtype was asked for
+        return model
+
     model = model.float().eval()
     asked = prompts(model.config)
     ours, our_tokens = logits_of(model, asked), greedy_of(model, asked[1]) if head == "lm" else None

@@ -1,6 +1,6 @@
 """The published models whose files can be converted but for which transformers has no class, in plain torch, to compare logits with.
 
-Written from the published descriptions: `GPTModel` of *Build a Large Language Model (From Scratch)* (chapter 4; the fast variant of
+Written from the published descriptions: OpenAI's `gpt-2/src/model.py`, `GPTModel` of *Build a Large Language Model (From Scratch)* (chapter 4; the fast variant of
 its later chapters; the LoRA layers of appendix E) and nanoGPT's `model.py`. Parameter names, shapes and arithmetic are theirs, and nothing
 of this package is imported: attention, norms and activations are written out a second time.
 
@@ -203,6 +203,31 @@ class NanoGPT(nn.Module):
         for block in self.transformer["h"]:
             x = block(x)
         return self.lm_head(self.transformer["ln_f"](x))
+
+
+def openai_gpt2(values: dict[str, torch.Tensor], hparams: dict[str, int]):
+    """OpenAI's `model.model`, a function from ids (B, T) to logits (B, T, V), for variables by their TensorFlow names."""
+
+    def norm(x, scope):
+        mean = x.mean(-1, keepdim=True)
+        variance = (x - mean).square().mean(-1, keepdim=True)
+        return (x - mean) * torch.rsqrt(variance + 1e-5) * values[scope + "/g"] + values[scope + "/b"]
+
+    def conv1d(x, scope):
+        return x @ values[scope + "/w"][0] + values[scope + "/b"]
+
+    def model(ids):
+        x = values["model/wte"][ids] + values["model/wpe"][: ids.shape[1]]
+        for layer in range(hparams["n_layer"]):
+            block = f"model/h{layer}"
+            qkv = conv1d(norm(x, block + "/ln_1"), block + "/attn/c_attn").chunk(3, dim=-1)
+            x = x + conv1d(causal_attention(*qkv, hparams["n_head"]), block + "/attn/c_proj")
+            inner = conv1d(norm(x, block + "/ln_2"), block + "/mlp/c_fc")
+            inner = 0.5 * inner * (1 + torch.tanh(math.sqrt(2 / math.pi) * (inner + 0.044715 * inner**3)))
+            x = x + conv1d(inner, block + "/mlp/c_proj")
+        return norm(x, "model/ln_f") @ values["model/wte"].T
+
+    return model
 
 
 def greedy(model: nn.Module, ids: torch.Tensor, count: int) -> torch.Tensor:

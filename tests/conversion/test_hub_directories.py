@@ -347,6 +347,16 @@ def test_another_function_fails_the_verification(script, refused, tmp_path, monk
     assert "verification failed: logits are up to" in refused(original)
 
 
+def test_rounding_is_told_from_another_function(convert, tmp_path, capsys, monkeypatch):
+    """A difference beyond the tolerance in float32 is looked at again in float64, where rounding is gone."""
+    from gpt_scratch.conversion import verify
+
+    original = saved(LANGUAGE_MODELS["gpt2"](), tmp_path / "original")
+    monkeypatch.setattr(verify, "TOLERANCE", 1e-12)
+    convert(original)
+    assert "in float32; " in capsys.readouterr().out
+
+
 def test_an_output_directory_that_is_not_empty_stays(refused, convert, tmp_path, script, capsys):
     original = saved(LANGUAGE_MODELS["gpt2"](), tmp_path / "original")
     module = script("convert_checkpoint")
