@@ -1,0 +1,167 @@
+"""Fetches OpenAI's GPT-2 checkpoints: seven files a size, from OpenAI's server or from a copy of it.
+
+A transfer goes into a `.part` neighbour that takes the file's name when it is whole, so whatever carries its own name is complete, and a
+transfer that broke off goes on where it stopped (HTTP Range), at whichever server answers. Sizes are checked here; the contents of the
+weights by their own checksums, when they are read. Source of the list: openai/gpt-2 `download_model.py`.
+"""
+
+import http.client
+import os
+import re
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..errors import UserError
+
+SIZES = ("124M", "355M", "774M", "1558M")
+# Asked in turn. The second is the copy that the book "Build a Large Language Model (From Scratch)" names.
+BASE_URLS = (
+    "https://openaipublic.blob.core.windows.net/gpt-2/models",
+    "https://f001.backblazeb2.com/file/LLMs-from-scratch/gpt2",
+)
+# Small files first, so that what is wrong shows before gigabytes were fetched.
+FILES = (
+    "checkpoint",
+    "hparams.json",
+    "model.ckpt.index",
+    "vocab.bpe",
+    "encoder.json",
+    "model.ckpt.meta",
+    "model.ckpt.data-00000-of-00001",
+)
+KNOWN_BYTES = {"encoder.json": 1_042_301, "vocab.bpe": 456_318}  # the same at every size of the model
+CHUNK_BYTES = 1 << 20
+TIMEOUT_SECONDS = 60
+
+
+class TransferError(Exception):
+    """One server did not give the whole file; the next may."""
+
+
+def download_openai_checkpoint(size: str, directory: str | os.PathLike, base_urls: Sequence[str] = BASE_URLS) -> Path:
+    """Fetch the seven files of a checkpoint; those already there are left alone, those begun are finished.
+
+    Args:
+        size: "124M", "355M", "774M" or "1558M" (0.5, 1.4, 3.1 and 6.2 GB).
+        directory: where the files go; made if it is missing.
+        base_urls: servers to ask in turn; a file is at `BASE_URL/SIZE/FILE`.
+
+    Returns:
+        `directory`.
+
+    Raises:
+        UserError: an unknown size, a directory that cannot be written, too little space, a file of a wrong size, or a file that no server
+            gave: names each URL and what was wrong with it. What was fetched so far stays, for the next attempt.
+    """
+    if size not in SIZES:
+        raise UserError(f"OpenAI published no GPT-2 of size {size}: choose one of {', '.join(SIZES)}")
+    directory = Path(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {directory}: {error.strerror}") from error
+    for name in FILES:
+        file = directory / name
+        if file.exists():
+            if file.stat().st_size != KNOWN_BYTES.get(name, file.stat().st_size):
+                raise UserError(
+                    f"{file} has {file.stat().st_size:,} bytes instead of {KNOWN_BYTES[name]:,}: delete it and run again"
+                )
+            continue
+        fetch([f"{base.rstrip('/')}/{size}/{name}" for base in base_urls], file)
+    return directory
+
+
+def fetch(urls: Sequence[str], file: Path) -> None:
+    """Fetch one file from the first of `urls` that gives it whole.
+
+    Raises:
+        UserError: none did, or there is no room for it.
+    """
+    part = file.with_name(file.name + ".part")
+    failures = []
+    for url in urls:
+        try:
+            transfer(url, part, KNOWN_BYTES.get(file.name))
+        except TransferError as error:
+            failures.append(f"{url}: {error}")
+        else:
+            os.replace(part, file)
+            return
+    fetched = f"; {part.stat().st_size:,} bytes are kept in {part}, run again to go on" if part.exists() else ""
+    raise UserError(f"cannot fetch {file.name}: {'; '.join(failures)}{fetched}")
+
+
+def transfer(url: str, part: Path, known_bytes: int | None) -> None:
+    """Bring `part` to the size that the server tells, going on behind what it holds already.
+
+    Raises:
+        TransferError: the server refuses, breaks off, or has a file of another size.
+        UserError: the file cannot be written.
+    """
+    start = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+            start, total = placement(response, start)
+            if known_bytes is not None and total != known_bytes:
+                part.unlink(missing_ok=True)
+                raise TransferError(f"the file has {total:,} bytes instead of {known_bytes:,}")
+            receive(response, part, start, total)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and start:  # nothing there behind `start`: what was begun is no part of this file
+            part.unlink()
+            return transfer(url, part, known_bytes)
+        raise TransferError(f"HTTP {error.code} {error.reason}") from error
+    except urllib.error.URLError as error:
+        raise TransferError(str(error.reason)) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise TransferError(str(error) or type(error).__name__) from error
+
+
+def placement(response: http.client.HTTPResponse, start: int) -> tuple[int, int]:
+    """Where the bytes of a response begin, and the size of the whole file.
+
+    A server may ignore the wish for a range and answer 200 with everything.
+    """
+    if response.status == 206:
+        told = response.headers.get("Content-Range", "")
+        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", told)
+        if not found or int(found[1]) != start:
+            raise TransferError(f"asked for the bytes from {start:,} on, the server answered with the range {told!r}")
+        return start, int(found[2])
+    length = response.headers.get("Content-Length", "")
+    if not length.isdecimal():
+        raise TransferError("the server does not tell the size of the file, so nobody could tell whether it is whole")
+    return 0, int(length)
+
+
+def receive(response: http.client.HTTPResponse, part: Path, start: int, total: int) -> None:
+    """Write the body of a response behind the first `start` bytes of `part`, with a progress bar.
+
+    Raises:
+        TransferError: the body ended before byte `total`.
+        UserError: the file cannot be written.
+    """
+    free = shutil.disk_usage(part.parent).free
+    if total - start > free:
+        raise UserError(f"{part.parent} has room for {free:,} bytes, {part.stem} needs {total - start:,} more: make room")
+    try:
+        file = part.open("ab" if start else "wb")
+    except OSError as error:
+        raise UserError(f"cannot write {part}: {error.strerror}") from error
+    with file, tqdm(desc=part.stem, initial=start, total=total, unit="B", unit_scale=True, unit_divisor=1024) as bar:
+        while chunk := response.read(CHUNK_BYTES):
+            try:
+                file.write(chunk)
+            except OSError as error:
+                raise UserError(f"cannot write {part}: {error.strerror}") from error
+            bar.update(len(chunk))
+        size = file.tell()
+    if size != total:
+        raise TransferError(f"the transfer broke off at byte {size:,} of {total:,}")
