@@ -201,6 +201,10 @@ expected = load_file("expected.safetensors")
 ids = expected.pop("ids")
 
 
+def same(one, other):
+    return torch.allclose(one, other, atol=1e-5, rtol=0)  # processes may run on other numbers of threads
+
+
 def output(model):
     assert type(model).__module__.startswith("transformers_modules."), type(model)
     with torch.no_grad():
@@ -210,12 +214,12 @@ def output(model):
 for name, value in expected.items():
     style, head = name.split("-")
     model = AUTO[head].from_pretrained(name, **trust)
-    assert torch.equal(output(model), value), name
+    assert same(output(model), value), name
     model.save_pretrained(f"again/{name}")
-    assert torch.equal(output(AUTO[head].from_pretrained(f"again/{name}", **trust)), value), name
+    assert same(output(AUTO[head].from_pretrained(f"again/{name}", **trust)), value), name
     if head == "lm":
         for source in (name, f"again/{name}"):
-            assert torch.equal(output(AutoModel.from_pretrained(source, **trust)), expected[f"{style}-body"]), source
+            assert same(output(AutoModel.from_pretrained(source, **trust)), expected[f"{style}-body"]), source
             classifier, info = AutoModelForSequenceClassification.from_pretrained(
                 source, num_labels=60, output_loading_info=True, **trust
             )
