@@ -25,7 +25,6 @@ from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import atomic_directory, write_json
 from gpt_scratch.hub.cards import write_conversion_card
 from gpt_scratch.training.arguments import parse_config_overrides
-from gpt_scratch.training.run import describe_environment
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -86,6 +85,8 @@ def main(args: argparse.Namespace) -> dict:
         checkpoint.source = None  # what it keeps mapped is not needed for the proof
         proof = verify(folder, checkpoint.head, checkpoint.reference)
         proof.tensors_identical = identical
+        from gpt_scratch.training.run import describe_environment  # not before: it brings 90 MB of libraries beside the weights
+
         record = {
             "format": checkpoint.format,
             "to": args.to,
