@@ -1,8 +1,8 @@
 """Fetches OpenAI's GPT-2 checkpoints: seven files a size, from OpenAI's server or from a copy of it.
 
 A transfer goes into a `.part` neighbour that takes the file's name when it is whole, so whatever carries its own name is complete, and a
-transfer that broke off goes on where it stopped (HTTP Range), at whichever server answers. Sizes are checked here; the contents of the
-weights by their own checksums, when they are read. Source of the list: openai/gpt-2 `download_model.py`.
+transfer that broke off goes on where it stopped (HTTP Range), at whichever server answers. Sizes are checked here; the contents of
+the weights by their own checksums, when they are read. Source of the list: openai/gpt-2 `download_model.py`.
 """
 
 import http.client
@@ -17,6 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..errors import UserError
+from .tensorflow_bundle import TensorFlowCheckpoint
 
 SIZES = ("124M", "355M", "774M", "1558M")
 # Asked in turn. The second is the copy that the book "Build a Large Language Model (From Scratch)" names.
@@ -24,7 +25,8 @@ BASE_URLS = (
     "https://openaipublic.blob.core.windows.net/gpt-2/models",
     "https://f001.backblazeb2.com/file/LLMs-from-scratch/gpt2",
 )
-# Small files first, so that what is wrong shows before gigabytes were fetched.
+DATA = "model.ckpt.data-00000-of-00001"
+# Small files first, so that what is wrong shows before gigabytes were fetched; and the index tells the size of the data.
 FILES = (
     "checkpoint",
     "hparams.json",
@@ -32,7 +34,7 @@ FILES = (
     "vocab.bpe",
     "encoder.json",
     "model.ckpt.meta",
-    "model.ckpt.data-00000-of-00001",
+    DATA,
 )
 KNOWN_BYTES = {"encoder.json": 1_042_301, "vocab.bpe": 456_318}  # the same at every size of the model
 CHUNK_BYTES = 1 << 20
@@ -67,17 +69,20 @@ def download_openai_checkpoint(size: str, directory: str | os.PathLike, base_url
         raise UserError(f"cannot write to {directory}: {error.strerror}") from error
     for name in FILES:
         file = directory / name
-        if file.exists():
-            if file.stat().st_size != KNOWN_BYTES.get(name, file.stat().st_size):
-                raise UserError(
-                    f"{file} has {file.stat().st_size:,} bytes instead of {KNOWN_BYTES[name]:,}: delete it and run again"
-                )
-            continue
-        fetch([f"{base.rstrip('/')}/{size}/{name}" for base in base_urls], file)
+        known_bytes = data_bytes(directory) if name == DATA else KNOWN_BYTES.get(name)
+        if not file.exists():
+            fetch([f"{base.rstrip('/')}/{size}/{name}" for base in base_urls], file, known_bytes)
+        elif known_bytes is not None and file.stat().st_size != known_bytes:
+            raise UserError(f"{file} has {file.stat().st_size:,} bytes instead of {known_bytes:,}: delete it and run again")
     return directory
 
 
-def fetch(urls: Sequence[str], file: Path) -> None:
+def data_bytes(directory: Path) -> int:
+    """The size of the data file, by the index beside it: OpenAI's has nothing behind its last tensor (497,759,232 for 124M)."""
+    return max(info.offset + info.size for info in TensorFlowCheckpoint(directory).tensors.values())
+
+
+def fetch(urls: Sequence[str], file: Path, known_bytes: int | None) -> None:
     """Fetch one file from the first of `urls` that gives it whole.
 
     Raises:
@@ -87,7 +92,7 @@ def fetch(urls: Sequence[str], file: Path) -> None:
     failures = []
     for url in urls:
         try:
-            transfer(url, part, KNOWN_BYTES.get(file.name))
+            transfer(url, part, known_bytes)
         except TransferError as error:
             failures.append(f"{url}: {error}")
         else:
@@ -110,7 +115,6 @@ def transfer(url: str, part: Path, known_bytes: int | None) -> None:
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
             start, total = placement(response, start)
             if known_bytes is not None and total != known_bytes:
-                part.unlink(missing_ok=True)
                 raise TransferError(f"the file has {total:,} bytes instead of {known_bytes:,}")
             receive(response, part, start, total)
     except urllib.error.HTTPError as error:

