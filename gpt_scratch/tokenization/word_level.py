@@ -1,6 +1,6 @@
 r"""Word-level tokenizers: a vocabulary of whole words, cut by one of three rules, in a `tokenizer.json` that AutoTokenizer loads.
 
-- `book`: the regular expression of *Build a Large Language Model (From Scratch)*, section 2.2: `([,.:;?_!"()\']|--|\s)`.
+- `word`: the regular expression of *Build a Large Language Model (From Scratch)*, section 2.2: `([,.:;?_!"()\']|--|\s)`.
 - `treebank`: NLTK's improved Treebank rules (`nltk.tokenize.NLTKWordTokenizer`), which cut off clitics ("do n't") and turn quotation marks
   into `` and ''. NLTK's substitutions copy what they match; the normalizers of `tokenizers` cannot, so each is restated as spaces put at
   places, found by looking around. The words of a line are those of nltk 3.10 (tested on real and random text); nltk itself is not
@@ -24,14 +24,14 @@ from .byte_pair import END_OF_TEXT, PADDING
 
 UNKNOWN = "<|unk|>"
 SPECIAL_TOKENS = (END_OF_TEXT, UNKNOWN, PADDING)  # the first two in the book's order
-RULES = ("book", "treebank", "whitespace")
+RULES = ("word", "treebank", "whitespace")
 
 # What Python's str.split and `re` take for white space: Oniguruma's, and four separators of ASCII.
 SPACE = r"[\s\x1c-\x1f]"
 
 
 def train_word_level(
-    texts: Iterable[str], rule: str = "book", vocab_size: int | None = None, min_frequency: int = 1, model_max_length: int = 1024
+    texts: Iterable[str], rule: str = "word", vocab_size: int | None = None, min_frequency: int = 1, model_max_length: int = 1024
 ) -> PreTrainedTokenizerFast:
     """A tokenizer whose words are those of `texts`.
 
@@ -72,7 +72,7 @@ def train_word_level(
 
 
 def word_level_from_list(
-    path: str | os.PathLike, rule: str = "book", model_max_length: int = 1024
+    path: str | os.PathLike, rule: str = "word", model_max_length: int = 1024
 ) -> tuple[PreTrainedTokenizerFast, list[str]]:
     """A tokenizer whose words are the lines of a file, in its order; and the lines left out because `rule` would cut them further.
 
@@ -123,7 +123,7 @@ def _pipeline(rule: str) -> Tokenizer:
         raise UserError(f"rule is {rule!r}: choose one of {', '.join(RULES)}")
     backend = Tokenizer(models.WordLevel({UNKNOWN: 0}, unk_token=UNKNOWN))
     at_spaces = pre_tokenizers.Split(Regex(f"{SPACE}+"), "removed")
-    if rule == "book":
+    if rule == "word":
         marks = pre_tokenizers.Split(Regex(r'[,.:;?_!"()\']|--'), "isolated")
         backend.pre_tokenizer = pre_tokenizers.Sequence([at_spaces, marks])
         backend.decoder = _joined_by_spaces(_BOOK_JOINS)

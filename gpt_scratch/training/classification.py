@@ -7,6 +7,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -194,7 +195,7 @@ def load_model(
             config = GPTScratchConfig(
                 **{"vocab_size": len(tokenizer), **overrides}, problem_type="single_label_classification", **labels
             )
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, StrictDataclassError) as error:
             raise UserError(f"--config_overrides: {one_line(error)}") from error
         model = GPTScratchForSequenceClassification(config)
     if tokenizer.pad_token is None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -166,7 +167,7 @@ def model_config(args: PretrainingArguments) -> GPTScratchConfig:
         overrides["max_position_embeddings"] = args.block_size
     try:
         return GPTScratchConfig(**overrides)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, StrictDataclassError) as error:
         raise UserError(f"--config_overrides: {one_line(error)}") from error
 
 

@@ -40,7 +40,7 @@ def nltk_words(text):
     return [word for line in text.split("\n") for word in tokenizer.tokenize(line)]
 
 
-REFERENCES = {"book": book_words, "treebank": nltk_words, "whitespace": str.split}
+REFERENCES = {"word": book_words, "treebank": nltk_words, "whitespace": str.split}
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -91,7 +91,7 @@ def test_the_books_published_ids(shared_data):
 def test_decoding_reads_as_it_was_written(rule):
     tokenizer = train_word_level([TEXT], rule)
     decoded = tokenizer.decode(tokenizer(TEXT)["input_ids"])
-    if rule == "book":  # opens after a colon or dash only: '. "It' is read as a closing mark
+    if rule == "word":  # opens after a colon or dash only: '. "It' is read as a closing mark
         assert (
             decoded
             == "Anna lost her key.\" It's gone!\" she said -- and didn't cry (much). Tom had it: $5, he wouldn't give it back..."
@@ -112,7 +112,7 @@ def test_saved_tokenizer_loads_in_a_fresh_process(rule, tmp_path):
     tokenizer = train_word_level([TEXT], rule, model_max_length=77)
     tokenizer.save_pretrained(tmp_path)
     sentence = 'Anna didn\'t cry; Tom "lost" it.<|endoftext|>'
-    if rule != "book":  # one start of Python is enough
+    if rule != "word":  # one start of Python is enough
         loaded = AutoTokenizer.from_pretrained(tmp_path)
         assert loaded(sentence)["input_ids"] == tokenizer(sentence)["input_ids"]
         return
@@ -137,7 +137,7 @@ def test_the_most_frequent_words_are_kept():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"texts": [TEXT], "rule": "word"}, "rule is 'word': choose one of book, treebank, whitespace"),
+        ({"texts": [TEXT], "rule": "words"}, "rule is 'words': choose one of word, treebank, whitespace"),
         ({"texts": [TEXT], "vocab_size": 3}, "no room for words"),
         ({"texts": [TEXT], "min_frequency": 100}, "no word occurs 100 times"),
         ({"texts": ["", " \n"]}, "no text to take words from"),
@@ -151,7 +151,7 @@ def test_impossible_training_is_refused(arguments, message):
 def test_a_word_list(tmp_path):
     path = tmp_path / "words.txt"
     path.write_text("the\ncat\n\nthe\ndon't\n<|unk|>\nsat \nmat\ntwo words\n", encoding="utf-8")
-    tokenizer, left_out = word_level_from_list(path, "book")
+    tokenizer, left_out = word_level_from_list(path, "word")
     assert left_out == ["don't", "two words"]
     assert tokenizer.get_vocab() == {"the": 0, "cat": 1, "sat": 2, "mat": 3, "<|endoftext|>": 4, "<|unk|>": 5, "<|pad|>": 6}
     assert tokenizer("the dog sat.")["input_ids"] == [0, 5, 2, 5]
@@ -167,5 +167,5 @@ def test_unusable_word_lists_are_refused(tmp_path):
     with pytest.raises(UserError, match="byte 3 is not UTF-8"):
         word_level_from_list(tmp_path / "words.txt")
     (tmp_path / "words.txt").write_text("two words\n", encoding="utf-8")
-    with pytest.raises(UserError, match="no word that the rule 'book' leaves whole"):
+    with pytest.raises(UserError, match="no word that the rule 'word' leaves whole"):
         word_level_from_list(tmp_path / "words.txt")

@@ -1,0 +1,59 @@
+"""What a tokenizer does to a text: how many tokens, how many bytes each stands for, how much is unknown, and examples."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerFast
+
+from ..errors import UserError
+
+
+@dataclass
+class TokenizerReport:
+    """Figures of a tokenizer on held-out text.
+
+    Attributes:
+        vocabulary: tokens of the tokenizer, special ones included.
+        tokens: tokens of the text.
+        bytes_per_token: UTF-8 bytes of the text per token; more is a shorter sequence for the same text.
+        unknown_share: share of the tokens that stand for a word or character outside the vocabulary, in [0, 1].
+        examples: texts, each with its tokens as they are written in the text and with its ids.
+    """
+
+    vocabulary: int
+    tokens: int
+    bytes_per_token: float
+    unknown_share: float
+    examples: list[tuple[str, list[str], list[int]]]
+
+    def __str__(self) -> str:
+        lines = [
+            f"vocabulary: {self.vocabulary:,} tokens",
+            f"held-out text: {self.tokens:,} tokens, {self.bytes_per_token:.2f} bytes per token, {self.unknown_share:.2%} unknown",
+        ]
+        for text, tokens, ids in self.examples:
+            lines += ["", text, "|".join(tokens), " ".join(map(str, ids))]
+        return "\n".join(lines)
+
+
+def report_on(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], examples: Sequence[str] = ()) -> TokenizerReport:
+    """Measure `tokenizer` on `texts`, which it should not have been trained on.
+
+    Raises:
+        UserError: the texts hold no token.
+    """
+    # A byte-level tokenizer names its end-of-text token as the unknown one, and never uses it as such.
+    unknown_id = tokenizer.unk_token_id if tokenizer.unk_token_id != tokenizer.eos_token_id else None
+    tokens = unknown = size = 0
+    for text in texts:
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        tokens += len(ids)
+        unknown += ids.count(unknown_id)
+        size += len(text.encode())
+    if not tokens:
+        raise UserError("the held-out text has no token: give more text")
+    shown = []
+    for text in examples:
+        encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        shown.append((text, [text[start:end] for start, end in encoding["offset_mapping"]], encoding["input_ids"]))
+    return TokenizerReport(len(tokenizer), tokens, size / tokens, unknown / tokens, shown)

@@ -1,0 +1,127 @@
+"""Train a tokenizer, from scratch, on text files; or bring along one of minbpe's or of the book's.
+
+    python scripts/train_tokenizer.py --train_file my_text.txt --vocab_size 4000 --output_dir runs/tokenizer
+    python scripts/train_tokenizer.py --type word --train_file the-verdict.txt --output_dir runs/words
+    python scripts/train_tokenizer.py --type treebank --word_list words.txt --validation_file my_text.txt --output_dir runs/words
+    python scripts/train_tokenizer.py --from_files toy.model --validation_file my_text.txt --output_dir runs/minbpe
+    python scripts/train_tokenizer.py --from_files vocab.json bpe_merges.txt --validation_file my_text.txt --output_dir runs/book
+
+bpe is GPT-2's byte-level kind, which loses nothing; word (the book's regular expression), treebank (NLTK's rules) and whitespace have
+whole words. The output directory holds a tokenizer.json: `AutoTokenizer.from_pretrained(DIR)` and every `--tokenizer_name` take it.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+
+from gpt_scratch.data.language_modeling import documents_from_files, split_by_characters
+from gpt_scratch.data.readers import check_files
+from gpt_scratch.errors import UserError, run_script
+from gpt_scratch.files import atomic_directory
+from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
+from gpt_scratch.tokenization.byte_pair_files import read_book_bpe, read_minbpe
+from gpt_scratch.tokenization.report import TokenizerReport, report_on
+from gpt_scratch.tokenization.word_level import RULES, train_word_level, word_level_from_list
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags of this script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--type", default="bpe", choices=["bpe", *RULES], help="kind of tokenizer; default bpe")
+    parser.add_argument("--train_file", nargs="+", help="text to train on: txt, jsonl, json, csv or parquet")
+    parser.add_argument("--word_list", help="in place of --train_file: a file with one word a line (word, treebank, whitespace)")
+    parser.add_argument(
+        "--from_files", nargs="+", help="in place of --train_file: minbpe's .model file, or the book's two JSON files"
+    )
+    parser.add_argument("--validation_file", nargs="+", help="held-out text; default: the last part of the training text")
+    parser.add_argument(
+        "--validation_split_percentage",
+        type=float,
+        default=10,
+        help="characters to hold out without --validation_file; default 10",
+    )
+    parser.add_argument("--text_column", default="text", help="column that holds the text; default text")
+    parser.add_argument("--vocab_size", type=int, help="tokens, special ones included; default 8000 for bpe, all words otherwise")
+    parser.add_argument("--min_frequency", type=int, help="occurrences that a pair or word needs; default 2 for bpe, 1 otherwise")
+    parser.add_argument("--model_max_length", type=int, default=1024, help="longest input of the model, in tokens; default 1024")
+    parser.add_argument("--example", nargs="+", help="texts to show cut into tokens; default: two lines of the held-out text")
+    parser.add_argument("--output_dir", required=True, help="directory to write, whole or not at all")
+    parser.add_argument("--overwrite", action="store_true", help="replace --output_dir if it exists")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> TokenizerReport:
+    """Make the tokenizer, save it, print and return its figures on held-out text."""
+    check_arguments(args)
+    with atomic_directory(args.output_dir, args.overwrite) as directory:
+        train, validation = read_texts(args)
+        tokenizer = make_tokenizer(args, train)
+        report = report_on(tokenizer, texts(validation), args.example or first_lines(validation))
+        tokenizer.save_pretrained(directory)
+    print(report)
+    print(f"\nsaved in {args.output_dir}")
+    return report
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse what can be refused before anything is read.
+
+    Raises:
+        UserError: names the flags.
+    """
+    if sum(map(bool, (args.train_file, args.word_list, args.from_files))) != 1:
+        raise UserError("give one of --train_file, --word_list and --from_files")
+    if not args.train_file and not args.validation_file:
+        raise UserError("--validation_file is needed without --train_file: the figures are measured on text")
+    if args.word_list and args.type == "bpe":
+        raise UserError("--word_list is for --type word, treebank or whitespace: a bpe learns from text")
+    if args.from_files and (args.type != "bpe" or len(args.from_files) > 2):
+        raise UserError("--from_files takes minbpe's .model file or the book's vocabulary and merges, and --type bpe")
+    if not args.train_file and (args.vocab_size is not None or args.min_frequency is not None):
+        raise UserError("--vocab_size and --min_frequency need --train_file: nothing is learned without it")
+    if not 0 < args.validation_split_percentage < 100:
+        raise UserError(f"--validation_split_percentage is {args.validation_split_percentage}: it must be between 0 and 100")
+    check_files([*(args.train_file or []), *(args.validation_file or [])])
+
+
+def read_texts(args: argparse.Namespace):
+    """Text to train on (`None` without --train_file) and held-out text, each an Arrow data set."""
+    train = documents_from_files(args.train_file, args.text_column) if args.train_file else None
+    if args.validation_file:
+        return train, documents_from_files(args.validation_file, args.text_column)
+    return split_by_characters(train, args.validation_split_percentage)
+
+
+def make_tokenizer(args: argparse.Namespace, train):
+    """Train, or read the files that stand in place of training."""
+    length = args.model_max_length
+    if args.from_files:
+        found = read_minbpe(*args.from_files) if len(args.from_files) == 1 else read_book_bpe(*args.from_files)
+        return found.to_fast(length)
+    if args.word_list:
+        tokenizer, left_out = word_level_from_list(args.word_list, args.type, length)
+        if left_out:
+            print(
+                f"{len(left_out):,} entries of {args.word_list} are left out, as --type {args.type} cuts them: {left_out[0]!r}, ..."
+            )
+        return tokenizer
+    if args.type == "bpe":
+        frequency = 2 if args.min_frequency is None else args.min_frequency
+        return train_byte_level_bpe(texts(train), args.vocab_size or 8000, frequency, model_max_length=length)
+    frequency = 1 if args.min_frequency is None else args.min_frequency
+    return train_word_level(texts(train), args.type, args.vocab_size, frequency, length)
+
+
+def texts(documents) -> Iterator[str]:
+    """The text of each piece."""
+    return (row["text"] for row in documents)
+
+
+def first_lines(documents, count: int = 2) -> list[str]:
+    """The first lines that are neither empty nor long, to be shown as examples."""
+    lines = (line.strip() for line in documents[0]["text"][:10_000].splitlines())
+    return [line[:120] for line in lines if line][:count]
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(parse(sys.argv[1:])))
