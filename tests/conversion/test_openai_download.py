@@ -27,6 +27,7 @@ class Server:
         self, contents: dict[str, bytes], break_off: dict[str, int] | None = None, ranges: bool = True, lengths: bool = True
     ):
         self.contents, self.break_off, self.ranges, self.lengths = contents, break_off or {}, ranges, lengths
+        self.shift = 0  # bytes by which a range begins later than it was asked for
         self.requests: list[tuple[str, str | None]] = []
         self.url = ""
 
@@ -43,6 +44,7 @@ class Server:
                     return self.send_error(404)
                 body = server.contents[name]
                 start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted and server.ranges else 0
+                start += server.shift if start else 0
                 if start and start >= len(body):
                     return self.send_error(416)
                 self.send_response(206 if start else 200)
@@ -201,6 +203,18 @@ def test_an_error_page_spoils_nothing_that_was_begun(contents, tmp_path):
         download_openai_checkpoint("124M", tmp_path, [url, backup_url])
     assert backup.requests == [(f"/models/124M/{DATA}", "bytes=5000-")]
     assert files(tmp_path) == contents
+
+
+def test_a_range_that_was_not_asked_for_is_refused(contents, tmp_path):
+    (tmp_path / f"{DATA}.part").write_bytes(contents[DATA][:5000])
+    server = Server(contents)
+    server.shift = 1
+    with (
+        server.running() as url,
+        pytest.raises(UserError, match="asked for the bytes from 5,000 on, .* 'bytes 5001-32511/32512'"),
+    ):
+        download_openai_checkpoint("124M", tmp_path, [url])
+    assert (tmp_path / f"{DATA}.part").read_bytes() == contents[DATA][:5000]
 
 
 def test_a_damaged_index_is_told_before_the_data(contents, tmp_path):

@@ -132,6 +132,67 @@ def test_prefixes_and_compressed_blocks(tmp_path, compressed):
         list(read_table(tmp_path / "t.index"))
 
 
+def test_every_other_dtype():
+    checkpoint = TensorFlowCheckpoint(FIXTURES / "other_dtypes")
+    expected = np.load(FIXTURES / "other_dtypes" / "expected.npz")
+    dtypes = {
+        "bfloat16": torch.bfloat16, "float64": torch.float64, "int32": torch.int32, "int64": torch.int64,
+        "nothing": torch.float32, "scalar": torch.float32,
+    }  # fmt: skip
+    assert set(checkpoint.tensors) == {*dtypes, "string"}
+    for name, dtype in dtypes.items():
+        value = checkpoint.read(name)
+        assert value.dtype == checkpoint.tensors[name].dtype == dtype
+        assert value.shape == checkpoint.tensors[name].shape == expected[name].shape
+        assert torch.equal(value, torch.from_numpy(expected[name]).to(dtype)), name
+    with pytest.raises(UserError, match=r"model\.ckpt\.index: string holds no numbers"):
+        checkpoint.read("string")
+
+
+def number(value: int) -> bytes:
+    return bytes([value & 0x7F | 0x80]) + number(value >> 7) if value > 0x7F else bytes([value])
+
+
+def many_blocks(entries: list[tuple[bytes, bytes]], size: int) -> bytes:
+    """A compressed table with `size` entries a block, as TensorFlow writes them where an index is larger than one block."""
+    data = b""
+
+    def stored(entries: list[tuple[bytes, bytes]]) -> bytes:
+        """Append a block of entries that share nothing; returns its handle."""
+        nonlocal data
+        body = b"".join(number(0) + number(len(key)) + number(len(value)) + key + value for key, value in entries)
+        contents = bytes(cramjam.snappy.compress_raw(body + struct.pack("<II", 0, 1))) + b"\x01"
+        handle = number(len(data)) + number(len(contents) - 1)
+        data += contents + struct.pack("<I", masked(contents))
+        return handle
+
+    blocks = [entries[i : i + size] for i in range(0, len(entries), size)]
+    index = [(block[-1][0], stored(block)) for block in blocks]
+    handles = stored([]) + stored(index)
+    return data + handles.ljust(40, b"\0") + struct.pack("<Q", TABLE_MAGIC)
+
+
+def test_an_index_of_many_compressed_blocks(copy):
+    checkpoint = TensorFlowCheckpoint(copy)
+    index = copy / "model.ckpt.index"
+    index.write_bytes(many_blocks(list(read_table(index)), size=5))
+    again = TensorFlowCheckpoint(copy)
+    assert list(again.tensors.items()) == list(checkpoint.tensors.items()) and again.num_shards == 3
+    assert torch.equal(again.read("model/wte"), checkpoint.read("model/wte"))
+
+
+def test_a_big_endian_bundle_is_refused(copy):
+    index = copy / "model.ckpt.index"
+    (_, header), *entries = read_table(index)
+    assert header[:2] == b"\x08\x03"  # num_shards = 3, and endianness not written, as it is 0: little
+    index.write_bytes(many_blocks([(b"", header + b"\x10\x01"), *entries], size=100))
+    with pytest.raises(UserError, match=r"model\.ckpt\.index: written on a big-endian machine"):
+        TensorFlowCheckpoint(copy)
+    index.write_bytes(many_blocks(entries, size=100))
+    with pytest.raises(UserError, match="has no bundle header"):
+        TensorFlowCheckpoint(copy)
+
+
 def test_the_official_index_of_the_117m_release(shared_data):
     checkpoint = TensorFlowCheckpoint(shared_data / "gpt2")
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
