@@ -4,6 +4,7 @@ Sources: `GPT2Config`, `LlamaConfig` and `MistralConfig` of transformers. A sett
 does not have is refused by name.
 """
 
+import importlib.util
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import (
     GenerationConfig,
     LlamaConfig,
     PreTrainedConfig,
+    PreTrainedModel,
 )
 
 from ..configuration_gpt_scratch import GPTScratchConfig
@@ -175,18 +177,12 @@ def open_gguf(path: Path, options: Options) -> Checkpoint:
     Raises:
         UserError: the gguf package is missing, or the file cannot be read or holds another architecture.
     """
-    try:
-        import gguf  # noqa: F401
-    except ImportError as error:
-        raise UserError('GGUF files are read through the gguf package: pip install "gpt_scratch[gguf]"') from error
-    from transformers import GgufConfig
-
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError('GGUF files are read through the gguf package: pip install "gpt_scratch[gguf]"')
     if not path.is_file():
         raise UserError(f"{path}: the file is missing")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-        )
+        model = read_gguf(path)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except Exception as error:  # whatever gguf or transformers raise
         raise UserError(f"{path} cannot be read as GGUF: {one_line(error)}") from error
@@ -197,4 +193,14 @@ def open_gguf(path: Path, options: Options) -> Checkpoint:
         config = llama_config(AutoConfig.from_pretrained(folder), "lm", options.config_overrides)
     notes = ["quantized weights were dequantized to float32"]
     source = _with_one_head(StateDictSource(model.state_dict()), "model.embed_tokens.weight", config, notes)
-    return Checkpoint(source, LLAMA, config, "lm", str(path), tokenizer, None, notes, lambda: model)
+    # Read again for the comparison, rather than kept beside the converted model.
+    return Checkpoint(source, LLAMA, config, "lm", str(path), tokenizer, None, notes, lambda: read_gguf(path))
+
+
+def read_gguf(path: Path) -> PreTrainedModel:
+    """The model of a GGUF file, in float32."""
+    from transformers import GgufConfig
+
+    return AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    )

@@ -355,11 +355,3 @@ def test_rounding_is_told_from_another_function(convert, tmp_path, capsys, monke
     monkeypatch.setattr(verify, "TOLERANCE", 1e-12)
     convert(original)
     assert "in float32; " in capsys.readouterr().out
-
-
-def test_an_output_directory_that_is_not_empty_stays(refused, convert, tmp_path, script, capsys):
-    original = saved(LANGUAGE_MODELS["gpt2"](), tmp_path / "original")
-    module = script("convert_checkpoint")
-    with pytest.raises(ValueError, match="is not empty"):
-        module.main(module.parse([str(original), str(original)]))
-    assert (original / "model.safetensors").is_file()

@@ -1,0 +1,103 @@
+"""The conversion script in processes of its own: what it writes loads without this package, and errors end in one line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from gpt_scratch.conversion.safetensors_writer import parse_size
+from gpt_scratch.errors import UserError
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "convert_checkpoint.py"
+WITHOUT_THE_PACKAGE = """
+import sys
+sys.modules["gpt_scratch"] = None  # as if it were not installed
+import torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained("converted", trust_remote_code=True)
+assert type(model).__module__.startswith("transformers_modules.")
+torch.save(model(torch.arange(20)[None]).logits, "logits.pt")
+"""
+
+
+def python(*arguments, cwd) -> subprocess.CompletedProcess:
+    environment = os.environ | {"HF_HOME": str(cwd / "hf_home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def tiny_gpt2(folder: Path) -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    settings = {"vocab_size": 61, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.25}
+    model = GPT2LMHeadModel(GPT2Config(**settings, bos_token_id=None, eos_token_id=None)).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+@torch.no_grad()
+def test_the_directory_is_whole_and_loads_without_the_package(script, tmp_path):
+    reference = tiny_gpt2(tmp_path / "original")
+    module = script("convert_checkpoint")
+    proof = module.main(module.parse([str(tmp_path / "original"), str(tmp_path / "converted")]))
+    folder = tmp_path / "converted"
+    assert {file.name for file in folder.iterdir()} == {
+        "model.safetensors",
+        "config.json",
+        "generation_config.json",
+        "configuration_gpt_scratch.py",
+        "modeling_gpt_scratch.py",
+        "conversion.json",
+        "README.md",
+    }
+    record = json.loads((folder / "conversion.json").read_text(encoding="utf-8"))
+    assert record["proof"] == proof and record["format"] == "gpt2" and str(tmp_path) not in json.dumps(record)
+    assert proof["parameters"] == reference.num_parameters() and proof["tied"] and len(proof["sha256"]) == 64
+    assert set(json.loads((folder / "config.json").read_text(encoding="utf-8"))["auto_map"]) == {
+        "AutoConfig",
+        "AutoModel",
+        "AutoModelForCausalLM",
+        "AutoModelForSequenceClassification",
+    }
+    done = python("-c", WITHOUT_THE_PACKAGE, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    expected = AutoModelForCausalLM.from_pretrained(folder)(torch.arange(20)[None]).logits
+    assert torch.equal(torch.load(tmp_path / "logits.pt", weights_only=True), expected)
+    torch.testing.assert_close(expected, reference(torch.arange(20)[None]).logits, atol=1e-5, rtol=0)
+
+
+def test_an_error_is_one_line_and_status_2(tmp_path):
+    tiny_gpt2(tmp_path / "original")
+    weights = tmp_path / "original" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    done = python(SCRIPT, "original", "converted", cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: original/model.safetensors is broken or cut short")
+    assert {path.name for path in tmp_path.iterdir()} <= {"original", "hf_home"}
+
+
+def test_an_output_that_is_not_empty_stays(script, tmp_path):
+    tiny_gpt2(tmp_path / "original")
+    module = script("convert_checkpoint")
+    (tmp_path / "converted").mkdir()
+    (tmp_path / "converted" / "mine.txt").write_text("mine", encoding="utf-8")
+    arguments = [str(tmp_path / "original"), str(tmp_path / "converted")]
+    with pytest.raises(UserError, match="is not empty: choose another output directory, or pass --overwrite"):
+        module.main(module.parse(arguments))
+    assert [file.name for file in (tmp_path / "converted").iterdir()] == ["mine.txt"]
+    module.main(module.parse([*arguments, "--overwrite"]))
+    assert (tmp_path / "converted" / "model.safetensors").is_file() and not (tmp_path / "converted" / "mine.txt").exists()
+
+
+@pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("500 mb", 5 * 10**8), ("10KB", 10**4), ("123", 123)])
+def test_sizes(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "1.5GB", "0", "5TB"])
+def test_wrong_sizes(text):
+    with pytest.raises(UserError, match="write 500MB, 5GB or a number of bytes"):
+        parse_size(text)
