@@ -1,0 +1,113 @@
+"""The tokenizer script: each kind is trained, measured and saved so that AutoTokenizer and the other scripts take it."""
+
+import json
+
+import pytest
+from transformers import AutoTokenizer
+
+from gpt_scratch.errors import UserError
+from gpt_scratch.tokenization.byte_pair import train_byte_pair
+
+LINE = "One day, Anna lost her key; it wasn't there! Tom's dog had {} of them.\n"
+TRAIN = "".join(LINE.format(number % 3) for number in range(60))
+HELD_OUT = "Anna saw a zebra.\nTom's dog was there!\n"
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "train.txt").write_text(TRAIN, encoding="utf-8")
+    (tmp_path / "held_out.jsonl").write_text(json.dumps({"story": HELD_OUT}) + "\n", encoding="utf-8")
+    (tmp_path / "held_out.txt").write_text(HELD_OUT, encoding="utf-8")
+    return tmp_path
+
+
+def run(script, *argv):
+    module = script("train_tokenizer")
+    return module.main(module.parse([str(argument) for argument in argv]))
+
+
+@pytest.mark.parametrize(("kind", "unknown"), [("bpe", 0), ("word", 4 / 12), ("treebank", 3 / 11), ("whitespace", 4 / 8)])
+def test_each_kind_is_trained_measured_and_saved(script, files, capsys, kind, unknown):
+    flags = ["--type", kind, "--train_file", files / "train.txt", "--validation_file", files / "held_out.txt"]
+    report = run(
+        script, *flags, "--vocab_size", 330, "--model_max_length", 64, "--output_dir", files / "out", "--example", "Anna's key"
+    )
+    tokenizer = AutoTokenizer.from_pretrained(files / "out")
+    tokens = tokenizer(HELD_OUT)["input_ids"]
+    assert tokenizer.model_max_length == 64
+    assert (report.vocabulary, report.tokens) == (len(tokenizer), len(tokens))
+    assert report.bytes_per_token == len(HELD_OUT) / len(tokens)
+    # "saw", "a" and "zebra" were never seen, and "was" only in "wasn't", which treebank cuts in two
+    assert report.unknown_share == pytest.approx(unknown)
+    output = capsys.readouterr().out
+    assert f"vocabulary: {len(tokenizer)} tokens" in output
+    assert f"{len(tokens)} tokens, {len(HELD_OUT) / len(tokens):.2f} bytes per token, {unknown:.2%} unknown" in output
+    assert "Anna" in output and " ".join(map(str, tokenizer("Anna's key")["input_ids"])) in output
+
+
+def test_the_last_part_is_held_out_and_its_lines_are_shown(script, files, capsys):
+    report = run(script, "--train_file", files / "train.txt", "--vocab_size", 300, "--output_dir", files / "out")
+    assert report.tokens * report.bytes_per_token == pytest.approx(len(TRAIN) / 10)
+    assert LINE.format(1).strip() in capsys.readouterr().out
+
+
+def test_all_files_are_counted(script, files):
+    flags = ["--train_file", files / "train.txt", files / "train.txt", "--validation_file", files / "train.txt", "--type", "word"]
+    counted_twice = run(script, *flags, "--min_frequency", 21, "--output_dir", files / "two")
+    once = run(script, *flags[:2], *flags[3:], "--min_frequency", 21, "--output_dir", files / "one")
+    assert counted_twice.vocabulary == once.vocabulary + 3  # "0", "1" and "2" occur 20 times in a file
+
+
+def test_a_word_list(script, files, capsys):
+    (files / "words.txt").write_text("Anna\nTom's\nthere\n", encoding="utf-8")
+    flags = ["--word_list", files / "words.txt", "--validation_file", files / "held_out.jsonl", "--text_column", "story"]
+    report = run(script, *flags, "--type", "word", "--output_dir", files / "out")
+    assert report.vocabulary == 5
+    assert "1 entries" in capsys.readouterr().out
+    assert report.unknown_share == pytest.approx(10 / 12)
+
+
+def test_a_minbpe_file_is_converted(script, files):
+    (files / "toy.model").write_text("minbpe v1\n\n1\n<|endoftext|> 258\n65 110\n256 110\n", encoding="utf-8")
+    flags = ["--from_files", files / "toy.model", "--validation_file", files / "held_out.txt"]
+    report = run(script, *flags, "--output_dir", files / "out")
+    assert report.vocabulary == 259
+    assert AutoTokenizer.from_pretrained(files / "out")("Anna<|endoftext|>")["input_ids"] == [257, 97, 258]
+
+
+def test_the_result_is_the_tokenizer_of_the_library(script, files):
+    run(script, "--train_file", files / "train.txt", "--validation_file", files / "held_out.txt", "--output_dir", files / "out")
+    assert AutoTokenizer.from_pretrained(files / "out")(HELD_OUT)["input_ids"] == train_byte_pair([TRAIN], 8000).encode(HELD_OUT)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "give one of --train_file, --word_list and --from_files"),
+        (["--train_file", "train.txt", "--word_list", "train.txt"], "give one of"),
+        (["--train_file", "none.txt"], "none.txt: no such file"),
+        (["--word_list", "train.txt", "--type", "word"], "--validation_file is needed"),
+        (["--word_list", "train.txt", "--validation_file", "held_out.txt"], "--word_list is for"),
+        (["--from_files", "a", "b", "c", "--validation_file", "held_out.txt"], "--from_files takes"),
+        (["--from_files", "a", "--validation_file", "held_out.txt", "--vocab_size", "9"], "need --train_file"),
+        (["--train_file", "train.txt", "--validation_split_percentage", "100"], "must be between 0 and 100"),
+        (["--train_file", "train.txt", "--vocab_size", "100"], "needs at least 258"),
+        (["--train_file", "held_out.jsonl"], "has no column 'text'"),
+    ],
+)
+def test_wrong_flags_are_refused_and_nothing_is_written(script, files, monkeypatch, flags, message):
+    monkeypatch.chdir(files)
+    with pytest.raises(UserError, match=message):
+        run(script, *flags, "--output_dir", "out")
+    assert sorted(path.name for path in files.iterdir()) == ["held_out.jsonl", "held_out.txt", "train.txt"]
+
+
+def test_an_existing_directory_is_kept_unless_overwrite_is_given(script, files):
+    (files / "out").mkdir()
+    (files / "out" / "mine").write_text("mine", encoding="utf-8")
+    flags = ["--train_file", files / "train.txt", "--vocab_size", 300, "--output_dir", files / "out"]
+    with pytest.raises(UserError, match="not empty"):
+        run(script, *flags)
+    assert (files / "out" / "mine").is_file()
+    run(script, *flags, "--overwrite")
+    assert not (files / "out" / "mine").exists()
