@@ -31,7 +31,6 @@ DTYPES = {
     14: torch.bfloat16,
     19: torch.float16,
 }  # types.proto
-DTYPE_NAMES = {7: "string", 20: "resource", 21: "variant"}
 
 
 @dataclass(frozen=True)
