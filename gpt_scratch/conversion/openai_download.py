@@ -79,7 +79,8 @@ def download_openai_checkpoint(size: str, directory: str | os.PathLike, base_url
 
 def data_bytes(directory: Path) -> int:
     """The size of the data file, by the index beside it: OpenAI's has nothing behind its last tensor (497,759,232 for 124M)."""
-    return max(info.offset + info.size for info in TensorFlowCheckpoint(directory).tensors.values())
+    tensors = TensorFlowCheckpoint(directory / "model.ckpt.index").tensors
+    return max((info.offset + info.size for info in tensors.values()), default=0)
 
 
 def fetch(urls: Sequence[str], file: Path, known_bytes: int | None) -> None:

@@ -8,10 +8,13 @@ Sources: tensorflow/core/protobuf/tensor_bundle.proto, tensorflow/core/util/tens
 doc/table_format.md; checksums are CRC-32C, masked as in leveldb util/crc32c.h.
 """
 
+import math
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import cramjam
 import google_crc32c
@@ -31,6 +34,7 @@ DTYPES = {
     14: torch.bfloat16,
     19: torch.float16,
 }  # types.proto
+Fields: TypeAlias = dict[int, list[int | bytes]]
 
 
 @dataclass(frozen=True)
@@ -73,30 +77,23 @@ class TensorFlowCheckpoint:
 
     def _header(self, value: bytes) -> int:
         fields = proto_fields(value, self.index)
-        if fields.get(2, [0])[-1] != 0:
+        if _number(fields, 2, self.index) != 0:
             raise UserError(f"{self.index}: written on a big-endian machine, which is not supported")
-        shards = fields.get(1, [0])[-1]
-        assert isinstance(shards, int)
-        return shards
+        return _number(fields, 1, self.index)
 
     def _entry(self, key: bytes, value: bytes) -> TensorInfo:
         fields = proto_fields(value, self.index)
         shape = []
-        for message in fields.get(2, []):  # TensorShapeProto: dim = 2, each with size = 1
-            assert isinstance(message, bytes)
-            for dimension in proto_fields(message, self.index).get(2, []):
-                assert isinstance(dimension, bytes)
-                shape.append(_number(proto_fields(dimension, self.index), 1))
+        for message in _messages(fields, 2, self.index):  # TensorShapeProto: dim = 2, each with size = 1
+            for dimension in _messages(message, 2, self.index):
+                shape.append(_number(dimension, 1, self.index))
         if fields.get(7):
             raise UserError(f"{self.index}: {key.decode(errors='replace')} is stored in slices, which is not supported")
-        return TensorInfo(
-            DTYPES.get(_number(fields, 1)),
-            tuple(shape),
-            _number(fields, 3),
-            _number(fields, 4),
-            _number(fields, 5),
-            _number(fields, 6),
-        )
+        dtype = DTYPES.get(_number(fields, 1, self.index))
+        shard, offset, size, crc = (_number(fields, field, self.index) for field in (3, 4, 5, 6))
+        if dtype is not None and math.prod(shape) * dtype.itemsize != size:
+            raise UserError(f"{self.index}: {key.decode(errors='replace')} of shape {shape} cannot have {size:,} bytes")
+        return TensorInfo(dtype, tuple(shape), shard, offset, size, crc)
 
     def read(self, name: str) -> torch.Tensor:
         """One variable, its checksum verified; the values are mapped, copied by nobody.
@@ -115,10 +112,7 @@ class TensorFlowCheckpoint:
         end = info.offset + info.size
         if shard.stat().st_size < end:
             raise UserError(f"{shard} is cut short: it has {shard.stat().st_size:,} bytes, and {name} reaches byte {end:,}")
-        count = int(np.prod(info.shape, dtype=np.int64))
-        if count * info.dtype.itemsize != info.size:
-            raise UserError(f"{self.index}: {name} of shape {list(info.shape)} cannot have {info.size:,} bytes")
-        if count == 0:
+        if info.size == 0:
             return torch.empty(info.shape, dtype=info.dtype)
         # mode "c": pages are copied if somebody writes to the tensor, and the file never changes
         data = np.memmap(shard, dtype=np.uint8, mode="c", offset=info.offset, shape=(info.size,))
@@ -128,13 +122,21 @@ class TensorFlowCheckpoint:
 
 
 def find_prefix(path: Path) -> Path:
-    """The prefix that a directory, a prefix or an `.index` path means.
+    """The prefix that a directory, a prefix or an `.index` path means. Of several in a directory it is the newest, which TensorFlow
+    names in the text file `checkpoint`.
 
     Raises:
-        UserError: no index there, or several.
+        UserError: no index there, or several and no word which.
     """
     if path.is_dir():
         found = sorted(path.glob("*.index"))
+        state = path / "checkpoint"
+        if len(found) > 1 and state.is_file():
+            newest = re.search(
+                r'^model_checkpoint_path: "(.*)"', state.read_text(encoding="utf-8", errors="replace"), re.MULTILINE
+            )
+            # the path of the machine it was trained on: only its last part says something here
+            found = [file for file in found if newest and file.stem == re.split(r"[/\\]", newest[1])[-1]] or found
         if len(found) != 1:
             told = ", ".join(file.name for file in found) or "no .index file"
             raise UserError(f"{path} holds {told}: name the one checkpoint to read")
@@ -174,7 +176,10 @@ def read_block(data: bytes, offset: int, size: int, file: Path) -> bytes:
     if kind == 0:
         return contents
     if kind == 1:
-        return bytes(cramjam.snappy.decompress_raw(contents))
+        try:
+            return bytes(cramjam.snappy.decompress_raw(contents))
+        except cramjam.DecompressionError as error:
+            raise UserError(f"{file}: the block at byte {offset:,} cannot be decompressed ({error})") from error
     raise UserError(f"{file}: a block is compressed in an unknown way ({kind})")
 
 
@@ -221,9 +226,9 @@ def varint(data: bytes, place: int, file: Path) -> tuple[int, int]:
     raise UserError(f"{file}: a number is cut short")
 
 
-def proto_fields(message: bytes, file: Path) -> dict[int, list[int | bytes]]:
+def proto_fields(message: bytes, file: Path) -> Fields:
     """The fields of a protocol buffer message by number: varints and fixed numbers as int, the rest as bytes."""
-    fields: dict[int, list[int | bytes]] = {}
+    fields: Fields = {}
     place = 0
     while place < len(message):
         tag, place = varint(message, place, file)
@@ -248,10 +253,20 @@ def proto_fields(message: bytes, file: Path) -> dict[int, list[int | bytes]]:
     return fields
 
 
-def _number(fields: dict[int, list[int | bytes]], field: int) -> int:
+def _number(fields: Fields, field: int, file: Path) -> int:
+    """A number, 0 where it is left out, as protocol buffers have it."""
     value = fields.get(field, [0])[-1]
-    assert isinstance(value, int)
+    if not isinstance(value, int):
+        raise UserError(f"{file}: field {field} of an entry is no number: it is not the index of a TensorFlow V2 checkpoint")
     return value
+
+
+def _messages(fields: Fields, field: int, file: Path) -> Iterator[Fields]:
+    """The messages in a repeated field."""
+    for value in fields.get(field, []):
+        if not isinstance(value, bytes):
+            raise UserError(f"{file}: field {field} of an entry is no message: it is not the index of a TensorFlow V2 checkpoint")
+        yield proto_fields(value, file)
 
 
 def crc32c(data: np.ndarray) -> int:

@@ -41,6 +41,13 @@ def test_directory_prefix_and_index_mean_the_same(tmp_path):
         (tmp_path / name).touch()
     with pytest.raises(UserError, match="a.index, b.index: name the one"):
         find_prefix(tmp_path)
+    (tmp_path / "checkpoint").write_text(
+        'model_checkpoint_path: "/home/me/run1/b"\nall_model_checkpoint_paths: "/home/me/run1/a"\n'
+    )
+    assert find_prefix(tmp_path) == tmp_path / "b"  # the one that TensorFlow names as the newest
+    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "c"\n')
+    with pytest.raises(UserError, match="a.index, b.index: name the one"):
+        find_prefix(tmp_path)
 
 
 @pytest.fixture
@@ -190,6 +197,25 @@ def test_a_big_endian_bundle_is_refused(copy):
         TensorFlowCheckpoint(copy)
     index.write_bytes(many_blocks(entries, size=100))
     with pytest.raises(UserError, match="has no bundle header"):
+        TensorFlowCheckpoint(copy)
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        (b"\x0a\x01x", "field 1 of an entry is no number"),  # dtype as text
+        (b"\x08\x01\x10\x01", "field 2 of an entry is no message"),  # the shape as a number
+        (b"\x08\x01\x12\x02\x10\x01", "field 2 of an entry is no message"),  # a dimension as a number
+        (b"\x08\x01\x12\x04\x12\x02\x08\x05\x28\x08", r"model/x of shape \[5\] cannot have 8 bytes"),
+        (b"\x08", "a number is cut short"),
+        (b"\x0f", "no valid protocol buffer"),
+    ],
+)
+def test_an_entry_that_is_wrong_behind_a_valid_checksum_is_told(copy, entry, told):
+    index = copy / "model.ckpt.index"
+    header = next(iter(read_table(index)))
+    index.write_bytes(many_blocks([header, (b"model/x", entry)], size=100))
+    with pytest.raises(UserError, match=told):
         TensorFlowCheckpoint(copy)
 
 
