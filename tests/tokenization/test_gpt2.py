@@ -79,3 +79,9 @@ def test_broken_files_are_named(tmp_path):
         load_gpt2_tokenizer(write(tmp_path, {"a": 0, "b": 1, "ab": 2}, "#version: 0.2\na b\nb b\n"))
     with pytest.raises(UserError, match="not 0 to 1"):
         load_gpt2_tokenizer(write(tmp_path, {"a": 0, "b": 2}, "#version: 0.2\n"))
+
+
+@pytest.mark.parametrize("text", ["\ud83d", "half a pair \udc00 here"])
+def test_lone_surrogates_are_refused(tokenizer, text):
+    with pytest.raises((UnicodeEncodeError, TypeError)):  # never replaced silently, which would not come back
+        tokenizer(text)
