@@ -36,7 +36,8 @@ CHOICES = {
     "position_embedding_type": ("learned", "rope"),
     "norm_type": ("layernorm", "rmsnorm"),
     "mlp_type": ("plain", "gated"),
-    "initialization": ("gpt2", "pytorch"),
+    "initialization": ("gpt2", "gpt2_zero", "pytorch"),
+    "loss_implementation": ("full", "chunked"),
     "problem_type": (None, "regression", "single_label_classification", "multi_label_classification"),
 }
 
@@ -87,6 +88,8 @@ class GPTScratchConfig(PreTrainedConfig):
         mlp_type (`str`): `"plain"` (up, activation, down) or `"gated"` (Shazeer 2020).
         hidden_act (`str`): activation of the MLP, any name in `transformers.activations.ACT2FN`. `"gelu_new"` is GPT-2's tanh
             form, `"gelu"` the exact one (nanoGPT), `"silu"` Llama's.
+        qk_norm (`bool`): an RMS norm over each head's queries and keys, before rotary positions (Henry et al. 2020; Qwen 3),
+            so that attention logits stay bounded at high learning rates.
         qkv_bias (`bool`): biases of the query, key and value projections (GPT-2 `True`; the book and Llama `False`).
         o_bias (`bool`): bias of the attention's output projection.
         mlp_bias (`bool`): biases of the MLP.
@@ -96,8 +99,12 @@ class GPTScratchConfig(PreTrainedConfig):
         embedding_dropout, attention_dropout, residual_dropout (`float`): probabilities. The book's `drop_rate` sets all three.
         initialization (`str`): `"gpt2"`: every weight normal(0, `initializer_range`), projections into the residual
             stream scaled by 1/sqrt(2 layers), biases zero. `"pytorch"`: what `nn.Linear` and `nn.Embedding` do by
-            themselves, the initialization of the book's published curves.
+            themselves, the initialization of the book's published curves. `"gpt2_zero"`: as `"gpt2"`, but the projections
+            into the residual stream are zero, so that every block starts as the identity (Zhang et al. 2019, Fixup).
         initializer_range (`float`): standard deviation for `"gpt2"`.
+
+        loss_implementation (`str`): `"full"` computes all logits and their cross-entropy. `"chunked"` never keeps them: a
+            training step that is faster and needs far less memory, but returns `logits=None` in training mode.
 
     Generation and special tokens:
         use_cache (`bool`): return key/value caches outside of training.
@@ -171,6 +178,7 @@ class GPTScratchConfig(PreTrainedConfig):
     norm_eps: float | int = 1e-5
     mlp_type: str = "plain"
     hidden_act: str = "gelu_new"
+    qk_norm: bool = False
     qkv_bias: bool = False
     o_bias: bool = True
     mlp_bias: bool = True
@@ -181,6 +189,7 @@ class GPTScratchConfig(PreTrainedConfig):
     residual_dropout: float | int = 0.1
     initialization: str = "gpt2"
     initializer_range: float | int = 0.02
+    loss_implementation: str = "full"
 
     use_cache: bool = True
     pad_token_id: int | None = None

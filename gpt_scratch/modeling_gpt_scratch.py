@@ -47,6 +47,7 @@ from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_gpt_scratch import GPTScratchConfig
+from .loss_gpt_scratch import chunked_language_modeling_loss, language_modeling_loss
 
 
 class GPTScratchLayerNorm(nn.Module):
@@ -164,6 +165,10 @@ class GPTScratchAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.qkv_bias)
         self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.qkv_bias)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.o_bias)
+        self.qk_norm = config.qk_norm
+        if config.qk_norm:
+            self.q_norm = GPTScratchRMSNorm(self.head_dim, eps=config.norm_eps)
+            self.k_norm = GPTScratchRMSNorm(self.head_dim, eps=config.norm_eps)
 
     def forward(
         self,
@@ -178,6 +183,8 @@ class GPTScratchAttention(nn.Module):
         query = self.q_proj(hidden_states).view(B, T, -1, self.head_dim).transpose(1, 2)
         key = self.k_proj(hidden_states).view(B, T, -1, self.head_dim).transpose(1, 2)
         value = self.v_proj(hidden_states).view(B, T, -1, self.head_dim).transpose(1, 2)
+        if self.qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
         if position_embeddings is not None:
             cos, sin = position_embeddings
             query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
@@ -284,6 +291,8 @@ class GPTScratchPreTrainedModel(PreTrainedModel):
 
         "pytorch" is what nn.Linear and nn.Embedding do by themselves: kaiming-uniform with a = sqrt(5), which is uniform
         in +-1/sqrt(fan_in) for weights and biases, and a standard normal embedding.
+
+        "gpt2_zero" is "gpt2" with zero in place of the scaled normal of the residual layers.
         """
         if self.config.initialization == "pytorch" and isinstance(module, nn.Linear):
             bound = 1 / math.sqrt(module.in_features)
@@ -295,8 +304,11 @@ class GPTScratchPreTrainedModel(PreTrainedModel):
         else:
             super()._init_weights(module)  # normal(0, initializer_range), biases zero, norms one
             if isinstance(module, nn.Linear) and getattr(module, "adds_to_residual", False):
-                std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
-                init.normal_(module.weight, mean=0.0, std=std)
+                if self.config.initialization == "gpt2_zero":
+                    init.zeros_(module.weight)
+                else:
+                    std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
+                    init.normal_(module.weight, mean=0.0, std=std)
 
     def save_pretrained(self, save_directory, **kwargs) -> None:  # type: ignore[override]
         """As transformers' own, but always with this model's own parameter names.
@@ -446,6 +458,9 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = GPTScratchModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        # Of the run and not of the model: training scripts set them here, where no checkpoint keeps them.
+        self.loss_implementation = config.loss_implementation
+        self.label_smoothing = 0.0  # in training mode only
         self.post_init()
 
     @can_return_tuple
@@ -469,8 +484,10 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):
         logits_to_keep (`int` or `torch.Tensor`): compute logits for the last n positions only; 0 for all.
         num_items_in_batch (`int` or `torch.Tensor`, in kwargs): number of scored tokens over all accumulated batches and
             processes; the summed loss is divided by it. Without it, the mean over this batch.
+        shift_labels (`torch.LongTensor`, (B, T), in kwargs): labels that are shifted already, in place of `labels`' shifting.
 
-        Returns loss (scalar, fp32) where labels are given and logits (B, T, V).
+        Returns loss (scalar, fp32) where labels are given and logits (B, T, V), which are `None` where the loss is computed without
+        keeping them: in training mode with labels and `loss_implementation` "chunked" (in `eval()` they are there).
         """
         outputs: BaseModelOutputWithPast = self.model(
             input_ids=input_ids,
@@ -481,10 +498,15 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        hidden_states, logits, loss = outputs.last_hidden_state, None, None
+        if labels is not None and self._without_logits():
+            loss = chunked_language_modeling_loss(hidden_states, self.lm_head.weight, labels, self.label_smoothing, **kwargs)
+        else:
+            logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
+            if labels is not None and self.training and self.label_smoothing:
+                loss = language_modeling_loss(logits, labels, self.label_smoothing, **kwargs)
+            elif labels is not None:
+                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -492,6 +514,10 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _without_logits(self) -> bool:
+        """Whether the loss may take the head's weight past the module: not where an adapter or quantization has replaced it."""
+        return self.training and self.loss_implementation == "chunked" and type(self.lm_head) is nn.Linear
 
     def prepare_inputs_for_generation(self, input_ids, *args, inputs_embeds=None, **kwargs):
         """As transformers' own. Here, outside of a forward that may be compiled, the end of the learned positions is in sight."""

@@ -30,6 +30,7 @@ from gpt_scratch.training.arguments import (
     keep_best_checkpoint,
     parse_arguments,
 )
+from gpt_scratch.training.losses import set_language_modeling_loss
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 from gpt_scratch.training.pretraining import (
     PretrainingArguments,
@@ -37,7 +38,6 @@ from gpt_scratch.training.pretraining import (
     describe_model,
     final_metrics,
     make_callbacks,
-    make_loss,
     make_model,
     make_optimizers,
     model_config,
@@ -69,8 +69,8 @@ def main(script_args: PretrainingArguments, training_args: ScratchTrainingArgume
         data_collator=default_data_collator,  # rows of one length: nothing to pad
         callbacks=make_callbacks(script_args, data, tokenizer, title=training_args.run_name or "Pretraining"),
         **make_optimizers(script_args, training_args, model),
-        **make_loss(training_args),
     )
+    set_language_modeling_loss(trainer, script_args.loss_implementation)
     result = trainer.train(resume_from_checkpoint=resume)
     record = save_run(trainer, script_args, final_metrics(trainer, data, result.metrics, script_args.eval_train_blocks))
     if trainer.is_world_process_zero():

@@ -189,7 +189,7 @@ def rope(**parameters) -> dict:
         ({"position_embedding_type": "alibi"}, ["position_embedding_type is 'alibi'", "learned, rope"]),
         ({"norm_type": "batchnorm"}, ["norm_type is 'batchnorm'", "layernorm, rmsnorm"]),
         ({"mlp_type": "moe"}, ["mlp_type is 'moe'", "plain, gated"]),
-        ({"initialization": "xavier"}, ["initialization is 'xavier'", "gpt2, pytorch"]),
+        ({"initialization": "xavier"}, ["initialization is 'xavier'", "gpt2, gpt2_zero, pytorch"]),
         ({"problem_type": "ranking"}, ["problem_type is 'ranking'", "regression"]),
         # contradictions
         ({"emb_dim": 32, "n_embd": 64}, ["n_embd=64", "emb_dim=32", "hidden_size"]),

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from tiny_models import SIZES, assert_equal, randomize, tiny_config, tiny_model, token_ids
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from gpt_scratch import GPTScratchForCausalLM, GPTScratchForSequenceClassification, GPTScratchModel
 from gpt_scratch.modeling_gpt_scratch import (
@@ -178,6 +178,19 @@ def test_logits_equal_transformers_llama(rope, tied):
     ids = token_ids(2, 64)
     with torch.no_grad():
         assert_equal(model(ids).logits, llama(ids).logits)
+
+
+def test_logits_equal_transformers_qwen3_whose_queries_and_keys_are_normed():
+    config = Qwen3Config(
+        vocab_size=61, hidden_size=32, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=8, max_position_embeddings=64, rms_norm_eps=1e-5, rope_parameters={"rope_theta": 1e4, "rope_type": "default"},
+    )  # fmt: skip
+    qwen = randomize(Qwen3ForCausalLM(config)).eval()
+    model = tiny_model("llama", intermediate_size=128, max_position_embeddings=64, qk_norm=True)
+    model.load_state_dict(qwen.state_dict())
+    ids = token_ids(2, 64)
+    with torch.no_grad():
+        assert_equal(model(ids).logits, qwen(ids).logits)
 
 
 def test_exact_gelu_and_attention_biases_equal_transformers():

@@ -88,6 +88,7 @@ def test_the_files_of_a_checkpoint(tmp_path):
         "config.json",
         "configuration_gpt_scratch.py",
         "generation_config.json",
+        "loss_gpt_scratch.py",
         "model.safetensors",
         "modeling_gpt_scratch.py",
     }
@@ -182,7 +183,7 @@ print(AutoConfig.for_model("gpt_scratch").hidden_size)
 """
     assert run_python(code, tmp_path).splitlines()[-3:] == [
         "[]",
-        "['gpt_scratch', 'gpt_scratch.configuration_gpt_scratch', 'gpt_scratch.modeling_gpt_scratch']",
+        "['gpt_scratch', 'gpt_scratch.configuration_gpt_scratch', 'gpt_scratch.loss_gpt_scratch', 'gpt_scratch.modeling_gpt_scratch']",
         "768",
     ]
 

@@ -266,6 +266,15 @@ def test_gpt2_initialization(style, cls):
 
 
 @STYLES
+def test_gpt2_zero_initialization_starts_every_block_as_the_identity(style):
+    model = GPTScratchForCausalLM(tiny_config(style, **WIDE, initialization="gpt2_zero")).eval()
+    for name, linear in linears(model):
+        assert (linear.weight == 0).all() if name.endswith(("o_proj", "down_proj")) else linear.weight.std() > 0.015, name
+    states = model(token_ids(1, 9), output_hidden_states=True).hidden_states
+    assert torch.equal(states[1], states[0])
+
+
+@STYLES
 @HEADS
 def test_pytorch_initialization(style, cls):
     torch.manual_seed(0)
@@ -293,7 +302,7 @@ def test_a_tied_head_is_initialized_as_the_embedding(initialization, std):
     assert model.lm_head.weight.std().item() == pytest.approx(std, rel=0.05)
 
 
-@pytest.mark.parametrize("initialization", ["gpt2", "pytorch"])
+@pytest.mark.parametrize("initialization", ["gpt2", "gpt2_zero", "pytorch"])
 @STYLES
 @HEADS
 def test_weights_missing_from_a_checkpoint_are_initialized_as_in_a_new_model(cls, style, initialization, monkeypatch):

@@ -33,6 +33,7 @@ def foreign_config(config: GPTScratchConfig, target: str, head: str) -> PreTrain
     }
     if head == "classifier":
         common |= {"id2label": config.id2label, "label2id": config.label2id, "problem_type": config.problem_type}
+    _require(config, target, qk_norm=False)
     if target == "gpt2":
         _require(config, target, position_embedding_type="learned", norm_type="layernorm", mlp_type="plain")
         _require(config, target, num_key_value_heads=config.num_attention_heads)

@@ -1,7 +1,7 @@
-"""Losses that Trainer takes as `compute_loss_func`: label smoothing that shifts, and class weights that accumulate exactly.
+"""Losses of a run: label smoothing that shifts, and class weights that accumulate exactly.
 
-Trainer divides nothing when such a function is given, so both divide the summed loss by `num_items_in_batch`, the number of scored
-tokens or rows over all accumulated batches and processes.
+Trainer divides nothing when a `compute_loss_func` is given, so that of the classifier divides the summed loss by `num_items_in_batch`,
+the number of rows over all accumulated batches and processes.
 """
 
 from collections.abc import Callable
@@ -9,23 +9,20 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import Trainer
 
 Loss = Callable[..., torch.Tensor]
 
 
-def smoothed_language_modeling_loss(label_smoothing: float) -> Loss:
-    """Cross-entropy with label smoothing (Szegedy et al. 2016, section 7) for next-token prediction.
+def set_language_modeling_loss(trainer: Trainer, loss_implementation: str) -> None:
+    """Have the model compute the loss of the run: "chunked" or "full", smoothed by `label_smoothing_factor` in training.
 
-    Trainer's own `label_smoothing_factor` shifts labels only for models that ship inside transformers; on any other causal model it would
-    train each position to repeat its own token.
+    Trainer's own smoothing shifts labels only for models that ship inside transformers; on any other causal model it would train each
+    position to repeat its own token.
     """
-
-    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
-        logits, targets = outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-        total = nn.functional.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=label_smoothing)
-        return total / (num_items_in_batch if num_items_in_batch is not None else (targets != -100).sum())
-
-    return loss
+    trainer.model.loss_implementation = loss_implementation
+    trainer.model.label_smoothing = trainer.args.label_smoothing_factor
+    trainer.label_smoother = None
 
 
 def classification_loss(class_weights: torch.Tensor | None = None, label_smoothing: float = 0.0) -> Loss:

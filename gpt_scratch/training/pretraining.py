@@ -38,7 +38,6 @@ from ..tokenization.byte_pair import train_byte_level_bpe
 from ..tokenization.gpt2 import load_gpt2_tokenizer
 from .arguments import parse_config_overrides
 from .callbacks import CurveCallback, OverfittingCallback, PerplexityCallback, SamplesCallback, TrainingLossCallback
-from .losses import smoothed_language_modeling_loss
 from .optimizers import adamw_on_all
 
 
@@ -94,6 +93,13 @@ class PretrainingArguments:
         metadata={
             "help": "matrices: Trainer's rule, no decay on biases and norms. all: as the book.",
             "choices": ["matrices", "all"],
+        },
+    )
+    loss_implementation: str = field(
+        default="chunked",
+        metadata={
+            "help": "chunked: without keeping the logits, faster. full: all logits at once.",
+            "choices": ["chunked", "full"],
         },
     )
     early_stopping_patience: int | None = field(
@@ -296,12 +302,6 @@ def make_model(args: PretrainingArguments, config: GPTScratchConfig, tokenizer: 
 def make_optimizers(args: PretrainingArguments, training_args: TrainingArguments, model: PreTrainedModel) -> dict[str, Any]:
     """Keyword arguments for Trainer: its own AdamW, or one with decay on everything."""
     return {"optimizers": (adamw_on_all(model, training_args), None)} if args.weight_decay_on == "all" else {}
-
-
-def make_loss(training_args: TrainingArguments) -> dict[str, Any]:
-    """Keyword arguments for Trainer: a loss that shifts where labels are smoothed, which Trainer's own does not for this model."""
-    factor = training_args.label_smoothing_factor
-    return {"compute_loss_func": smoothed_language_modeling_loss(factor)} if factor else {}
 
 
 def make_callbacks(

@@ -281,6 +281,7 @@ CANNOT_GO = {
     "layernorm to llama": ("llama", {"norm_type": "layernorm"}, "llama", "norm_type='layernorm'"),
     "plain to llama": ("llama", {"mlp_type": "plain"}, "llama", "mlp_type='plain'"),
     "output bias to llama": ("llama", {"o_bias": True}, "llama", "o_bias=True"),
+    "normed queries to llama": ("llama", {"qk_norm": True}, "llama", "qk_norm=True"),
     "dropout to llama": ("llama", {"residual_dropout": 0.1}, "llama", "residual_dropout=0.1"),
 }
 

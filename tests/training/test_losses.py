@@ -6,21 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gpt_scratch.training.losses import balanced_class_weights, classification_loss, smoothed_language_modeling_loss
+from gpt_scratch.training.losses import balanced_class_weights, classification_loss
 
 
 def nll(logits: list[float], target: int) -> float:
     return math.log(sum(math.exp(x) for x in logits)) - logits[target]
-
-
-def test_smoothed_language_modeling_loss_shifts_once_and_skips_what_is_not_labelled():
-    logits = [[1.0, 0.0, -1.0], [0.5, 0.2, 2.0], [0.0, 3.0, 0.0]]
-    labels = torch.tensor([[7, 2, -100]])  # the first label is never predicted, whatever it is
-    smoothed = 0.9 * nll(logits[0], 2) + 0.1 / 3 * sum(nll(logits[0], k) for k in range(3))
-    outputs = SimpleNamespace(logits=torch.tensor([logits]))
-    loss = smoothed_language_modeling_loss(0.1)
-    assert loss(outputs, labels).item() == pytest.approx(smoothed, abs=1e-6)
-    assert loss(outputs, labels, num_items_in_batch=4).item() == pytest.approx(smoothed / 4, abs=1e-6)
 
 
 def test_class_weights_multiply_rows_and_do_not_divide():
