@@ -7,7 +7,7 @@ The book's spam classifier, from a converted checkpoint, on the published split:
 
 From random weights, on the split without copies:
 
-    python scripts/finetune_classifier.py scripts/configs/spam_from_scratch.yaml --train_file SMSSpamCollection.tsv \
+    python scripts/finetune_classifier.py scripts/configs/spam/random.yaml --train_file SMSSpamCollection.tsv \
         --output_dir runs/spam-small
 
 Any csv with a text and a label column, 80/10/10:

@@ -179,6 +179,6 @@ def test_padding_share_by_hand():
     assert padding_share([2, 4, 1, 3], 2, grouped=True) == 1 - 10 / 12
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "scripts" / "configs").glob("spam_*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("recipe", sorted((ROOT / "scripts" / "configs" / "spam").glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_parse(recipe, tmp_path):
     parse_arguments((ClassificationArguments, ScratchTrainingArguments), [str(recipe), "--output_dir", str(tmp_path)])
