@@ -96,3 +96,34 @@ def test_bytes_that_are_not_utf8_are_named_and_leave_no_output(script, folder, t
     with pytest.raises(UserError, match="latin1.txt line 2 is not UTF-8"):
         run(script, folder, "--file", str(tmp_path / "latin1.txt"), "--output", str(tmp_path / "out.jsonl"))
     assert [path.name for path in tmp_path.iterdir()] == ["latin1.txt"]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_trained_classifier_scores_a_message_the_same_whatever_is_around_it(attention):
+    """Alone, in a batch, padded on either side to 120 or 1,024 tokens."""
+    texts = ["free prize, call now", "see you at home then", "win", "are you at the river, Anna, or at home?"] * 8
+    tokenizer = train_byte_level_bpe(texts, vocab_size=300)
+    torch.manual_seed(0)
+    config = GPTScratchConfig(
+        vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=1024, drop_rate=0.0, initializer_range=0.2,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    model = GPTScratchForSequenceClassification._from_config(config, attn_implementation=attention).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    for _ in range(10):
+        loss = model(**batch, labels=torch.tensor([1, 0] * 16)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss < 0.1
+    model.eval()
+    with torch.no_grad():
+        alone = torch.cat([model(**tokenizer(text, return_tensors="pt")).logits for text in texts[:4]]).softmax(-1)
+        assert alone.max() > 0.9 and alone.min() < 0.1
+        for side in ("left", "right"):
+            for length in (None, 120, 1024):
+                padding = {"padding": True} if length is None else {"padding": "max_length", "max_length": length}
+                rows = tokenizer(texts[:4], padding_side=side, return_tensors="pt", **padding)
+                scores = model(**rows).logits.softmax(-1)
+                torch.testing.assert_close(scores, alone, atol=1e-5, rtol=0)
