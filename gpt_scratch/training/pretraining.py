@@ -38,7 +38,7 @@ from ..tokenization.byte_pair import train_byte_level_bpe
 from ..tokenization.gpt2 import load_gpt2_tokenizer
 from .arguments import parse_config_overrides
 from .callbacks import CurveCallback, OverfittingCallback, PerplexityCallback, SamplesCallback, TrainingLossCallback
-from .optimizers import adamw_on_all
+from .optimizers import adamw_on_all, muon_and_adamw
 
 
 @dataclass
@@ -95,6 +95,14 @@ class PretrainingArguments:
             "choices": ["matrices", "all"],
         },
     )
+    optimizer: str = field(
+        default="adamw",
+        metadata={
+            "help": "adamw, as --optim says. muon: Muon for the matrices inside the blocks and AdamW for the rest.",
+            "choices": ["adamw", "muon"],
+        },
+    )
+    muon_learning_rate: float | None = field(default=None, metadata={"help": "With --optimizer muon. Default: --learning_rate."})
     loss_implementation: str = field(
         default="chunked",
         metadata={
@@ -146,6 +154,10 @@ def check_arguments(args: PretrainingArguments, training_args: TrainingArguments
         raise UserError("--config_overrides is for new models: the checkpoint of --model_name_or_path has its own configuration")
     if not 0 < args.validation_split_percentage < 100:
         raise UserError(f"--validation_split_percentage is {args.validation_split_percentage}: it must be between 0 and 100")
+    if args.optimizer == "muon" and args.weight_decay_on == "all":
+        raise UserError("--weight_decay_on all is for --optimizer adamw: Muon leaves biases and norms to AdamW, without decay")
+    if args.muon_learning_rate is not None and args.optimizer != "muon":
+        raise UserError("--muon_learning_rate needs --optimizer muon")
     if args.early_stopping_patience is not None and training_args.eval_strategy == "no":
         raise UserError("--early_stopping_patience needs evaluations: set --eval_strategy steps or epoch")
 
@@ -300,7 +312,9 @@ def make_model(args: PretrainingArguments, config: GPTScratchConfig, tokenizer: 
 
 
 def make_optimizers(args: PretrainingArguments, training_args: TrainingArguments, model: PreTrainedModel) -> dict[str, Any]:
-    """Keyword arguments for Trainer: its own AdamW, or one with decay on everything."""
+    """Keyword arguments for Trainer: its own AdamW, one with decay on everything, or Muon beside AdamW."""
+    if args.optimizer == "muon":
+        return muon_and_adamw(training_args, args.muon_learning_rate)
     return {"optimizers": (adamw_on_all(model, training_args), None)} if args.weight_decay_on == "all" else {}
 
 

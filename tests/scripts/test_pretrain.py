@@ -106,8 +106,11 @@ def test_accumulated_small_batches_give_the_weights_of_one_large_batch(script, t
         torch.testing.assert_close(weights[0][name], weights[1][name], atol=1e-5, rtol=0)
 
 
-def test_resuming_ends_with_the_same_weights(script, text_file, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resuming_ends_with_the_same_weights(script, text_file, tmp_path, optimizer):
     common = [
+        "--optimizer",
+        optimizer,
         "--train_file",
         text_file,
         "--max_steps",
@@ -191,6 +194,11 @@ def test_training_goes_on_from_a_checkpoint_of_this_package(script, finished, te
     [
         (["--train_file", "missing.txt"], "missing.txt: no such file"),
         ([], "either --train_file or --dataset_name"),
+        (["--train_file", "TEXT", "--muon_learning_rate", "0.1"], "--muon_learning_rate needs --optimizer muon"),
+        (
+            ["--train_file", "TEXT", "--optimizer", "muon", "--weight_decay_on", "all"],
+            "--weight_decay_on all is for --optimizer adamw",
+        ),
         (["--train_file", "TEXT", "--block_size", "50000"], "fewer than one block"),
         (["--train_file", "TEXT", "--tokenizer_name", "nowhere-at-all"], "--tokenizer_name nowhere-at-all"),
         (
