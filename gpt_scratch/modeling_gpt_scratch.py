@@ -148,6 +148,26 @@ def eager_attention(
     return (weights @ value).transpose(1, 2).contiguous(), weights  # (B, H, T, D) -> (B, T, H, D)
 
 
+def single_query_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, scaling: float
+) -> torch.Tensor:
+    """The same for one query, as in every step of generation: no kernel for long sequences is faster than two small products.
+
+    query (B, H, 1, D), key and value (B, K, S, D), boolean or additive mask (B, 1, 1, S) or None -> (B, 1, H, D).
+    """
+    B, H, _, D = query.shape
+    query = query.view(B, key.shape[1], -1, D)  # (B, K, H/K, D): query heads of a group meet their keys without copies of these
+    scores = (query @ key.transpose(-1, -2)).float() * scaling  # (B, K, H/K, S)
+    if attention_mask is not None:
+        attention_mask = attention_mask[..., : key.shape[2]]
+        if attention_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)  # not -inf: padding sees nothing
+        else:
+            scores = scores + attention_mask
+    weights = nn.functional.softmax(scores, dim=-1).to(value.dtype)
+    return (weights @ value).reshape(B, 1, H, D)
+
+
 class GPTScratchAttention(nn.Module):
     """Causal multi-head self-attention with optional grouped key/value heads and rotary positions."""
 
@@ -190,6 +210,9 @@ class GPTScratchAttention(nn.Module):
             query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)  # (B, K, S, D)
+        if T == 1 and not self.training and self.config._attn_implementation == "sdpa" and query.device.type == "cpu":
+            output = single_query_attention(query, key, value, attention_mask, self.scaling)
+            return self.o_proj(output.reshape(B, T, -1)), None
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         output, weights = attend(
             self,

@@ -1,0 +1,85 @@
+"""Generation at the speed of memory: products of one row as compiled reductions, weights in fewer bytes, the whole step compiled.
+
+Generating one token reads every weight once and does two operations with it, so its time is bytes / bandwidth, if the kernels reach the
+bandwidth. General matrix products do not on a CPU: for one row they read at a third of it (`scripts/benchmark.py bandwidth`). Written as
+a sum of products, torch.compile makes a plain loop of it, which does. The same loop widens bf16 and int8 weights on the way from memory, so
+that fewer bytes are read and all arithmetic stays fp32.
+
+`torch.compile` needs a C++ compiler, and some twenty seconds at the first use on a machine; later starts find its results on disk.
+"""
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.generation import CompileConfig
+
+from .errors import UserError
+
+WEIGHTS = ("float32", "bfloat16", "int8")
+PIECE_BYTES = 1 << 20  # of a weight that is widened for a matrix product
+
+
+class StreamedLinear(nn.Module):
+    """`nn.Linear` for inference: (..., in) -> (..., out), its weight (out, in) kept in `weights`.
+
+    int8 is symmetric, one fp32 scale per output (row of the weight): weight = scale * round(weight / scale), scale = max |row| / 127.
+    """
+
+    def __init__(self, linear: nn.Linear, weights: str):
+        super().__init__()
+        weight = linear.weight.detach()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.bias = linear.bias
+        scale = None
+        if weights == "int8":
+            scale = weight.float().abs().amax(1).clamp(min=1e-12) / 127
+            weight = (weight.float() / scale[:, None]).round().to(torch.int8)
+        elif weights == "bfloat16":
+            weight = weight.bfloat16()
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(-1, self.in_features)
+        if rows.shape[0] == 1 and torch.compiler.is_compiling():
+            y = (self.weight.float() * rows[0].float()).sum(-1)
+            if self.scale is not None:
+                y = y * self.scale
+            y = (y if self.bias is None else y + self.bias).to(x.dtype)
+            return y.view(*x.shape[:-1], self.out_features)
+        if self.weight.dtype == x.dtype:
+            return nn.functional.linear(x, self.weight, self.bias)
+        y = x.new_empty(rows.shape[0], self.out_features)
+        step = max(1, PIECE_BYTES // (self.in_features * x.itemsize))
+        for start in range(0, self.out_features, step):  # widened piece by piece, in the cache
+            torch.mm(rows, self.weight[start : start + step].to(x.dtype).T, out=y[:, start : start + step])
+        if self.scale is not None:
+            y *= self.scale
+        return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], self.out_features)
+
+
+def prepare_for_decoding(model: PreTrainedModel, weights: str = "float32") -> PreTrainedModel:
+    """Replace every linear layer of `model`, in place, and have its `generate` compile the step over a static cache.
+
+    For inference only: what was there cannot be trained or saved any more.
+
+    Args:
+        weights: "float32" (the same tokens), "bfloat16" or "int8" (weights only; activations and arithmetic are fp32).
+
+    Raises:
+        UserError: an unknown name.
+    """
+    if weights not in WEIGHTS:
+        raise UserError(f"weights is {weights!r}: choose one of {', '.join(WEIGHTS)}")
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Linear:
+                setattr(module, name, StreamedLinear(child, weights))
+    return model
+
+
+def compiled_generation() -> dict[str, object]:
+    """Settings for `generate` that make it compile the decoding step, on a CPU too."""
+    compile_config = CompileConfig(fullgraph=True, dynamic=False, mode="default")
+    compile_config._compile_all_devices = True  # otherwise transformers compiles on GPUs only
+    return {"cache_implementation": "static", "compile_config": compile_config, "disable_compile": False}
