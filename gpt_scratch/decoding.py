@@ -10,7 +10,7 @@ that fewer bytes are read and all arithmetic stays fp32.
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.generation import CompileConfig
 
 from .errors import UserError
@@ -25,12 +25,15 @@ class StreamedLinear(nn.Module):
     int8 is symmetric, one fp32 scale per output (row of the weight): weight = scale * round(weight / scale), scale = max |row| / 127.
     """
 
+    weight: torch.Tensor
+    scale: torch.Tensor | None
+
     def __init__(self, linear: nn.Linear, weights: str):
         super().__init__()
         weight = linear.weight.detach()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = linear.bias
-        scale = None
+        scale: torch.Tensor | None = None
         if weights == "int8":
             scale = weight.float().abs().amax(1).clamp(min=1e-12) / 127
             weight = (weight.float() / scale[:, None]).round().to(torch.int8)
@@ -41,20 +44,18 @@ class StreamedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features)
-        if rows.shape[0] == 1 and torch.compiler.is_compiling():
-            y = (self.weight.float() * rows[0].float()).sum(-1)
-            if self.scale is not None:
-                y = y * self.scale
-            y = (y if self.bias is None else y + self.bias).to(x.dtype)
-            return y.view(*x.shape[:-1], self.out_features)
-        if self.weight.dtype == x.dtype:
-            return nn.functional.linear(x, self.weight, self.bias)
-        y = x.new_empty(rows.shape[0], self.out_features)
-        step = max(1, PIECE_BYTES // (self.in_features * x.itemsize))
-        for start in range(0, self.out_features, step):  # widened piece by piece, in the cache
-            torch.mm(rows, self.weight[start : start + step].to(x.dtype).T, out=y[:, start : start + step])
+        compiling = torch.compiler.is_compiling()
+        if rows.shape[0] == 1 and compiling:
+            y = (self.weight.float() * rows[0].float()).sum(-1).to(x.dtype)
+        elif self.weight.dtype == x.dtype or compiling:
+            y = nn.functional.linear(rows, self.weight.to(x.dtype))
+        else:  # the weight is widened piece by piece, in the cache
+            y = x.new_empty(rows.shape[0], self.out_features)
+            step = max(1, PIECE_BYTES // (self.in_features * x.itemsize))
+            for start in range(0, self.out_features, step):
+                torch.mm(rows, self.weight[start : start + step].to(x.dtype).T, out=y[:, start : start + step])
         if self.scale is not None:
-            y *= self.scale
+            y = y * self.scale
         return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], self.out_features)
 
 

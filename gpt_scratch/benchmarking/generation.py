@@ -1,0 +1,95 @@
+"""Generation: milliseconds a token, how much of the memory's bandwidth that is, and what fewer bytes cost in quality."""
+
+import copy
+import math
+import statistics
+import time
+from typing import Any
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from ..configuration_gpt_scratch import GPTScratchConfig
+from ..decoding import WEIGHTS, compiled_generation, prepare_for_decoding
+from ..modeling_gpt_scratch import GPTScratchForCausalLM
+from ..training.precision import use_fast_fp32_matmul
+from .harness import Contender, Sizes, device, measure, summarize, synchronize
+
+
+def bandwidth(repetitions: int = 7) -> float:
+    """Bytes per second at which a tensor far larger than the caches is read and summed, on this machine, now."""
+    tensor = torch.ones(2**26, device=device())
+    seconds = []
+    for _ in range(repetitions):
+        synchronize()
+        start = time.perf_counter()
+        tensor.sum().item()
+        seconds.append(time.perf_counter() - start)
+    return tensor.numel() * 4 / statistics.median(seconds)
+
+
+@torch.no_grad()
+def same_weights(sizes: Sizes) -> tuple[Any, Any]:
+    """transformers' GPT-2 and this package's, computing the same function."""
+    torch.manual_seed(0)
+    theirs: Any = GPT2LMHeadModel(GPT2Config(**vars(sizes))).eval()
+    ours: Any = GPTScratchForCausalLM(GPTScratchConfig(**vars(sizes), qkv_bias=True)).eval()
+    ours.model.embed_tokens.weight.copy_(theirs.transformer.wte.weight)
+    ours.model.embed_positions.weight.copy_(theirs.transformer.wpe.weight)
+    for block, other in zip(ours.model.layers, theirs.transformer.h):
+        projections = (block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj)
+        for projection, weight in zip(projections, other.attn.c_attn.weight.T.chunk(3)):
+            projection.weight.copy_(weight)
+        block.self_attn.o_proj.weight.copy_(other.attn.c_proj.weight.T)
+        block.mlp.up_proj.weight.copy_(other.mlp.c_fc.weight.T)
+        block.mlp.down_proj.weight.copy_(other.mlp.c_proj.weight.T)
+    return theirs.to(device()), ours.to(device())
+
+
+def generation(sizes: Sizes, batch: int, prompt: int, new_tokens: int, repetitions: int, compiled: bool) -> list[dict[str, Any]]:
+    """Milliseconds a token (prompt included), greedy, against transformers in fp32; whether the tokens are the same."""
+    theirs, ours = same_weights(sizes)
+    ids = torch.randint(sizes.vocab_size, (batch, prompt), device=device())
+    settings: dict[str, Any] = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0}
+    tokens: dict[str, torch.Tensor] = {}
+
+    def contender(name: str, model: Any, fast: bool, **more: Any) -> Contender:
+        def run() -> None:
+            torch.set_float32_matmul_precision("highest")
+            if fast:
+                use_fast_fp32_matmul()
+            with torch.inference_mode():
+                tokens[name] = model.generate(ids, attention_mask=torch.ones_like(ids), **settings, **more)
+
+        return Contender(name, run)
+
+    taking_part = [contender("transformers", theirs, False), contender("transformers, fast fp32", theirs, True)]
+    taking_part.append(contender("gpt_scratch", ours, True))
+    if compiled:
+        for weights in WEIGHTS:
+            model = prepare_for_decoding(copy.deepcopy(ours), weights)
+            taking_part.append(contender(f"gpt_scratch, compiled, {weights}", model, True, **compiled_generation()))
+    speed = bandwidth()
+    rows = summarize(measure(taking_part, repetitions), "transformers")
+    weight_bytes = {"bfloat16": 2, "int8": 1}
+    for row in rows:
+        per_token = row["median_s"] / new_tokens
+        size = weight_bytes.get(row["contender"].rsplit(", ", 1)[-1], 4)
+        row |= {
+            "batch": batch,
+            "ms_per_token": 1e3 * per_token,
+            "share_of_bandwidth": ours.num_parameters() * size / per_token / speed,
+        }
+        row["same_tokens"] = bool(torch.equal(tokens[row["contender"]], tokens["transformers"]))
+    return rows
+
+
+@torch.inference_mode()
+def perplexity_of_weights(model: GPTScratchForCausalLM, rows: list[torch.Tensor]) -> dict[str, float]:
+    """Perplexity of a trained model on rows of ids, (1, T) each, with its weights kept in each of `WEIGHTS`."""
+    result = {}
+    for weights in WEIGHTS:
+        small = prepare_for_decoding(copy.deepcopy(model), weights)
+        total = sum(small(row, labels=row).loss.item() * (row.shape[1] - 1) for row in rows)
+        result[weights] = math.exp(total / sum(row.shape[1] - 1 for row in rows))
+    return result

@@ -1,0 +1,47 @@
+"""The peak memory of two training steps, measured in this process alone; called by `training.peak_memory` with its settings as JSON.
+
+Prints `resident_mib`, what is there before a step (libraries, weights, optimizer state), and `above_mib`, what the peak adds.
+"""
+
+import json
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+from .harness import Sizes, load_rival
+from .training import Step, contenders
+
+
+def main(settings: dict) -> None:
+    """Two steps make the optimizer state; the third is measured."""
+    taking_part = contenders({settings["name"]: load_rival(settings["rival"])[1]} if settings["rival"] else {})
+    factory, fast = taking_part[settings["name"]]
+    step = Step(factory, Sizes(**settings["sizes"]), settings["batch"], settings["length"], settings["bf16"], False, fast)
+    if torch.cuda.is_available():
+        for _ in range(2):
+            step()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        # The state is made without a step, so that the peak of the process is that of a step above what is then resident.
+        for group in step.optimizer.param_groups:
+            for parameter in group["params"]:
+                step.optimizer.state[parameter] = {
+                    "step": torch.tensor(0.0),
+                    "exp_avg": torch.zeros_like(parameter).add_(0),
+                    "exp_avg_sq": torch.zeros_like(parameter).add_(0),
+                }
+        resident = Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]
+        before = int(resident) * resource.getpagesize()
+        step()
+        step()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"resident_mib": round(before / 2**20), "above_mib": round((peak - before) / 2**20)}))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,102 @@
+"""Speed and memory against transformers' GPT-2, and against any other GPT by --rival, alternating in one run.
+
+    python scripts/benchmark.py step                                    # 124M, 4x256, fp32, eager
+    python scripts/benchmark.py step --shape 2x1024 8x128 --bf16 --compile
+    python scripts/benchmark.py memory --shape 4x256 1x1024
+    python scripts/benchmark.py generation --batch 1 8 --compile
+    python scripts/benchmark.py length                                  # time and memory from 256 to 4,096 tokens
+    python scripts/benchmark.py trainer                                 # Trainer over a bare loop
+    python scripts/benchmark.py import
+    python scripts/benchmark.py step --rival nanogpt=adapter.py:build   # build(sizes) -> module(input_ids, labels) -> loss
+
+A rival's module shifts the labels itself; `sizes` has n_layer, n_head, n_embd, vocab_size, n_positions. Prints a table and, with
+--output, writes it as JSON with environment, versions, threads and load. Seconds belong to the machine and the hour; compare ratios.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gpt_scratch.benchmarking.generation import bandwidth, generation
+from gpt_scratch.benchmarking.harness import Sizes, load_rival, machine, table
+from gpt_scratch.benchmarking.training import import_time, peak_memory, trainer_overhead, training_step
+from gpt_scratch.errors import UserError, run_script
+from gpt_scratch.files import write_json
+from gpt_scratch.training.run import describe_environment
+
+LENGTHS = (256, 512, 1024, 2048, 4096)
+
+
+def shape(text: str) -> tuple[int, int]:
+    """BATCHxLENGTH.
+
+    >>> shape("4x256")
+    (4, 256)
+    """
+    batch, _, length = text.partition("x")
+    if not (batch.isdigit() and length.isdigit() and int(batch) and int(length)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no shape: 4x256 is 4 rows of 256 tokens")
+    return int(batch), int(length)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags of this script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("subject", choices=["step", "memory", "generation", "length", "trainer", "import", "bandwidth"])
+    parser.add_argument("--shape", nargs="+", type=shape, default=[(4, 256)], help="rows x tokens of a training batch")
+    parser.add_argument("--batch", nargs="+", type=int, default=[1], help="generation: prompts at once")
+    parser.add_argument("--prompt", type=int, default=32, help="generation: tokens of the prompt")
+    parser.add_argument("--new_tokens", type=int, default=128, help="generation: tokens to generate")
+    parser.add_argument("--bf16", action="store_true", help="bf16 autocast")
+    parser.add_argument("--compile", action="store_true", help="torch.compile everybody; generation: our compiled step as well")
+    parser.add_argument("--repetitions", type=int, default=5, help="measurements of each, after one to warm up")
+    parser.add_argument("--steps", type=int, default=8, help="trainer: steps of a run")
+    parser.add_argument("--rival", nargs="+", default=[], help="NAME=path/to/file.py:factory")
+    for name in ("n_layer", "n_head", "n_embd", "vocab_size"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(Sizes(), name), help="of the model; default: GPT-2 small")
+    parser.add_argument("--output", help="JSON file to write")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure; returns the rows of the table."""
+    if args.repetitions < 1:
+        raise UserError(f"--repetitions {args.repetitions}: at least 1")
+    rivals = dict(load_rival(text) for text in args.rival)
+    rival_places = {text.partition("=")[0]: text for text in args.rival}
+    longest = max(*(length for _, length in args.shape), args.prompt + args.new_tokens)
+    sizes = Sizes(args.n_layer, args.n_head, args.n_embd, args.vocab_size, max(1024, longest))
+    rows: list[dict[str, Any]] = []
+    if args.subject == "step":
+        for batch, length in args.shape:
+            rows += training_step(sizes, batch, length, args.bf16, args.compile, args.repetitions, rivals)
+    elif args.subject == "memory":
+        for batch, length in args.shape:
+            rows += peak_memory(sizes, batch, length, args.bf16, rival_places)
+    elif args.subject == "length":
+        sizes = replace(sizes, n_positions=max(LENGTHS))
+        for length in LENGTHS:
+            steps = training_step(sizes, 1, length, args.bf16, args.compile, args.repetitions, rivals)
+            memory = {row["contender"]: row["above_mib"] for row in peak_memory(sizes, 1, length, args.bf16, rival_places)}
+            rows += [row | {"above_mib": memory.get(row["contender"])} for row in steps if row["part"] == "total"]
+    elif args.subject == "generation":
+        for batch in args.batch:
+            rows += generation(sizes, batch, args.prompt, args.new_tokens, args.repetitions, args.compile)
+    elif args.subject == "trainer":
+        rows = trainer_overhead(sizes, *args.shape[0], steps=args.steps, repetitions=args.repetitions)
+    elif args.subject == "import":
+        rows = import_time(args.repetitions)
+    else:
+        rows = [{"read, GB/s": bandwidth(args.repetitions) / 1e9}]
+    print(table(rows))
+    if args.output:
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+        write_json(Path(args.output), {"rows": rows, "machine": machine(), "environment": describe_environment()})
+    return rows
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(parse(sys.argv[1:])))

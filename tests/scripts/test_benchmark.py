@@ -1,0 +1,93 @@
+"""The benchmark at a size at which it says nothing about speed, but everything else can be checked."""
+
+import json
+
+import pytest
+import torch
+
+from gpt_scratch.benchmarking.generation import perplexity_of_weights, same_weights
+from gpt_scratch.benchmarking.harness import Contender, Sizes, measure, summarize, table
+from gpt_scratch.errors import UserError
+
+TINY = ["--n_layer", "1", "--n_head", "2", "--n_embd", "16", "--vocab_size", "97", "--repetitions", "2", "--shape", "2x8"]
+RIVAL = """
+import torch
+class Rival(torch.nn.Module):
+    def __init__(self, sizes):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(sizes.vocab_size))
+    def forward(self, ids, labels):
+        return torch.nn.functional.cross_entropy(self.weight.expand(labels[:, 1:].numel(), -1), labels[:, 1:].flatten())
+def build(sizes):
+    return Rival(sizes)
+"""
+
+
+def run(script, *argv: str) -> list[dict]:
+    benchmark = script("benchmark")
+    return benchmark.main(benchmark.parse(argv))
+
+
+def test_turns_and_ratios():
+    order: list[str] = []
+    slow, fast = Contender("slow", lambda: order.append("slow")), Contender("fast", lambda: order.append("fast") or {"half": 0.5})
+    times = measure([slow, fast], repetitions=2)
+    assert order == ["fast", "slow", "slow", "fast", "fast", "slow"]
+    assert len(times["slow"]["total"]) == 2 and times["fast"]["half"] == [0.5, 0.5]
+    rows = summarize({"a": {"total": [2.0, 4.0, 6.0]}, "b": {"total": [1.0, 1.0, 2.0], "extra": [1.0]}}, "a")
+    assert rows[0]["speedup"] == 1 and rows[1]["median_s"] == 1.0 and rows[1]["lowest_s"] == 1.0
+    assert (rows[1]["speedup_low"], rows[1]["speedup"], rows[1]["speedup_high"]) == (2.0, 3.0, 4.0)
+    assert "speedup" not in rows[2]
+    assert table(rows).splitlines()[2] == "| a | total | 4 | 2 | 1 | 1 | 1 |"
+
+
+def test_a_step_with_a_rival(script, tmp_path):
+    (tmp_path / "rival.py").write_text(RIVAL, encoding="utf-8")
+    output = tmp_path / "results" / "step.json"
+    rows = run(script, "step", *TINY, "--rival", f"mine={tmp_path / 'rival.py'}:build", "--output", str(output))
+    assert {row["contender"] for row in rows} == {
+        "transformers", "transformers, fast fp32", "gpt_scratch", "gpt_scratch, full loss", "mine",
+    }  # fmt: skip
+    assert {row["part"] for row in rows} == {"total", "forward", "backward", "optimizer"}
+    written = json.loads(output.read_text(encoding="utf-8"))
+    assert written["rows"] == rows and written["machine"]["threads"] and written["environment"]["versions"]["torch"]
+
+
+def test_memory_of_each_in_a_process_of_its_own(script):
+    rows = run(script, "memory", *TINY, "--vocab_size", "20000", "--shape", "8x64")
+    assert [row["contender"] for row in rows] == ["transformers", "gpt_scratch", "gpt_scratch, full loss"]
+    assert rows[0]["share_of_transformers"] == 1 and rows[1]["above_mib"] < rows[0]["above_mib"]  # 41 MB of logits, several times
+
+
+def test_generation(script):
+    rows = run(script, "generation", *TINY, "--batch", "1", "2", "--prompt", "4", "--new_tokens", "6")
+    assert len(rows) == 6 and all(row["same_tokens"] and row["ms_per_token"] > 0 for row in rows)
+
+
+def test_both_models_compute_the_same():
+    theirs, ours = same_weights(Sizes(n_layer=2, n_head=2, n_embd=16, vocab_size=97, n_positions=32))
+    ids = torch.randint(97, (2, 20))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, atol=1e-5, rtol=0)
+
+
+def test_perplexity_of_fewer_bytes():
+    _, ours = same_weights(Sizes(n_layer=1, n_head=2, n_embd=16, vocab_size=97, n_positions=32))
+    perplexity = perplexity_of_weights(ours, [torch.randint(97, (1, 20))])
+    assert (
+        perplexity["bfloat16"] == pytest.approx(perplexity["float32"], rel=0.01) and perplexity["int8"] != perplexity["float32"]
+    )
+
+
+def test_trainer_and_import(script):
+    assert [row["contender"] for row in run(script, "trainer", *TINY, "--steps", "2")] == ["bare loop", "Trainer"]
+    assert {row["contender"] for row in run(script, "import", "--repetitions", "1")} >= {"import gpt_scratch"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["--rival", "mine"], "NAME=path/to/file.py:factory is needed"), (["--repetitions", "0"], "--repetitions 0: at least 1")],
+)
+def test_bad_input(script, flags, message):
+    with pytest.raises(UserError, match=message):
+        run(script, "step", *TINY, *flags)

@@ -1,0 +1,57 @@
+"""Weights that are streamed: the same numbers as nn.Linear, the same tokens from `generate`, int8 within its rounding."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+from tiny_models import assert_equal, tiny_model, token_ids
+from torch import nn
+
+from gpt_scratch.decoding import WEIGHTS, StreamedLinear, compiled_generation, prepare_for_decoding
+from gpt_scratch.errors import UserError
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (3, 1)])
+def test_every_road_through_it_gives_the_same(weights, bias, shape, monkeypatch):
+    monkeypatch.setattr("gpt_scratch.decoding.PIECE_BYTES", 24 * 4 * 5)  # several pieces, the last one smaller
+    linear, x = nn.Linear(24, 17, bias=bias), torch.randn(*shape, 24)
+    streamed = StreamedLinear(linear, weights)
+    kept = linear.weight.detach()
+    if weights == "bfloat16":
+        kept = kept.bfloat16().float()
+    elif weights == "int8":
+        scale = kept.abs().amax(1, keepdim=True) / 127
+        kept = (kept / scale).round() * scale
+        assert (kept - linear.weight).abs().max() <= scale.max() / 2 + 1e-7
+    expected = nn.functional.linear(x, kept, linear.bias)
+    assert_equal(streamed(x), expected)
+    torch._dynamo.reset()
+    assert_equal(torch.compile(streamed, backend="eager", fullgraph=True)(x), expected)
+
+
+@pytest.mark.parametrize("style", ["gpt2", "llama"])
+def test_a_prepared_model_computes_the_same(style):
+    model = tiny_model(style)
+    ids = token_ids(2, 9)
+    with torch.no_grad():
+        expected = model(ids).logits
+        assert_equal(prepare_for_decoding(copy.deepcopy(model))(ids).logits, expected)
+        for weights, tolerance in (("bfloat16", 0.05), ("int8", 0.05)):
+            small = prepare_for_decoding(copy.deepcopy(model), weights)(ids).logits
+            assert 1e-6 < (small - expected).abs().max() / expected.abs().max() < tolerance
+    with pytest.raises(UserError, match="weights is 'int4': choose one of float32, bfloat16, int8"):
+        prepare_for_decoding(model, "int4")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("style", ["gpt2", "llama"])
+def test_compiled_generation_gives_the_same_tokens(style):
+    model, ids = tiny_model(style), token_ids(1, 5)
+    settings = {"max_new_tokens": 20, "do_sample": False, "attention_mask": torch.ones_like(ids), "pad_token_id": 0}
+    expected = model.generate(ids, **settings)
+    torch._dynamo.reset()
+    assert torch.equal(prepare_for_decoding(model).generate(ids, **settings, **compiled_generation()), expected)
