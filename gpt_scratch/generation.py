@@ -86,8 +86,9 @@ def generate_texts(
     Raises:
         UserError: a setting out of range, a prompt that fills the model's positions, or what `generate` itself refuses.
     """
-    for name, value in {"max_new_tokens": max_new_tokens, "temperature": temperature, **settings}.items():
-        lowest, highest = RANGES.get(name, (value, value))
+    given = {"max_new_tokens": max_new_tokens, "temperature": temperature, **settings}
+    for name in given.keys() & RANGES.keys():
+        value, (lowest, highest) = given[name], RANGES[name]
         if not lowest <= value <= highest:
             raise UserError(f"{name} is {value}: it must be between {lowest} and {highest}")
     if not prompts:

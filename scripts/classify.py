@@ -19,6 +19,7 @@ from gpt_scratch.classify import classify_texts, load_classifier
 from gpt_scratch.data.readers import ROW_READERS, check_files, texts_of_rows
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import atomic_path
+from gpt_scratch.training.precision import use_fast_fp32_matmul
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -64,6 +65,7 @@ def main(args: argparse.Namespace) -> int:
         raise UserError(f"--batch_size is {args.batch_size}: it must be at least 1")
     if args.file:
         check_files([args.file])
+    use_fast_fp32_matmul()
     model, tokenizer = load_classifier(args.model)
     results = classify_texts(model, tokenizer, read_texts(args), args.batch_size, window=16 if args.file else 1)
     with contextlib.ExitStack() as stack:

@@ -50,3 +50,16 @@ def test_top_k_alone_samples(script, model_directory):
 def test_wrong_flags_are_refused(script, model_directory, flags, message):
     with pytest.raises(UserError, match=message):
         run(script, model_directory, *flags)
+
+
+@pytest.mark.slow
+def test_compiled_with_weights_in_fewer_bytes(script, model_directory):
+    plain = run(script, model_directory, "--prompt", "One day", "--max_new_tokens", "20")
+    torch._dynamo.reset()
+    assert run(script, model_directory, "--prompt", "One day", "--max_new_tokens", "20", "--weights", "float32") == plain
+    assert run(script, model_directory, "--prompt", "One day", "--max_new_tokens", "20", "--weights", "int8")[0]
+
+
+def test_beams_are_not_for_compiled_decoding(script, model_directory):
+    with pytest.raises(UserError, match="leave out --num_beams"):
+        run(script, model_directory, "--weights", "int8", "--num_beams", "2")
