@@ -304,16 +304,20 @@ def final_metrics(trainer: Trainer, data: ClassificationData, trainable: tuple[i
         "labels": names,
         "data": data.description,
     }
+    # Trainer groups by length here too where it does in training, and its predictions then come in an order of its own.
+    strategy, trainer.args.train_sampling_strategy = trainer.args.train_sampling_strategy, "random"
     for split in SPLITS:
-        prediction = trainer.predict(data.rows[split], metric_key_prefix=split)
+        lengths = data.rows[split]["length"]
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)  # so that little is padded
+        prediction = trainer.predict(data.rows[split].select(order), metric_key_prefix=split)
         for name, value in prediction.metrics.items():
             if not name.endswith(("_runtime", "_per_second", "_preparation_time")):
                 metrics[name] = value
         if split == "test":
-            write_mistakes(
-                output / "mistakes.tsv", data.texts[split], softmax(prediction.predictions), prediction.label_ids, names
-            )
+            texts, scores = data.texts[split].take(order), softmax(prediction.predictions)
+            write_mistakes(output / "mistakes.tsv", texts, scores, prediction.label_ids, names)
             plot_confusion(metrics["test_confusion_matrix"], names, output / "confusion_matrix")
+    trainer.args.train_sampling_strategy = strategy
     metrics["curve"] = [
         {name: entry[name] for name in ("step", "epoch", "eval_loss", "eval_accuracy") if name in entry}
         for entry in trainer.state.log_history

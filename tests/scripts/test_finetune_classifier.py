@@ -91,6 +91,21 @@ def test_the_directory_is_whole_and_a_pipeline_names_the_classes(finished):
     assert [float(row["confidence"]) for row in mistakes] == sorted((float(row["confidence"]) for row in mistakes), reverse=True)
 
 
+def test_the_table_of_mistakes_shows_the_texts_that_were_misjudged(script, sms, base, tmp_path):
+    """Also where batches are grouped by length, and predictions come in an order of their own."""
+    output = tmp_path / "out"
+    run(script, "--train_file", sms, "--model_name_or_path", base, "--output_dir", str(output), "--trainable", "head", "--max_steps", "2",
+        "--learning_rate", "1e-5", "--eval_strategy", "no", "--train_sampling_strategy", "group_by_length")  # fmt: skip
+    with (output / "mistakes.tsv").open(encoding="utf-8", newline="") as file:
+        mistakes = list(csv.DictReader(file, delimiter="\t"))
+    lines = Path(sms).read_text(encoding="utf-8").splitlines()
+    answers = pipeline("text-classification", model=str(output), device="cpu")([row["text"] for row in mistakes])
+    assert len(mistakes) > 4
+    for row, answer in zip(mistakes, answers):
+        assert lines[int(row["row"])] == f"{row['true']}\t{row['text']}"
+        assert answer["label"] == row["predicted"] and answer["score"] == pytest.approx(float(row["confidence"]), abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("trainable", "moving"),
     [
