@@ -37,10 +37,10 @@ from ..errors import UserError
 from ..evaluation.classification import METRIC_PATH, softmax
 from ..files import atomic_path
 from ..modeling_gpt_scratch import GPTScratchForSequenceClassification
+from ..plots import new_figure, save_figure, save_lines
 from ..tokenization.byte_pair import train_byte_level_bpe
 from .arguments import parse_config_overrides
 from .losses import balanced_class_weights, classification_loss
-from .plots import new_figure, save_figure, save_lines
 
 SPLITS = ("train", "validation", "test")
 
