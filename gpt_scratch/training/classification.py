@@ -39,7 +39,7 @@ from ..files import atomic_path
 from ..modeling_gpt_scratch import GPTScratchForSequenceClassification
 from ..tokenization.byte_pair import train_byte_level_bpe
 from .arguments import parse_config_overrides
-from .finetuning import add_lora
+from .finetuning import add_lora, dropout_overrides
 from .losses import balanced_class_weights, classification_loss
 from .plots import new_figure, save_figure, save_lines
 
@@ -161,22 +161,9 @@ def load_model(
         UserError: a checkpoint or tokenizer that cannot be loaded, or values that no model can have.
     """
     labels = {"id2label": {i: label for label, i in ids.items()}, "label2id": ids, "num_labels": len(ids)}
-    overrides = parse_config_overrides(args.config_overrides, GPTScratchConfig)
     set_seed(seed)
     if args.model_name_or_path:
-        drops = {
-            "drop_rate",
-            "embedding_dropout",
-            "attention_dropout",
-            "residual_dropout",
-            "embd_pdrop",
-            "attn_pdrop",
-            "resid_pdrop",
-        }
-        if overrides.keys() - drops:
-            raise UserError(
-                f"--config_overrides {sorted(overrides.keys() - drops)[0]}: of a checkpoint only dropout can be changed"
-            )
+        overrides = dropout_overrides(args.config_overrides)
         try:
             tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name or args.model_name_or_path)
             model = AutoModelForSequenceClassification.from_pretrained(
@@ -187,6 +174,7 @@ def load_model(
         except Exception as error:  # a wrong name, a broken file and a foreign head raise different kinds
             raise UserError(f"--model_name_or_path {args.model_name_or_path}: {one_line(error)}") from error
     else:
+        overrides = parse_config_overrides(args.config_overrides, GPTScratchConfig)
         tokenizer = (
             AutoTokenizer.from_pretrained(args.tokenizer_name)
             if args.tokenizer_name

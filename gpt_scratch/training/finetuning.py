@@ -5,12 +5,30 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..configuration_gpt_scratch import GPTScratchConfig
 from ..data.readers import one_line
 from ..errors import UserError
+from .arguments import parse_config_overrides
+
+DROPOUTS = {"drop_rate", "embedding_dropout", "attention_dropout", "residual_dropout", "embd_pdrop", "attn_pdrop", "resid_pdrop"}
+
+
+def dropout_overrides(text: str | None) -> dict[str, Any]:
+    """`--config_overrides` of a checkpoint, of which only dropout can be changed.
+
+    Raises:
+        UserError: another name.
+    """
+    overrides = parse_config_overrides(text, GPTScratchConfig)
+    if overrides.keys() - DROPOUTS:
+        raise UserError(
+            f"--config_overrides {sorted(overrides.keys() - DROPOUTS)[0]}: of a checkpoint only dropout can be changed"
+        )
+    return overrides
 
 
 def load_language_model(
-    name: str | None, tokenizer_name: str | None = None, flag: str = "--model_name_or_path"
+    name: str | None, tokenizer_name: str | None = None, config_overrides: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A language model in fp32 and its tokenizer, with the same special tokens, ready to train on rows padded on the right.
 
@@ -19,11 +37,13 @@ def load_language_model(
     Raises:
         UserError: no name, a checkpoint or tokenizer that cannot be loaded, more tokens than the model has rows.
     """
+    flag = "--model_name_or_path"
+    overrides = dropout_overrides(config_overrides)
     if name is None:
         raise UserError(f"{flag} is missing: give the checkpoint to start from")
     try:
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_name or name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype="float32")
+        model = AutoModelForCausalLM.from_pretrained(name, dtype="float32", **overrides)
     except Exception as error:  # a wrong name, a broken file and a foreign format raise different kinds
         raise UserError(f"{flag} {name}: {one_line(error)}") from error
     if len(tokenizer) > model.config.vocab_size:
