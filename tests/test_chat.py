@@ -36,7 +36,9 @@ def test_history_is_given_whole_and_the_reply_is_streamed(tokenizer, capsys):
 
 def test_the_oldest_exchange_is_forgotten_and_the_system_message_stays(tokenizer):
     chat = make(tokenizer, system="S")
-    chat.messages = [{"role": role, "content": text} for role, text in [("user", "1" * 60), ("assistant", "2"), ("user", "3" * 9)]]
+    chat.messages = [
+        {"role": role, "content": text} for role, text in [("user", "1" * 60), ("assistant", "2"), ("user", "3" * 9)]
+    ]
     assert tokenizer.decode(chat.prompt_ids()) == f"<|system|>\nS\n<|user|>\n{'3' * 9}\n<|assistant|>:\n"
     assert chat.messages == [{"role": "user", "content": "3" * 9}]
 

@@ -19,7 +19,6 @@ Scratch)*, chapter 7; chatml is OpenAI's, with the tokenizer's own end-of-text t
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -28,7 +27,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
-from .readers import ROW_READERS, load_table
+from .readers import read_table
 
 Message = dict[str, str]
 IGNORED = -100
@@ -90,20 +89,8 @@ def read_conversations(name: str, split: str = "train") -> Conversations:
     Raises:
         UserError: names file, row and key: no such file, broken JSON (with its line), a record of none of these forms, a reply missing.
     """
-    suffix = Path(name).suffix.lower()
-    if Path(name).is_file():
-        if suffix not in ROW_READERS:
-            raise UserError(f"{name}: unknown format {suffix!r}; give json, jsonl, csv or parquet")
-        table: Iterable[Mapping] = ROW_READERS[suffix](name)
-    elif suffix in ROW_READERS:
-        raise UserError(f"{name}: no such file")
-    else:
-        found = load_table(name, None, split, streaming=False)
-        if found is None:
-            raise UserError(f"data set {name!r} has no split {split!r}")
-        table = found
     records, places = [], []
-    for number, row in enumerate(table):
+    for number, row in enumerate(read_table(name, split)):
         place = f"{name} row {number}"
         check_record(row, place)
         records.append(dict(row))
