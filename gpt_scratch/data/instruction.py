@@ -325,20 +325,18 @@ def pack_rows(rows: datasets.Dataset, pack_length: int) -> datasets.Dataset:
     >>> pack_rows(rows, 5)[0]["position_ids"], pack_rows(rows, 5)[0]["input_ids"]
     ([0, 1, 2, 0, 1], [3, 4, 5, 1, 2])
     """
-    lengths = rows["length"]
-    free: list[int] = []  # room left in each pack
+    ids, labels, lengths = (rows[name][:] for name in ("input_ids", "labels", "length"))
     packs: list[list[int]] = []
+    by_room: dict[int, list[int]] = {}  # room left: the packs with so much of it
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        fitting = [(room, number) for number, room in enumerate(free) if room >= lengths[i]]
-        if fitting:
-            number = min(fitting)[1]
-        else:
-            number = len(packs)
+        room = next((room for room in range(lengths[i], pack_length + 1) if by_room.get(room)), None)
+        if room is None:
             packs.append([])
-            free.append(max(pack_length, lengths[i]))
+            number, room = len(packs) - 1, max(pack_length, lengths[i])
+        else:
+            number = by_room[room].pop()
         packs[number].append(i)
-        free[number] -= lengths[i]
-    ids, labels = rows["input_ids"], rows["labels"]
+        by_room.setdefault(room - lengths[i], []).append(number)
     return datasets.Dataset.from_dict(
         {
             "input_ids": [[token for i in pack for token in ids[i]] for pack in packs],
