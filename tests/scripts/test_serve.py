@@ -109,7 +109,7 @@ def test_chat_streaming_completions_and_the_judge_over_loopback(checkpoint, tmp_
         server.wait(30)
 
 
-def wait_for(url: str, server: subprocess.Popen, log: Path, seconds: float = 180) -> None:
+def wait_for(url: str, server: subprocess.Popen, log: Path, seconds: float = 600) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         assert server.poll() is None, log.read_text(encoding="utf-8")
