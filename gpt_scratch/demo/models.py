@@ -50,7 +50,7 @@ def load_model(name: str) -> LoadedModel:
     if not name.strip():
         raise UserError("give the directory or the Hub name of a model")
     try:
-        architectures = AutoConfig.from_pretrained(name).architectures or []
+        architectures = AutoConfig.from_pretrained(name, trust_remote_code=False).architectures or []
     except Exception as error:  # a wrong name, a broken file and foreign code raise different kinds
         raise UserError(f"{name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     is_classifier = any("SequenceClassification" in architecture for architecture in architectures)

@@ -165,9 +165,14 @@ def load_model(
     if args.model_name_or_path:
         overrides = dropout_overrides(args.config_overrides)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name or args.model_name_or_path)
+            tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name or args.model_name_or_path, trust_remote_code=False)
             model = AutoModelForSequenceClassification.from_pretrained(
-                args.model_name_or_path, dtype="float32", problem_type="single_label_classification", **labels, **overrides
+                args.model_name_or_path,
+                dtype="float32",
+                trust_remote_code=False,
+                problem_type="single_label_classification",
+                **labels,
+                **overrides,
             )
         except UserError:
             raise
@@ -176,7 +181,7 @@ def load_model(
     else:
         overrides = parse_config_overrides(args.config_overrides, GPTScratchConfig)
         tokenizer = (
-            AutoTokenizer.from_pretrained(args.tokenizer_name)
+            AutoTokenizer.from_pretrained(args.tokenizer_name, trust_remote_code=False)
             if args.tokenizer_name
             else train_byte_level_bpe(train.texts, vocab_size=args.vocab_size)
         )

@@ -42,8 +42,8 @@ def load_language_model(
     if name is None:
         raise UserError(f"{flag} is missing: give the checkpoint to start from")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_name or name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype="float32", **overrides)
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_name or name, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype="float32", **overrides, trust_remote_code=False)
     except Exception as error:  # a wrong name, a broken file and a foreign format raise different kinds
         raise UserError(f"{flag} {name}: {one_line(error)}") from error
     if len(tokenizer) > model.config.vocab_size:

@@ -109,8 +109,8 @@ def load_reward_model(name: str | None) -> tuple[Any, PreTrainedTokenizerBase]:
     if name is None:
         raise UserError("grpo needs --reward_model: train one with the method reward")
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(name, dtype="float32")
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForSequenceClassification.from_pretrained(name, dtype="float32", trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
         raise UserError(f"--reward_model {name}: {one_line(error)}") from error
     if model.config.num_labels != 1 or "ForSequenceClassification" not in (model.config.architectures or [""])[0]:
@@ -145,7 +145,7 @@ def make_trainer(
         if method == "reward":
             ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
             scorer = AutoModelForSequenceClassification.from_pretrained(
-                args.model_name_or_path, dtype="float32", num_labels=1, **ids
+                args.model_name_or_path, dtype="float32", trust_remote_code=False, num_labels=1, **ids
             )
             return trl.RewardTrainer(model=scorer, **common)
         prompts = {split: part.select_columns(["prompt"]) for split, part in rows.items()}
