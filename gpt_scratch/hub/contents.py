@@ -19,7 +19,6 @@ from ..errors import UserError
 NEVER = ("training_args.bin", ".*", "__pycache__", "*.pyc", "events.out.tfevents.*")
 # What only training needs to go on: two to three times the size of the weights, and pickled.
 TRAINING_STATE = ("checkpoint-*", "optimizer.*", "scheduler.pt", "scaler.pt", "rng_state*.pth", "random_states_*.pkl")
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 TOKENS = re.compile(
     rb"hf_[A-Za-z0-9]{30,}|github_pat_\w{20,}|gh[opsu]_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|AKIA[0-9A-Z]{16}|AIza[\w-]{35}"

@@ -29,8 +29,10 @@ from huggingface_hub.hf_api import RepoFile
 from safetensors.torch import load_file
 
 from ..errors import UserError
-from .contents import WEIGHTS, Contents
+from .contents import Contents
 
+# What from_pretrained might read in place of what is uploaded.
+LOADED = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json")
 LOGITS_TOLERANCE = 1e-5  # of the largest logit; processes may run on other numbers of threads
 LARGE = 10 * 2**20  # bytes from which the Hub never keeps a file as a git blob
 AGAIN = "run the same command again, what is on the Hub already is not sent twice"
@@ -96,7 +98,7 @@ def upload(contents: Contents, repository: Repository, message: str, token: str 
         raise UserError(
             f"{repository.id} exists and holds {len(there)} files: pass --update to add a commit to it, or choose another name"
         )
-    stale = [name for name in there if any(fnmatch(name, pattern) for pattern in WEIGHTS) and name not in contents.files]
+    stale = [name for name in there if any(fnmatch(name, pattern) for pattern in LOADED) and name not in contents.files]
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=contents.folder / name) for name in contents.files
     ]
