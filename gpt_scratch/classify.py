@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import UserError
+from .generation import check_unicode
 
 
 def load_classifier(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -16,8 +17,10 @@ def load_classifier(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
         UserError: it cannot be loaded, or what is there has no trained classification head.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model, report = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            name, output_loading_info=True, trust_remote_code=False
+        )
     except Exception as error:  # a wrong name, a broken file and a foreign format raise different kinds
         raise UserError(f"{name} cannot be loaded as a classifier: {' '.join(str(error).split())[:300]}") from error
     if report["missing_keys"]:
@@ -32,13 +35,14 @@ def classify_texts(
     """For each text, in order: `{"text", "label", "score", "scores"}`, and `"cut_to"` where it was longer than the model's positions.
 
     `window` batches are read ahead and sorted by length, so that short texts are not padded to long ones; 1 answers as soon as a batch
-    is full. An empty text has label `None` and an
-    `"error"`: there is nothing to judge, and a silent answer would be wrong.
+    is full. An empty text has label `None` and an `"error"`: there is nothing to judge, and a silent answer would be wrong.
     """
     labels = model.config.id2label
     limit = model.config.max_position_embeddings
     texts = iter(texts)
     while read := list(islice(texts, window * batch_size)):
+        for text in read:
+            check_unicode(text)
         ids = [tokenizer(text, verbose=False)["input_ids"] for text in read]
         results: list[dict] = [{"text": text, "label": None, "score": None, "error": "empty text"} for text in read]
         order = sorted((i for i, row in enumerate(ids) if row), key=lambda i: len(ids[i]))

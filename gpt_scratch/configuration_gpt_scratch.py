@@ -49,6 +49,17 @@ ROPE_FACTORS = {
 }
 
 
+# Beyond any model there is; building one would hang or exhaust the memory before it failed.
+LARGEST = {
+    "num_hidden_layers": 10_000,
+    "num_attention_heads": 100_000,
+    "hidden_size": 1_000_000,
+    "intermediate_size": 10_000_000,
+    "vocab_size": 100_000_000,
+    "num_labels": 10_000_000,
+}
+
+
 class GPTScratchConfigError(StrictDataclassError, ValueError):
     """An impossible value or a contradiction in a configuration; the message holds the field, the value and the reason.
 
@@ -264,6 +275,8 @@ class GPTScratchConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 refuse(f"{name} is {value}: it must be at least 1")
+            if value is not None and value > LARGEST.get(name, value):
+                refuse(f"{name} is {value:,}: more than {LARGEST[name]:,} is surely a mistake")
 
     def validate_architecture(self):
         """Checks across fields, made when a configuration is built, when a model is built from it, and when it is saved."""

@@ -23,8 +23,8 @@ def load(name: str, dtype: str = "auto") -> tuple[PreTrainedModel, PreTrainedTok
         UserError: one of the two cannot be loaded.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False)
     except Exception as error:  # a wrong name, a broken file and a foreign format raise different kinds
         raise UserError(f"{name} cannot be loaded as a language model: {' '.join(str(error).split())[:300]}") from error
     if len(tokenizer) > model.config.vocab_size:
@@ -36,7 +36,12 @@ def encode_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, d
     """`input_ids` and `attention_mask`, (B, T), padded on the left so that all prompts end together.
 
     An empty prompt becomes the end-of-text token: what the model has learned to continue with the start of a document.
+
+    Raises:
+        UserError: an empty prompt without such a token, text that is not valid Unicode.
     """
+    for prompt in prompts:
+        check_unicode(prompt)
     rows = [tokenizer(prompt)["input_ids"] for prompt in prompts]
     if tokenizer.eos_token_id is None and not all(rows):
         raise UserError("an empty prompt needs an end-of-text token to start from, and this tokenizer has none")
@@ -47,6 +52,18 @@ def encode_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, d
         "input_ids": torch.tensor([[pad] * (length - len(row)) + row for row in rows], device=device),
         "attention_mask": torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=device),
     }
+
+
+def check_unicode(text: str) -> None:
+    """Refuse half of a surrogate pair, as bytes that are not UTF-8 become in an argument: no tokenizer can express it.
+
+    Raises:
+        UserError: names its place.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"the text is not valid Unicode at character {error.start}: {text[error.start]!r}") from error
 
 
 # Values outside these ranges are ignored or misread by transformers without a word. Lowest and highest value allowed.

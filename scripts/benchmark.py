@@ -7,6 +7,7 @@
     python scripts/benchmark.py length                                  # time and memory from 256 to 4,096 tokens
     python scripts/benchmark.py trainer                                 # Trainer over a bare loop
     python scripts/benchmark.py import
+    RAYON_NUM_THREADS=1 python scripts/benchmark.py tokenizers --text input.txt --vocab_sizes 1000 8000
     python scripts/benchmark.py step --rival nanogpt=adapter.py:build   # build(sizes) -> module(input_ids, labels) -> loss
 
 A rival's module shifts the labels itself; `sizes` has n_layer, n_head, n_embd, vocab_size, n_positions. Prints a table and, with
@@ -22,7 +23,9 @@ from typing import Any
 
 from gpt_scratch.benchmarking.generation import bandwidth, generation
 from gpt_scratch.benchmarking.harness import Sizes, load_rival, machine, table
+from gpt_scratch.benchmarking.tokenizers import benchmark_tokenizers
 from gpt_scratch.benchmarking.training import import_time, peak_memory, trainer_overhead, training_step
+from gpt_scratch.data.readers import check_files
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import write_json
 from gpt_scratch.training.run import describe_environment
@@ -45,7 +48,9 @@ def shape(text: str) -> tuple[int, int]:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags of this script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("subject", choices=["step", "memory", "generation", "length", "trainer", "import", "bandwidth"])
+    parser.add_argument(
+        "subject", choices=["step", "memory", "generation", "length", "trainer", "import", "bandwidth", "tokenizers"]
+    )
     parser.add_argument("--shape", nargs="+", type=shape, default=[(4, 256)], help="rows x tokens of a training batch")
     parser.add_argument("--batch", nargs="+", type=int, default=[1], help="generation: prompts at once")
     parser.add_argument("--prompt", type=int, default=32, help="generation: tokens of the prompt")
@@ -54,6 +59,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="torch.compile everybody; generation: our compiled step as well")
     parser.add_argument("--repetitions", type=int, default=5, help="measurements of each, after one to warm up")
     parser.add_argument("--steps", type=int, default=8, help="trainer: steps of a run")
+    parser.add_argument("--text", help="tokenizers: a text file to train on and to encode")
+    parser.add_argument("--vocab_sizes", nargs="+", type=int, default=[1000, 8000], help="tokenizers: vocabularies to learn")
     parser.add_argument("--rival", nargs="+", default=[], help="NAME=path/to/file.py:factory")
     for name in ("n_layer", "n_head", "n_embd", "vocab_size"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Sizes(), name), help="of the model; default: GPT-2 small")
@@ -89,6 +96,12 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
         rows = trainer_overhead(sizes, *args.shape[0], steps=args.steps, repetitions=args.repetitions)
     elif args.subject == "import":
         rows = import_time(args.repetitions)
+    elif args.subject == "tokenizers":
+        if args.text is None:
+            raise UserError("--text is missing: give a text file for the tokenizers")
+        check_files([args.text])
+        text = Path(args.text).read_bytes().decode("utf-8")
+        rows = benchmark_tokenizers(text, tuple(args.vocab_sizes), max(5, args.repetitions))
     else:
         rows = [{"read, GB/s": bandwidth(args.repetitions) / 1e9}]
     print(table(rows))

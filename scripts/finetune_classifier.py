@@ -35,15 +35,14 @@ from gpt_scratch.training.arguments import (
 from gpt_scratch.training.classification import (
     ClassificationArguments,
     choose_trainable,
-    describe_trainable,
     encode_splits,
     final_metrics,
     load_model,
     make_compute_metrics,
     make_loss,
-    padding_share,
     read_splits,
 )
+from gpt_scratch.training.finetuning import describe_trainable, padding_share
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 from gpt_scratch.training.run import checkpoint_to_resume, save_run
 

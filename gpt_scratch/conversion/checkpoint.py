@@ -92,7 +92,7 @@ def open_tokenizer(name: str, config: GPTScratchConfig) -> PreTrainedTokenizerBa
         tokenizer: PreTrainedTokenizerBase = load_gpt2_tokenizer(name, model_max_length=config.max_position_embeddings)
     else:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except Exception as error:  # whatever its library raises: one message
             raise UserError(f"the tokenizer of {name} cannot be opened: {one_line(error)}") from error
     if len(tokenizer) > config.vocab_size:

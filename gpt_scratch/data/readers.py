@@ -207,3 +207,22 @@ def load_table(name: str, config_name: str | None, split: str, streaming: bool):
         return datasets.load_dataset(name, config_name, split=split, streaming=streaming)
     except Exception as error:
         raise UserError(f"data set {name!r} cannot be loaded: {one_line(error)}") from error
+
+
+def read_table(name: str, split: str) -> Iterable[Mapping[str, Any]]:
+    """The rows of a json, jsonl, csv or parquet file, or of a split of a `datasets` name.
+
+    Raises:
+        UserError: no such file, data set or split, an unknown format.
+    """
+    suffix = Path(name).suffix.lower()
+    if Path(name).is_file():
+        if suffix not in ROW_READERS:
+            raise UserError(f"{name}: unknown format {suffix!r}; give json, jsonl, csv or parquet")
+        return ROW_READERS[suffix](name)
+    if suffix in ROW_READERS:
+        raise UserError(f"{name}: no such file")
+    found = load_table(name, None, split, streaming=False)
+    if found is None:
+        raise UserError(f"data set {name!r} has no split {split!r}")
+    return found

@@ -21,6 +21,12 @@ USE_CLASSIFIER = """from transformers import pipeline
 classify = pipeline("text-classification", model="PATH_OR_NAME", trust_remote_code=True)
 print(classify("a text"))"""
 
+USE_CHAT = """from transformers import pipeline
+
+chat = pipeline("text-generation", model="PATH_OR_NAME", trust_remote_code=True)
+messages = [{"role": "user", "content": "Rewrite the sentence in the passive voice. The cat caught the mouse."}]
+print(chat(messages, max_new_tokens=100)[0]["generated_text"][-1]["content"])"""
+
 PRETRAINING_FIGURES = (
     "validation_loss",
     "validation_perplexity",
@@ -44,6 +50,18 @@ CLASSIFIER_FIGURES = (
     "validation_accuracy",
     "train_accuracy",
     "trainable_parameters",
+    "steps",
+    "epochs",
+    "train_seconds",
+)
+INSTRUCTION_FIGURES = (
+    "validation_response_loss",
+    "validation_response_loss_before",
+    "validation_loss_all_tokens",
+    "validation_loss_all_tokens_before",
+    "test_response_loss",
+    "trainable_parameters",
+    "padding_share",
     "steps",
     "epochs",
     "train_seconds",
@@ -92,6 +110,26 @@ def write_classifier_card(output_dir: str, record: dict[str, Any]) -> None:
             _picture(output_dir, "loss"),
             "## Limits\n\nThe classes mean what they mean in the training texts, their language and their time. Scores are not "
             "calibrated beyond the error given above; do not delete anybody's messages on this model's word alone.",
+        ],
+    )
+
+
+def write_instruction_card(output_dir: str, record: dict[str, Any]) -> None:
+    """Write `README.md` into an instruction-finetuned model's directory from what its `metrics.json` holds."""
+    metrics, source, style = record["metrics"], _source(record), record["script_arguments"]["prompt_style"]
+    figures = {name: metrics[name] for name in INSTRUCTION_FIGURES if name in metrics}
+    _write(
+        output_dir,
+        _metadata(output_dir, "text-generation", f"{source} (validation split)", {"loss": metrics["validation_response_loss"]}),
+        [
+            f"An assistant finetuned with {PACKAGE}, on {source}, with the prompt style `{style}`, which is its chat template.",
+            _use(USE_CHAT),
+            _table("Results", "measured", figures),
+            "Losses are nats per predicted token over the whole split, without dropout: of the replies alone, and of prompt and reply.",
+            _table("Training", "setting", _settings(record)),
+            _picture(output_dir, "loss"),
+            "## Limits\n\nA small model repeats the form of its training data and invents facts. It was not aligned against harmful "
+            "requests; do not rely on what it says.",
         ],
     )
 

@@ -37,10 +37,11 @@ from ..errors import UserError
 from ..evaluation.classification import METRIC_PATH, softmax
 from ..files import atomic_path
 from ..modeling_gpt_scratch import GPTScratchForSequenceClassification
+from ..plots import new_figure, save_figure, save_lines
 from ..tokenization.byte_pair import train_byte_level_bpe
 from .arguments import parse_config_overrides
+from .finetuning import add_lora, dropout_overrides
 from .losses import balanced_class_weights, classification_loss
-from .plots import new_figure, save_figure, save_lines
 
 SPLITS = ("train", "validation", "test")
 
@@ -160,34 +161,27 @@ def load_model(
         UserError: a checkpoint or tokenizer that cannot be loaded, or values that no model can have.
     """
     labels = {"id2label": {i: label for label, i in ids.items()}, "label2id": ids, "num_labels": len(ids)}
-    overrides = parse_config_overrides(args.config_overrides, GPTScratchConfig)
     set_seed(seed)
     if args.model_name_or_path:
-        drops = {
-            "drop_rate",
-            "embedding_dropout",
-            "attention_dropout",
-            "residual_dropout",
-            "embd_pdrop",
-            "attn_pdrop",
-            "resid_pdrop",
-        }
-        if overrides.keys() - drops:
-            raise UserError(
-                f"--config_overrides {sorted(overrides.keys() - drops)[0]}: of a checkpoint only dropout can be changed"
-            )
+        overrides = dropout_overrides(args.config_overrides)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name or args.model_name_or_path)
+            tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name or args.model_name_or_path, trust_remote_code=False)
             model = AutoModelForSequenceClassification.from_pretrained(
-                args.model_name_or_path, dtype="float32", problem_type="single_label_classification", **labels, **overrides
+                args.model_name_or_path,
+                dtype="float32",
+                trust_remote_code=False,
+                problem_type="single_label_classification",
+                **labels,
+                **overrides,
             )
         except UserError:
             raise
         except Exception as error:  # a wrong name, a broken file and a foreign head raise different kinds
             raise UserError(f"--model_name_or_path {args.model_name_or_path}: {one_line(error)}") from error
     else:
+        overrides = parse_config_overrides(args.config_overrides, GPTScratchConfig)
         tokenizer = (
-            AutoTokenizer.from_pretrained(args.tokenizer_name)
+            AutoTokenizer.from_pretrained(args.tokenizer_name, trust_remote_code=False)
             if args.tokenizer_name
             else train_byte_level_bpe(train.texts, vocab_size=args.vocab_size)
         )
@@ -216,32 +210,13 @@ def choose_trainable(model: PreTrainedModel, args: ClassificationArguments) -> P
         UserError: "lora" without peft installed.
     """
     if args.trainable == "lora":
-        try:
-            from peft import LoraConfig, get_peft_model
-        except ImportError as error:
-            raise UserError('--trainable lora needs peft: pip install "gpt_scratch[peft]"') from error
-        config = LoraConfig(
-            task_type="SEQ_CLS",
-            r=args.lora_rank,
-            lora_alpha=args.lora_alpha,
-            target_modules="all-linear",
-            modules_to_save=["score"],
-        )
-        return get_peft_model(model, config)
+        return add_lora(model, "SEQ_CLS", args.lora_rank, args.lora_alpha, modules_to_save=["score"])
     blocks = {"head": 0, "last_block": 1, "last_two_blocks": 2, "all": len(model.model.layers)}[args.trainable]
     model.requires_grad_(args.trainable == "all")
     parts = [model.score] + ([model.model.norm, *model.model.layers[len(model.model.layers) - blocks :]] if blocks else [])
     for part in parts:
         part.requires_grad_(True)
     return model
-
-
-def describe_trainable(model: Any) -> tuple[int, int]:
-    """Trainable and all parameters; prints the share."""
-    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    trainable, total = sum(n for n, on in counts if on), sum(n for n, _ in counts)
-    print(f"trainable: {trainable:,} of {total:,} parameters ({trainable / total:.2%})")
-    return trainable, total
 
 
 def encode_splits(
@@ -262,13 +237,6 @@ def encode_splits(
         if cut:
             print(f"{name}: {cut} texts are longer than {max_length} tokens and were cut")
     return ClassificationData(rows, splits, ids, description)
-
-
-def padding_share(lengths: list[int], batch_size: int, grouped: bool) -> float:
-    """Share of padding in batches that are padded to their longest row, in the order given or sorted by length."""
-    lengths = sorted(lengths) if grouped else lengths
-    batches = [lengths[i : i + batch_size] for i in range(0, len(lengths), batch_size)]
-    return 1 - sum(lengths) / sum(max(batch) * len(batch) for batch in batches)
 
 
 def make_loss(args: ClassificationArguments, training_args: TrainingArguments, data: ClassificationData) -> dict[str, Any]:

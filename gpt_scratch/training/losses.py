@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from transformers import Trainer
 
+from ..modeling_gpt_scratch import GPTScratchForCausalLM
+
 Loss = Callable[..., torch.Tensor]
 
 
@@ -20,8 +22,10 @@ def set_language_modeling_loss(trainer: Trainer, loss_implementation: str) -> No
     Trainer's own smoothing shifts labels only for models that ship inside transformers; on any other causal model it would train each
     position to repeat its own token.
     """
-    trainer.model.loss_implementation = loss_implementation
-    trainer.model.label_smoothing = trainer.args.label_smoothing_factor
+    for module in trainer.model.modules():  # an adapter may be wrapped around it
+        if isinstance(module, GPTScratchForCausalLM):
+            module.loss_implementation = loss_implementation
+            module.label_smoothing = trainer.args.label_smoothing_factor
     trainer.label_smoother = None
 
 

@@ -170,7 +170,7 @@ def model_config(args: PretrainingArguments) -> GPTScratchConfig:
     """
     if args.model_name_or_path:
         try:
-            config = AutoConfig.from_pretrained(args.model_name_or_path)
+            config = AutoConfig.from_pretrained(args.model_name_or_path, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise UserError(f"--model_name_or_path {args.model_name_or_path}: {one_line(error)}") from error
         if not isinstance(config, GPTScratchConfig):
@@ -198,7 +198,7 @@ def load_tokenizer(name: str, model_max_length: int) -> PreTrainedTokenizerBase:
     if (Path(name) / "encoder.json").is_file() and (Path(name) / "vocab.bpe").is_file():
         return load_gpt2_tokenizer(name, model_max_length=model_max_length)
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises plain Exception
         raise UserError(f"--tokenizer_name {name}: {one_line(error)}") from error
 
@@ -307,7 +307,9 @@ def make_model(args: PretrainingArguments, config: GPTScratchConfig, tokenizer: 
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(config, name, getattr(tokenizer, name))
     if args.model_name_or_path:
-        return AutoModelForCausalLM.from_pretrained(args.model_name_or_path, config=config, dtype=torch.float32)
+        return AutoModelForCausalLM.from_pretrained(
+            args.model_name_or_path, config=config, dtype=torch.float32, trust_remote_code=False
+        )
     return GPTScratchForCausalLM(config)
 
 

@@ -99,6 +99,7 @@ def save_run(trainer: Trainer, script_args: Any, metrics: dict[str, Any]) -> dic
 
 def _changed_arguments(args: transformers.TrainingArguments) -> dict[str, Any]:
     """The training arguments that differ from their defaults, without tokens and folders."""
-    defaults = type(args)(output_dir=args.output_dir).to_dict()
+    # use_cpu, since TRL's defaults ask for bf16, which they refuse to be built with where there is no GPU
+    defaults = type(args)(output_dir=args.output_dir, use_cpu=True).to_dict() | {"use_cpu": False}
     hidden = {"output_dir", "logging_dir", "hub_token", "push_to_hub_token", "run_name"}
     return {k: v for k, v in args.to_dict().items() if k not in hidden and v != defaults.get(k)}

@@ -13,7 +13,8 @@ from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM, GPTScratchForSe
 from gpt_scratch.errors import UserError
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 from gpt_scratch.training.arguments import ScratchTrainingArguments, parse_arguments
-from gpt_scratch.training.classification import ClassificationArguments, padding_share
+from gpt_scratch.training.classification import ClassificationArguments
+from gpt_scratch.training.finetuning import padding_share
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = ["--use_cpu", "--disable_tqdm", "true", "--per_device_train_batch_size", "8", "--per_device_eval_batch_size", "16",

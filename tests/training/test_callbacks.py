@@ -4,10 +4,10 @@ import torch
 from transformers import TrainerState
 
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
+from gpt_scratch.plots import overfitting_step, plot_losses, series
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 from gpt_scratch.training.arguments import ScratchTrainingArguments
-from gpt_scratch.training.callbacks import SamplesCallback, overfitting_step
-from gpt_scratch.training.plots import plot_losses, series
+from gpt_scratch.training.callbacks import SamplesCallback
 
 
 def history(validation: list[float], training: list[float]) -> list[dict]:

@@ -1,13 +1,15 @@
-"""Plots of a run, drawn from the log that Trainer keeps: `trainer_state.json` is all that is needed."""
+"""Plots of a run, drawn from the log that Trainer keeps, and the figure on which every plot of this package is drawn."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from operator import mul
 from pathlib import Path
+from typing import TypeAlias
 
-from ..files import atomic_path
+from .files import atomic_path
 
-History = Sequence[Mapping[str, float]]
+History: TypeAlias = Sequence[Mapping[str, float]]
 
 
 def series(history: History, key: str, x: str = "step") -> tuple[list[float], list[float]]:
@@ -16,7 +18,7 @@ def series(history: History, key: str, x: str = "step") -> tuple[list[float], li
     return [point[0] for point in points], [point[1] for point in points]
 
 
-def plot_losses(history: History, path: str | Path, title: str = "", warning_step: int | None = None) -> list[Path]:
+def plot_losses(history: History, path: str | Path, title: str = "", warning_step: float | None = None) -> list[Path]:
     """Training and validation loss against steps, with tokens seen on a second axis; as PNG and PDF.
 
     Args:
@@ -38,7 +40,7 @@ def plot_losses(history: History, path: str | Path, title: str = "", warning_ste
         if steps:
             axes.plot(steps, losses, label=label, marker="." if len(steps) < 60 else None, linewidth=1.2)
     if warning_step is not None:
-        axes.axvline(warning_step, color="gray", linestyle="--", linewidth=0.8, label=f"overfitting from step {warning_step}")
+        axes.axvline(warning_step, color="gray", linestyle="--", linewidth=0.8, label=f"overfitting from step {warning_step:g}")
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per token)")
     axes.set_title(title)
@@ -68,45 +70,47 @@ def save_lines(history: History, labels: Mapping[str, str], x: str, path: str | 
     return save_figure(figure, path)
 
 
-def plot_runs(runs: Mapping[str, History], path: str | Path, x: str = "step", title: str = "") -> list[Path]:
-    """Validation loss (solid) and evaluated training loss (dotted) of several runs, one colour each; as PNG and PDF.
+def overfitting_step(history: History, evaluations: int = 3) -> float | None:
+    """The first step at which validation loss had risen `evaluations` times in a row while training loss fell; or `None`.
 
-    Args:
-        runs: name to log, e.g. `log_history` of `trainer_state.json` or `curve` of `metrics.json`.
-        path: without a suffix.
-        x: column of the log on the horizontal axis: step, epoch or num_input_tokens_seen.
+    Training loss is `train_eval_loss` where it was measured, else the `loss` logged last before each evaluation.
+
+    >>> rows = [{"loss": 5 - i, "step": i} | {"eval_loss": v, "step": i} for i, v in enumerate([4, 3, 3.1, 3.2, 3.3])]
+    >>> overfitting_step(rows)
+    4
     """
-    figure, axes = new_figure()
-    for number, (name, history) in enumerate(runs.items()):
-        for key, style in (("eval_loss", "-"), ("train_eval_loss", ":")):
-            xs, losses = series(history, key, x)
-            if xs:
-                label = name if style == "-" else None
-                axes.plot(xs, losses, style, color=f"C{number}", label=label, linewidth=1.3)
-    axes.set_xlabel(x.replace("num_input_tokens_seen", "tokens seen"))
-    axes.set_ylabel("loss (nats per token), training dotted")
-    axes.set_title(title)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return save_figure(figure, path)
+    points: list[tuple[float, float, float]] = []  # step, validation loss, training loss
+    training = None
+    for entry in history:
+        training = entry.get("train_eval_loss", entry.get("loss", training))
+        if "eval_loss" in entry and training is not None:
+            points.append((entry["step"], entry["eval_loss"], training))
+    for last in range(evaluations, len(points)):
+        window = points[last - evaluations : last + 1]
+        rising = all(later[1] > earlier[1] for earlier, later in pairwise(window))
+        if rising and window[-1][2] < window[0][2]:
+            return window[-1][0]
+    return None
 
 
-def new_figure(size: tuple[float, float] = (7, 4.2)):
-    """A figure with one set of axes. Not pyplot's: that keeps every figure of a long run and may look for a display."""
+def new_figure(size: tuple[float, float] = (7, 4.2), grid: tuple[int, int] | None = None):
+    """A figure with one set of axes, or with rows x columns of them. Not pyplot's: that keeps every figure of a long run and may
+    look for a display.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.add_subplot()
+    return figure, figure.add_subplot() if grid is None else figure.subplots(*grid, squeeze=False)
 
 
-def save_figure(figure, path: str | Path) -> list[Path]:
-    """Write `path` with the suffixes .png and .pdf, each whole or not at all; returns the two files."""
+def save_figure(figure, path: str | Path, suffixes: Sequence[str] = (".png", ".pdf")) -> list[Path]:
+    """Write `path` with each suffix, each file whole or not at all; returns the files."""
     written = []
-    for suffix in (".png", ".pdf"):
-        target = Path(path).with_suffix(suffix)
+    for suffix in suffixes:
+        target = Path(f"{path}{suffix}")
         with atomic_path(target) as temporary:
-            figure.savefig(temporary)
+            figure.savefig(temporary, format=suffix[1:])
         written.append(target)
     return written

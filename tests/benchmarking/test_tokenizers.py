@@ -2,8 +2,8 @@
 
 import pytest
 
+from gpt_scratch.benchmarking import tokenizers as benchmark
 from gpt_scratch.errors import UserError
-from gpt_scratch.evaluation import benchmark_tokenizers as benchmark
 
 TEXT = "One day, Anna lost her key. Tom had it!\n" * 30
 

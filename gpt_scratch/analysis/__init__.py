@@ -1,0 +1,1 @@
+"""A look inside: attention, next-token probabilities, what a model costs, and what its run looked like."""

@@ -1,0 +1,109 @@
+"""Attention maps of a text: every layer and head, how spread out each is, and what flows from where through all layers."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import UserError
+from ..plots import new_figure, save_figure
+
+SUFFIXES = (".png", ".svg")
+
+
+@contextmanager
+def eager_attention(model: PreTrainedModel) -> Iterator[None]:
+    """For a while the attention that gives its weights; the faster ones never hold them."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+@torch.no_grad()
+def attention_maps(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
+    """Attention weights of one text, (layers, H, T, T): how much each token (row) takes from each one before it (column).
+
+    Args:
+        input_ids: (1, T).
+    """
+    with eager_attention(model):
+        attentions = model(input_ids=input_ids, output_attentions=True, use_cache=False).attentions
+    return torch.cat(attentions)
+
+
+def attention_entropy(maps: torch.Tensor) -> torch.Tensor:
+    """Mean entropy of the rows in nats, (layers, H): 0 where each token looks at one other, log of the position where it looks at all."""
+    return -torch.xlogy(maps, maps).sum(-1).mean(-1)
+
+
+def attention_rollout(maps: torch.Tensor) -> torch.Tensor:
+    """How much of each token (column) has reached each position (row) after every layer, (layers, T, T); rows sum to 1.
+
+    Heads are averaged, and the residual connection counts as half (Abnar & Zuidema 2020, arXiv:2005.00928, section 3).
+    """
+    flow = torch.eye(maps.shape[-1])
+    result = []
+    for layer in maps.mean(1).cpu():
+        flow = (0.5 * layer + 0.5 * torch.eye(len(layer))) @ flow
+        result.append(flow)
+    return torch.stack(result)
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """Each token as a person can read it: a space at its edge as `·`, a line break as `⏎`."""
+    return [tokenizer.decode([token]).replace(" ", "·").replace("\n", "⏎") for token in ids]
+
+
+def plot_attention(weights: torch.Tensor, tokens: Sequence[str], path: str | Path, title: str = "") -> list[Path]:
+    """One map (T, T) with its tokens on both axes; PNG and SVG."""
+    side = 1.6 + 0.28 * len(tokens)
+    figure, axes = new_figure(size=(side + 1, side))
+    image = axes.imshow(weights.float().cpu(), cmap="viridis", vmin=0)
+    axes.set_xticks(range(len(tokens)), tokens, rotation=90, parse_math=False)
+    axes.set_yticks(range(len(tokens)), tokens, parse_math=False)
+    axes.set_xlabel("looked at")
+    axes.set_ylabel("token")
+    axes.set_title(title)
+    figure.colorbar(image, ax=axes, shrink=0.8)
+    return save_figure(figure, path, SUFFIXES)
+
+
+def plot_attention_grid(maps: torch.Tensor, path: str | Path, layers: Sequence[int] | None = None) -> list[Path]:
+    """Every head of the given layers (all by default), a row per layer, with its entropy above it; PNG and SVG.
+
+    Raises:
+        UserError: a layer that the model does not have.
+    """
+    chosen = list(range(len(maps))) if layers is None else list(layers)
+    check_indices("layer", chosen, len(maps))
+    heads = maps.shape[1]
+    entropy = attention_entropy(maps)
+    figure, axes = new_figure(size=(1.1 * heads + 0.6, 1.25 * len(chosen) + 0.4), grid=(len(chosen), heads))
+    for row, layer in enumerate(chosen):
+        for head in range(heads):
+            cell = axes[row][head]
+            cell.imshow(maps[layer, head].float().cpu(), cmap="viridis", vmin=0)
+            cell.set_xticks([])
+            cell.set_yticks([])
+            cell.set_title(f"{entropy[layer, head]:.1f} nats", fontsize=6)
+            if head == 0:
+                cell.set_ylabel(f"layer {layer}", fontsize=8)
+            if row == len(chosen) - 1:
+                cell.set_xlabel(f"head {head}", fontsize=8)
+    return save_figure(figure, path, SUFFIXES)
+
+
+def check_indices(what: str, indices: Sequence[int], count: int) -> None:
+    """Refuse what is not there.
+
+    Raises:
+        UserError: names it.
+    """
+    for index in indices:
+        if not 0 <= index < count:
+            raise UserError(f"{what} {index}: this model has {what}s 0 to {count - 1}")

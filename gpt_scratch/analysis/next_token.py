@@ -1,0 +1,185 @@
+"""What a model expects next at each place of a text, how surprised it was, and how sampling settings reshape its choice."""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import UserError
+from ..files import atomic_path
+from ..modeling_gpt_scratch import GPTScratchForCausalLM
+from ..plots import new_figure, save_figure
+from .attention import token_texts
+
+MOST_SURPRISE = 16.0  # bits; colours are full from here
+
+
+@dataclass(frozen=True)
+class Place:
+    """A token of the text and what the model had expected in its place; rank counts from 1, surprise is -log2 of the probability."""
+
+    token: str
+    token_id: int
+    rank: int | None  # None for the first token, which nothing precedes
+    probability: float | None
+    surprise: float | None
+    expected: tuple[tuple[str, float], ...]
+
+
+@torch.no_grad()
+def next_token_places(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor, top: int = 5
+) -> tuple[list[Place], tuple[tuple[str, float], ...]]:
+    """Each token of a text, (1, T), with its rank and surprise and the `top` most likely ones in its place; and those after the last."""
+    logits = model(input_ids=input_ids, use_cache=False).logits[0].float()  # (T, V)
+    probabilities = logits.softmax(-1)
+    likely = probabilities.topk(min(top, probabilities.shape[-1]))
+    expected = [
+        tuple(zip(token_texts(tokenizer, ids), values)) for ids, values in zip(likely.indices.tolist(), likely.values.tolist())
+    ]
+    ids = input_ids[0].tolist()
+    texts = token_texts(tokenizer, ids)
+    places = [Place(texts[0], ids[0], None, None, None, ())]
+    surprises = -logits.log_softmax(-1) / torch.log(torch.tensor(2.0))
+    for t in range(1, len(ids)):
+        row = probabilities[t - 1]
+        rank = int((row > row[ids[t]]).sum()) + 1
+        places.append(Place(texts[t], ids[t], rank, row[ids[t]].item(), surprises[t - 1, ids[t]].item(), expected[t - 1]))
+    return places, expected[-1]
+
+
+def sampling_distribution(
+    logits: torch.Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> torch.Tensor:
+    """The probabilities that `generate` draws from, (..., V): logits / temperature, then the k most likely, then the nucleus of mass p.
+
+    The nucleus (Holtzman et al. 2020, arXiv:1904.09751, section 3.1) is the smallest set of most likely tokens that reaches p.
+
+    Raises:
+        UserError: a setting out of range.
+    """
+    if temperature <= 0:
+        raise UserError(f"temperature is {temperature}: it must be above 0 (0 would be greedy, not a distribution)")
+    if top_k is not None and top_k < 1:
+        raise UserError(f"top_k is {top_k}: it must be at least 1")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError(f"top_p is {top_p}: it must be in (0, 1]")
+    scores = logits.float() / temperature
+    if top_k is not None and top_k < scores.shape[-1]:
+        scores = scores.masked_fill(scores < scores.topk(top_k).values[..., -1:], -torch.inf)
+    if top_p is not None and top_p < 1:
+        ordered = scores.sort(dim=-1, descending=True)
+        mass_before = ordered.values.softmax(-1).cumsum(-1) - ordered.values.softmax(-1)
+        outside = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, ordered.indices, mass_before >= top_p)
+        scores = scores.masked_fill(outside, -torch.inf)
+    return scores.softmax(-1)
+
+
+@torch.no_grad()
+def logit_lens(model: GPTScratchForCausalLM, input_ids: torch.Tensor) -> torch.Tensor:
+    """What the head would say after the embedding and after each layer, (layers + 1, T, V); the last is the model's own logits.
+
+    nostalgebraist 2020, "interpreting GPT: the logit lens": the hidden states of each layer through the final norm and the head.
+
+    Raises:
+        UserError: not a language model of this package.
+    """
+    if not isinstance(model, GPTScratchForCausalLM):
+        raise UserError(f"the logit lens reads this package's language models, not {type(model).__name__}: convert it first")
+    states = model(input_ids=input_ids, output_hidden_states=True, use_cache=False).hidden_states
+    normed = [*(model.model.norm(state) for state in states[:-1]), states[-1]]  # transformers gives the last one normed
+    return torch.cat([model.lm_head(state) for state in normed])
+
+
+def write_surprise_html(places: Sequence[Place], path: str | Path, title: str = "") -> Path:
+    """The text, each token on a ground that is the redder the less it was expected; hovering tells the figures."""
+    spans = []
+    for place in places:
+        text = html.escape(place.token.replace("·", " "))
+        shown = text.replace("⏎", "⏎<br>")
+        if place.surprise is None:
+            spans.append(f"<span>{shown}</span>")
+            continue
+        share = min(place.surprise / MOST_SURPRISE, 1.0)
+        expected = ", ".join(f"{token} {probability:.1%}" for token, probability in place.expected)
+        told = html.escape(f"rank {place.rank}, {place.surprise:.1f} bits; expected: {expected}", quote=True)
+        spans.append(f'<span style="background: rgba(220, 60, 30, {share:.2f})" title="{told}">{shown}</span>')
+    scored = [place.surprise for place in places if place.surprise is not None]
+    mean = sum(scored) / max(len(scored), 1)
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        '<body style="font: 16px/1.7 Georgia, serif; max-width: 48em; margin: 2em auto">'
+        f"<h1>{html.escape(title)}</h1><p>{len(scored)} tokens, {mean:.2f} bits each on average.</p>"
+        f'<p style="white-space: pre-wrap">{"".join(spans)}</p></body></html>\n'
+    )
+    with atomic_path(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return Path(path)
+
+
+def plot_surprise(places: Sequence[Place], path: str | Path, line_width: int = 90) -> list[Path]:
+    """The same as a picture, PNG and SVG."""
+    lines: list[list[Place]] = [[]]
+    for place in places:
+        if sum(len(other.token) for other in lines[-1]) + len(place.token) > line_width:
+            lines.append([])
+        lines[-1].append(place)
+    figure, axes = new_figure(size=(0.09 * line_width + 0.4, 0.3 * len(lines) + 0.4))
+    axes.set_axis_off()
+    axes.set_xlim(0, line_width)
+    axes.set_ylim(len(lines), 0)
+    for row, line in enumerate(lines):
+        column = 0
+        for place in line:
+            share = min((place.surprise or 0.0) / MOST_SURPRISE, 1.0)
+            axes.axvspan(
+                column, column + len(place.token), 1 - (row + 0.95) / len(lines), 1 - (row + 0.05) / len(lines),
+                color=(0.86, 0.24, 0.12), alpha=share, linewidth=0,
+            )  # fmt: skip
+            axes.text(column, row + 0.5, place.token, family="monospace", fontsize=9, va="center", parse_math=False)
+            column += len(place.token)
+    return save_figure(figure, path, (".png", ".svg"))
+
+
+def plot_temperatures(
+    logits: torch.Tensor, tokens: Sequence[str], path: str | Path, temperatures: Sequence[float] = (1.0, 0.1, 5.0), top: int = 10
+) -> list[Path]:
+    """Bars of the most likely tokens of one distribution, (V,), at several temperatures; PNG and SVG.
+
+    With the nine logits of *Build a Large Language Model (From Scratch)*, section 5.3.1, it is that section's figure.
+    """
+    chosen = logits.topk(min(top, len(logits))).indices.sort().values
+    figure, axes = new_figure()
+    width = 0.8 / len(temperatures)
+    for number, temperature in enumerate(temperatures):
+        heights = sampling_distribution(logits, temperature)[chosen].tolist()
+        axes.bar([i + number * width for i in range(len(chosen))], heights, width, label=f"temperature {temperature:g}")
+    names = [tokens[i] for i in chosen.tolist()]
+    axes.set_xticks([i + 0.4 - width / 2 for i in range(len(chosen))], names, rotation=60, ha="right", parse_math=False)
+    axes.set_ylabel("probability")
+    axes.legend()
+    return save_figure(figure, path, (".png", ".svg"))
+
+
+def lens_table(lens: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> list[list[tuple[str, float]]]:
+    """The most likely token and its probability after each layer, for each position: (layers + 1) x T pairs."""
+    probabilities, ids = nn.functional.softmax(lens.float(), dim=-1).max(-1)
+    return [list(zip(token_texts(tokenizer, row_ids), row)) for row_ids, row in zip(ids.tolist(), probabilities.tolist())]
+
+
+def plot_lens(lens: torch.Tensor, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str], path: str | Path) -> list[Path]:
+    """The most likely next token of every position after every layer, coloured by its probability; PNG and SVG."""
+    cells = lens_table(lens, tokenizer)
+    figure, axes = new_figure(size=(1.5 + 0.8 * len(tokens), 1 + 0.32 * len(cells)))
+    axes.imshow([[probability for _, probability in row] for row in cells], cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for row, line in enumerate(cells):
+        for column, (token, probability) in enumerate(line):
+            color = "white" if probability > 0.6 else "black"
+            axes.text(column, row, token, ha="center", va="center", fontsize=7, color=color, parse_math=False)
+    axes.set_xticks(range(len(tokens)), tokens, rotation=60, ha="right", parse_math=False)
+    axes.set_yticks(range(len(cells)), ["embedding", *(f"layer {i}" for i in range(len(cells) - 1))])
+    return save_figure(figure, path, (".png", ".svg"))

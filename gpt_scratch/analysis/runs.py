@@ -1,0 +1,85 @@
+"""A finished run from nothing but its `trainer_state.json` (or `metrics.json`): loss, perplexity, learning rate, gradient norm."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..errors import UserError
+from ..plots import History, new_figure, overfitting_step, save_figure, series
+
+PANELS = {
+    "loss": ("loss (nats per token)", {"eval_loss": "-", "train_eval_loss": ":", "loss": "--"}),
+    "perplexity": ("perplexity", {"perplexity": "-"}),
+    "learning_rate": ("learning rate", {"learning_rate": "-"}),
+    "grad_norm": ("gradient norm", {"grad_norm": "-"}),
+}
+STYLES = "validation solid, training evaluated dotted, training while it ran dashed"
+
+
+def read_history(name: str) -> list[dict]:
+    """The log of a run: its directory, or one of the two files.
+
+    Raises:
+        UserError: neither file is there or one cannot be read.
+    """
+    path = Path(name)
+    candidates = [path / "trainer_state.json", path / "metrics.json"] if path.is_dir() else [path]
+    found = [candidate for candidate in candidates if candidate.is_file()]
+    if not found:
+        raise UserError(f"{name}: neither trainer_state.json nor metrics.json is there")
+    try:
+        content = json.loads(found[0].read_text(encoding="utf-8"))
+        history = content["log_history"] if "log_history" in content else content["metrics"]["curve"]
+        return [dict(entry) for entry in history]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{found[0]} holds no log of a run: {error!r}") from error
+
+
+def plot_histories(runs: Mapping[str, History], path: str | Path, x: str = "step", title: str = "") -> list[Path]:
+    """Loss, perplexity, learning rate and gradient norm of several runs, one colour each; PNG and PDF.
+
+    Where validation loss rose for three evaluations while training loss fell, a line marks the step.
+
+    Args:
+        runs: name to log, as [`read_history`] gives it.
+        path: without a suffix.
+        x: column on the horizontal axis: step, epoch or num_input_tokens_seen.
+
+    Raises:
+        UserError: no run has both that column and something to draw.
+    """
+    drawn = {name: [_with_perplexity(entry) for entry in history] for name, history in runs.items()}
+    panels = {
+        panel: (label, styles)
+        for panel, (label, styles) in PANELS.items()
+        if any(series(history, key, x)[0] for history in drawn.values() for key in styles)
+    }
+    if not panels:
+        raise UserError(f"nothing to draw against {x}: {', '.join(runs)}")
+    figure, grid = new_figure(size=(7, 1 + 2.6 * len(panels)), grid=(len(panels), 1))
+    for axes, (panel, (label, styles)) in zip(grid[:, 0], panels.items()):
+        for number, (name, history) in enumerate(drawn.items()):
+            named = False
+            for key, style in styles.items():
+                xs, values = series(history, key, x)
+                if xs:
+                    axes.plot(xs, values, style, color=f"C{number}", label=None if named else name, linewidth=1.2)
+                    named = True
+            step = overfitting_step(history) if panel == "loss" else None
+            places = [entry[x] for entry in history if entry.get("step") == step and x in entry] if step is not None else []
+            if places:
+                axes.axvline(places[0], color=f"C{number}", linestyle="-.", linewidth=0.8, label=f"{name}: overfitting")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        if panel == "perplexity":
+            axes.set_yscale("log")
+    grid[0, 0].legend(fontsize=8)
+    grid[0, 0].set_title(title or STYLES, fontsize=9)
+    grid[-1, 0].set_xlabel(x.replace("num_input_tokens_seen", "tokens seen"))
+    return save_figure(figure, path)
+
+
+def _with_perplexity(entry: Mapping[str, float]) -> dict[str, float]:
+    loss = entry.get("eval_loss")
+    return {**entry, "perplexity": math.exp(min(loss, 700))} if loss is not None else dict(entry)

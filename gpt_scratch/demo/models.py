@@ -1,0 +1,143 @@
+"""The models of the page: loaded by directory or Hub name, each a language model or a classifier; and text from them, step by step."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    DynamicCache,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from ..analysis.attention import token_texts
+from ..classify import load_classifier
+from ..errors import UserError
+from ..generation import encode_prompts, load
+
+MAX_CHARACTERS = 20_000  # of any text given to the page
+MAX_NEW_TOKENS = 512
+
+
+@dataclass
+class LoadedModel:
+    """A model of the page."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    is_classifier: bool
+
+    @property
+    def can_chat(self) -> bool:
+        """Whether its tokenizer knows how a conversation is written."""
+        return not self.is_classifier and bool(self.tokenizer.chat_template)
+
+
+def load_model(name: str) -> LoadedModel:
+    """By directory or Hub name.
+
+    Raises:
+        UserError: it cannot be loaded; says why in one line.
+    """
+    if not name.strip():
+        raise UserError("give the directory or the Hub name of a model")
+    try:
+        architectures = AutoConfig.from_pretrained(name, trust_remote_code=False).architectures or []
+    except Exception as error:  # a wrong name, a broken file and foreign code raise different kinds
+        raise UserError(f"{name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    is_classifier = any("SequenceClassification" in architecture for architecture in architectures)
+    return LoadedModel(*(load_classifier(name) if is_classifier else load(name)), is_classifier)
+
+
+def check_text(text: str) -> str:
+    """Refuse a text that is too long for the page.
+
+    Raises:
+        UserError: names both lengths.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise UserError(f"the text has {len(text):,} characters; this page takes {MAX_CHARACTERS:,}")
+    return text
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Settings of the page; a temperature of 0 takes the most likely token, top_k 0, top_p 1, min_p 0 and penalty 1 do nothing."""
+
+    max_new_tokens: int = 100
+    temperature: float = 0.8
+    top_k: int = 50
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def processors(self) -> LogitsProcessorList:
+        """transformers' own, in the order of `generate`."""
+        result = LogitsProcessorList()
+        if self.repetition_penalty != 1:
+            result.append(RepetitionPenaltyLogitsProcessor(float(self.repetition_penalty)))
+        if self.temperature > 0:
+            result.append(TemperatureLogitsWarper(float(self.temperature)))
+            if self.top_k:
+                result.append(TopKLogitsWarper(int(self.top_k)))
+            if self.top_p < 1:
+                result.append(TopPLogitsWarper(float(self.top_p)))
+            if self.min_p:
+                result.append(MinPLogitsWarper(float(self.min_p)))
+        return result
+
+
+@torch.inference_mode()
+def stream_text(loaded: LoadedModel, prompt: str, sampling: Sampling, top: int = 10) -> Iterator[tuple[str, dict[str, float]]]:
+    """The text so far after each new token, and the probabilities of the `top` most likely tokens that it was drawn from.
+
+    Raises:
+        UserError: a prompt that is too long for the page or for the model.
+    """
+    model: Any = loaded.model
+    tokenizer = loaded.tokenizer
+    ids = encode_prompts([check_text(prompt)], tokenizer, model.device)["input_ids"]
+    limit = model.config.max_position_embeddings
+    if ids.shape[1] >= limit:
+        raise UserError(f"the prompt has {ids.shape[1]} tokens, and the model's {limit} positions leave no room for more")
+    start, steps = ids.shape[1], min(int(sampling.max_new_tokens), MAX_NEW_TOKENS, limit - ids.shape[1])
+    generator = torch.Generator(device=model.device).manual_seed(int(sampling.seed))
+    processors, cache, fresh = sampling.processors(), DynamicCache(config=model.config), ids
+    ends = model.generation_config.eos_token_id
+    ends = set(ends if isinstance(ends, list) else [ends])
+    for _ in range(steps):
+        logits = model(input_ids=fresh, past_key_values=cache, logits_to_keep=1).logits[:, -1].float()
+        probabilities = processors(ids, logits).softmax(-1)
+        fresh = (
+            torch.multinomial(probabilities, 1, generator=generator)
+            if sampling.temperature > 0
+            else probabilities.argmax(-1, True)
+        )
+        ids = torch.cat((ids, fresh), dim=1)
+        likely = probabilities[0].topk(min(top, probabilities.shape[-1]))
+        names = token_texts(tokenizer, likely.indices.tolist())
+        bars = dict(zip((f"{name} ({id})" for name, id in zip(names, likely.indices.tolist())), likely.values.tolist()))
+        yield tokenizer.decode(ids[0, start:], skip_special_tokens=True), bars
+        if fresh.item() in ends:
+            break
+
+
+def stream_reply(loaded: LoadedModel, messages: list[dict[str, str]], sampling: Sampling) -> Iterator[str]:
+    """The assistant's reply so far, by the tokenizer's chat template; the oldest exchanges go where the history is too long."""
+    limit = loaded.model.config.max_position_embeddings - int(sampling.max_new_tokens)
+    while True:
+        prompt = loaded.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        if len(messages) < 3 or len(loaded.tokenizer(prompt)["input_ids"]) < limit:
+            break
+        messages = messages[2:]
+    for text, _ in stream_text(loaded, prompt, sampling):
+        yield text

@@ -1,0 +1,105 @@
+"""Replies of a model to prompts, and how near they come to the reference: exact match and ROUGE-L."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import UserError
+
+
+@dataclass
+class Reply:
+    """What the model said, without special tokens and surrounding white space; whether it ended by itself; its length in tokens."""
+
+    text: str
+    ended: bool
+    tokens: int
+
+
+def generate_replies(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_new_tokens: int = 256,
+    batch_size: int = 8,
+    progress: bool = True,
+) -> list[Reply]:
+    """Greedy replies to `prompts` (rendered by the chat template), in their order.
+
+    Batches hold prompts of like length, padded on the left. A reply has ended if the end-of-text token came within `max_new_tokens`.
+
+    Raises:
+        UserError: a prompt that leaves no room within the model's positions; names it.
+    """
+    limit = model.config.max_position_embeddings
+    # The template has written every special token: the tokenizer must not add its own, as it was not in training.
+    rows = [tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"] for prompt in prompts]
+    lengths = [len(row) for row in rows]
+    for i, length in enumerate(lengths):
+        if length >= limit:
+            raise UserError(
+                f"prompt {i} has {length} tokens, and the model's {limit} positions leave no room for a reply: shorten it"
+            )
+    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    order = sorted(range(len(prompts)), key=lambda i: lengths[i])
+    replies: dict[int, Reply] = {}
+    for start in tqdm(range(0, len(order), batch_size), desc="replies", unit="batch", disable=not progress):
+        batch = order[start : start + batch_size]
+        length = max(lengths[i] for i in batch)
+        inputs = {
+            "input_ids": torch.tensor([[pad_id] * (length - lengths[i]) + rows[i] for i in batch], device=model.device),
+            "attention_mask": torch.tensor([[0] * (length - lengths[i]) + [1] * lengths[i] for i in batch], device=model.device),
+        }
+        with torch.inference_mode():
+            output = model.generate(
+                **inputs,
+                max_new_tokens=min(max_new_tokens, limit - length),
+                do_sample=False,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=pad_id,
+            )
+        for i, ids in zip(batch, output[:, length:].tolist()):
+            ended = tokenizer.eos_token_id in ids
+            # Beyond the end of text a row of a batch holds padding only.
+            ids = ids[: ids.index(tokenizer.eos_token_id)] if ended else ids
+            replies[i] = Reply(tokenizer.decode(ids, skip_special_tokens=True).strip(), ended, len(ids))
+    return [replies[i] for i in range(len(prompts))]
+
+
+def exact_match(reply: str, reference: str) -> bool:
+    """Equal but for case and surrounding white space."""
+    return reply.strip().lower() == reference.strip().lower()
+
+
+def rouge_l(reply: str, reference: str) -> float:
+    """F-measure of the longest common subsequence of words (Lin 2004), as Google's `rouge_score` computes it without stemming.
+
+    Words are runs of a-z and 0-9 in lower case. 0 where either text has none.
+
+    >>> rouge_l("the cat sat", "The cat, it sat.")  # precision 3/3, recall 3/4
+    0.8571428571428571
+    """
+    words, expected = (re.findall(r"[a-z0-9]+", text.lower()) for text in (reply, reference))
+    row = [0] * (len(expected) + 1)  # length of the longest common subsequence of words so far and expected[:j]
+    for word in words:
+        diagonal = 0
+        for j, other in enumerate(expected, start=1):
+            diagonal, row[j] = row[j], diagonal + 1 if word == other else max(row[j], row[j - 1])
+    common = row[-1]
+    if common == 0:
+        return 0.0
+    precision, recall = common / len(words), common / len(expected)
+    return 2 * precision * recall / (precision + recall)
+
+
+def score_replies(replies: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Exact matches and mean ROUGE-L over all replies, empty ones included."""
+    return {
+        "exact_matches": sum(map(exact_match, replies, references)),
+        "rouge_l": sum(map(rouge_l, replies, references)) / len(replies),
+        "empty_replies": sum(not reply.strip() for reply in replies),
+    }

@@ -1,0 +1,120 @@
+"""What every finetuning shares: loading a checkpoint with its tokenizer, what trains and what is frozen, LoRA, padding."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..configuration_gpt_scratch import GPTScratchConfig
+from ..data.readers import one_line
+from ..errors import UserError
+from .arguments import parse_config_overrides
+
+DROPOUTS = {"drop_rate", "embedding_dropout", "attention_dropout", "residual_dropout", "embd_pdrop", "attn_pdrop", "resid_pdrop"}
+
+
+def dropout_overrides(text: str | None) -> dict[str, Any]:
+    """`--config_overrides` of a checkpoint, of which only dropout can be changed.
+
+    Raises:
+        UserError: another name.
+    """
+    overrides = parse_config_overrides(text, GPTScratchConfig)
+    if overrides.keys() - DROPOUTS:
+        raise UserError(
+            f"--config_overrides {sorted(overrides.keys() - DROPOUTS)[0]}: of a checkpoint only dropout can be changed"
+        )
+    return overrides
+
+
+def load_language_model(
+    name: str | None, tokenizer_name: str | None = None, config_overrides: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A language model in fp32 and its tokenizer, with the same special tokens, ready to train on rows padded on the right.
+
+    Without a padding token the end of text pads, which is safe: this package masks by length.
+
+    Raises:
+        UserError: no name, a checkpoint or tokenizer that cannot be loaded, more tokens than the model has rows.
+    """
+    flag = "--model_name_or_path"
+    overrides = dropout_overrides(config_overrides)
+    if name is None:
+        raise UserError(f"{flag} is missing: give the checkpoint to start from")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_name or name, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype="float32", **overrides, trust_remote_code=False)
+    except Exception as error:  # a wrong name, a broken file and a foreign format raise different kinds
+        raise UserError(f"{flag} {name}: {one_line(error)}") from error
+    if len(tokenizer) > model.config.vocab_size:
+        raise UserError(f"the tokenizer has {len(tokenizer):,} tokens but the model's vocab_size is {model.config.vocab_size:,}")
+    if tokenizer.eos_token is None:
+        raise UserError("the tokenizer has no end-of-text token: a model trained with it could never end a reply")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(model.config, key, getattr(tokenizer, key))
+        setattr(model.generation_config, key, getattr(tokenizer, key))
+    return model, tokenizer
+
+
+def add_lora(
+    model: PreTrainedModel,
+    task_type: str,
+    rank: int,
+    alpha: int,
+    targets: str | Sequence[str] = "all-linear",
+    modules_to_save: list[str] | None = None,
+) -> Any:
+    """The model wrapped by peft: frozen, with trainable low-rank matrices beside `targets` (Hu et al. 2021).
+
+    Args:
+        task_type: peft's, `CAUSAL_LM` or `SEQ_CLS`.
+        targets: endings of module names, or "all-linear": every projection of attention and MLP, not the head.
+        modules_to_save: modules that train whole and are saved with the adapter.
+
+    Raises:
+        UserError: without peft installed, or targets that the model does not have.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise UserError('--trainable lora needs peft: pip install "gpt_scratch[peft]"') from error
+    names = targets if isinstance(targets, str) else list(targets)
+    config = LoraConfig(
+        task_type=task_type, r=rank, lora_alpha=alpha, target_modules=names, modules_to_save=modules_to_save
+    )  # fmt: skip
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(f"--lora_targets {' '.join([names] if isinstance(names, str) else names)}: {one_line(error)}") from error
+
+
+def train_last_blocks(model: PreTrainedModel, count: int) -> None:
+    """Freeze everything but the last `count` blocks and the final norm.
+
+    Raises:
+        UserError: the model has fewer blocks.
+    """
+    layers = model.model.layers
+    if not 1 <= count <= len(layers):
+        raise UserError(f"--train_last_blocks {count}: this model has {len(layers)} blocks")
+    model.requires_grad_(False)
+    for part in (model.model.norm, *layers[-count:]):
+        part.requires_grad_(True)
+
+
+def describe_trainable(model: Any) -> tuple[int, int]:
+    """Trainable and all parameters; prints the share."""
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    trainable, total = sum(n for n, on in counts if on), sum(n for n, _ in counts)
+    print(f"trainable: {trainable:,} of {total:,} parameters ({trainable / total:.2%})")
+    return trainable, total
+
+
+def padding_share(lengths: list[int], batch_size: int, grouped: bool) -> float:
+    """Share of padding in batches that are padded to their longest row, in the order given or sorted by length."""
+    lengths = sorted(lengths) if grouped else lengths
+    batches = [lengths[i : i + batch_size] for i in range(0, len(lengths), batch_size)]
+    return 1 - sum(lengths) / sum(max(batch) * len(batch) for batch in batches)

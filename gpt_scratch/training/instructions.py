@@ -1,0 +1,274 @@
+"""The parts of an instruction finetuning: its flags, data, what trains, exact evaluation, sample replies and final figures."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer_utils import EvalLoopOutput
+
+from ..data.instruction import (
+    PROMPT_STYLES,
+    Conversations,
+    EncodedConversations,
+    InstructionCollator,
+    encode_conversations,
+    pack_rows,
+    prompt_text,
+    read_conversations,
+    set_prompt_style,
+    shared_prompts,
+    split_conversations,
+)
+from ..errors import UserError
+from ..evaluation.perplexity import evaluate_loss
+from ..files import write_json
+from .callbacks import CurveCallback, OverfittingCallback, PerplexityCallback, SamplesCallback
+from .finetuning import add_lora, padding_share, train_last_blocks
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass
+class InstructionArguments:
+    """The flags of `scripts/finetune_instructions.py` besides TrainingArguments."""
+
+    train_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "Records to train on: json, jsonl, csv, parquet, or a `datasets` name. Alpaca, messages or prompt/completion."
+        },
+    )
+    validation_file: str | None = field(default=None, metadata={"help": "Records to validate on, with --split files."})
+    test_file: str | None = field(default=None, metadata={"help": "Records to test on, with --split files."})
+    split: str = field(
+        default="ordered",
+        metadata={
+            "help": "ordered: train, test, validation as they stand in the file, as published. random: shuffled first. files: three files.",
+            "choices": ["ordered", "random", "files"],
+        },
+    )
+    split_fractions: list[float] = field(
+        default_factory=lambda: [0.85, 0.05, 0.1], metadata={"help": "Shares of train, validation and test."}
+    )
+    split_seed: int = field(default=123, metadata={"help": "Seed of --split random, apart from --seed so that runs share it."})
+    remove_shared_prompts: bool = field(
+        default=False, metadata={"help": "Leave out training records whose prompt stands in validation or test, too."}
+    )
+    model_name_or_path: str | None = field(default=None, metadata={"help": "A checkpoint of this package to finetune."})
+    tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer. Default: the checkpoint's."})
+    config_overrides: str | None = field(default=None, metadata={"help": "Dropout of the checkpoint: drop_rate=0.1"})
+    prompt_style: str = field(
+        default="alpaca",
+        metadata={
+            "help": "Chat template: alpaca, phi3, chatml, or the tokenizer's own (it needs {%% generation %%} markers).",
+            "choices": list(PROMPT_STYLES),
+        },
+    )
+    mask_prompt: bool = field(default=False, metadata={"help": "Train on the replies alone and not on the prompts."})
+    max_length: int | None = field(default=None, metadata={"help": "Tokens of a record at most. Default: the model's positions."})
+    skip_unusable: bool = field(default=False, metadata={"help": "Leave out records without a reply or a trainable token."})
+    packing: bool = field(
+        default=False, metadata={"help": "Join several records into a row of --pack_length; they do not see one another."}
+    )
+    pack_length: int = field(default=512, metadata={"help": "Tokens of a packed row at most."})
+    trainable: str = field(
+        default="all", metadata={"help": "What trains: all, last_blocks or lora.", "choices": ["all", "last_blocks", "lora"]}
+    )
+    train_last_blocks: int = field(default=2, metadata={"help": "With --trainable last_blocks: how many, and the final norm."})
+    lora_rank: int = field(default=16, metadata={"help": "Rank of the LoRA matrices."})
+    lora_alpha: int = field(default=16, metadata={"help": "LoRA's scale is alpha / rank."})
+    lora_targets: list[str] | None = field(
+        default=None, metadata={"help": "Projections with LoRA, e.g. q_proj v_proj. Default: all of attention and MLP."}
+    )
+    loss_implementation: str = field(
+        default="chunked",
+        metadata={
+            "help": "chunked: without keeping the logits, faster. full: all logits at once.",
+            "choices": ["chunked", "full"],
+        },
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after this many evaluations without a better validation loss."}
+    )
+    sample_replies: int = field(default=3, metadata={"help": "Validation prompts answered after each evaluation; 0 for none."})
+    sample_tokens: int = field(default=64, metadata={"help": "Tokens of a sample reply at most."})
+
+
+@dataclass
+class InstructionData:
+    """Rows to train on, the encoded splits, validation and test with other labels, and what was made of the files."""
+
+    train: datasets.Dataset
+    encoded: dict[str, EncodedConversations]
+    replies: dict[str, datasets.Dataset]  # validation and test, labels on the replies alone
+    everything: dict[str, datasets.Dataset]  # labels on every token
+    sample_prompts: list[str]
+    padding_share: float
+    description: dict[str, Any]
+
+
+def read_splits(args: InstructionArguments) -> tuple[dict[str, Conversations], dict[str, Any]]:
+    """Train, validation and test, and a description with the prompts that splits share. Prints it, too.
+
+    Raises:
+        UserError: flags that do not go together, or data that cannot be read or split.
+    """
+    if args.train_file is None:
+        raise UserError("--train_file is missing: give the records to train on")
+    if args.split == "files":
+        names = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
+        if None in names.values():
+            raise UserError("--split files needs --train_file, --validation_file and --test_file")
+        splits = {split: read_conversations(str(name), split) for split, name in names.items()}
+    else:
+        seed = args.split_seed if args.split == "random" else None
+        splits = split_conversations(read_conversations(args.train_file), args.split_fractions, seed)
+    removed = 0
+    if args.remove_shared_prompts:
+        held_out = Conversations(splits["validation"].records + splits["test"].records, [])
+        shared = set(shared_prompts(splits["train"], held_out))
+        removed = len(shared)
+        splits["train"] = splits["train"].take(i for i in range(len(splits["train"])) if i not in shared)
+    description: dict[str, Any] = {"training_records_removed": removed}
+    for name, part in splits.items():
+        common = 0 if name == "train" else len(shared_prompts(part, splits["train"]))
+        description[name] = {"records": len(part), "prompts_also_in_train": common}
+        print(f"{name}: {len(part):,} records" + ("" if name == "train" else f", {common} of their prompts also in train"))
+    if removed:
+        print(f"{removed:,} training records were left out: their prompts stand in validation or test")
+    return splits, description
+
+
+def prepare_data(
+    args: InstructionArguments,
+    splits: dict[str, Conversations],
+    description: dict[str, Any],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    training_args: TrainingArguments,
+) -> InstructionData:
+    """Encode every split with the chat template of `prompt_style`, which the tokenizer gets; prints what came of it.
+
+    Raises:
+        UserError: a template without markers, a row without a trainable token.
+    """
+    set_prompt_style(tokenizer, args.prompt_style)
+    limit = model.config.max_position_embeddings
+    settings = {"max_length": min(args.max_length or limit, limit), "skip_unusable": args.skip_unusable}
+    if args.packing and args.pack_length > limit:
+        raise UserError(f"--pack_length {args.pack_length} is longer than the model's {limit} positions")
+
+    def encode(split: str, mask_prompt: bool) -> EncodedConversations:
+        return encode_conversations(splits[split], tokenizer, args.prompt_style, mask_prompt, **settings)
+
+    encoded = {split: encode(split, args.mask_prompt) for split in SPLITS}
+    for split, part in encoded.items():
+        description[split] |= {
+            "tokens": part.tokens,
+            "trainable_tokens": part.trainable_tokens,
+            "rows_cut": part.cut,
+            "rows_left_out": part.left_out,
+        }
+        print(f"{split}: {part}")
+    held_out = ("validation", "test")
+    # Sorted by length: the order does not matter to a mean over tokens, and hardly any padding is left.
+    replies = {split: encode(split, True).rows.sort("length") for split in held_out}
+    everything = {split: encode(split, False).rows.sort("length") for split in held_out}
+    train = encoded["train"].rows
+    if args.packing:
+        train = pack_rows(train, args.pack_length)
+        print(
+            f"packing: {len(encoded['train'].rows):,} rows in {len(train):,} of at most {max(train['length'])} tokens, kept apart"
+        )
+    grouped = training_args.train_sampling_strategy == "group_by_length"
+    waste = padding_share(train["length"], training_args.per_device_train_batch_size, grouped)
+    print(f"padding: {waste:.1%} of the tokens in training batches{' grouped by length' if grouped else ''}")
+    askable = [record for record in splits["validation"].records if "input_ids" not in record]
+    prompts = [prompt_text(record, tokenizer, args.prompt_style) for record in askable[: args.sample_replies]]
+    return InstructionData(train, encoded, replies, everything, prompts, waste, description)
+
+
+def choose_trainable(model: PreTrainedModel, args: InstructionArguments) -> Any:
+    """Freeze what `args.trainable` leaves out; for "lora" return the model wrapped by peft.
+
+    Raises:
+        UserError: "lora" without peft installed or with unknown targets, more blocks than the model has.
+    """
+    if args.trainable == "lora":
+        return add_lora(model, "CAUSAL_LM", args.lora_rank, args.lora_alpha, args.lora_targets or "all-linear")
+    if args.trainable == "last_blocks":
+        train_last_blocks(model, args.train_last_blocks)
+    return model
+
+
+class InstructionTrainer(Trainer):
+    """Trainer, with an `eval_loss` that is a mean over tokens: its own is a mean over batches, in which short replies weigh more."""
+
+    def evaluation_loop(self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"):
+        # Every process measures the whole split: small, and exact whatever their number.
+        loss = evaluate_loss(self.model, dataloader.dataset, self.args.per_device_eval_batch_size, self.data_collator)["loss"]
+        return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": loss}, len(dataloader.dataset))  # type: ignore[arg-type]
+
+
+def make_callbacks(
+    args: InstructionArguments, data: InstructionData, tokenizer: PreTrainedTokenizerBase, title: str
+) -> list[TrainerCallback]:
+    """What a run shows and keeps, in the order in which it must see an evaluation."""
+    callbacks: list[TrainerCallback] = [PerplexityCallback(), OverfittingCallback(), CurveCallback(title)]
+    if data.sample_prompts:
+        callbacks.append(SamplesCallback(tokenizer, data.sample_prompts, args.sample_tokens))
+    if args.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
+    return callbacks
+
+
+def held_out_losses(model: Any, data: InstructionData, collator: InstructionCollator, batch_size: int) -> dict[str, float]:
+    """Nats per token over whole splits: of the replies alone, and of prompts and replies together (as published curves are)."""
+    losses = {
+        f"{split}_response_loss": evaluate_loss(model, rows, batch_size, collator)["loss"] for split, rows in data.replies.items()
+    }
+    rows = data.everything["validation"]
+    losses["validation_loss_all_tokens"] = evaluate_loss(model, rows, batch_size, collator)["loss"]
+    return losses
+
+
+def final_metrics(
+    trainer: Trainer,
+    data: InstructionData,
+    trainable: tuple[int, int],
+    before: dict[str, float],
+    after: dict[str, float],
+    train_seconds: float,
+) -> dict[str, Any]:
+    """Held-out losses before and after, the curve, sizes and speed."""
+    names = ("step", "epoch", "eval_loss", "num_input_tokens_seen")
+    return {
+        **after,
+        **{f"{name}_before": value for name, value in before.items()},
+        "trainable_parameters": trainable[0],
+        "all_parameters": trainable[1],
+        "padding_share": data.padding_share,
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "tokens_seen": trainer.state.num_input_tokens_seen,
+        "train_seconds": train_seconds,
+        "data": data.description,
+        "curve": [
+            {name: entry[name] for name in names if name in entry} for entry in trainer.state.log_history if "eval_loss" in entry
+        ],
+    }
+
+
+def save_test_records(output_dir: str, test: Conversations) -> None:
+    """Write the test split as `test.json`, which `scripts/evaluate_instructions.py` reads."""
+    write_json(Path(output_dir) / "test.json", json.loads(json.dumps(test.records)))

@@ -1,0 +1,59 @@
+"""Talk with a finetuned model in the terminal.
+
+    python scripts/chat.py runs/instruct
+    python scripts/chat.py runs/instruct --temperature 0.7 --seed 1 --system "You answer in one sentence."
+
+`/reset` forgets the conversation, `/quit` or Ctrl-D ends it. The oldest exchanges are forgotten when the model's context is full.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import gpt_scratch  # noqa: F401  registers the model with the Auto classes
+from gpt_scratch.chat import Chat
+from gpt_scratch.errors import UserError, run_script
+from gpt_scratch.generation import load
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags of this script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="directory or Hub name of a model with a chat template")
+    parser.add_argument("--system", help="system message at the start of every conversation")
+    parser.add_argument("--max_new_tokens", type=int, default=256, help="tokens of a reply at most")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy, 1 the model's own distribution")
+    parser.add_argument("--seed", type=int, help="the same seed and the same words give the same replies")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="of the weights")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Hold the conversation on standard input and output."""
+    model, tokenizer = load(args.model, args.dtype)
+    max_new_tokens = min(args.max_new_tokens, model.config.max_position_embeddings // 2)
+    chat = Chat(model, tokenizer, args.system, max_new_tokens, args.temperature, args.seed)
+    print("/reset forgets the conversation, /quit ends it")
+    while True:
+        try:
+            text = input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if text == "/quit":
+            return
+        if text == "/reset":
+            chat.reset()
+            print("(forgotten)")
+        elif text:
+            try:
+                chat.say(text)
+            except UserError as error:
+                print(f"({error})")
+            except KeyboardInterrupt:
+                print("\n(stopped)")
+                chat.messages.pop()
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(parse(sys.argv[1:])))

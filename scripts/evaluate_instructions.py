@@ -1,0 +1,160 @@
+"""Replies of a finetuned model to held-out prompts, how good they are, and what another model says of them.
+
+Replies, exact match, ROUGE-L, loss and perplexity:
+
+    python scripts/evaluate_instructions.py --model runs/instruct --data_file runs/instruct/test.json --output replies.json
+
+With a judge behind any OpenAI-compatible server (key in the variable JUDGE_API_KEY), here scripts/serve.py:
+
+    python scripts/serve.py DIRECTORY_OF_THE_JUDGE --port 8000
+    python scripts/evaluate_instructions.py --model runs/instruct --data_file runs/instruct/test.json --output replies.json \
+        --judge_url http://127.0.0.1:8000/v1 --judge_model DIRECTORY_OF_THE_JUDGE
+
+Replies that were written before, judged by Ollama:
+
+    python scripts/evaluate_instructions.py --replies_file replies.json --judge_api ollama --judge_url http://localhost:11434 \
+        --judge_model llama3 --rubric 1-5
+
+Replies are written as a list of the records with `model_response`, the published format; figures to NAME.metrics.json; the judge's answers
+to NAME.verdicts.jsonl, one by one as they come: a run that was killed goes on from there.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import gpt_scratch  # noqa: F401  registers the model with the Auto classes
+from gpt_scratch.data.instruction import (
+    INPUT_SEPARATORS,
+    Conversations,
+    InstructionCollator,
+    encode_conversations,
+    prompt_text,
+    read_conversations,
+)
+from gpt_scratch.errors import UserError, run_script
+from gpt_scratch.evaluation.judge import RUBRICS, Judge, judge_replies, summarize
+from gpt_scratch.evaluation.perplexity import evaluate_loss
+from gpt_scratch.evaluation.replies import generate_replies, score_replies
+from gpt_scratch.files import write_json
+from gpt_scratch.generation import load
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags of this script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="directory or Hub name of the model that replies")
+    parser.add_argument("--data_file", help="Alpaca records to reply to, such as the test.json of a finetuning")
+    parser.add_argument("--replies_file", help="records with replies already, in place of --model and --data_file")
+    parser.add_argument("--reply_key", default="model_response", help="key of the reply in --replies_file")
+    parser.add_argument("--output", help="file for the replies; default: REPLIES_FILE's name is used for the figures")
+    parser.add_argument(
+        "--prompt_style", default="alpaca", choices=sorted(INPUT_SEPARATORS), help="how instruction and input are joined"
+    )
+    parser.add_argument("--max_new_tokens", type=int, default=256, help="tokens of a reply at most")
+    parser.add_argument("--batch_size", type=int, default=8, help="prompts answered at once")
+    parser.add_argument("--dtype", default="float32", choices=["auto", "float32", "bfloat16", "float16"], help="of the weights")
+    parser.add_argument("--judge_url", help="server of the judge, e.g. http://127.0.0.1:8000/v1 or http://localhost:11434")
+    parser.add_argument("--judge_model", help="name of the judge on that server")
+    parser.add_argument("--judge_api", default="openai", choices=["openai", "ollama"], help="what the server speaks")
+    parser.add_argument("--rubric", default="0-100", choices=sorted(RUBRICS), help="scale of the judge")
+    parser.add_argument("--judge_seed", type=int, default=123, help="seed sent with each question; temperature is 0")
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds that one answer of the judge may take")
+    parser.add_argument("--retries", type=int, default=4, help="further attempts, after 1, 2, 4, ... seconds")
+    parser.add_argument("--concurrency", type=int, default=1, help="questions under way at once")
+    return parser.parse_args(argv)
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse flags that do not go together, before a model is loaded."""
+    if bool(args.replies_file) == bool(args.model):
+        raise UserError("give --model with --data_file and --output, or --replies_file")
+    if args.model and not (args.data_file and args.output):
+        raise UserError("--model needs --data_file (what to reply to) and --output (where to write the replies)")
+    if bool(args.judge_url) != bool(args.judge_model):
+        raise UserError("a judge needs both --judge_url and --judge_model")
+    if min(args.max_new_tokens, args.batch_size, args.concurrency) < 1 or args.retries < 0 or args.timeout <= 0:
+        raise UserError("--max_new_tokens, --batch_size, --concurrency and --timeout must be positive, --retries not negative")
+
+
+def read_replies(name: str, key: str) -> Conversations:
+    """Records with replies.
+
+    Raises:
+        UserError: a record without the key.
+    """
+    data = read_conversations(name)
+    for record, place in zip(data.records, data.places):
+        if not isinstance(record.get(key), str):
+            raise UserError(f"{place} has no text {key!r}: its keys are {', '.join(record)}; pass --reply_key")
+    return data
+
+
+def check_alpaca(data: Conversations) -> None:
+    """Refuse records that have no instruction: metrics and judge need it and the reference output."""
+    for record, place in zip(data.records, data.places):
+        if "instruction" not in record:
+            raise UserError(f"{place} has no 'instruction': replies are evaluated on Alpaca records (instruction, input, output)")
+
+
+def reply_and_measure(args: argparse.Namespace, data: Conversations) -> tuple[list[str], dict]:
+    """Replies of the model, written to the output file, with loss, perplexity and how many ended by themselves."""
+    model, tokenizer = load(args.model, args.dtype)
+    if not tokenizer.chat_template:
+        raise UserError(f"{args.model} has no chat template: finetune it with scripts/finetune_instructions.py")
+    prompts = [prompt_text(record, tokenizer, args.prompt_style) for record in data.records]
+    replies = generate_replies(model, tokenizer, prompts, args.max_new_tokens, args.batch_size)
+    records = [{**record, "model_response": reply.text} for record, reply in zip(data.records, replies)]
+    write_json(args.output, records)
+    metrics = {
+        "ended_by_eos": sum(reply.ended for reply in replies),
+        "reply_tokens": sum(reply.tokens for reply in replies),
+        "max_new_tokens": args.max_new_tokens,
+    }
+    if "generation" in tokenizer.chat_template:
+        limit = model.config.max_position_embeddings
+        rows = encode_conversations(data, tokenizer, args.prompt_style, True, limit, skip_unusable=True).rows.sort("length")
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        measured = evaluate_loss(model, rows, args.batch_size, InstructionCollator(pad))
+        metrics |= {"response_loss": measured["loss"], "response_perplexity": measured["perplexity"]}
+    return [reply.text for reply in replies], metrics
+
+
+def main(args: argparse.Namespace) -> dict:
+    """Print and return the figures; raises `UserError` on bad input, and when the judge cannot be asked."""
+    check_arguments(args)
+    data = read_conversations(args.data_file) if args.model else read_replies(args.replies_file, args.reply_key)
+    check_alpaca(data)
+    metrics: dict = {"records": len(data)}
+    if args.model:
+        replies, measured = reply_and_measure(args, data)
+        metrics |= measured
+        print(f"replies: {len(replies)}, of which {metrics['ended_by_eos']} end by themselves; written to {args.output}")
+    else:
+        replies = [record[args.reply_key] for record in data.records]
+    metrics |= score_replies(replies, [record["output"] for record in data.records])
+    stem = Path(args.output or args.replies_file).with_suffix("")
+    write_json(f"{stem}.metrics.json", metrics)
+    if args.judge_url:
+        judge = Judge(
+            args.judge_url,
+            args.judge_model,
+            args.judge_api,
+            args.rubric,
+            seed=args.judge_seed,
+            timeout=args.timeout,
+            retries=args.retries,
+        )
+        verdicts = judge_replies(judge, data.records, replies, f"{stem}.verdicts.jsonl", args.concurrency)
+        metrics["judge"] = {"model": Path(args.judge_model).name, "rubric": args.rubric, **summarize(verdicts)}
+        for verdict in [verdict for verdict in verdicts if verdict.score is None][:5]:
+            print(f"no usable score in the answer {verdict.answer[:80]!r}")
+        write_json(f"{stem}.metrics.json", metrics)
+    print(json.dumps(metrics, indent=2))
+    return metrics
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(parse(sys.argv[1:])))

@@ -1,0 +1,95 @@
+"""Finetune a language model to follow instructions, with HF Trainer.
+
+The published recipe on another model: 85/10/5 in the order of the file, batch 8, 2 epochs, AdamW 5e-5:
+
+    python scripts/finetune_instructions.py scripts/configs/instructions_smollm2_135m.yaml --train_file instruction-data.json \
+        --model_name_or_path smollm2-135m --output_dir runs/instruct
+
+LoRA, packed rows, chat messages in jsonl:
+
+    python scripts/finetune_instructions.py --train_file chats.jsonl --split random --model_name_or_path gpt2-124m --prompt_style chatml \
+        --mask_prompt --packing --pack_length 512 --trainable lora --lora_rank 16 --learning_rate 2e-4 --output_dir runs/chat
+
+Then scripts/chat.py, scripts/serve.py, `pipeline("text-generation")` with messages, or scripts/evaluate_instructions.py with the test.json
+that is written. With --trainable lora the adapter is in OUTPUT/adapter and the merged model in OUTPUT. --neftune_noise_alpha 5 adds
+NEFTune's noise; every other flag of `TrainingArguments` works, too.
+"""
+
+import sys
+
+from transformers import set_seed
+
+from gpt_scratch.data.instruction import InstructionCollator
+from gpt_scratch.errors import UserError, run_script
+from gpt_scratch.hub.cards import write_instruction_card
+from gpt_scratch.training.arguments import (
+    ScratchTrainingArguments,
+    check_output_directory,
+    keep_best_checkpoint,
+    parse_arguments,
+)
+from gpt_scratch.training.finetuning import describe_trainable, load_language_model
+from gpt_scratch.training.instructions import (
+    InstructionArguments,
+    InstructionTrainer,
+    choose_trainable,
+    final_metrics,
+    held_out_losses,
+    make_callbacks,
+    prepare_data,
+    read_splits,
+    save_test_records,
+)
+from gpt_scratch.training.losses import set_language_modeling_loss
+from gpt_scratch.training.precision import use_fast_fp32_matmul
+from gpt_scratch.training.run import checkpoint_to_resume, save_run
+
+
+def main(script_args: InstructionArguments, training_args: ScratchTrainingArguments) -> dict:
+    """Finetune, and return what `metrics.json` holds. Bad input raises `UserError` before training starts."""
+    if script_args.early_stopping_patience is not None and training_args.eval_strategy == "no":
+        raise UserError("--early_stopping_patience needs evaluations: set --eval_strategy steps or epoch")
+    splits, description = read_splits(script_args)
+    resume = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
+    check_output_directory(training_args.output_dir, resume=resume is not None)
+    use_fast_fp32_matmul()
+    set_seed(training_args.seed)
+    model, tokenizer = load_language_model(
+        script_args.model_name_or_path, script_args.tokenizer_name, script_args.config_overrides
+    )
+    data = prepare_data(script_args, splits, description, model, tokenizer, training_args)
+    model = choose_trainable(model, script_args)
+    trainable = describe_trainable(model)
+    if training_args.load_best_model_at_end or script_args.early_stopping_patience is not None:
+        keep_best_checkpoint(training_args)
+    collator = InstructionCollator(tokenizer.pad_token_id)
+    trainer = InstructionTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=data.train,
+        eval_dataset=data.encoded["validation"].rows.sort("length"),
+        processing_class=tokenizer,
+        data_collator=collator,
+        callbacks=make_callbacks(script_args, data, tokenizer, title=training_args.run_name or "Instruction finetuning"),
+    )
+    set_language_modeling_loss(trainer, script_args.loss_implementation)
+    batch_size = training_args.per_device_eval_batch_size
+    before = held_out_losses(trainer.model, data, collator, batch_size)
+    result = trainer.train(resume_from_checkpoint=resume)
+    if script_args.trainable == "lora":
+        trainer.model.save_pretrained(f"{training_args.output_dir}/adapter")
+        trainer.model = trainer.model.merge_and_unload()
+    after = held_out_losses(trainer.model, data, collator, batch_size)
+    metrics = final_metrics(trainer, data, trainable, before, after, result.metrics["train_runtime"])
+    record = save_run(trainer, script_args, metrics)
+    if trainer.is_world_process_zero():
+        save_test_records(training_args.output_dir, splits["test"])
+        write_instruction_card(training_args.output_dir, record)
+        for name, label in {"validation_response_loss": "replies", "validation_loss_all_tokens": "all tokens"}.items():
+            print(f"validation loss, {label}: {before[name]:.3f} before, {after[name]:.3f} after")
+        print(f"everything is in {training_args.output_dir}")
+    return record
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(*parse_arguments((InstructionArguments, ScratchTrainingArguments), sys.argv[1:], __doc__)))

@@ -1,0 +1,70 @@
+"""Teach a finetuned model by pairs of replies, with TRL: DPO, or a reward model and then GRPO.
+
+The published DPO, on another model:
+
+    python scripts/finetune_preferences.py dpo scripts/configs/dpo_smollm2_135m.yaml --train_file instruction-data-with-preference.json \
+        --model_name_or_path runs/instruct --output_dir runs/dpo
+
+The whole chain of RLHF:
+
+    python scripts/finetune_preferences.py reward scripts/configs/reward_smollm2_135m.yaml \
+        --train_file instruction-data-with-preference.json --model_name_or_path runs/instruct --output_dir runs/reward
+    python scripts/finetune_preferences.py grpo scripts/configs/grpo_smollm2_135m.yaml \
+        --train_file instruction-data-with-preference.json --model_name_or_path runs/instruct --reward_model runs/reward \
+        --output_dir runs/grpo
+
+The first word is the method; every flag of TRL's DPOConfig, RewardConfig or GRPOConfig works. A margin is TRL's: beta times
+the difference of the log-probability ratios, summed over the tokens of a reply.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gpt_scratch.errors import UserError, run_script
+from gpt_scratch.training.arguments import check_output_directory, parse_arguments
+from gpt_scratch.training.precision import use_fast_fp32_matmul
+from gpt_scratch.training.preferences import (
+    METHODS,
+    PreferenceArguments,
+    configuration_class,
+    final_metrics,
+    make_trainer,
+    plot_curves,
+    read_pairs,
+)
+from gpt_scratch.training.run import checkpoint_to_resume, save_run
+
+
+def main(method: str, script_args: PreferenceArguments, training_args: Any) -> dict:
+    """Train, and return what `metrics.json` holds. Bad input raises `UserError` before training starts."""
+    rows, description = read_pairs(script_args)
+    resume = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
+    check_output_directory(training_args.output_dir, resume=resume is not None)
+    use_fast_fp32_matmul()
+    trainer = make_trainer(method, script_args, training_args, rows)
+    result = trainer.train(resume_from_checkpoint=resume)
+    record = save_run(trainer, script_args, final_metrics(trainer, description, result.metrics["train_runtime"]))
+    if trainer.is_world_process_zero():
+        plot_curves(method, trainer.state.log_history, Path(training_args.output_dir))
+        print(f"everything is in {training_args.output_dir}")
+    return record
+
+
+def parse(argv: Sequence[str]) -> tuple[str, PreferenceArguments, Any]:
+    """Method, own flags and TRL's.
+
+    Raises:
+        UserError: an unknown method or flag.
+    """
+    if not argv or argv[0] not in METHODS:
+        raise UserError(f"the first word must be the method, {', '.join(METHODS)}" + (f", and not {argv[0]!r}" if argv else ""))
+    return argv[0], *parse_arguments((PreferenceArguments, configuration_class(argv[0])), argv[1:], __doc__)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        print(__doc__)
+    else:
+        run_script(lambda: main(*parse(sys.argv[1:])))

@@ -1,0 +1,19 @@
+"""Serve a model of this package over the OpenAI API: transformers' own server, with this package registered.
+
+    python scripts/serve.py runs/instruct --port 8000
+    curl http://127.0.0.1:8000/v1/chat/completions -H "Content-Type: application/json" \
+        -d '{"model": "runs/instruct", "messages": [{"role": "user", "content": "Name a colour."}], "max_tokens": 50}'
+    transformers chat runs/instruct http://127.0.0.1:8000/v1
+
+Chat (also streamed), completions, responses. Clients name the model as it was named here. All flags of `transformers serve` work; --help
+lists them. It listens on this machine only, unless --host says otherwise; it asks nobody for a password.
+"""
+
+import sys
+
+import gpt_scratch  # noqa: F401  registers the model with the Auto classes
+from gpt_scratch.errors import run_script
+from gpt_scratch.serving import serve
+
+if __name__ == "__main__":
+    run_script(lambda: serve(sys.argv[1:]))

@@ -1,0 +1,87 @@
+"""Every subject of the analysis script, on a small model and a small run."""
+
+import json
+
+import pytest
+import torch
+
+from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
+from gpt_scratch.errors import UserError
+from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("model")
+    tokenizer = train_byte_level_bpe(["One day, Anna lost her key. " * 20], vocab_size=300)
+    torch.manual_seed(0)
+    config = GPTScratchConfig(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.4)
+    GPTScratchForCausalLM(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return str(path)
+
+
+def run(script, *argv: str) -> dict:
+    analyze = script("analyze")
+    return analyze.main(analyze.parse(argv))
+
+
+@pytest.mark.parametrize(
+    ("subject", "suffixes"),
+    [
+        ("attention", ["-grid.png", "-grid.svg", "-head.png", "-head.svg", "-rollout.png", "-rollout.svg"]),
+        ("tokens", [".html", ".png", ".svg"]),
+        ("lens", [".png", ".svg"]),
+        ("temperature", [".png", ".svg"]),
+    ],
+)
+def test_figures_are_printed_and_pictures_written(script, folder, tmp_path, capsys, subject, suffixes):
+    result = run(script, subject, folder, "--text", "One day, Anna", "--output", str(tmp_path / "x"))
+    assert sorted(result["files"]) == sorted(f"{tmp_path / 'x'}{suffix}" for suffix in suffixes)
+    assert capsys.readouterr().out.strip()
+    run(script, subject, folder, "--text", "One day, Anna", "--output", str(tmp_path / "x"), "--json")
+    assert json.loads(capsys.readouterr().out)
+
+
+def test_summary(script, folder, capsys):
+    summary = run(script, "summary", folder, "--batch", "2", "--flops", "1e9")
+    assert f"{summary['parameters']:,}" in capsys.readouterr().out
+
+
+def write_run(path, losses: list[float]) -> str:
+    path.mkdir()
+    history: list[dict] = []
+    for step, loss in enumerate(losses, start=1):
+        history.append(
+            {"step": step, "loss": 5.0 - step, "learning_rate": 0.1 / step, "grad_norm": 1.0, "num_input_tokens_seen": 64 * step}
+        )
+        history.append({"step": step, "eval_loss": loss, "num_input_tokens_seen": 64 * step})
+    (path / "trainer_state.json").write_text(json.dumps({"log_history": history}), encoding="utf-8")
+    return str(path)
+
+
+def test_runs_from_nothing_but_their_logs(script, tmp_path):
+    runs = [write_run(tmp_path / "a", [4, 3, 3.1, 3.2, 3.3]), write_run(tmp_path / "b", [4, 3, 2])]
+    output = str(tmp_path / "compared")
+    assert run(script, "runs", *runs, "--x", "num_input_tokens_seen", "--output", output)["files"] == [
+        f"{output}.png",
+        f"{output}.pdf",
+    ]
+    for flags, message in [
+        ((str(tmp_path),), "neither trainer_state.json nor metrics.json"),
+        ((*runs, "--labels", "one"), "1 different labels for 2 runs"),
+        ((runs[0], "--x", "epoch"), "nothing to draw against epoch: a"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            run(script, "runs", *flags)
+    (tmp_path / "a" / "trainer_state.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match="holds no log of a run"):
+        run(script, "runs", runs[0])
+
+
+def test_bad_input(script, folder, tmp_path):
+    with pytest.raises(UserError, match="layer 2: this model has layers 0 to 1"):
+        run(script, "attention", folder, "--text", "One", "--layer", "2", "--output", str(tmp_path / "x"))
+    with pytest.raises(UserError, match="cannot be loaded"):
+        run(script, "lens", str(tmp_path / "nothing"), "--text", "One")
+    assert not list(tmp_path.iterdir())

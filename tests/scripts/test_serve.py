@@ -1,0 +1,121 @@
+"""scripts/serve.py in a process of its own, asked over loopback by OpenAI's client and by the judge."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
+from gpt_scratch.chat import Chat
+from gpt_scratch.data.instruction import set_prompt_style
+from gpt_scratch.errors import UserError
+from gpt_scratch.serving import ServedGPTScratchForCausalLM, serve
+from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = "one two three four five six seven eight nine ten"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A model with learned positions, the kind that a server can run out of."""
+    path = tmp_path_factory.mktemp("served")
+    tokenizer = train_byte_level_bpe([WORDS], vocab_size=270)
+    set_prompt_style(tokenizer, "phi3")
+    tokenizer.save_pretrained(path)
+    torch.manual_seed(0)
+    config = GPTScratchConfig(
+        vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=96, initializer_range=0.2, drop_rate=0.0
+    )
+    model = GPTScratchForCausalLM(config).eval()
+    model.save_pretrained(path)
+    return path, model, tokenizer
+
+
+def test_replies_end_where_the_positions_do(checkpoint):
+    path, _, tokenizer = checkpoint
+    model = ServedGPTScratchForCausalLM.from_pretrained(path).eval()
+    model.generation_config.max_new_tokens = 1024
+    model.generation_config.eos_token_id = None
+    ids = torch.tensor([tokenizer("one two three")["input_ids"]])
+    assert model.generate(ids, generation_config=model.generation_config, do_sample=False).shape == (1, 96)
+    with pytest.raises(ValueError, match="has 96 tokens"):
+        model.generate(ids.repeat(1, 96)[:, :96], generation_config=model.generation_config)
+
+
+def test_a_directory_without_a_model_is_told(tmp_path):
+    pytest.importorskip("uvicorn")
+    with pytest.raises(UserError, match="holds no config.json"):
+        serve([str(tmp_path)])
+
+
+@pytest.mark.slow
+def test_chat_streaming_completions_and_the_judge_over_loopback(checkpoint, tmp_path):
+    openai = pytest.importorskip("openai")
+    pytest.importorskip("uvicorn")
+    path, model, tokenizer = checkpoint
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "serve.py"),
+        str(path),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--device",
+        "cpu",
+    ]
+    with (tmp_path / "log").open("w", encoding="utf-8") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health", server, tmp_path / "log")
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=120)
+        messages = [{"role": "user", "content": "one two"}]
+        settings = {"model": str(path), "messages": messages, "temperature": 0, "max_tokens": 12}
+        whole = client.chat.completions.create(**settings).choices[0].message.content
+        assert whole.strip() == Chat(model, tokenizer, max_new_tokens=12).say("one two", stream=False)
+        parts = [
+            chunk.choices[0].delta.content or ""
+            for chunk in client.chat.completions.create(**settings, stream=True)
+            if chunk.choices
+        ]
+        assert "".join(parts) == whole and len([part for part in parts if part]) > 1
+        text = client.completions.create(model=str(path), prompt="one two", temperature=0, max_tokens=8).choices[0].text
+        ids = torch.tensor([tokenizer("one two")["input_ids"]])
+        expected = model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
+        assert text == tokenizer.decode(expected, skip_special_tokens=True)
+        # No max_tokens: the server's 1024 are more than this model's 96 positions.
+        assert client.chat.completions.create(model=str(path), messages=messages, temperature=0).choices[0].message.content
+        replies = tmp_path / "replies.json"
+        replies.write_text('[{"instruction": "a", "input": "", "output": "b", "model_response": "c"}]', encoding="utf-8")
+        judging = [sys.executable, str(ROOT / "scripts" / "evaluate_instructions.py"), "--replies_file", str(replies), "--judge_model", str(path),
+                   "--judge_url", f"http://127.0.0.1:{port}/v1", "--retries", "0"]  # fmt: skip
+        done = subprocess.run(judging, env={**environment, "HF_HUB_OFFLINE": "0"}, capture_output=True, text=True)
+        # This model's 96 positions are too few for the question: the server says so, and the script passes it on in one line.
+        assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith("error: ")
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def wait_for(url: str, server: subprocess.Popen, log: Path, seconds: float = 600) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert server.poll() is None, log.read_text(encoding="utf-8")
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)
+    raise AssertionError(f"no server within {seconds} s: {log.read_text(encoding='utf-8')}")

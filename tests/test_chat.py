@@ -1,0 +1,55 @@
+"""The conversation in the terminal: what the model is given, what is forgotten when the context is full."""
+
+import pytest
+from tiny_models import tiny_model
+
+from gpt_scratch.chat import Chat
+from gpt_scratch.data.instruction import set_prompt_style
+from gpt_scratch.errors import UserError
+from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    tokenizer = train_byte_level_bpe(["a"], vocab_size=258)
+    set_prompt_style(tokenizer, "phi3")
+    return tokenizer
+
+
+def make(tokenizer, **settings) -> Chat:
+    return Chat(tiny_model(vocab_size=258, max_position_embeddings=128), tokenizer, **{"max_new_tokens": 8, **settings})
+
+
+def test_history_is_given_whole_and_the_reply_is_streamed(tokenizer, capsys):
+    chat = make(tokenizer)
+    first = chat.say("Hi")
+    assert capsys.readouterr().out.strip() == first
+    chat.messages.append({"role": "user", "content": "b"})
+    assert tokenizer.decode(chat.prompt_ids()) == (
+        f"<|user|>\nHi\n<|assistant|>:\n{first}<|endoftext|>\n<|user|>\nb\n<|assistant|>:\n"
+    )
+    again = make(tokenizer)
+    assert again.say("Hi", stream=False) == first and len(again.messages) == 2
+    again.reset()
+    assert again.messages == [] and again.say("Hi", stream=False) == first
+
+
+def test_the_oldest_exchange_is_forgotten_and_the_system_message_stays(tokenizer):
+    chat = make(tokenizer, system="S")
+    chat.messages = [
+        {"role": role, "content": text} for role, text in [("user", "1" * 60), ("assistant", "2"), ("user", "3" * 9)]
+    ]
+    assert tokenizer.decode(chat.prompt_ids()) == f"<|system|>\nS\n<|user|>\n{'3' * 9}\n<|assistant|>:\n"
+    assert chat.messages == [{"role": "user", "content": "3" * 9}]
+
+
+def test_what_cannot_fit_is_told(tokenizer):
+    chat = make(tokenizer)
+    with pytest.raises(UserError, match="leave no room for a reply of 8"):
+        chat.say("x" * 110)
+    assert chat.messages == []  # taken back
+    with pytest.raises(UserError, match="between 1 and 127"):
+        make(tokenizer, max_new_tokens=128)
+    tokenizer_without = train_byte_level_bpe(["a"], vocab_size=258)
+    with pytest.raises(UserError, match="no chat template"):
+        make(tokenizer_without)
