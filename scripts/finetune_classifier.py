@@ -25,6 +25,7 @@ from transformers import DataCollatorWithPadding, EarlyStoppingCallback, Trainer
 
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.hub.cards import write_classifier_card
+from gpt_scratch.hub.push_callback import PushToHub
 from gpt_scratch.training.arguments import (
     ScratchTrainingArguments,
     check_output_directory,
@@ -53,6 +54,7 @@ def main(script_args: ClassificationArguments, training_args: ScratchTrainingArg
     splits, ids, description = read_splits(script_args)
     resume = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
     check_output_directory(training_args.output_dir, resume=resume is not None)
+    push = PushToHub(training_args)
     use_fast_fp32_matmul()
     model, tokenizer = load_model(script_args, ids, splits["train"], training_args.seed)
     data = encode_splits(script_args, splits, ids, description, model, tokenizer)
@@ -72,7 +74,7 @@ def main(script_args: ClassificationArguments, training_args: ScratchTrainingArg
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=make_compute_metrics(),
-        callbacks=[EarlyStoppingCallback(patience)] if patience is not None else None,
+        callbacks=[push, *([EarlyStoppingCallback(patience)] if patience is not None else [])],
         **make_loss(script_args, training_args, data),
     )
     result = trainer.train(resume_from_checkpoint=resume)
@@ -87,6 +89,7 @@ def main(script_args: ClassificationArguments, training_args: ScratchTrainingArg
             f"test: accuracy {metrics['test_accuracy']:.2%}, macro F1 {metrics['test_macro_f1']:.4f} on {len(splits['test'])} texts"
         )
         print(f"everything is in {training_args.output_dir}")
+        push.finish()
     return record
 
 

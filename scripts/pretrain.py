@@ -24,6 +24,7 @@ from transformers import Trainer, default_data_collator, set_seed
 
 from gpt_scratch.errors import run_script
 from gpt_scratch.hub.cards import write_card
+from gpt_scratch.hub.push_callback import PushToHub
 from gpt_scratch.training.arguments import (
     ScratchTrainingArguments,
     check_output_directory,
@@ -52,6 +53,7 @@ def main(script_args: PretrainingArguments, training_args: ScratchTrainingArgume
     resume = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
     check_output_directory(training_args.output_dir, resume=resume is not None)
     config = model_config(script_args)
+    push = PushToHub(training_args)
     use_fast_fp32_matmul()
     data, tokenizer = prepare_data(script_args, config)
 
@@ -67,7 +69,7 @@ def main(script_args: PretrainingArguments, training_args: ScratchTrainingArgume
         eval_dataset=data.validation,
         processing_class=tokenizer,
         data_collator=default_data_collator,  # rows of one length: nothing to pad
-        callbacks=make_callbacks(script_args, data, tokenizer, title=training_args.run_name or "Pretraining"),
+        callbacks=[*make_callbacks(script_args, data, tokenizer, title=training_args.run_name or "Pretraining"), push],
         **make_optimizers(script_args, training_args, model),
     )
     set_language_modeling_loss(trainer, script_args.loss_implementation)
@@ -79,6 +81,7 @@ def main(script_args: PretrainingArguments, training_args: ScratchTrainingArgume
         before = f", from {metrics['curve'][0]['eval_loss']:.3f} before training" if training_args.eval_on_start else ""
         print(f"validation loss {metrics['validation_loss']:.3f}{before}; perplexity {metrics['validation_perplexity']:.1f}")
         print(f"everything is in {training_args.output_dir}: model, tokenizer, README.md, metrics.json, samples.jsonl, loss.png")
+        push.finish()
     return record
 
 

@@ -82,6 +82,8 @@ def _commit() -> str | None:
 def save_run(trainer: Trainer, script_args: Any, metrics: dict[str, Any]) -> dict[str, Any]:
     """Write model, tokenizer, trainer state and `metrics.json` to the output directory; returns what `metrics.json` holds."""
     trainer.save_model()
+    best = trainer.state.best_model_checkpoint
+    trainer.state.best_model_checkpoint = best and os.path.basename(best)  # trainer_state.json is published
     trainer.save_state()
     record = {
         "metrics": {name: value for name, value in metrics.items() if value is not None},

@@ -1,0 +1,39 @@
+"""Load checkpoint directories as a stranger does, with transformers and each directory's own code, and write their logits.
+
+    python gpt_scratch/hub/load_alone.py LOGITS.safetensors DIR [DIR ...]
+
+The tensors are named 0, 1, ... in the order of the directories.
+
+Run as a file and in a process of its own, since this package must not be importable; so it imports nothing of it.
+"""
+
+# ruff: noqa: E402
+
+import sys
+
+sys.modules["gpt_scratch"] = None  # type: ignore[assignment]  # as if it were not installed
+
+import json
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import save_file
+
+TOKENS = 16
+
+
+@torch.inference_mode()
+def logits_of(folder: str | Path, **loading: bool) -> torch.Tensor:
+    """Logits of a fixed row of token ids, fp32: (1, T, V) of a language model, (1, L) of a classifier."""
+    architecture = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+    classifier = architecture.endswith("ForSequenceClassification")
+    auto = transformers.AutoModelForSequenceClassification if classifier else transformers.AutoModelForCausalLM
+    model = auto.from_pretrained(folder, dtype=torch.float32, **loading).eval()
+    ids = torch.arange(1, 1 + min(TOKENS, model.config.max_position_embeddings))[None] * 7919 % model.config.vocab_size
+    return model(ids, attention_mask=torch.ones_like(ids)).logits.contiguous()
+
+
+if __name__ == "__main__":
+    output, *folders = sys.argv[1:]
+    save_file({str(i): logits_of(folder, trust_remote_code=True) for i, folder in enumerate(folders)}, output)

@@ -1,0 +1,72 @@
+"""`--push_to_hub` of the training scripts: complete repositories only, and this package's card.
+
+Trainer's own pushing would also upload `training_args.bin`, a pickle with this machine's paths; what it sends while it trains lacks the
+model's code, so that nobody could load it; and its automatic card would take the place of ours.
+"""
+
+from pathlib import Path
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import HubStrategy
+
+from ..errors import UserError
+from .contents import Contents, find_secrets, list_contents
+from .upload import Repository, Upload, open_repository, upload
+
+
+class PushToHub(TrainerCallback):
+    """Does nothing unless `args.push_to_hub` is set, which it takes away from Trainer.
+
+    `hub_model_id`, `hub_private_repo`, `hub_revision` and `hub_token` mean what they mean to Trainer; of `hub_strategy` there are "end" and
+    "every_save".
+
+    Raises:
+        UserError: before training, where it could not be uploaded afterwards: not logged in, no permission, no network.
+    """
+
+    def __init__(self, args: TrainingArguments):
+        self.repository: Repository | None = None
+        wanted, args.push_to_hub = args.push_to_hub, False
+        if not wanted:
+            return
+        if args.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
+            raise UserError(f"--hub_strategy {args.hub_strategy.value} would upload the optimizer: choose end or every_save")
+        self.token, self.every_save = args.hub_token, args.hub_strategy == HubStrategy.EVERY_SAVE
+        self.output_dir = args.output_dir
+        if args.process_index == 0:
+            name = args.hub_model_id or Path(args.output_dir).resolve().name
+            self.repository = open_repository(name, args.hub_private_repo, args.hub_revision or "main", self.token)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Upload a checkpoint. What goes wrong with it is told, and training goes on."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        # Not an adapter's: its files would stand beside the merged model's later, and be loaded in its place.
+        if self.repository is None or not self.every_save or not (folder / "config.json").is_file():
+            return
+        try:
+            self._upload(list_contents(folder, exclude=("trainer_state.json",)), f"Step {state.global_step}")
+        except UserError as error:
+            print(f"warning: step {state.global_step} was not uploaded: {error}")
+
+    def finish(self) -> Upload | None:
+        """Upload the whole output directory, when everything is in it; `None` where nothing was to be pushed.
+
+        Raises:
+            UserError: it could not be uploaded; the message says that it is all there, and how to go on.
+        """
+        if self.repository is None:
+            return None
+        try:
+            uploaded = self._upload(list_contents(self.output_dir), "End of training")
+        except UserError as error:
+            again = f"python scripts/push_to_hub.py {self.output_dir} {self.repository.id} --update"
+            raise UserError(f"everything is in {self.output_dir}, but was not uploaded: {error}; then: {again}") from error
+        print(f"uploaded to {uploaded.url}")
+        return uploaded
+
+    def _upload(self, contents: Contents, message: str) -> Upload:
+        assert self.repository is not None  # the callers' condition
+        findings = find_secrets(contents)
+        if findings:
+            raise UserError(f"found {findings[0]}")
+        return upload(contents, self.repository, message, self.token, update=True)

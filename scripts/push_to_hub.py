@@ -1,0 +1,88 @@
+"""Put a directory that a training script or `save_pretrained` wrote on the Hugging Face Hub, and prove that it loads from there.
+
+    hf auth login                                                      # once; or set HF_TOKEN
+    python scripts/push_to_hub.py runs/quickstart my-first-gpt --dry_run
+    python scripts/push_to_hub.py runs/quickstart my-first-gpt --private
+    python scripts/push_to_hub.py runs/quickstart my-first-gpt --update --revision v2
+
+Shows what would go up and checks it for tokens and paths of this machine, uploads it as one commit, downloads that commit into an empty
+directory, compares every checksum, and loads it in a fresh process without this package. After an interruption the same command goes on
+where it stopped. Then anybody loads it:
+
+    AutoModelForCausalLM.from_pretrained("user/my-first-gpt", trust_remote_code=True, revision="the commit printed at the end")
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from gpt_scratch.errors import UserError, run_script
+from gpt_scratch.hub.contents import find_secrets, list_contents
+from gpt_scratch.hub.upload import open_repository, upload, verify_upload
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags of this script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", help="directory with config.json, safetensors, tokenizer and README.md")
+    parser.add_argument("repository", help="user/name, or name for one of your own; made if it does not exist")
+    parser.add_argument("--private", action="store_true", default=None, help="make it private, if it is new")
+    parser.add_argument("--revision", default="main", help="branch to commit to; made from main if it does not exist")
+    parser.add_argument("--update", action="store_true", help="add a commit to a repository that already holds something")
+    parser.add_argument("--message", default="Upload with gpt_scratch", help="of the commit")
+    parser.add_argument(
+        "--exclude", nargs="*", default=[], help="patterns of files to leave out, e.g. 'mistakes.tsv' 'adapter/*'"
+    )
+    parser.add_argument(
+        "--with_training_state",
+        action="store_true",
+        help="optimizer, scheduler and checkpoint-N too, two to three times the size",
+    )
+    parser.add_argument("--allow_paths", action="store_true", help="upload although files name absolute paths of a machine")
+    parser.add_argument("--dry_run", "--dry-run", action="store_true", help="show what would go up, and stop; needs no network")
+    return parser.parse_args(argv)
+
+
+def size(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB"
+
+
+def main(args: argparse.Namespace) -> str | None:
+    """Upload and verify; returns the commit, or `None` after a dry run."""
+    contents = list_contents(args.folder, args.with_training_state, tuple(args.exclude))
+    for name in contents.files:
+        print(f"{size(contents.size(name)):>12}  {name}")
+    print(f"{size(sum(map(contents.size, contents.files))):>12}  in {len(contents.files)} files")
+    for reason in sorted(set(contents.left_out.values())):
+        names = [name for name, why in contents.left_out.items() if why == reason]
+        print(f"stays here, {reason}: {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}")
+    if "README.md" not in contents.files:
+        print("note: there is no README.md; the Hub will show no model card")
+    findings = find_secrets(contents)
+    for finding in findings:
+        print(f"found {finding}")
+    kinds = {finding.kind for finding in findings}
+    if "token" in kinds:
+        raise UserError(f"{args.folder} holds an access token or key: remove it from the files named above, and revoke it")
+    if "path" in kinds and not args.allow_paths:
+        raise UserError(
+            f"{args.folder} names paths of a machine: remove them from the files named above, --exclude these, or --allow_paths"
+        )
+    print("no tokens found" + (", and no paths of this machine" if not kinds else ""))
+    if args.dry_run:
+        return None
+    repository = open_repository(args.repository, args.private, args.revision)
+    uploaded = upload(contents, repository, args.message, update=args.update)
+    for name in uploaded.deleted:
+        print(f"deleted there, since it would be loaded instead: {name}")
+    print(f"uploaded to {uploaded.url}")
+    difference = verify_upload(contents, uploaded)
+    logits = "" if difference is None else f"; loaded without this package, its logits differ by {difference:.1e}"
+    print(f"downloaded again: {len(contents.files)} checksums equal{logits}")
+    print(f'load it with from_pretrained("{uploaded.repository}", trust_remote_code=True, revision="{uploaded.commit}")')
+    return uploaded.commit
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(parse(sys.argv[1:])))

@@ -1,0 +1,51 @@
+"""A Hub on loopback for these tests, and a client that talks to it from this process or from a fresh one."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+from huggingface_hub.utils import _http, close_session
+
+sys.path.insert(0, str(Path(__file__).parent))  # stand_in_hub.py
+
+from stand_in_hub import StandInHub
+
+
+@pytest.fixture
+def hub():
+    with StandInHub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def logged_in(hub, monkeypatch, tmp_path):
+    """A function that makes this process a client of the stand-in Hub, with a token.
+
+    The settings are what HF_ENDPOINT, HF_HUB_DISABLE_XET and the rest are read into when huggingface_hub is imported; the client is as it is.
+    """
+
+    def log_in(token: str | None = "hf_write"):
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)  # between the client's own retries
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        if token:
+            monkeypatch.setenv("HF_TOKEN", token)
+        return hub
+
+    yield log_in
+    close_session()
+
+
+@pytest.fixture
+def client_environment(hub, tmp_path):
+    """Environment of a fresh process that is logged in to the stand-in Hub, by the documented variables alone."""
+    dropped = ("HF_HUB_OFFLINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+    kept = {name: value for name, value in os.environ.items() if name not in dropped}
+    ours = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_write", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf_home")}
+    return kept | ours | {"OMP_NUM_THREADS": "1"}

@@ -1,0 +1,118 @@
+"""Which files of a directory go to the Hub, and what is found in them that must not."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_models import tiny_model
+
+from gpt_scratch.errors import UserError
+from gpt_scratch.hub.contents import find_secrets, list_contents
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    tiny_model("gpt2").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "model")
+
+
+def write(folder, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+CODE = ["configuration_gpt_scratch.py", "loss_gpt_scratch.py", "modeling_gpt_scratch.py"]
+MODEL = sorted([*CODE, "config.json", "generation_config.json", "model.safetensors"])
+
+
+def test_what_goes_up_and_what_stays(folder):
+    state = ["checkpoint-5/model.safetensors", "checkpoint-5/optimizer.pt", "optimizer.pt", "scheduler.pt", "rng_state_0.pth"]
+    useless = ["training_args.bin", "checkpoint-5/training_args.bin", ".gitattributes", ".cache/x", "__pycache__/a.pyc",
+               "runs/now/events.out.tfevents.1.host"]  # fmt: skip
+    write(folder, dict.fromkeys([*state, *useless, "metrics.json", "README.md"], ""))
+    contents = list_contents(folder)
+    assert contents.files == sorted([*MODEL, "metrics.json", "README.md"])
+    assert contents.left_out == dict.fromkeys(state, "training state") | dict.fromkeys(useless, "of no use to others")
+    with_state = list_contents(folder, with_training_state=True, exclude=("metrics.json",))
+    assert set(with_state.files) == {*MODEL, "README.md", *state}  # and no pickle of arguments
+
+
+def test_an_adapter_goes_up_only_with_a_base_that_others_have(folder, tmp_path):
+    for base, goes in ((str(tmp_path), False), ("model", False), ("openai-community/gpt2", True)):
+        write(folder, {"adapter/adapter_config.json": json.dumps({"base_model_name_or_path": base}), "adapter/model/x": ""})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(tmp_path)  # where "model" is a directory
+            assert ("adapter/adapter_config.json" in list_contents(folder).files) == goes, base
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", *CODE])
+def test_a_directory_that_would_not_load_is_refused(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=f"no {name}" if name == "config.json" else f"{name} is missing"):
+        list_contents(folder)
+
+
+def test_a_missing_shard_and_code_in_another_repository_are_refused(folder):
+    write(folder, {"model.safetensors.index.json": json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}})})
+    with pytest.raises(UserError, match="model-00001-of-00002.safetensors is missing"):
+        list_contents(folder)
+    write(folder, {"config.json": json.dumps({"auto_map": {"AutoModel": "user/other--modeling_gpt_scratch.GPTScratchModel"}})})
+    with pytest.raises(UserError, match="points to another repository"):
+        list_contents(folder)
+    with pytest.raises(UserError, match="no such directory"):
+        list_contents(folder / "nowhere")
+
+
+SECRETS = [
+    ("hf_" + "aB3" * 12, "token"),
+    ("sk-proj-" + "x1_" * 8, "token"),
+    ("ghp_" + "a1" * 18, "token"),
+    ("AKIA" + "A1" * 8, "token"),
+    ("-----BEGIN OPENSSH PRIVATE KEY-----", "token"),
+    ("the value of a variable", "token"),
+    ("/home/ada/data/text.txt", "path"),
+    ("/tmp/run", "path"),
+    ("C:\\\\Users\\\\ada", "path"),
+]
+
+
+@pytest.mark.parametrize(("secret", "kind"), SECRETS)
+def test_secrets_are_found(folder, monkeypatch, secret, kind):
+    monkeypatch.setenv("SOME_API_KEY", "the value of a variable")
+    write(folder, {"metrics.json": f'{{\n  "command": "run {secret} now"\n}}'})
+    findings = find_secrets(list_contents(folder))
+    assert [(finding.file, finding.line, finding.kind) for finding in findings] == [("metrics.json", 2, kind)]
+    if kind == "token":
+        assert secret not in str(findings[0])  # or the report would leak it
+
+
+def test_secrets_are_found_in_the_header_of_the_weights_and_in_folders_of_this_process(folder, monkeypatch, tmp_path):
+    save_file({"a": torch.zeros(2)}, folder / "model.safetensors", metadata={"from": "/home/ada/model.pt"})
+    unusual = tmp_path / "Unusual"
+    unusual.mkdir()
+    monkeypatch.chdir(unusual)
+    write(folder, {"README.md": f"made in {unusual}"})
+    assert {(finding.file, finding.kind) for finding in find_secrets(list_contents(folder))} == {
+        ("model.safetensors", "path"),
+        ("README.md", "path"),
+    }
+
+
+def test_what_only_looks_like_a_secret_is_not_one(folder):
+    write(
+        folder,
+        {
+            "README.md": "https://example.org/home/ada and/or ~/home/x, ./home/ada, task-specific sk-learn, hf_hub, /usr/bin/env",
+            "tokenizer.json": '{"model": {"vocab": {"/home/ada": 5}}}',
+        },
+    )
+    assert find_secrets(list_contents(folder)) == []
