@@ -22,6 +22,7 @@ from transformers import set_seed
 from gpt_scratch.data.instruction import InstructionCollator
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.hub.cards import write_instruction_card
+from gpt_scratch.hub.push_callback import PushToHub
 from gpt_scratch.training.arguments import (
     ScratchTrainingArguments,
     check_output_directory,
@@ -52,6 +53,7 @@ def main(script_args: InstructionArguments, training_args: ScratchTrainingArgume
     splits, description = read_splits(script_args)
     resume = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
     check_output_directory(training_args.output_dir, resume=resume is not None)
+    push = PushToHub(training_args)
     use_fast_fp32_matmul()
     set_seed(training_args.seed)
     model, tokenizer = load_language_model(
@@ -70,7 +72,10 @@ def main(script_args: InstructionArguments, training_args: ScratchTrainingArgume
         eval_dataset=data.encoded["validation"].rows.sort("length"),
         processing_class=tokenizer,
         data_collator=collator,
-        callbacks=make_callbacks(script_args, data, tokenizer, title=training_args.run_name or "Instruction finetuning"),
+        callbacks=[
+            *make_callbacks(script_args, data, tokenizer, title=training_args.run_name or "Instruction finetuning"),
+            push,
+        ],
     )
     set_language_modeling_loss(trainer, script_args.loss_implementation)
     batch_size = training_args.per_device_eval_batch_size
@@ -88,6 +93,7 @@ def main(script_args: InstructionArguments, training_args: ScratchTrainingArgume
         for name, label in {"validation_response_loss": "replies", "validation_loss_all_tokens": "all tokens"}.items():
             print(f"validation loss, {label}: {before[name]:.3f} before, {after[name]:.3f} after")
         print(f"everything is in {training_args.output_dir}")
+        push.finish()
     return record
 
 

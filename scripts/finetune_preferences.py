@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt_scratch.errors import UserError, run_script
+from gpt_scratch.hub.cards import write_preference_card
+from gpt_scratch.hub.push_callback import PushToHub
 from gpt_scratch.training.arguments import check_output_directory, parse_arguments
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 from gpt_scratch.training.preferences import (
@@ -42,13 +44,17 @@ def main(method: str, script_args: PreferenceArguments, training_args: Any) -> d
     rows, description = read_pairs(script_args)
     resume = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
     check_output_directory(training_args.output_dir, resume=resume is not None)
+    push = PushToHub(training_args)
     use_fast_fp32_matmul()
     trainer = make_trainer(method, script_args, training_args, rows)
+    trainer.add_callback(push)
     result = trainer.train(resume_from_checkpoint=resume)
     record = save_run(trainer, script_args, final_metrics(trainer, description, result.metrics["train_runtime"]))
     if trainer.is_world_process_zero():
         plot_curves(method, trainer.state.log_history, Path(training_args.output_dir))
+        write_preference_card(training_args.output_dir, method, record)
         print(f"everything is in {training_args.output_dir}")
+        push.finish()
     return record
 
 

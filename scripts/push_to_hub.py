@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from gpt_scratch.errors import UserError, run_script
+from gpt_scratch.hub.cards import name_repository
 from gpt_scratch.hub.contents import find_secrets, list_contents
 from gpt_scratch.hub.upload import open_repository, upload, verify_upload
 
@@ -73,6 +74,8 @@ def main(args: argparse.Namespace) -> str | None:
     if args.dry_run:
         return None
     repository = open_repository(args.repository, args.private, args.revision)
+    if name_repository(args.folder, repository.id):
+        print(f"README.md: its example now names {repository.id}")
     uploaded = upload(contents, repository, args.message, update=args.update)
     for name in uploaded.deleted:
         print(f"deleted there, since it would be loaded instead: {name}")

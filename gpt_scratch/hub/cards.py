@@ -1,30 +1,37 @@
-"""Model cards, filled from a run's own `metrics.json` or `conversion.json`. What was not measured is left out."""
+"""Model cards, filled from a run's own `metrics.json` or `conversion.json`. What was not measured is left out.
+
+The text is `model_card_template.md` beside this file, the metadata `huggingface_hub`'s `ModelCardData` and `EvalResult`.
+"""
 
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..files import atomic_path
 
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
 PACKAGE = "[gpt_scratch](https://pypi.org/project/gpt_scratch/), a GPT written from scratch for the Hugging Face ecosystem"
+# Until the repository has a name. Every loader asks about the code where it is not told, the tokenizer's too, which runs none of it.
+NAME = "PATH_OR_NAME"
+LOADING = 'revision="main", trust_remote_code=True'
 
-USE_LANGUAGE_MODEL = """from transformers import AutoModelForCausalLM, AutoTokenizer
+USE_LANGUAGE_MODEL = f"""from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("PATH_OR_NAME")
-model = AutoModelForCausalLM.from_pretrained("PATH_OR_NAME", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{NAME}", {LOADING})
+model = AutoModelForCausalLM.from_pretrained("{NAME}", {LOADING})
 inputs = tokenizer("Every effort moves you", return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))"""
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))"""
 
-USE_CLASSIFIER = """from transformers import pipeline
+USE_CLASSIFIER = f"""from transformers import pipeline
 
-classify = pipeline("text-classification", model="PATH_OR_NAME", trust_remote_code=True)
+classify = pipeline("text-classification", model="{NAME}", {LOADING})
 print(classify("a text"))"""
 
-USE_CHAT = """from transformers import pipeline
+USE_CHAT = f"""from transformers import pipeline
 
-chat = pipeline("text-generation", model="PATH_OR_NAME", trust_remote_code=True)
-messages = [{"role": "user", "content": "Rewrite the sentence in the passive voice. The cat caught the mouse."}]
+chat = pipeline("text-generation", model="{NAME}", {LOADING})
+messages = [{{"role": "user", "content": "Rewrite the sentence in the passive voice. The cat caught the mouse."}}]
 print(chat(messages, max_new_tokens=100)[0]["generated_text"][-1]["content"])"""
 
 PRETRAINING_FIGURES = (
@@ -66,26 +73,31 @@ INSTRUCTION_FIGURES = (
     "epochs",
     "train_seconds",
 )
+ASSISTANT_LIMITS = (
+    "A small model repeats the form of its training data and invents facts. It was not aligned against harmful requests; do not rely on "
+    "what it says."
+)
 
 
 def write_card(output_dir: str, record: dict[str, Any]) -> None:
     """Write `README.md` into a pretraining run's directory from what its `metrics.json` holds."""
     metrics, source = record["metrics"], _source(record)
-    figures = {name: metrics[name] for name in PRETRAINING_FIGURES if name in metrics}
     measured = {kind: metrics[f"validation_{kind}"] for kind in ("loss", "perplexity")}
     _write(
         output_dir,
-        _metadata(output_dir, "text-generation", f"{source} (validation split)", measured),
-        [
-            f"A GPT pretrained with {PACKAGE}. {record['parameters']:,} parameters, trained on {source}.",
-            _use(USE_LANGUAGE_MODEL),
-            _table("Results", "measured", figures),
+        _metadata(output_dir, "text-generation", source, "validation", measured),
+        summary=f"A GPT pretrained with {PACKAGE}. {record['parameters']:,} parameters, trained on {source}.",
+        use=USE_LANGUAGE_MODEL,
+        sections=[
+            _table("Results", "measured", _chosen(metrics, PRETRAINING_FIGURES)),
             "Losses are nats per predicted token, over the whole validation text, without dropout.",
-            _table("Training", "setting", _settings(record)),
             _picture(output_dir, "loss"),
-            "## Limits\n\nThe model has seen the text named above and nothing else. It repeats and invents; it was not aligned, "
-            "filtered or tested for any use beyond experiments and teaching.",
+            _picture(output_dir, "comparison"),
+            _data(metrics["data"]),
+            _table("Training", "setting", _settings(record)),
         ],
+        limits="The model has seen the text named above and nothing else. It repeats and invents; it was not aligned, filtered or tested "
+        "for any use beyond experiments and teaching.",
     )
 
 
@@ -93,76 +105,120 @@ def write_classifier_card(output_dir: str, record: dict[str, Any]) -> None:
     """Write `README.md` into a classifier's directory from what its `metrics.json` holds."""
     metrics, source = record["metrics"], _source(record)
     split = metrics["data"]["test"]
-    figures = {name: metrics[name] for name in CLASSIFIER_FIGURES if name in metrics}
     measured = {kind: metrics[f"test_{kind}"] for kind in ("accuracy", "f1", "macro_f1") if f"test_{kind}" in metrics}
     shared = split["texts_also_in_train"]
     overlap = f" {shared} of the {split['rows']} test texts also stand in the training data." if shared else ""
     _write(
         output_dir,
-        _metadata(output_dir, "text-classification", f"{source} (test split)", measured),
-        [
-            f"A classifier finetuned with {PACKAGE}, on {source}: {', '.join(metrics['labels'])}.",
-            _use(USE_CLASSIFIER),
-            _table("Results", "measured", figures),
+        _metadata(output_dir, "text-classification", source, "test", measured),
+        summary=f"A classifier finetuned with {PACKAGE}, on {source}: {', '.join(metrics['labels'])}.",
+        use=USE_CLASSIFIER,
+        sections=[
+            _table("Results", "measured", _chosen(metrics, CLASSIFIER_FIGURES)),
             f"Over the whole of each split; the test split has {split['rows']:,} texts.{overlap} Confident mistakes are in `mistakes.tsv`.",
             _picture(output_dir, "confusion_matrix"),
-            _table("Training", "setting", _settings(record)),
             _picture(output_dir, "loss"),
-            "## Limits\n\nThe classes mean what they mean in the training texts, their language and their time. Scores are not "
-            "calibrated beyond the error given above; do not delete anybody's messages on this model's word alone.",
+            _data(metrics["data"]),
+            _table("Training", "setting", _settings(record)),
         ],
+        limits="The classes mean what they mean in the training texts, their language and their time. Scores are not calibrated beyond "
+        "the error given above; do not delete anybody's messages on this model's word alone.",
     )
 
 
 def write_instruction_card(output_dir: str, record: dict[str, Any]) -> None:
     """Write `README.md` into an instruction-finetuned model's directory from what its `metrics.json` holds."""
     metrics, source, style = record["metrics"], _source(record), record["script_arguments"]["prompt_style"]
-    figures = {name: metrics[name] for name in INSTRUCTION_FIGURES if name in metrics}
     _write(
         output_dir,
-        _metadata(output_dir, "text-generation", f"{source} (validation split)", {"loss": metrics["validation_response_loss"]}),
-        [
-            f"An assistant finetuned with {PACKAGE}, on {source}, with the prompt style `{style}`, which is its chat template.",
-            _use(USE_CHAT),
-            _table("Results", "measured", figures),
+        _metadata(output_dir, "text-generation", source, "validation", {"loss": metrics["validation_response_loss"]}),
+        summary=f"An assistant finetuned with {PACKAGE}, on {source}, with the prompt style `{style}`, which is its chat template.",
+        use=USE_CHAT,
+        sections=[
+            _table("Results", "measured", _chosen(metrics, INSTRUCTION_FIGURES)),
             "Losses are nats per predicted token over the whole split, without dropout: of the replies alone, and of prompt and reply.",
-            _table("Training", "setting", _settings(record)),
             _picture(output_dir, "loss"),
-            "## Limits\n\nA small model repeats the form of its training data and invents facts. It was not aligned against harmful "
-            "requests; do not rely on what it says.",
+            _data(metrics["data"]),
+            _table("Training", "setting", _settings(record)),
         ],
+        limits=ASSISTANT_LIMITS,
+    )
+
+
+def write_preference_card(output_dir: str, method: str, record: dict[str, Any]) -> None:
+    """Write `README.md` into the directory of a model taught by preferences, in the place of TRL's own.
+
+    Args:
+        method: "dpo", "grpo", or "reward" for a model that scores replies.
+    """
+    metrics, source = record["metrics"], _source(record)
+    figures = {name: value for name, value in metrics.items() if name.startswith("eval_")}
+    scores = method == "reward"
+    measured = {"loss": metrics["eval_loss"]} if "eval_loss" in metrics else {}
+    task = "text-classification" if scores else "text-generation"
+    what = "A reward model, which scores replies" if scores else f"An assistant taught by preferences ({method.upper()})"
+    pictures = sorted(path.stem for path in Path(output_dir).glob("*.png"))
+    _write(
+        output_dir,
+        _metadata(output_dir, task, source, "validation", measured),
+        summary=f"{what}, trained with {PACKAGE} and TRL on {source}.",
+        use=USE_CLASSIFIER if scores else USE_CHAT,
+        sections=[
+            _table(
+                "Results", "measured on the validation split", figures | _chosen(metrics, ("steps", "epochs", "train_seconds"))
+            ),
+            *(_picture(output_dir, name) for name in pictures),
+            _data(metrics["data"]),
+            _table("Training", "setting", _settings(record)),
+        ],
+        limits=ASSISTANT_LIMITS,
     )
 
 
 def write_conversion_card(output_dir: str, title: str, record: dict[str, Any]) -> None:
     """Write `README.md` into a converted checkpoint's directory from what its `conversion.json` holds."""
     classifier = "head" in record and record["head"] == "classifier"
-    notes = "\n".join(f"- {note}" for note in record["notes"])
     task = "text-classification" if classifier else "text-generation"
     _write(
         output_dir,
         ModelCardData(library_name="transformers", pipeline_tag=task, tags=["gpt_scratch", "custom_code"], model_name=title),
-        [
-            f"Weights converted by {PACKAGE}, from the format `{record['format']}`. What they were trained on, and under which license "
-            "they may be used, is told where they came from.",
-            _use(USE_CLASSIFIER if classifier else USE_LANGUAGE_MODEL),
-            _table("Conversion", "measured", record["proof"]),
-            notes,
-        ],
-        title,
+        summary=f"Weights converted by {PACKAGE}, from the format `{record['format']}`.",
+        use=USE_CLASSIFIER if classifier else USE_LANGUAGE_MODEL,
+        sections=[_table("Conversion", "measured", record["proof"]), "\n".join(f"- {note}" for note in record["notes"])],
+        limits="What the weights were trained on, what they are good for, and under which license they may be used, is told where they "
+        "came from.",
+        title=title,
     )
 
 
-def _write(output_dir: str, metadata: ModelCardData, sections: list[str], title: str | None = None) -> None:
-    heading = f"# {title or Path(output_dir).resolve().name}"
-    text = "\n\n".join([f"---\n{metadata.to_yaml()}\n---", heading, *(section for section in sections if section)]) + "\n"
+def name_repository(output_dir: str, repository: str) -> bool:
+    """Write the repository's name into the example of a card of ours, once it is known; says whether there was a place for it."""
+    path = Path(output_dir) / "README.md"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if f'"{NAME}"' not in text:
+        return False
+    with atomic_path(path) as temporary:
+        temporary.write_text(text.replace(f'"{NAME}"', f'"{repository}"'), encoding="utf-8")
+    return True
+
+
+def _write(output_dir: str, metadata: ModelCardData, sections: list[str], title: str | None = None, **texts: str) -> None:
+    title, sections = title or Path(output_dir).resolve().name, [section for section in sections if section]
+    card = ModelCard.from_template(metadata, template_path=TEMPLATE, title=title, sections=sections, **texts)
     with atomic_path(Path(output_dir) / "README.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(f"{card}\n", encoding="utf-8")
 
 
-def _metadata(output_dir: str, task: str, dataset: str, measured: dict[str, float]) -> ModelCardData:
+def _metadata(output_dir: str, task: str, dataset: str, split: str, measured: dict[str, float]) -> ModelCardData:
     results = [
-        EvalResult(task_type=task, dataset_type="text", dataset_name=dataset, metric_type=kind, metric_value=round(value, 4))
+        EvalResult(
+            task_type=task,
+            dataset_type="text",
+            dataset_name=f"{dataset} ({split} split)",
+            dataset_split=split,
+            metric_type=kind,
+            metric_value=round(value, 4),
+        )
         for kind, value in measured.items()
     ]
     return ModelCardData(
@@ -170,8 +226,26 @@ def _metadata(output_dir: str, task: str, dataset: str, measured: dict[str, floa
         pipeline_tag=task,
         tags=["gpt_scratch", "custom_code"],
         model_name=Path(output_dir).resolve().name,
-        eval_results=results,
+        eval_results=results or None,
     )
+
+
+def _chosen(metrics: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: metrics[name] for name in names if name in metrics}
+
+
+def _data(description: dict[str, Any]) -> str:
+    """What each split was made of: the counts that the run took."""
+    splits = {
+        split: ", ".join(
+            f"{value:,} {name.replace('_', ' ')}"
+            for name, value in counts.items()
+            if isinstance(value, int) and name != "texts_also_in_train"
+        )
+        for split, counts in description.items()
+        if isinstance(counts, dict)
+    }
+    return _table("Data", "split", splits) if any(splits.values()) else ""
 
 
 def _source(record: dict[str, Any]) -> str:
@@ -196,13 +270,6 @@ def _settings(record: dict[str, Any]) -> dict[str, Any]:
         },
         **record["training_arguments"],
     }
-
-
-def _use(code: str) -> str:
-    return (
-        f"## Use\n\n```python\n{code}\n```\n\n`trust_remote_code=True` runs the Python files of this directory; pin them with `revision=`. "
-        "With `import gpt_scratch` beforehand it is not needed."
-    )
 
 
 def _table(heading: str, column: str, values: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import HubStrategy
 
 from ..errors import UserError
+from .cards import name_repository
 from .contents import Contents, find_secrets, list_contents
 from .upload import Repository, Upload, open_repository, upload
 
@@ -57,6 +58,7 @@ class PushToHub(TrainerCallback):
         if self.repository is None:
             return None
         try:
+            name_repository(self.output_dir, self.repository.id)
             uploaded = self._upload(list_contents(self.output_dir), "End of training")
         except UserError as error:
             again = f"python scripts/push_to_hub.py {self.output_dir} {self.repository.id} --update"

@@ -1,0 +1,106 @@
+"""Model cards: what they say comes from the run's files, and the Hub takes them."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from stand_in_hub import card_problems
+
+from gpt_scratch.hub.cards import (
+    name_repository,
+    write_card,
+    write_classifier_card,
+    write_conversion_card,
+    write_instruction_card,
+    write_preference_card,
+)
+
+CARDS = Path(__file__).resolve().parents[2] / "model_cards"
+ENVIRONMENT = {"command": "x.py --a | b", "hardware": "CPU", "versions": {"torch": "1"}, "commit": None, "date": "2026-01-01"}
+RECORD = {
+    "metrics": {"validation_loss": 1.23456, "validation_perplexity": 3.4368, "tokens_seen": 9_000_000, "steps": 7, "train_loss": None,
+                "data": {"copies_removed": 3, "train": {"documents": 2, "tokens": 12345, "classes": {"a": 1}}}},
+    "parameters": 1000, "script_arguments": {"train_file": ["/home/ada/a.txt"], "prompt_style": "alpaca"},
+    "training_arguments": {"learning_rate": 5e-5}, "environment": ENVIRONMENT,
+}  # fmt: skip
+
+
+def written(folder) -> tuple[str, ModelCard]:
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert card_problems(text) == ([], [])
+    return text, ModelCard(text)
+
+
+def test_a_card_holds_what_was_measured_and_nothing_else(tmp_path):
+    (tmp_path / "loss.png").touch()
+    write_card(str(tmp_path), RECORD)
+    text, card = written(tmp_path)
+    rows = dict(re.findall(r"^\| ([\w ]+) \| (.*) \|$", text, re.M))
+    assert {name: rows[name] for name in ("validation_loss", "tokens_seen", "learning_rate", "train", "command")} == {
+        "validation_loss": "1.2346",
+        "tokens_seen": "9000000",
+        "learning_rate": "5e-05",
+        "train": "2 documents, 12,345 tokens",
+        "command": "`x.py --a \\| b`",
+    }
+    assert not {"train_loss", "commit", "epochs", "best_validation_loss"} & rows.keys()  # not measured: left out
+    assert "None" not in text and "/home/ada" not in text
+    assert "![loss](loss.png)" in text and "comparison" not in text
+    [loss, perplexity] = card.data.eval_results
+    assert (loss.metric_type, loss.metric_value, loss.dataset_split) == ("loss", 1.2346, "validation")
+    assert (perplexity.metric_value, perplexity.dataset_name) == (3.4368, "a.txt (validation split)")
+    assert card.data.pipeline_tag == "text-generation" and card.data.library_name == "transformers"
+    assert 'revision="main", trust_remote_code=True)' in text and "## Intended use and limits\n\nThe model has seen" in text
+    assert text.endswith("teaching.\n") and "\n\n\n" not in text
+
+
+def metrics(**more) -> dict:
+    return RECORD | {"metrics": RECORD["metrics"] | more}
+
+
+WRITERS = {
+    "classifier": lambda folder: write_classifier_card(
+        folder,
+        metrics(labels=["ham", "spam"], test_accuracy=0.9, data={"test": {"rows": 300, "texts_also_in_train": 37}}),
+    ),
+    "assistant": lambda folder: write_instruction_card(folder, metrics(validation_response_loss=0.5)),
+    "dpo": lambda folder: write_preference_card(folder, "dpo", metrics(eval_loss=0.6)),
+    "grpo": lambda folder: write_preference_card(folder, "grpo", metrics(eval_reward=0.6)),
+    "reward": lambda folder: write_preference_card(folder, "reward", metrics(eval_loss=0.6)),
+    "converted": lambda folder: write_conversion_card(
+        folder, "gpt2", {"format": "openai", "notes": ["a note"], "proof": {"parameters": 5}}
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_each_kind_of_card_is_one_that_the_hub_takes(kind, tmp_path):
+    WRITERS[kind](str(tmp_path))
+    text, card = written(tmp_path)
+    assert card.data.tags == ["gpt_scratch", "custom_code"] and "None" not in text
+    assert (card.data.pipeline_tag == "text-classification") == (kind in ("classifier", "reward"))
+    assert {"classifier": "37 of the 300 test texts", "converted": "- a note"}.get(kind, "Data") in text
+    for code in re.findall(r"```python\n(.*?)```", text, re.S):
+        compile(code, kind, "exec")
+
+
+def test_the_name_of_the_repository_is_written_into_the_example_once(tmp_path):
+    write_card(str(tmp_path), RECORD)
+    assert name_repository(str(tmp_path), "ada/story") and not name_repository(str(tmp_path), "ada/other")
+    text, _ = written(tmp_path)
+    assert text.count('from_pretrained("ada/story", revision="main"') == 2 and "PATH_OR_NAME" not in text
+    assert not name_repository(str(tmp_path / "nowhere"), "ada/story")
+
+
+@pytest.mark.parametrize("card", sorted(path.parent.name for path in CARDS.glob("*/metrics.json")))
+def test_the_published_cards_say_what_their_metrics_say(card, tmp_path):
+    """Written again from metrics.json they are the same, so that every number can be traced."""
+    folder = shutil.copytree(CARDS / card, tmp_path / card)
+    record = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    names = {"labels": write_classifier_card, "validation_response_loss": write_instruction_card}
+    next((writer for name, writer in names.items() if name in record["metrics"]), write_card)(str(folder), record)
+    text, _ = written(folder)
+    assert text == (CARDS / card / "README.md").read_text(encoding="utf-8")
