@@ -2,7 +2,7 @@
 
 The published recipe on another model: 85/10/5 in the order of the file, batch 8, 2 epochs, AdamW 5e-5:
 
-    python scripts/finetune_instructions.py scripts/configs/instructions_smollm2_135m.yaml --train_file instruction-data.json \
+    python scripts/finetune_instructions.py scripts/configs/instructions/smollm2_135m.yaml --train_file instruction-data.json \
         --model_name_or_path smollm2-135m --output_dir runs/instruct
 
 LoRA, packed rows, chat messages in jsonl:

@@ -2,14 +2,14 @@
 
 The published DPO, on another model:
 
-    python scripts/finetune_preferences.py dpo scripts/configs/dpo_smollm2_135m.yaml --train_file instruction-data-with-preference.json \
+    python scripts/finetune_preferences.py dpo scripts/configs/preferences/dpo.yaml --train_file instruction-data-with-preference.json \
         --model_name_or_path runs/instruct --output_dir runs/dpo
 
 The whole chain of RLHF:
 
-    python scripts/finetune_preferences.py reward scripts/configs/reward_smollm2_135m.yaml \
+    python scripts/finetune_preferences.py reward scripts/configs/preferences/reward.yaml \
         --train_file instruction-data-with-preference.json --model_name_or_path runs/instruct --output_dir runs/reward
-    python scripts/finetune_preferences.py grpo scripts/configs/grpo_smollm2_135m.yaml \
+    python scripts/finetune_preferences.py grpo scripts/configs/preferences/grpo.yaml \
         --train_file instruction-data-with-preference.json --model_name_or_path runs/instruct --reward_model runs/reward \
         --output_dir runs/grpo
 

@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_api
 from huggingface_hub.utils import _http, close_session
+from transformers.utils import hub as transformers_hub
 
 sys.path.insert(0, str(Path(__file__).parent))  # stand_in_hub.py
 
@@ -29,6 +30,8 @@ def logged_in(hub, monkeypatch, tmp_path):
     def log_in(token: str | None = "hf_write"):
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(hf_api.api, "endpoint", hub.endpoint)  # what huggingface_hub.create_repo and its kin ask
+        monkeypatch.setattr(transformers_hub, "_hf_api", None)  # transformers keeps a client, with the endpoint of its first use
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))

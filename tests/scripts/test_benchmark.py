@@ -53,6 +53,7 @@ def test_a_step_with_a_rival(script, tmp_path):
     assert written["rows"] == rows and written["machine"]["threads"] and written["environment"]["versions"]["torch"]
 
 
+@pytest.mark.slow
 def test_memory_of_each_in_a_process_of_its_own(script):
     rows = run(script, "memory", *TINY, "--vocab_size", "20000", "--shape", "8x64")
     assert [row["contender"] for row in rows] == ["transformers", "gpt_scratch", "gpt_scratch, full loss"]
@@ -79,6 +80,7 @@ def test_perplexity_of_fewer_bytes():
     )
 
 
+@pytest.mark.slow
 def test_trainer_and_import(script):
     assert [row["contender"] for row in run(script, "trainer", *TINY, "--steps", "2")] == ["bare loop", "Trainer"]
     assert {row["contender"] for row in run(script, "import", "--repetitions", "1")} >= {"import gpt_scratch"}

@@ -49,6 +49,7 @@ def test_the_directory_is_whole_and_loads_without_the_package(script, tmp_path):
         "config.json",
         "generation_config.json",
         "configuration_gpt_scratch.py",
+        "loss_gpt_scratch.py",
         "modeling_gpt_scratch.py",
         "conversion.json",
         "README.md",

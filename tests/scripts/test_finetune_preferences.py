@@ -119,5 +119,5 @@ def test_bad_input_ends_before_training(script, base, data, tmp_path, argv, mess
 
 @pytest.mark.parametrize("method", ["dpo", "reward", "grpo"])
 def test_recipes_parse(script, method, tmp_path):
-    recipe = next((ROOT / "scripts" / "configs").glob(f"{method}_*.yaml"))
+    recipe = ROOT / "scripts" / "configs" / "preferences" / f"{method}.yaml"
     script("finetune_preferences").parse([method, str(recipe), "--output_dir", str(tmp_path)])
