@@ -9,7 +9,9 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported: a test that reaches out fails at once
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-if "PYTEST_XDIST_WORKER" in os.environ:  # two workers with two threads each, on two cores, wait for each other: up to 7 times the time
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # two workers with two threads each, on two cores, wait for each other: up to 7 times the time
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"

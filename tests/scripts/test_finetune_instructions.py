@@ -173,6 +173,8 @@ def test_bad_input_ends_before_training(script, base, data, tmp_path, flags, mes
         run(script, "--output_dir", str(tmp_path / "out"), *flags)
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "scripts" / "configs" / "instructions").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "recipe", sorted((ROOT / "scripts" / "configs" / "instructions").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_recipes_parse(recipe, tmp_path):
     parse_arguments((InstructionArguments, ScratchTrainingArguments), [str(recipe), "--output_dir", str(tmp_path)])
