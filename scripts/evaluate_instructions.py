@@ -122,6 +122,12 @@ def reply_and_measure(args: argparse.Namespace, data: Conversations) -> tuple[li
     return [reply.text for reply in replies], metrics
 
 
+def measured_before(path: Path, metrics: dict) -> dict:
+    """What an earlier call wrote of the same replies, as their losses, which take the model: scores are equal to the last digit."""
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return earlier if metrics.items() <= earlier.items() else {}
+
+
 def main(args: argparse.Namespace) -> dict:
     """Print and return the figures; raises `UserError` on bad input, and when the judge cannot be asked."""
     check_arguments(args)
@@ -136,6 +142,7 @@ def main(args: argparse.Namespace) -> dict:
         replies = [record[args.reply_key] for record in data.records]
     metrics |= score_replies(replies, [record["output"] for record in data.records])
     stem = Path(args.output or args.replies_file).with_suffix("")
+    metrics = measured_before(Path(f"{stem}.metrics.json"), metrics) | metrics
     write_json(f"{stem}.metrics.json", metrics)
     if args.judge_url:
         judge = Judge(

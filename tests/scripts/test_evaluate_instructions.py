@@ -1,0 +1,86 @@
+"""Replies written in the published format, their figures, and what is kept when they are looked at again."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
+from gpt_scratch.data.instruction import set_prompt_style
+from gpt_scratch.errors import UserError
+from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
+
+RECORDS = [{"instruction": f"Say {word}.", "input": "", "output": word} for word in ("yes", "no", "perhaps")]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "test.json").write_text(json.dumps(RECORDS), encoding="utf-8")
+    tokenizer = train_byte_level_bpe([json.dumps(RECORDS)], vocab_size=270)
+    torch.manual_seed(0)
+    config = GPTScratchConfig(
+        vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=256, initializer_range=0.2, drop_rate=0.0
+    )
+    GPTScratchForCausalLM(config).save_pretrained("model")
+    set_prompt_style(tokenizer, "phi3")
+    tokenizer.save_pretrained("model")
+    return tmp_path
+
+
+def test_replies_and_what_is_known_of_them(script, folder):
+    module = script("evaluate_instructions")
+    argv = [
+        "--model",
+        "model",
+        "--data_file",
+        "test.json",
+        "--output",
+        "replies.json",
+        "--prompt_style",
+        "phi3",
+        "--max_new_tokens",
+        "3",
+    ]
+    metrics = module.main(module.parse(argv))
+    replies = json.loads((folder / "replies.json").read_text(encoding="utf-8"))
+    assert [{name: row[name] for name in RECORDS[0]} for row in replies] == RECORDS and all(
+        "model_response" in row for row in replies
+    )
+    assert metrics["records"] == 3 and metrics["reply_tokens"] <= 9
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained("model").eval(), AutoTokenizer.from_pretrained("model")
+    losses = []
+    for record in RECORDS:
+        prompt = tokenizer(f"<|user|>\n{record['instruction']}\n<|assistant|>:\n")["input_ids"]
+        ids = torch.tensor([[*prompt, *tokenizer(record["output"])["input_ids"], tokenizer.eos_token_id]])
+        with torch.no_grad():
+            scores = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        losses += (-scores.gather(1, ids[0, len(prompt) :, None])).flatten().tolist()
+    assert metrics["response_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+
+    again = module.main(module.parse(["--replies_file", "replies.json"]))
+    assert again == metrics == json.loads((folder / "replies.metrics.json").read_text(encoding="utf-8"))
+    replies[0]["model_response"] = "yes"  # another text: what was measured of the one before says nothing of it
+    (folder / "replies.json").write_text(json.dumps(replies), encoding="utf-8")
+    changed = module.main(module.parse(["--replies_file", "replies.json"]))
+    assert changed["exact_matches"] == 1 and "response_loss" not in changed
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "--model"),
+        (["--model", "model"], "--data_file"),
+        (["--model", "nowhere", "--data_file", "test.json", "--output", "x.json"], "nowhere"),
+        (["--replies_file", "test.json"], "model_response"),
+        (["--replies_file", "none.json"], "none.json: no such file"),
+        (["--replies_file", "test.json", "--judge_url", "http://127.0.0.1:1"], "--judge_model"),
+    ],
+)
+def test_bad_input_is_told(script, folder, argv, message):
+    module = script("evaluate_instructions")
+    with pytest.raises(UserError, match=message):
+        module.main(module.parse(argv))
+    assert not list(folder.glob("*.metrics.json"))
