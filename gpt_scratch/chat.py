@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer, set_seed
 
+from .decoding import compiled_generation
 from .errors import UserError
 
 
@@ -18,6 +19,7 @@ class Chat:
         max_new_tokens: of a reply; less where the model's positions end.
         temperature: 0 takes the most likely token, else samples.
         seed: of the sampling, set once.
+        compiled: the decoding step is compiled; for a model that went through `decoding.prepare_for_decoding`.
 
     Raises:
         UserError: no chat template, or no room for a reply of `max_new_tokens` within the model's positions.
@@ -31,6 +33,7 @@ class Chat:
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         seed: int | None = None,
+        compiled: bool = False,
     ):
         if not tokenizer.chat_template:
             raise UserError("this model has no chat template: finetune it with scripts/finetune_instructions.py")
@@ -40,7 +43,7 @@ class Chat:
         if temperature < 0:
             raise UserError(f"temperature is {temperature}: it must not be negative")
         self.model, self.tokenizer = model, tokenizer
-        self.max_new_tokens, self.temperature = max_new_tokens, temperature
+        self.max_new_tokens, self.temperature, self.compiled = max_new_tokens, temperature, compiled
         self.start = [{"role": "system", "content": system}] if system else []
         self.messages: list[dict[str, str]] = []
         if seed is not None:
@@ -77,6 +80,7 @@ class Chat:
         settings: dict[str, Any] = {"do_sample": self.temperature > 0}
         settings |= {"temperature": self.temperature} if self.temperature > 0 else {}
         settings |= {"streamer": TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)} if stream else {}
+        settings |= compiled_generation(self.model, inputs.shape[1] + self.max_new_tokens) if self.compiled else {}
         with torch.inference_mode():
             output = self.model.generate(
                 inputs,

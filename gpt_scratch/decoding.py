@@ -10,7 +10,7 @@ that fewer bytes are read and all arithmetic stays fp32.
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, StaticCache
 from transformers.generation import CompileConfig
 
 from .errors import UserError
@@ -79,8 +79,17 @@ def prepare_for_decoding(model: PreTrainedModel, weights: str = "float32") -> Pr
     return model
 
 
-def compiled_generation() -> dict[str, object]:
-    """Settings for `generate` that make it compile the decoding step, on a CPU too."""
+def compiled_generation(model: PreTrainedModel | None = None, tokens: int = 0) -> dict[str, object]:
+    """Settings for `generate` that make it compile the decoding step, on a CPU too.
+
+    Args:
+        model, tokens: for conversations: prompt and reply have at most `tokens` tokens. The cache then has one of a few sizes (powers
+            of two from 256 on), since every size is compiled for itself. Without them it has exactly the size of one call.
+    """
     compile_config = CompileConfig(fullgraph=True, dynamic=False, mode="default")
     compile_config._compile_all_devices = True  # otherwise transformers compiles on GPUs only
-    return {"cache_implementation": "static", "compile_config": compile_config, "disable_compile": False}
+    settings: dict[str, object] = {"compile_config": compile_config, "disable_compile": False}
+    if model is None:
+        return settings | {"cache_implementation": "static"}
+    length = min(max(256, 1 << (tokens - 1).bit_length()), model.config.max_position_embeddings)
+    return settings | {"past_key_values": StaticCache(config=model.config, max_cache_len=length)}

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .decoding import compiled_generation, prepare_for_decoding
 from .errors import UserError
 from .modeling_gpt_scratch import GPTScratchForCausalLM
 
@@ -19,6 +20,13 @@ class ServedGPTScratchForCausalLM(GPTScratchForCausalLM):
     the end of the positions would be lost.
     """
 
+    decoding_weights: str | None = None  # set on the class before the server loads its model: see `decoding.prepare_for_decoding`
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        model = super().from_pretrained(*args, **kwargs)
+        return model if cls.decoding_weights is None else prepare_for_decoding(model, cls.decoding_weights)
+
     def generate(self, inputs=None, generation_config=None, **kwargs):
         ids = inputs if inputs is not None else kwargs.get("input_ids")
         if ids is not None and generation_config is not None and generation_config.max_new_tokens is not None:
@@ -26,6 +34,8 @@ class ServedGPTScratchForCausalLM(GPTScratchForCausalLM):
             if room < 1:
                 raise ValueError(f"the conversation has {ids.shape[1]} tokens, and the model {ids.shape[1] + room} positions")
             generation_config.max_new_tokens = min(generation_config.max_new_tokens, room)
+            if self.decoding_weights is not None and kwargs.get("past_key_values") is None:
+                kwargs |= compiled_generation(self, ids.shape[1] + generation_config.max_new_tokens)
         return super().generate(inputs, generation_config=generation_config, **kwargs)
 
 
@@ -33,8 +43,10 @@ class ServedGPTScratchForCausalLM(GPTScratchForCausalLM):
 ServedGPTScratchForCausalLM.__name__ = GPTScratchForCausalLM.__name__
 
 
-def serve(arguments: Sequence[str]) -> None:
+def serve(arguments: Sequence[str], weights: str | None = None) -> None:
     """Run `transformers serve` with `arguments`: a model's directory or Hub name, `--host`, `--port`, ...; returns when it is stopped.
+
+    With `weights` the decoding step is compiled, with weights kept so: see `decoding.prepare_for_decoding`.
 
     Raises:
         UserError: fastapi or uvicorn is missing, or a directory without a model.
@@ -51,6 +63,7 @@ def serve(arguments: Sequence[str]) -> None:
     from transformers.cli import transformers as cli
     from transformers.cli.serving import model_manager
 
+    ServedGPTScratchForCausalLM.decoding_weights = weights
     # This module object and no other is where the server looks: `import transformers` may give another one.
     model_manager.transformers.GPTScratchForCausalLM = ServedGPTScratchForCausalLM
     Path(HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)  # GET /v1/models fails where the cache folder does not exist

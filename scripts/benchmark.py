@@ -8,6 +8,7 @@
     python scripts/benchmark.py trainer                                 # Trainer over a bare loop
     python scripts/benchmark.py import
     RAYON_NUM_THREADS=1 python scripts/benchmark.py tokenizers --text input.txt --vocab_sizes 1000 8000
+    python scripts/benchmark.py loss --baseline runs/gpt2-1 runs/gpt2-2 --candidate runs/modern-1     # time to the loss where the first end
     python scripts/benchmark.py step --rival nanogpt=adapter.py:build   # build(sizes) -> module(input_ids, labels) -> loss
 
 A rival's module shifts the labels itself; `sizes` has n_layer, n_head, n_embd, vocab_size, n_positions. Prints a table and, with
@@ -23,6 +24,7 @@ from typing import Any
 
 from gpt_scratch.benchmarking.generation import bandwidth, generation
 from gpt_scratch.benchmarking.harness import Sizes, load_rival, machine, table
+from gpt_scratch.benchmarking.time_to_loss import time_to_loss
 from gpt_scratch.benchmarking.tokenizers import benchmark_tokenizers
 from gpt_scratch.benchmarking.training import import_time, peak_memory, trainer_overhead, training_step
 from gpt_scratch.data.readers import check_files
@@ -49,7 +51,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags of this script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "subject", choices=["step", "memory", "generation", "length", "trainer", "import", "bandwidth", "tokenizers"]
+        "subject",
+        choices=["step", "memory", "generation", "length", "trainer", "import", "bandwidth", "tokenizers", "loss"],
     )
     parser.add_argument("--shape", nargs="+", type=shape, default=[(4, 256)], help="rows x tokens of a training batch")
     parser.add_argument("--batch", nargs="+", type=int, default=[1], help="generation: prompts at once")
@@ -61,6 +64,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=8, help="trainer: steps of a run")
     parser.add_argument("--text", help="tokenizers: a text file to train on and to encode")
     parser.add_argument("--vocab_sizes", nargs="+", type=int, default=[1000, 8000], help="tokenizers: vocabularies to learn")
+    parser.add_argument("--baseline", nargs="+", default=[], help="loss: directories of finished pretraining runs, one a seed")
+    parser.add_argument("--candidate", nargs="+", default=[], help="loss: directories of the runs to compare with them")
     parser.add_argument("--rival", nargs="+", default=[], help="NAME=path/to/file.py:factory")
     for name in ("n_layer", "n_head", "n_embd", "vocab_size"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Sizes(), name), help="of the model; default: GPT-2 small")
@@ -96,6 +101,10 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
         rows = trainer_overhead(sizes, *args.shape[0], steps=args.steps, repetitions=args.repetitions)
     elif args.subject == "import":
         rows = import_time(args.repetitions)
+    elif args.subject == "loss":
+        if not (args.baseline and args.candidate):
+            raise UserError("--baseline and --candidate are missing: give directories of finished runs")
+        rows = time_to_loss(args.baseline, args.candidate)
     elif args.subject == "tokenizers":
         if args.text is None:
             raise UserError("--text is missing: give a text file for the tokenizers")

@@ -1,6 +1,7 @@
 """Talk with a finetuned model in the terminal.
 
     python scripts/chat.py runs/instruct
+    python scripts/chat.py runs/instruct --weights int8
     python scripts/chat.py runs/instruct --temperature 0.7 --seed 1 --system "You answer in one sentence."
 
 `/reset` forgets the conversation, `/quit` or Ctrl-D ends it. The oldest exchanges are forgotten when the model's context is full.
@@ -12,8 +13,10 @@ from collections.abc import Sequence
 
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
 from gpt_scratch.chat import Chat
+from gpt_scratch.decoding import WEIGHTS, prepare_for_decoding
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.generation import load
+from gpt_scratch.training.precision import use_fast_fp32_matmul
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -25,14 +28,20 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy, 1 the model's own distribution")
     parser.add_argument("--seed", type=int, help="the same seed and the same words give the same replies")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="of the weights")
+    parser.add_argument(
+        "--weights", choices=WEIGHTS, help="compile the decoding step, with weights kept so; see generate.py --help"
+    )
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
     """Hold the conversation on standard input and output."""
+    use_fast_fp32_matmul()
     model, tokenizer = load(args.model, args.dtype)
+    if args.weights:
+        model = prepare_for_decoding(model, args.weights)
     max_new_tokens = min(args.max_new_tokens, model.config.max_position_embeddings // 2)
-    chat = Chat(model, tokenizer, args.system, max_new_tokens, args.temperature, args.seed)
+    chat = Chat(model, tokenizer, args.system, max_new_tokens, args.temperature, args.seed, bool(args.weights))
     print("/reset forgets the conversation, /quit ends it")
     while True:
         try:

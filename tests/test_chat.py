@@ -1,10 +1,14 @@
 """The conversation in the terminal: what the model is given, what is forgotten when the context is full."""
 
+import shutil
+
 import pytest
+import torch
 from tiny_models import tiny_model
 
 from gpt_scratch.chat import Chat
 from gpt_scratch.data.instruction import set_prompt_style
+from gpt_scratch.decoding import prepare_for_decoding
 from gpt_scratch.errors import UserError
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
@@ -32,6 +36,19 @@ def test_history_is_given_whole_and_the_reply_is_streamed(tokenizer, capsys):
     assert again.say("Hi", stream=False) == first and len(again.messages) == 2
     again.reset()
     assert again.messages == [] and again.say("Hi", stream=False) == first
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_conversation_is_the_same_and_compiles_once(tokenizer):
+    plain, fast = make(tokenizer), make(tokenizer, compiled=True)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    prepare_for_decoding(fast.model)
+    said = [(chat.say("Hi", stream=False), chat.say("And b?", stream=False)) for chat in (plain, fast)]
+    assert said[0] == said[1] and torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert fast.say("c", stream=False) == plain.say("c", stream=False)
 
 
 def test_the_oldest_exchange_is_forgotten_and_the_system_message_stays(tokenizer):

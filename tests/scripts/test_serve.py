@@ -1,6 +1,7 @@
 """scripts/serve.py in a process of its own, asked over loopback by OpenAI's client and by the judge."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -57,7 +58,10 @@ def test_a_directory_without_a_model_is_told(tmp_path):
 
 
 @pytest.mark.slow
-def test_chat_streaming_completions_and_the_judge_over_loopback(checkpoint, tmp_path):
+@pytest.mark.parametrize("flags", [[], ["--weights", "float32"]], ids=["", "compiled"])
+def test_chat_streaming_completions_and_the_judge_over_loopback(checkpoint, tmp_path, flags):
+    if flags and shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
     openai = pytest.importorskip("openai")
     pytest.importorskip("uvicorn")
     path, model, tokenizer = checkpoint
@@ -75,12 +79,13 @@ def test_chat_streaming_completions_and_the_judge_over_loopback(checkpoint, tmp_
         str(port),
         "--device",
         "cpu",
+        *flags,
     ]
     with (tmp_path / "log").open("w", encoding="utf-8") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
         wait_for(f"http://127.0.0.1:{port}/health", server, tmp_path / "log")
-        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=120)
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=300)
         messages = [{"role": "user", "content": "one two"}]
         settings = {"model": str(path), "messages": messages, "temperature": 0, "max_tokens": 12}
         whole = client.chat.completions.create(**settings).choices[0].message.content

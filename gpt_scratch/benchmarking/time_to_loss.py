@@ -1,0 +1,84 @@
+"""Time to a given loss: finished pretraining runs compared by the steps they took to get there and by what a step of theirs takes."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+
+
+def read_history(folder: str) -> list[dict[str, Any]]:
+    """What Trainer logged in a run's directory.
+
+    Raises:
+        UserError: there is no `trainer_state.json` with evaluations in it.
+    """
+    path = Path(folder) / "trainer_state.json"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give the output directory of a finished run")
+    history = json.loads(path.read_text(encoding="utf-8"))["log_history"]
+    if not any("eval_loss" in entry for entry in history):
+        raise UserError(f"{path} holds no eval_loss: run with --eval_strategy steps")
+    return history
+
+
+def steps_to(history: Sequence[dict[str, Any]], target: float) -> float | None:
+    """Steps until the validation loss is first at `target`, linear between evaluations; None if it never is."""
+    evaluations = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+    if evaluations[0][1] <= target:
+        return float(evaluations[0][0])
+    for (step, loss), (next_step, next_loss) in pairwise(evaluations):
+        if next_loss <= target:
+            return step + (next_step - step) * (loss - target) / (loss - next_loss)
+    return None
+
+
+def seconds_per_step(history: Sequence[dict[str, Any]]) -> float:
+    """Median over the intervals between two logs without an evaluation in between, so that neither it nor a pause counts."""
+    evaluated = {entry["step"] for entry in history if "eval_loss" in entry}
+    logs = [(entry["step"], entry["train_runtime"]) for entry in history if "loss" in entry and "train_runtime" in entry]
+    rates = [
+        (seconds - earlier) / (step - before)
+        for (before, earlier), (step, seconds) in pairwise(logs)
+        if not any(before <= evaluation < step for evaluation in evaluated)
+    ]
+    return statistics.median(rates) if rates else float("nan")
+
+
+def time_to_loss(baseline: Sequence[str], candidates: Sequence[str]) -> list[dict[str, Any]]:
+    """A row per run. The target is the mean of the losses at which the baseline runs end.
+
+    Args:
+        baseline, candidates: output directories; `seconds` are steps times seconds a step.
+
+    Returns:
+        `times_less` and `times_fewer_steps` against the mean of the baseline's.
+    """
+    histories = {folder: read_history(folder) for folder in [*baseline, *candidates]}
+    target = statistics.fmean([e["eval_loss"] for e in histories[folder] if "eval_loss" in e][-1] for folder in baseline)
+    rows = []
+    for folder, history in histories.items():
+        evaluations = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+        # The seeds of a baseline end on both sides of their mean: where one never reaches it, its whole run counts.
+        steps = evaluations[-1][0] if folder in baseline else steps_to(history, target)
+        rate = seconds_per_step(history)
+        rows.append(
+            {
+                "run": Path(folder).name,
+                "final_loss": evaluations[-1][1],
+                "lowest_loss": min(loss for _, loss in evaluations),
+                "target": target,
+                "steps": steps,
+                "seconds_per_step": rate,
+                "seconds": None if steps is None else steps * rate,
+            }
+        )
+    theirs = rows[: len(baseline)]
+    for row in rows:
+        if row["steps"] is not None:
+            row["times_fewer_steps"] = statistics.fmean(other["steps"] for other in theirs) / row["steps"]
+            row["times_less"] = statistics.fmean(other["seconds"] for other in theirs) / row["seconds"]
+    return rows
