@@ -4,8 +4,10 @@
     python scripts/benchmark.py step --shape 2x1024 8x128 --bf16 --compile
     python scripts/benchmark.py memory --shape 4x256 1x1024
     python scripts/benchmark.py generation --batch 1 8 --compile
+    python scripts/benchmark.py perplexity --model runs/quickstart --text held-out.txt  # what weights in fewer bytes cost
     python scripts/benchmark.py length                                  # time and memory from 256 to 4,096 tokens
     python scripts/benchmark.py trainer                                 # Trainer over a bare loop
+    python scripts/benchmark.py padding --bf16                          # short texts of unlike lengths
     python scripts/benchmark.py import
     RAYON_NUM_THREADS=1 python scripts/benchmark.py tokenizers --text input.txt --vocab_sizes 1000 8000
     python scripts/benchmark.py loss --baseline runs/gpt2-1 runs/gpt2-2 --candidate runs/modern-1     # time to the loss where the first end
@@ -22,14 +24,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpt_scratch.benchmarking.generation import bandwidth, generation
+from gpt_scratch.benchmarking.generation import bandwidth, generation, perplexity_of_weights
 from gpt_scratch.benchmarking.harness import Sizes, load_rival, machine, table
+from gpt_scratch.benchmarking.padding import padding_waste
 from gpt_scratch.benchmarking.time_to_loss import time_to_loss
 from gpt_scratch.benchmarking.tokenizers import benchmark_tokenizers
 from gpt_scratch.benchmarking.training import import_time, peak_memory, trainer_overhead, training_step
 from gpt_scratch.data.readers import check_files
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import write_json
+from gpt_scratch.generation import load
 from gpt_scratch.training.run import describe_environment
 
 LENGTHS = (256, 512, 1024, 2048, 4096)
@@ -52,7 +56,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "subject",
-        choices=["step", "memory", "generation", "length", "trainer", "import", "bandwidth", "tokenizers", "loss"],
+        choices=[
+            "step",
+            "memory",
+            "generation",
+            "length",
+            "trainer",
+            "import",
+            "bandwidth",
+            "tokenizers",
+            "loss",
+            "padding",
+            "perplexity",
+        ],
     )
     parser.add_argument("--shape", nargs="+", type=shape, default=[(4, 256)], help="rows x tokens of a training batch")
     parser.add_argument("--batch", nargs="+", type=int, default=[1], help="generation: prompts at once")
@@ -62,7 +78,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="torch.compile everybody; generation: our compiled step as well")
     parser.add_argument("--repetitions", type=int, default=5, help="measurements of each, after one to warm up")
     parser.add_argument("--steps", type=int, default=8, help="trainer: steps of a run")
-    parser.add_argument("--text", help="tokenizers: a text file to train on and to encode")
+    parser.add_argument("--text", help="tokenizers: a text file to train on and to encode; perplexity: one to predict")
+    parser.add_argument("--model", help="perplexity: a trained model's directory")
+    parser.add_argument("--windows", type=int, default=32, help="perplexity: windows of the text, 256 tokens each")
     parser.add_argument("--vocab_sizes", nargs="+", type=int, default=[1000, 8000], help="tokenizers: vocabularies to learn")
     parser.add_argument("--baseline", nargs="+", default=[], help="loss: directories of finished pretraining runs, one a seed")
     parser.add_argument("--candidate", nargs="+", default=[], help="loss: directories of the runs to compare with them")
@@ -101,6 +119,21 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
         rows = trainer_overhead(sizes, *args.shape[0], steps=args.steps, repetitions=args.repetitions)
     elif args.subject == "import":
         rows = import_time(args.repetitions)
+    elif args.subject == "perplexity":
+        if args.model is None or args.text is None:
+            raise UserError("--model or --text is missing: give a trained model and a text that it has not seen")
+        check_files([args.text])
+        model, tokenizer = load(args.model, "float32")
+        ids = tokenizer(Path(args.text).read_text(encoding="utf-8"), return_tensors="pt", verbose=False)["input_ids"]
+        windows = list(ids.split(256, dim=1))[: args.windows]
+        perplexity = perplexity_of_weights(model, [window for window in windows if window.shape[1] > 1])
+        rows = [
+            {"weights": name, "perplexity": value, "worse": value / perplexity["float32"] - 1}
+            for name, value in perplexity.items()
+        ]
+    elif args.subject == "padding":
+        for task in ("classification", "instruction"):
+            rows += padding_waste(sizes, task, args.bf16, args.repetitions)
     elif args.subject == "loss":
         if not (args.baseline and args.candidate):
             raise UserError("--baseline and --candidate are missing: give directories of finished runs")

@@ -50,7 +50,9 @@ def generation(sizes: Sizes, batch: int, prompt: int, new_tokens: int, repetitio
     """Milliseconds a token (prompt included), greedy, against transformers in fp32; whether the tokens are the same."""
     theirs, ours = same_weights(sizes)
     ids = torch.randint(sizes.vocab_size, (batch, prompt), device=device())
-    settings: dict[str, Any] = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0}
+    settings: dict[str, Any] = {"max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0}
+    for model in (theirs, ours):
+        model.generation_config.eos_token_id = None  # every text has its full length
     tokens: dict[str, torch.Tensor] = {}
 
     def contender(name: str, model: Any, fast: bool, **more: Any) -> Contender:

@@ -65,6 +65,22 @@ def test_generation(script):
     assert len(rows) == 6 and all(row["same_tokens"] and row["ms_per_token"] > 0 for row in rows)
 
 
+def test_short_texts_of_unlike_lengths(script):
+    rows = run(script, "padding", *TINY)
+    assert [(row["task"], row["contender"].split(", ")[1]) for row in rows] == [
+        ("classification", "padded to the longest"),
+        ("classification", "padded to the longest"),
+        ("classification", "grouped by length"),
+        ("instruction", "padded to the longest"),
+        ("instruction", "padded to the longest"),
+        ("instruction", "grouped by length"),
+        ("instruction", "packed"),
+    ]
+    padding = {(row["task"], row["contender"]): row["padding"] for row in rows}
+    assert padding["classification", "gpt_scratch, padded to the longest"] > 0.3
+    assert max(value for (_, name), value in padding.items() if "grouped" in name or "packed" in name) < 0.1
+
+
 def test_both_models_compute_the_same():
     theirs, ours = same_weights(Sizes(n_layer=2, n_head=2, n_embd=16, vocab_size=97, n_positions=32))
     ids = torch.randint(97, (2, 20))
