@@ -240,7 +240,11 @@ def test_the_script_itself_ends_with_one_line_and_status_2(tmp_path):
 RECIPES = ROOT / "scripts" / "configs"
 
 
-@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "recipe",
+    sorted(path for folder in (".", "tiny_shakespeare", "wikitext2") for path in (RECIPES / folder).glob("*.yaml")),
+    ids=lambda path: f"{path.parent.name}-{path.stem}",
+)
 def test_recipes_parse_and_describe_a_model(recipe, tmp_path):
     argv = [str(recipe), "--output_dir", str(tmp_path), "--bf16", "false", "--tf32", "false"]
     arguments, _ = parse_arguments((PretrainingArguments, ScratchTrainingArguments), argv)
