@@ -1,7 +1,7 @@
 """Generation at the speed of memory: products of one row as compiled reductions, weights in fewer bytes, the whole step compiled.
 
 Generating one token reads every weight once and does two operations with it, so its time is bytes / bandwidth, if the kernels reach the
-bandwidth. General matrix products do not on a CPU: for one row they read at a third of it (`scripts/benchmark.py bandwidth`). Written as
+bandwidth. General matrix products do not on a CPU: for one row they read at a third of it (`scripts/benchmark.py ceilings`). Written as
 a sum of products, torch.compile makes a plain loop of it, which does. The same loop widens bf16 and int8 weights on the way from memory, so
 that fewer bytes are read and all arithmetic stays fp32.
 

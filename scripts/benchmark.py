@@ -6,6 +6,7 @@
     python scripts/benchmark.py generation --batch 1 8 --compile
     python scripts/benchmark.py perplexity --model runs/quickstart --text held-out.txt  # what weights in fewer bytes cost
     python scripts/benchmark.py length                                  # time and memory from 256 to 4,096 tokens
+    python scripts/benchmark.py ceilings                                # what the machine itself can do now
     python scripts/benchmark.py trainer                                 # Trainer over a bare loop
     python scripts/benchmark.py padding --bf16                          # short texts of unlike lengths
     python scripts/benchmark.py import
@@ -24,8 +25,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpt_scratch.benchmarking.generation import bandwidth, generation, perplexity_of_weights
-from gpt_scratch.benchmarking.harness import Sizes, load_rival, machine, table
+from gpt_scratch.benchmarking.generation import generation, perplexity_of_weights
+from gpt_scratch.benchmarking.harness import Sizes, ceilings, load_rival, machine, table
 from gpt_scratch.benchmarking.padding import padding_waste
 from gpt_scratch.benchmarking.time_to_loss import time_to_loss
 from gpt_scratch.benchmarking.tokenizers import benchmark_tokenizers
@@ -63,7 +64,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             "length",
             "trainer",
             "import",
-            "bandwidth",
+            "ceilings",
             "tokenizers",
             "loss",
             "padding",
@@ -145,11 +146,13 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
         text = Path(args.text).read_bytes().decode("utf-8")
         rows = benchmark_tokenizers(text, tuple(args.vocab_sizes), max(5, args.repetitions))
     else:
-        rows = [{"read, GB/s": bandwidth(args.repetitions) / 1e9}]
+        rows = ceilings()
     print(table(rows))
     if args.output:
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        write_json(Path(args.output), {"rows": rows, "machine": machine(), "environment": describe_environment()})
+        write_json(
+            Path(args.output), {"rows": rows, "machine": machine(), "ceilings": ceilings(), "environment": describe_environment()}
+        )
     return rows
 
 

@@ -2,8 +2,6 @@
 
 import copy
 import math
-import statistics
-import time
 from typing import Any
 
 import torch
@@ -13,19 +11,7 @@ from ..configuration_gpt_scratch import GPTScratchConfig
 from ..decoding import WEIGHTS, compiled_generation, prepare_for_decoding
 from ..modeling_gpt_scratch import GPTScratchForCausalLM
 from ..training.precision import use_fast_fp32_matmul
-from .harness import Contender, Sizes, device, measure, summarize, synchronize
-
-
-def bandwidth(repetitions: int = 7) -> float:
-    """Bytes per second at which a tensor far larger than the caches is read and summed, on this machine, now."""
-    tensor = torch.ones(2**26, device=device())
-    seconds = []
-    for _ in range(repetitions):
-        synchronize()
-        start = time.perf_counter()
-        tensor.sum().item()
-        seconds.append(time.perf_counter() - start)
-    return tensor.numel() * 4 / statistics.median(seconds)
+from .harness import Contender, Sizes, ceilings, device, measure, summarize
 
 
 @torch.no_grad()
@@ -71,7 +57,7 @@ def generation(sizes: Sizes, batch: int, prompt: int, new_tokens: int, repetitio
         for weights in WEIGHTS:
             model = prepare_for_decoding(copy.deepcopy(ours), weights)
             taking_part.append(contender(f"gpt_scratch, compiled, {weights}", model, True, **compiled_generation()))
-    speed = bandwidth()
+    speed = next(row["median"] for row in ceilings() if row["ceiling"] == "read") * 1e9
     rows = summarize(measure(taking_part, repetitions), "transformers")
     weight_bytes = {"bfloat16": 2, "int8": 1}
     for row in rows:

@@ -17,6 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from ..configuration_gpt_scratch import GPTScratchConfig
 from ..errors import UserError
 from ..modeling_gpt_scratch import GPTScratchForCausalLM
+from ..training.precision import use_fast_fp32_matmul
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,47 @@ def machine() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
     }
+
+
+def ceilings(repetitions: int = 15) -> list[dict[str, Any]]:
+    """What this machine can do now, which bounds every ratio: GFLOP/s of a matrix product (1024 x 768 by 768 x 3072), GB/s of reading.
+
+    Returns:
+        Rows "fp32 product", the same through oneDNN ("fast", see `training.precision`), "bf16 product", and "read".
+    """
+    x, weight = torch.randn(1024, 768, device=device()), torch.randn(3072, 768, device=device())
+    many = torch.ones(2**26, device=device())
+
+    def product(dtype: torch.dtype, fast: bool) -> Callable[[], None]:
+        a, b = x.to(dtype), weight.to(dtype)
+
+        def run() -> None:
+            torch.set_float32_matmul_precision("highest")
+            if fast:
+                use_fast_fp32_matmul()
+            for _ in range(5):
+                torch.nn.functional.linear(a, b)
+
+        return run
+
+    def read() -> None:
+        many.sum().item()
+
+    contenders = [
+        Contender("fp32 product", product(torch.float32, False)),
+        Contender("fp32 product, fast", product(torch.float32, True)),
+        Contender("bf16 product", product(torch.bfloat16, False)),
+        Contender("read", read),
+    ]
+    precision = torch.get_float32_matmul_precision()
+    times = measure(contenders, repetitions)
+    torch.set_float32_matmul_precision(precision)
+    work = {contender.name: (5 * 2 * 1024 * 768 * 3072, "GFLOP/s") for contender in contenders} | {"read": (2**28, "GB/s")}
+    return [
+        {"ceiling": name, "median": amount / statistics.median(times[name]["total"]) / 1e9,
+         "highest": amount / min(times[name]["total"]) / 1e9, "unit": unit}
+        for name, (amount, unit) in work.items()
+    ]  # fmt: skip
 
 
 def device() -> str:
