@@ -8,6 +8,7 @@
     python scripts/benchmark.py length                                  # time and memory from 256 to 4,096 tokens
     python scripts/benchmark.py ceilings                                # what the machine itself can do now
     python scripts/benchmark.py trainer                                 # Trainer over a bare loop
+    python scripts/benchmark.py data --text input.txt --tokenizer runs/tokenizer     # from text to batches
     python scripts/benchmark.py padding --bf16                          # short texts of unlike lengths
     python scripts/benchmark.py import
     RAYON_NUM_THREADS=1 python scripts/benchmark.py tokenizers --text input.txt --vocab_sizes 1000 8000
@@ -25,6 +26,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer
+
+from gpt_scratch.benchmarking.data_pipeline import data_pipeline
 from gpt_scratch.benchmarking.generation import generation, perplexity_of_weights
 from gpt_scratch.benchmarking.harness import Sizes, ceilings, load_rival, machine, table
 from gpt_scratch.benchmarking.padding import padding_waste
@@ -69,6 +73,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             "loss",
             "padding",
             "perplexity",
+            "data",
         ],
     )
     parser.add_argument("--shape", nargs="+", type=shape, default=[(4, 256)], help="rows x tokens of a training batch")
@@ -79,7 +84,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="torch.compile everybody; generation: our compiled step as well")
     parser.add_argument("--repetitions", type=int, default=5, help="measurements of each, after one to warm up")
     parser.add_argument("--steps", type=int, default=8, help="trainer: steps of a run")
-    parser.add_argument("--text", help="tokenizers: a text file to train on and to encode; perplexity: one to predict")
+    parser.add_argument(
+        "--text", help="tokenizers: a text file to train on and to encode; perplexity: one to predict; data: one to cut"
+    )
+    parser.add_argument("--tokenizer", help="data: a tokenizer's directory or Hub name")
     parser.add_argument("--model", help="perplexity: a trained model's directory")
     parser.add_argument("--windows", type=int, default=32, help="perplexity: windows of the text, 256 tokens each")
     parser.add_argument("--vocab_sizes", nargs="+", type=int, default=[1000, 8000], help="tokenizers: vocabularies to learn")
@@ -132,6 +140,13 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
             {"weights": name, "perplexity": value, "worse": value / perplexity["float32"] - 1}
             for name, value in perplexity.items()
         ]
+    elif args.subject == "data":
+        if args.tokenizer is None or args.text is None:
+            raise UserError("--tokenizer or --text is missing: give a tokenizer and a text to cut into blocks")
+        check_files([args.text])
+        rows = data_pipeline(
+            args.text, AutoTokenizer.from_pretrained(args.tokenizer, trust_remote_code=False), args.shape[0][1], args.repetitions
+        )
     elif args.subject == "padding":
         for task in ("classification", "instruction"):
             rows += padding_waste(sizes, task, args.bf16, args.repetitions)

@@ -8,6 +8,7 @@ import torch
 from gpt_scratch.benchmarking.generation import perplexity_of_weights, same_weights
 from gpt_scratch.benchmarking.harness import Contender, Sizes, measure, summarize, table
 from gpt_scratch.errors import UserError
+from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
 TINY = ["--n_layer", "1", "--n_head", "2", "--n_embd", "16", "--vocab_size", "97", "--repetitions", "2", "--shape", "2x8"]
 RIVAL = """
@@ -79,6 +80,18 @@ def test_short_texts_of_unlike_lengths(script):
     padding = {(row["task"], row["contender"]): row["padding"] for row in rows}
     assert padding["classification", "gpt_scratch, padded to the longest"] > 0.3
     assert max(value for (_, name), value in padding.items() if "grouped" in name or "packed" in name) < 0.1
+
+
+def test_from_text_to_batches(script, tmp_path):
+    text = "One day, Anna lost her key. She looked by the river.\n" * 400
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    train_byte_level_bpe([text], vocab_size=280).save_pretrained(tmp_path / "tokenizer")
+    rows = run(script, "data", *TINY, "--text", str(tmp_path / "text.txt"), "--tokenizer", str(tmp_path / "tokenizer"))
+    assert {(row["contender"], row["part"]) for row in rows} == {
+        (name, part) for name in ("run_clm.py", "gpt_scratch") for part in ("total", "prepare", "read")
+    }
+    counts = {row["contender"]: row["tokens"] for row in rows}
+    assert 0 <= counts["gpt_scratch"] - counts["run_clm.py"] <= 8 + 1  # one rest for each thousand lines, and an end of text
 
 
 def test_both_models_compute_the_same():
