@@ -37,6 +37,10 @@ class ScratchTrainingArguments(TrainingArguments):
     dataloader_pin_memory: bool = dataclasses.field(
         default_factory=torch.cuda.is_available, metadata={"help": "Page-locked batches, for faster copies to a GPU."}
     )
+    # The patience of early stopping goes on after an interruption.
+    restore_callback_states_from_checkpoint: bool = dataclasses.field(
+        default=True, metadata={"help": "Restore the state of callbacks from a checkpoint, with --resume_from_checkpoint."}
+    )
     # A model whose every parameter takes part in every step needs no search for unused ones.
     ddp_find_unused_parameters: bool | None = dataclasses.field(
         default=False, metadata={"help": "Search for parameters without gradient in each step under DDP."}

@@ -33,6 +33,7 @@ from ..errors import UserError
 from ..evaluation.perplexity import evaluate_loss
 from ..files import write_json
 from .callbacks import CurveCallback, OverfittingCallback, PerplexityCallback, SamplesCallback
+from .checkpoints import ResumableTrainer
 from .finetuning import add_lora, padding_share, train_last_blocks
 
 SPLITS = ("train", "validation", "test")
@@ -211,7 +212,7 @@ def choose_trainable(model: PreTrainedModel, args: InstructionArguments) -> Any:
     return model
 
 
-class InstructionTrainer(Trainer):
+class InstructionTrainer(ResumableTrainer):
     """Trainer, with an `eval_loss` that is a mean over tokens: its own is a mean over batches, in which short replies weigh more."""
 
     def evaluation_loop(self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"):
