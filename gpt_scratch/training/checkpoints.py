@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from ..errors import Preempted, UserError
 
 MANIFEST = ".manifest.json"
 UNFINISHED = ".unfinished-checkpoint"  # in the output directory: the checkpoint that is being written
-REPLACED = ".replaced-checkpoint"  # and one that stood where it goes, until it is there
+REPLACED = ".replaced-"  # before the name of one that stood where it goes, until it is there
 TRAINER_STATE = "trainer_state.json"
 
 
@@ -59,6 +60,12 @@ def damage(checkpoint: str | os.PathLike) -> str | None:
 
 def newest_whole_checkpoint(output_dir: str) -> str | None:
     """The `checkpoint-N` with the largest N that is whole; says which ones it passed over."""
+    for path in Path(output_dir).glob(f"{REPLACED}*"):
+        if not (
+            path.parent / path.name.removeprefix(REPLACED)
+        ).exists():  # killed between giving up the old one and naming the new
+            with suppress(FileNotFoundError):  # another process was quicker
+                path.rename(path.parent / path.name.removeprefix(REPLACED))
     folders = Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
     numbered = {int(path.name.rpartition("-")[2]): path for path in folders if path.name.rpartition("-")[2].isdecimal()}
     for _, path in sorted(numbered.items(), reverse=True):
@@ -84,12 +91,19 @@ def _publish(unfinished: Path, final: Path) -> None:
     if os.name == "posix":  # a renamed directory whose contents are still in memory only would be lost with the machine
         for path in (*files, unfinished / MANIFEST, unfinished):
             _flush(path)
+    replaced = final.parent / f"{REPLACED}{final.name}"
     if final.exists():
-        os.replace(final, final.parent / REPLACED)
+        os.replace(final, replaced)
     os.replace(unfinished, final)
     if os.name == "posix":
         _flush(final.parent)
-    shutil.rmtree(final.parent / REPLACED, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _remove_leftovers(output_dir: Path) -> None:
+    """Of a run that was killed while it saved."""
+    for path in (output_dir / UNFINISHED, *output_dir.glob(f"{REPLACED}*")):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class PreemptionCallback(TrainerCallback):
@@ -173,8 +187,7 @@ class ResumableTrainer(Trainer):
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         try:
             if self.args.should_save:
-                for leftover in (UNFINISHED, REPLACED):
-                    shutil.rmtree(run / leftover, ignore_errors=True)
+                _remove_leftovers(run)
             self.accelerator.wait_for_everyone()  # a process must not write into what another clears
             self._unfinished = run / UNFINISHED
             super()._save_checkpoint(model, trial)
@@ -212,6 +225,8 @@ class ResumableTrainer(Trainer):
             control = state.stateful_callbacks.get("TrainerControl", {}).get("attributes", {})
             # Stopped early, and not by its number of steps, which may have been raised since.
             self._was_finished = control.get("should_training_stop", False) and state.global_step < state.max_steps
+        if self.args.should_save:
+            _remove_leftovers(Path(self.args.output_dir))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:

@@ -43,7 +43,8 @@ def plan(kill: dict) -> None:
 
     Places: step, sigterm and two_sigterms (signals inside a step, one of them while it saves), evaluation_sigterm (in an evaluation),
     weights, optimizer and state (half of that file written), flushed (nothing named yet), named (before older ones go), removed (the
-    first file of an older one is gone), full (the disk is full when the optimizer is written).
+    first file of an older one is gone), replacing (an evaluation after SIGTERM is done; the checkpoint before it has lost its
+    name, and the one with it has none yet), full (the disk is full when the optimizer is written).
     """
     place, step = kill["place"], kill["step"]
     trainer_class = checkpoints.ResumableTrainer
@@ -61,7 +62,7 @@ def plan(kill: dict) -> None:
 
     def note_step(self, *args, **kwargs):
         loss = training_step(self, *args, **kwargs)
-        if self.state.global_step + 1 == step and place in ("step", "sigterm", "two_sigterms"):
+        if self.state.global_step + 1 == step and place in ("step", "sigterm", "two_sigterms", "replacing"):
             die([signal.SIGKILL] if place == "step" else [signal.SIGTERM])
         return loss
 
@@ -99,11 +100,11 @@ def plan(kill: dict) -> None:
                 die()
 
         TrainerState.save_to_json = half_a_state
-    elif place in ("flushed", "named"):
+    elif place in ("flushed", "named", "replacing"):
         replace = os.replace
 
         def rename(source, target):
-            here = now() and Path(target).name.startswith("checkpoint-")
+            here = now() and Path(target).name.startswith(".replaced-" if place == "replacing" else "checkpoint-")
             if here and place == "flushed":
                 die()
             replace(source, target)
@@ -177,8 +178,11 @@ def main() -> None:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(status)
+        killer = threading.Timer(job.get("after") or 0, os.kill, (child, signal.SIGKILL))
         if job.get("after") is not None:
-            threading.Timer(job["after"], os.kill, (child, signal.SIGKILL)).start()
+            killer.start()
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # its number stays taken until the timer is off
+        killer.cancel()
         _, status = os.waitpid(child, 0)
         answer = {"status": os.waitstatus_to_exitcode(status), "seconds": time.perf_counter() - start}
         print(json.dumps(answer), flush=True)

@@ -132,7 +132,7 @@ def assert_same(ended: Path, whole: Path) -> None:
     """Weights bit for bit, and the losses of every evaluation."""
     assert (ended / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert curve(ended) == curve(whole)
-    assert not (ended / UNFINISHED).exists()
+    assert not list(ended.glob(".*checkpoint*"))
     assert all(damage(checkpoint) is None for checkpoint in ended.glob("checkpoint-*"))
 
 
@@ -174,6 +174,17 @@ def test_preemption(runner, tmp_path, name, place, step):
     done = runner.resume(name, output)
     assert done["status"] == 0, done["log"][-3000:]
     assert_same(output, runner.whole(name))
+
+
+def test_killed_while_a_checkpoint_is_replaced(runner, tmp_path):
+    """After SIGTERM at a step with an evaluation there is a checkpoint before it, which gives way to the one after it."""
+    output = tmp_path / "run"
+    assert runner("pretrain", output, kill={"place": "replacing", "step": 8})["status"] == -9
+    assert not (output / "checkpoint-8").exists()
+    assert newest_whole_checkpoint(str(output)) == str(output / "checkpoint-8")
+    assert runner.resume("pretrain", output)["status"] == 0
+    # That checkpoint does not know the evaluation, nor the random numbers that it drew: all is there, but not the same.
+    assert (output / "model.safetensors").exists() and [step for step, _ in curve(output)] == [4, 12, 14]
 
 
 def test_a_finished_run_that_is_resumed_takes_no_more_steps(runner, tmp_path):
