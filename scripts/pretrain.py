@@ -31,7 +31,7 @@ from gpt_scratch.training.arguments import (
     keep_best_checkpoint,
     parse_arguments,
 )
-from gpt_scratch.training.checkpoints import ResumableTrainer
+from gpt_scratch.training.language_model_trainer import LanguageModelTrainer
 from gpt_scratch.training.losses import set_language_modeling_loss
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 from gpt_scratch.training.pretraining import (
@@ -63,7 +63,7 @@ def main(script_args: PretrainingArguments, training_args: ScratchTrainingArgume
     print(describe_model(model))
     if script_args.early_stopping_patience is not None:
         keep_best_checkpoint(training_args)
-    trainer = ResumableTrainer(
+    trainer = LanguageModelTrainer(
         model=model,
         args=training_args,
         train_dataset=data.train,
