@@ -132,8 +132,7 @@ class PreemptionCallback(TrainerCallback):
         if not self.agreed:
             return
         if control.should_evaluate:
-            # The evaluation that is due may outlast what time is left: first a checkpoint, then it, then the checkpoint with its figures,
-            # which is the exact one, since an evaluation draws random numbers.
+            # The evaluation that is due may outlast what time is left: first a checkpoint, then it, then the checkpoint with its figures.
             self.trainer._save_checkpoint(self.trainer.model, trial=None)
             self.saved = True
         control.should_save = True
@@ -172,7 +171,7 @@ class ResumableTrainer(Trainer):
     """
 
     _unfinished: Path | None = None
-    _was_finished = False
+    _was_finished = _evaluation_due = False
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -222,12 +221,22 @@ class ResumableTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
         if resume_from_checkpoint:
             state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE))
-            control = state.stateful_callbacks.get("TrainerControl", {}).get("attributes", {})
+            control = state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
             # Stopped early, and not by its number of steps, which may have been raised since.
             self._was_finished = control.get("should_training_stop", False) and state.global_step < state.max_steps
+            # Ended by SIGTERM before the evaluation of that step was done. It draws random numbers, as any pass over data does, so without
+            # it the weights would come out others.
+            evaluated = any(entry["step"] == state.global_step and "eval_runtime" in entry for entry in state.log_history)
+            self._evaluation_due = control.get("should_evaluate", False) and not evaluated
         if self.args.should_save:
             _remove_leftovers(Path(self.args.output_dir))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if self._evaluation_due:
+            self._evaluation_due = False
+            self._determine_best_metric(metrics=self._evaluate(None, None), trial=None)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Trainer asks whether to stop after a step only: a run that was killed when it had finished would take one more."""

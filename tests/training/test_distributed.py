@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -138,7 +139,7 @@ def test_two_processes_resume_exactly(data, tmp_path, name):
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen([*TORCHRUN, *argv, *stopped], stdout=log, stderr=log, env=ENVIRONMENT, cwd=ROOT)
         while process.poll() is None and not (tmp_path / "stopped" / "checkpoint-3").exists():
-            pass
+            time.sleep(0.02)
         process.send_signal(signal.SIGTERM)  # torchrun hands it on to both
         process.wait(120)
     told = (tmp_path / "log").read_text()
