@@ -41,9 +41,9 @@ RUNS = {
         [*PRETRAIN, "--save_strategy", "epoch", "--eval_strategy", "epoch", "--num_train_epochs", "3",
          "--gradient_accumulation_steps", "3", "--early_stopping_patience", "2", "--save_total_limit", "1"],
     ),
-    "stopped": (  # early, since it learns much too fast
+    "stopped": (  # early, since it learns nothing
         "pretrain",
-        [*PRETRAIN, *STEPS, "--learning_rate", "3", "--max_steps", "60", "--early_stopping_patience", "1"],
+        [*PRETRAIN, *STEPS, "--learning_rate", "0", "--max_steps", "60", "--early_stopping_patience", "1"],
     ),
     "classifier": (
         "finetune_classifier",
