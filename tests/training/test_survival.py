@@ -119,7 +119,7 @@ def runner(tmp_path_factory):
     names = {name: str(root / file) for name, file in
              {"TEXT": "text.txt", "ROWS": "rows.jsonl", "SMS": "sms.csv", "RECORDS": "records.json", "BASE": "base"}.items()}  # fmt: skip
     (root / "text.txt").write_text(TEXT * 50, encoding="utf-8")
-    (root / "rows.jsonl").write_text((json.dumps({"text": TEXT * 4}) + "\n") * 13, encoding="utf-8")
+    (root / "rows.jsonl").write_text((json.dumps({"text": TEXT * 4}) + "\n") * 6, encoding="utf-8")
     (root / "sms.csv").write_text(
         "text,label\n"
         + "".join(f"message {i} of {'spam' if i % 2 else 'ham'},{'spam' if i % 2 else 'ham'}\n" for i in range(120)),
@@ -178,6 +178,7 @@ def test_killed_while_saving(runner, tmp_path, place):
         ("pretrain", "two_sigterms", 5),
         ("best", "sigterm", 2),
         ("best", "sigterm", 10),  # the last step of an epoch
+        ("streaming", "sigterm", 10),  # in the second pass over the text
         ("classifier", "sigterm", 7),
         ("instructions", "sigterm", 7),
     ],
