@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer, set_seed
 
+from .chat_template import apply_chat_template
 from .decoding import compiled_generation
 from .errors import UserError
 
@@ -60,8 +61,13 @@ class Chat:
             UserError: the last message alone leaves no room for a reply; it is taken back.
         """
         while True:
-            ids = self.tokenizer.apply_chat_template(
-                self.start + self.messages, add_generation_prompt=True, tokenize=True, return_dict=True, verbose=False
+            ids = apply_chat_template(
+                self.tokenizer,
+                self.start + self.messages,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                verbose=False,
             )["input_ids"]
             if len(ids) + self.max_new_tokens <= self.limit:
                 return ids

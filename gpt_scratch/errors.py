@@ -12,16 +12,27 @@ class UserError(ValueError):
     """Bad input. The message is one line: what is wrong, where (file, row, key, value) and what to do."""
 
 
+class Preempted(Exception):
+    """Training was stopped from outside (SIGTERM) and everything is saved. The message is one line: where, and how to go on."""
+
+
+PREEMPTED_STATUS = 143  # 128 + SIGTERM, what a shell reports of a program that SIGTERM ends: schedulers take it as "start again"
+
+
 def run_script(main: Callable[[], Result]) -> Result:
     """Run a script's main function; a [`UserError`] prints as one line on standard error and exits with status 2.
 
-    A bug keeps its traceback. A reader of a pipe that goes away (`... | head`) ends the script quietly, with status 1.
+    [`Preempted`] prints its line on standard output and exits with status 143. A bug keeps its traceback. A reader of a pipe that goes
+    away (`... | head`) ends the script quietly, with status 1.
     """
     try:
         return main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Preempted as stopped:
+        print(stopped, flush=True)
+        sys.exit(PREEMPTED_STATUS)
     except BrokenPipeError:
         # Python flushes standard output once more at exit, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

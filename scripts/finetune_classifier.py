@@ -21,7 +21,7 @@ merged model, with --trainable lora), tokenizer, card, metrics.json, the plots a
 
 import sys
 
-from transformers import DataCollatorWithPadding, EarlyStoppingCallback, Trainer
+from transformers import DataCollatorWithPadding, EarlyStoppingCallback
 
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.hub.cards import write_classifier_card
@@ -32,6 +32,7 @@ from gpt_scratch.training.arguments import (
     keep_best_checkpoint,
     parse_arguments,
 )
+from gpt_scratch.training.checkpoints import ResumableTrainer
 from gpt_scratch.training.classification import (
     ClassificationArguments,
     choose_trainable,
@@ -66,7 +67,7 @@ def main(script_args: ClassificationArguments, training_args: ScratchTrainingArg
     if training_args.load_best_model_at_end or script_args.early_stopping_patience is not None:
         keep_best_checkpoint(training_args, "eval_accuracy", greater_is_better=True)
     patience = script_args.early_stopping_patience
-    trainer = Trainer(
+    trainer = ResumableTrainer(
         model=model,
         args=training_args,
         train_dataset=data.rows["train"],

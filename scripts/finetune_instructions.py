@@ -32,7 +32,6 @@ from gpt_scratch.training.arguments import (
 from gpt_scratch.training.finetuning import describe_trainable, load_language_model
 from gpt_scratch.training.instructions import (
     InstructionArguments,
-    InstructionTrainer,
     choose_trainable,
     final_metrics,
     held_out_losses,
@@ -41,6 +40,7 @@ from gpt_scratch.training.instructions import (
     read_splits,
     save_test_records,
 )
+from gpt_scratch.training.language_model_trainer import LanguageModelTrainer
 from gpt_scratch.training.losses import set_language_modeling_loss
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 from gpt_scratch.training.run import checkpoint_to_resume, save_run
@@ -65,7 +65,7 @@ def main(script_args: InstructionArguments, training_args: ScratchTrainingArgume
     if training_args.load_best_model_at_end or script_args.early_stopping_patience is not None:
         keep_best_checkpoint(training_args)
     collator = InstructionCollator(tokenizer.pad_token_id)
-    trainer = InstructionTrainer(
+    trainer = LanguageModelTrainer(
         model=model,
         args=training_args,
         train_dataset=data.train,

@@ -20,7 +20,7 @@ code, tokenizer, generation config, card, with `metrics.json`, `trainer_state.js
 
 import sys
 
-from transformers import Trainer, default_data_collator, set_seed
+from transformers import default_data_collator, set_seed
 
 from gpt_scratch.errors import run_script
 from gpt_scratch.hub.cards import write_card
@@ -31,6 +31,7 @@ from gpt_scratch.training.arguments import (
     keep_best_checkpoint,
     parse_arguments,
 )
+from gpt_scratch.training.language_model_trainer import LanguageModelTrainer
 from gpt_scratch.training.losses import set_language_modeling_loss
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 from gpt_scratch.training.pretraining import (
@@ -62,7 +63,7 @@ def main(script_args: PretrainingArguments, training_args: ScratchTrainingArgume
     print(describe_model(model))
     if script_args.early_stopping_patience is not None:
         keep_best_checkpoint(training_args)
-    trainer = Trainer(
+    trainer = LanguageModelTrainer(
         model=model,
         args=training_args,
         train_dataset=data.train,

@@ -19,8 +19,13 @@ SECONDS, MEBIBYTES = 20, 600  # of one case; above what Python and its libraries
 
 DRIVER = """
 import json, resource, sys, time
+from gpt_scratch import chat_template
+from gpt_scratch.chat import Chat
+from gpt_scratch.data.instruction import encode_conversations, read_conversations
 from gpt_scratch.errors import UserError
 from gpt_scratch.generation import generate_texts, load
+
+chat_template.SECONDS = 1
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -31,7 +36,12 @@ for line in sys.stdin:
     before, start = peak(), time.perf_counter()
     try:
         model, tokenizer = load(case["model"])
-        generate_texts(model, tokenizer, [eval(case["prompt"])], max_new_tokens=3)
+        if "records" in case["prompt"]:
+            encode_conversations(read_conversations(case["model"] + "/records.jsonl"), tokenizer, "alpaca", False, 32)
+        elif tokenizer.chat_template:
+            Chat(model, tokenizer, max_new_tokens=3).say(eval(case["prompt"]), stream=False)
+        else:
+            generate_texts(model, tokenizer, [eval(case["prompt"])], max_new_tokens=3)
         told = "nothing was refused"
     except UserError as error:
         told = str(error)
@@ -54,6 +64,17 @@ def damage(name: str, folder) -> None:
     elif name == "a flipped bit in the header":
         data[20] ^= 0x40
         weights.write_bytes(data)
+    elif name == "a flipped bit in the weights":  # cannot be told from other weights
+        data[-100] ^= 0x40
+        weights.write_bytes(data)
+    elif name in TEMPLATES:
+        (folder / "chat_template.jinja").write_text(TEMPLATES[name], encoding="utf-8")
+    elif name == "ids out of range":
+        (folder / "records.jsonl").write_text(
+            '{"input_ids": [1, 2], "labels": [1, 2]}\n{"input_ids": [1, 5000000000], "labels": [1, 2]}\n'
+        )
+    elif name == "labels out of range":
+        (folder / "records.jsonl").write_text('{"input_ids": [1, 2], "labels": [1, -7]}\n')
     elif name == "billions of layers":
         edit_config(folder, num_hidden_layers=10**9)
     elif name == "a width beyond all memory":
@@ -73,10 +94,21 @@ def damage(name: str, folder) -> None:
         (folder / "pytorch_model.bin").write_bytes(code)
 
 
+RANGE = "{% for i in range(90000) %}"
+TEMPLATES = {
+    "a chat template that loops": 6 * RANGE + "{{ messages[0].content }}" + 6 * "{% endfor %}",
+    "a chat template that loops without a word": 6 * RANGE + 6 * "{% endfor %}",
+    "a chat template that calls itself": "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+    "a chat template of a long range": "{% for i in range(10 ** 12) %}a{% endfor %}",
+    "a chat template with code": "{{ messages.__class__.__mro__[-1].__subclasses__() }}",
+    "a broken chat template": "{% for %}",
+}
+
 CASES = {
     "truncated weights": ("'One'", "cannot be loaded"),
     "a header of all the memory": ("'One'", "cannot be loaded"),
     "a flipped bit in the header": ("'One'", "cannot be loaded"),
+    "a flipped bit in the weights": ("'One'", "nothing was refused"),
     "billions of layers": ("'One'", "num_hidden_layers is 1,000,000,000"),
     "a width beyond all memory": ("'One'", "hidden_size is 1,000,000,000"),
     "a vocabulary beyond all memory": ("'One'", "vocab_size is 1,000,000,000,000"),
@@ -85,6 +117,14 @@ CASES = {
     "code without trust": ("'One'", "contains custom code"),
     "a pickle with code": ("'One'", "cannot be loaded"),
     "a prompt of a million characters": ("'One day ' * 125000", "leave no room"),
+    "a chat template that loops": ("'One'", "it loops"),
+    "a chat template that loops without a word": ("'One'", "it loops"),
+    "a chat template that calls itself": ("'One'", "chat template cannot be rendered: maximum recursion depth"),
+    "a chat template of a long range": ("'One'", "chat template cannot be rendered: Range too big"),
+    "a chat template with code": ("'One'", "chat template cannot be rendered: access to attribute '__class__'"),
+    "a broken chat template": ("'One'", "chat template cannot be rendered"),
+    "ids out of range": ("records", "records.jsonl row 1: input_ids holds 5000000000, and the tokenizer's ids are 0 to"),
+    "labels out of range": ("records", "records.jsonl row 0: labels holds -7"),
     "a prompt of half a surrogate pair": ("'One ' + chr(0xd83d)", "not valid Unicode at character 4"),
 }
 

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ..chat_template import apply_chat_template
 from ..errors import UserError
 from .readers import read_table
 
@@ -107,6 +108,9 @@ def check_record(row: Mapping[str, Any], place: str) -> None:
         UserError: names place and key.
     """
     if "input_ids" in row and "labels" in row:
+        for key in ("input_ids", "labels"):
+            if not isinstance(row[key], list) or not row[key] or any(type(value) is not int for value in row[key]):
+                raise UserError(f"{place}: {key!r} must be a list of whole numbers that is not empty")
         if len(row["input_ids"]) != len(row["labels"]):
             raise UserError(f"{place}: {len(row['input_ids'])} input_ids but {len(row['labels'])} labels")
         return
@@ -193,7 +197,7 @@ def reply_text(record: Mapping[str, Any], style: str) -> str:
 
 def prompt_text(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, style: str) -> str:
     """What the model is given to answer: the prompt up to where the reply begins."""
-    return tokenizer.apply_chat_template(prompt_messages(record, style), tokenize=False, add_generation_prompt=True)
+    return apply_chat_template(tokenizer, prompt_messages(record, style), tokenize=False, add_generation_prompt=True)
 
 
 def encode_record(
@@ -205,8 +209,8 @@ def encode_record(
     """
     if "input_ids" in record:
         return list(record["input_ids"]), [IGNORED, *record["labels"][1:]]
-    encoded = tokenizer.apply_chat_template(
-        to_messages(record, style), tokenize=True, return_dict=True, return_assistant_tokens_mask=True, verbose=False
+    encoded = apply_chat_template(
+        tokenizer, to_messages(record, style), tokenize=True, return_dict=True, return_assistant_tokens_mask=True, verbose=False
     )
     ids, replies = encoded["input_ids"], encoded["assistant_masks"]
     labels = [token if reply or not mask_prompt else IGNORED for token, reply in zip(ids, replies)]
@@ -255,6 +259,8 @@ def encode_conversations(
     cut = left_out = 0
     for record, place in zip(data.records, data.places):
         ids, labels = encode_record(record, tokenizer, style, mask_prompt)
+        if "input_ids" in record:
+            _check_ids(ids, labels, len(tokenizer), place)
         reason = _unusable(record, labels, tokenizer.eos_token_id, style, max_length)
         if reason and not skip_unusable:
             raise UserError(f"{place}: {reason}; mend it, or pass --skip_unusable to leave such rows out")
@@ -268,6 +274,14 @@ def encode_conversations(
     if not table["length"]:
         raise UserError(f"{data.places[0]} and all other rows are unusable: nothing is left")
     return EncodedConversations(datasets.Dataset.from_dict(table), cut, left_out)
+
+
+def _check_ids(ids: list[int], labels: list[int], count: int, place: str) -> None:
+    """Ready ids come from elsewhere: one beyond the embedding would end the run in its midst, on a GPU without saying where."""
+    for key, values, allowed in (("input_ids", ids, ()), ("labels", labels, (IGNORED,))):
+        for value in values:
+            if not 0 <= value < count and value not in allowed:
+                raise UserError(f"{place}: {key} holds {value}, and the tokenizer's ids are 0 to {count - 1:,}")
 
 
 def _unusable(record: Mapping[str, Any], labels: list[int], eos_id: int, style: str, max_length: int) -> str | None:

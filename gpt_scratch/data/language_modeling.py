@@ -293,6 +293,8 @@ class StreamedBlocks(torch.utils.data.IterableDataset):
         text_column: column of the text in tables.
         tokenizer: a fast tokenizer.
         skip_documents: leave out this many documents at the start, which are held out for validation.
+        repeat: start again at the end, without end. Trainer counts the rows to skip when it resumes from the start of one pass, so a run
+            of several passes resumes exactly only if they are one to it.
         settings: `block_size`, `stride`, `append_eos`, `isolate_documents` as in [`stream_blocks`].
     """
 
@@ -302,12 +304,22 @@ class StreamedBlocks(torch.utils.data.IterableDataset):
         text_column: str,
         tokenizer: PreTrainedTokenizerBase,
         skip_documents: int = 0,
+        repeat: bool = False,
         **settings,
     ):
         self.source, self.text_column, self.tokenizer = source, text_column, tokenizer
-        self.skip_documents, self.settings = skip_documents, settings
+        self.skip_documents, self.repeat, self.settings = skip_documents, repeat, settings
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        while True:
+            rows = 0
+            for row in self._one_pass():
+                rows += 1
+                yield row
+            if not self.repeat or not rows:  # without a single row the next pass would bring none either
+                return
+
+    def _one_pass(self) -> Iterator[dict[str, torch.Tensor]]:
         worker = torch.utils.data.get_worker_info()
         index, count = (worker.id, worker.num_workers) if worker else (0, 1)
         if isinstance(self.source, dict):

@@ -105,7 +105,7 @@ def _parsed(data: bytes, kind: type, place: str) -> Any:
         value = json.loads(data)
     except UnicodeDecodeError as error:
         raise UserError(f"{place}: byte {error.start} is not UTF-8 ({error.reason}); convert the file to UTF-8") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{place} is not valid JSON: {error}") from error
     if not isinstance(value, kind):
         raise UserError(

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from ..analysis.attention import token_texts
+from ..chat_template import apply_chat_template
 from ..classify import load_classifier
 from ..errors import UserError
 from ..generation import encode_prompts, load
@@ -135,7 +136,7 @@ def stream_reply(loaded: LoadedModel, messages: list[dict[str, str]], sampling: 
     """The assistant's reply so far, by the tokenizer's chat template; the oldest exchanges go where the history is too long."""
     limit = loaded.model.config.max_position_embeddings - int(sampling.max_new_tokens)
     while True:
-        prompt = loaded.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        prompt = apply_chat_template(loaded.tokenizer, messages, tokenize=False, add_generation_prompt=True)
         if len(messages) < 3 or len(loaded.tokenizer(prompt)["input_ids"]) < limit:
             break
         messages = messages[2:]

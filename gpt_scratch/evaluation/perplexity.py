@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -15,8 +16,9 @@ def evaluate_loss(
 ) -> dict[str, float]:
     """Mean negative log-likelihood in nats per predicted token, and its exponential.
 
-    The sum over all predicted tokens is divided by their number once, so the result does not depend on the batch size or
-    on how padding is spread, which Trainer's eval_loss does. Dropout is off during the call; the model is left as it was.
+    The sum over all predicted tokens is divided by their number once, so the result does not depend on the batch size, on how padding is
+    spread, or on the number of processes, which Trainer's eval_loss does. Dropout is off during the call; the model is left as it was.
+    Processes of a distributed run must all call it: they share the batches out, and get the same result.
 
     Args:
         model: takes `labels` and `num_items_in_batch` and returns a loss.
@@ -29,13 +31,24 @@ def evaluate_loss(
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
     total, count = 0.0, 0
-    for batch in DataLoader(rows, batch_size=batch_size, collate_fn=collate):
+    processes = dist.get_world_size() if dist.is_initialized() else 1
+    process = dist.get_rank() if dist.is_initialized() else 0
+    batches = [list(range(start, min(start + batch_size, len(rows)))) for start in range(0, len(rows), batch_size)]
+    mine = batches[process::processes]
+    # A sharded model is computed by all together: who has one batch less computes another one, which is not counted.
+    extra = [batches[0]] if len(mine) < -(-len(batches) // processes) else []
+    for number, batch in enumerate(DataLoader(rows, batch_sampler=[*mine, *extra], collate_fn=collate)):
         batch = {name: value.to(device) for name, value in batch.items()}
-        predicted = int((batch["labels"][:, 1:] != -100).sum())
         # num_items_in_batch=1 makes the loss a sum
-        total += float(model(**batch, num_items_in_batch=1, use_cache=False).loss)
-        count += predicted
+        loss_sum = float(model(**batch, num_items_in_batch=1, use_cache=False).loss)
+        if number < len(mine):
+            total += loss_sum
+            count += int((batch["labels"][:, 1:] != -100).sum())
     model.train(was_training)
+    if processes > 1:
+        sums = torch.tensor([total, count], dtype=torch.float64, device=device)
+        dist.all_reduce(sums)
+        total, count = float(sums[0]), int(sums[1])
     loss = total / count
     return {"loss": loss, "perplexity": perplexity(loss), "predicted_tokens": count}
 

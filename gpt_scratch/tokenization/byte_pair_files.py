@@ -114,9 +114,10 @@ def _read(path: str | os.PathLike) -> str:
 
 
 def _parse(path: str | os.PathLike, kind: type) -> Any:
+    text = _read(path)
     try:
-        value = json.loads(_read(path))
-    except json.JSONDecodeError as error:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, kind):
         raise UserError(f"{path} holds a {type(value).__name__}: a JSON {'object' if kind is dict else 'list'} is expected")

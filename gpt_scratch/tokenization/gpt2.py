@@ -37,8 +37,10 @@ def load_gpt2_tokenizer(directory: str | os.PathLike, model_max_length: int = 10
     try:
         ids = json.loads(vocabulary.read_text(encoding="utf-8"))
         lines = merges.read_text(encoding="utf-8").splitlines()
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{directory}: {vocabulary.name} or {merges.name} is broken: {error}") from error
+    if not isinstance(ids, dict) or not all(type(id) is int for id in ids.values()):
+        raise UserError(f"{vocabulary} is not a JSON object of tokens and their ids")
     pairs = [line.split() for line in lines if line and not line.startswith("#version")]
     for number, pair in enumerate(pairs, start=1):
         if len(pair) != 2 or "".join(pair) not in ids:

@@ -37,6 +37,10 @@ class ScratchTrainingArguments(TrainingArguments):
     dataloader_pin_memory: bool = dataclasses.field(
         default_factory=torch.cuda.is_available, metadata={"help": "Page-locked batches, for faster copies to a GPU."}
     )
+    # The patience of early stopping goes on after an interruption.
+    restore_callback_states_from_checkpoint: bool = dataclasses.field(
+        default=True, metadata={"help": "Restore the state of callbacks from a checkpoint, with --resume_from_checkpoint."}
+    )
     # A model whose every parameter takes part in every step needs no search for unused ones.
     ddp_find_unused_parameters: bool | None = dataclasses.field(
         default=False, metadata={"help": "Search for parameters without gradient in each step under DDP."}
@@ -121,13 +125,15 @@ def parse_config_overrides(text: str | None, config_class: Any) -> dict[str, Any
     """
     if not text:
         return {}
-    if text.lstrip().startswith("{"):
-        overrides = json.loads(text)
-    else:
-        pairs = [pair.split("=", 1) for pair in text.split(",")]
-        if any(len(pair) != 2 for pair in pairs):
-            raise UserError(f"config_overrides {text!r}: write name=value pairs separated by commas, or a JSON object")
-        overrides = {name.strip(): yaml.load(value, _RecipeLoader) for name, value in pairs}
+    try:
+        if text.lstrip().startswith("{"):
+            overrides = json.loads(text)
+        else:
+            overrides = {
+                name.strip(): yaml.load(value, _RecipeLoader) for name, value in (pair.split("=", 1) for pair in text.split(","))
+            }
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"config_overrides {text!r}: write name=value pairs separated by commas, or a JSON object") from error
     known = {field.name for field in dataclasses.fields(config_class)} | config_class.attribute_map.keys() | {"drop_rate"}
     for name in overrides:
         if name not in known:

@@ -14,7 +14,6 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.trainer_utils import EvalLoopOutput
 
 from ..data.instruction import (
     PROMPT_STYLES,
@@ -209,15 +208,6 @@ def choose_trainable(model: PreTrainedModel, args: InstructionArguments) -> Any:
     if args.trainable == "last_blocks":
         train_last_blocks(model, args.train_last_blocks)
     return model
-
-
-class InstructionTrainer(Trainer):
-    """Trainer, with an `eval_loss` that is a mean over tokens: its own is a mean over batches, in which short replies weigh more."""
-
-    def evaluation_loop(self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"):
-        # Every process measures the whole split: small, and exact whatever their number.
-        loss = evaluate_loss(self.model, dataloader.dataset, self.args.per_device_eval_batch_size, self.data_collator)["loss"]
-        return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": loss}, len(dataloader.dataset))  # type: ignore[arg-type]
 
 
 def make_callbacks(

@@ -292,7 +292,13 @@ def _held_out(args: PretrainingArguments) -> int:
 
 def _stream(args: PretrainingArguments, tokenizer: PreTrainedTokenizerBase, cutting: dict) -> StreamedBlocks:
     return StreamedBlocks(
-        _source(args), args.text_column, tokenizer, skip_documents=_held_out(args), append_eos=args.append_eos, **cutting
+        _source(args),
+        args.text_column,
+        tokenizer,
+        skip_documents=_held_out(args),
+        repeat=True,
+        append_eos=args.append_eos,
+        **cutting,
     )
 
 

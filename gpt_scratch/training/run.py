@@ -16,28 +16,32 @@ import tokenizers
 import torch
 import transformers
 from transformers import Trainer
-from transformers.trainer_utils import get_last_checkpoint
 
 from .. import __version__
 from ..errors import UserError
 from ..files import write_json
+from .checkpoints import damage, newest_whole_checkpoint
 
 
 def checkpoint_to_resume(output_dir: str, resume_from_checkpoint: str | None) -> str | None:
-    """The checkpoint directory that `--resume_from_checkpoint` means: a path, or "latest" for the newest in `output_dir`.
+    """The checkpoint directory that `--resume_from_checkpoint` means: a path, or "latest" for the newest whole one in `output_dir`.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is not whole.
     """
     if resume_from_checkpoint in (None, "", "false", "False"):
         return None
     if resume_from_checkpoint in ("latest", "true", "True"):
-        checkpoint = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
+        checkpoint = newest_whole_checkpoint(output_dir)
         if checkpoint is None:
-            raise UserError(f"--resume_from_checkpoint {resume_from_checkpoint}: {output_dir} holds no checkpoint-N directory")
+            raise UserError(
+                f"--resume_from_checkpoint {resume_from_checkpoint}: {output_dir} holds no checkpoint-N directory that is whole"
+            )
         return checkpoint
     if not (Path(resume_from_checkpoint) / "trainer_state.json").is_file():
         raise UserError(f"--resume_from_checkpoint {resume_from_checkpoint}: no trainer_state.json there, so it is no checkpoint")
+    if (found := damage(resume_from_checkpoint)) is not None:
+        raise UserError(f"--resume_from_checkpoint {resume_from_checkpoint}: it is not whole, {found}")
     return resume_from_checkpoint
 
 

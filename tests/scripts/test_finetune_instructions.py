@@ -12,7 +12,8 @@ from gpt_scratch.data.instruction import InstructionCollator
 from gpt_scratch.errors import UserError
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 from gpt_scratch.training.arguments import ScratchTrainingArguments, parse_arguments
-from gpt_scratch.training.instructions import InstructionArguments, InstructionTrainer
+from gpt_scratch.training.instructions import InstructionArguments
+from gpt_scratch.training.language_model_trainer import LanguageModelTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = ["--use_cpu", "--disable_tqdm", "true", "--per_device_train_batch_size", "8", "--save_strategy", "no", "--logging_steps", "5",
@@ -91,7 +92,7 @@ def test_evaluation_weighs_tokens_whatever_the_batches(base, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(base).eval()
     rows = [{"input_ids": list(range(5, 5 + n)), "labels": [-100, *range(6, 5 + n)]} for n in (3, 12, 5)]
     total = sum(float(model(**InstructionCollator(0)([row]), num_items_in_batch=1).loss) for row in rows)
-    trainer = InstructionTrainer(
+    trainer = LanguageModelTrainer(
         model=model,
         args=ScratchTrainingArguments(output_dir=str(tmp_path), per_device_eval_batch_size=2, use_cpu=True, disable_tqdm=True),
         eval_dataset=rows,

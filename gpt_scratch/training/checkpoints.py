@@ -1,0 +1,261 @@
+"""Checkpoints that are whole or not there, and runs that go on after being killed, pre-empted, or left without disk space.
+
+Trainer writes a checkpoint in place: a process killed on the way leaves a `checkpoint-N` that the next run would load, with fresh
+optimizer state if it is only that file that is missing. [`ResumableTrainer`] writes into a hidden neighbour, flushes it to the disk, lists
+the files with their sizes in `.manifest.json`, and gives it its name last; older checkpoints go only then.
+
+SIGTERM, which schedulers and cloud machines send before they take a machine away, saves a checkpoint after the step in progress and
+ends the script with status 143 (128 + SIGTERM, what a shell reports of a program ended by it). More signals change nothing.
+"""
+
+import json
+import os
+import shutil
+import signal
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+
+from ..data.readers import one_line
+from ..errors import Preempted, UserError
+
+MANIFEST = ".manifest.json"
+UNFINISHED = ".unfinished-checkpoint"  # in the output directory: the checkpoint that is being written
+REPLACED = ".replaced-"  # before the name of one that stood where it goes, until it is there
+TRAINER_STATE = "trainer_state.json"
+
+
+def damage(checkpoint: str | os.PathLike) -> str | None:
+    """What is missing of a checkpoint directory, or `None` if it is whole.
+
+    Sizes are compared with the manifest. Of a checkpoint without one, from a plain Trainer, all that can be told is whether the file
+    that is written last is there.
+    """
+    folder = Path(checkpoint)
+    try:
+        json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"{TRAINER_STATE} is missing or broken"
+    if not (folder / MANIFEST).exists():
+        return None
+    try:
+        sizes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for name, size in sizes.items():
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            if (folder / name).stat().st_size != size:
+                return f"{name} has {(folder / name).stat().st_size:,} bytes of {size:,}"
+    except (OSError, ValueError, AttributeError):
+        return f"{MANIFEST} is broken"
+    return None
+
+
+def newest_whole_checkpoint(output_dir: str) -> str | None:
+    """The `checkpoint-N` with the largest N that is whole; says which ones it passed over."""
+    for path in Path(output_dir).glob(f"{REPLACED}*"):
+        if not (
+            path.parent / path.name.removeprefix(REPLACED)
+        ).exists():  # killed between giving up the old one and naming the new
+            with suppress(FileNotFoundError):  # another process was quicker
+                path.rename(path.parent / path.name.removeprefix(REPLACED))
+    folders = Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    numbered = {int(path.name.rpartition("-")[2]): path for path in folders if path.name.rpartition("-")[2].isdecimal()}
+    for _, path in sorted(numbered.items(), reverse=True):
+        if (found := damage(path)) is None:
+            return str(path)
+        print(f"warning: {path.name} is not whole ({found}) and is passed over")
+    return None
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _publish(unfinished: Path, final: Path) -> None:
+    """Give a finished directory its name; what stands there already goes when the new one is in its place."""
+    files = [path for path in sorted(unfinished.rglob("*")) if path.is_file()]
+    sizes = {path.relative_to(unfinished).as_posix(): path.stat().st_size for path in files}
+    (unfinished / MANIFEST).write_text(json.dumps(sizes, indent=2) + "\n", encoding="utf-8")
+    if os.name == "posix":  # a renamed directory whose contents are still in memory only would be lost with the machine
+        for path in (*files, unfinished / MANIFEST, unfinished):
+            _flush(path)
+    replaced = final.parent / f"{REPLACED}{final.name}"
+    if final.exists():
+        os.replace(final, replaced)
+    os.replace(unfinished, final)
+    if os.name == "posix":
+        _flush(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _remove_leftovers(output_dir: Path) -> None:
+    """Of a run that was killed while it saved."""
+    for path in (output_dir / UNFINISHED, *output_dir.glob(f"{REPLACED}*")):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+class PreemptionCallback(TrainerCallback):
+    """After SIGTERM: a checkpoint at the end of the step in progress, then the end of training.
+
+    Processes agree on the step first, since the signal reaches each of them at another moment.
+    """
+
+    def __init__(self, trainer: "ResumableTrainer"):
+        self.trainer = trainer
+        self.requested = self.agreed = self.saved = False
+        self.group: Any = None
+        self.previous: Any = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if threading.current_thread() is threading.main_thread():  # only there does Python let handlers be set
+            self.previous = signal.signal(signal.SIGTERM, self._request)
+        if args.world_size > 1 and self.group is None:
+            self.group = dist.new_group(backend="gloo")  # on the CPU: asking does not wait for the GPU
+
+    def _request(self, *_) -> None:
+        self.requested = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.agreed = self._ask_everyone()
+        if not self.agreed:
+            return
+        if control.should_evaluate:
+            # The evaluation that is due may outlast what time is left: first a checkpoint, then it, then the checkpoint with its figures.
+            self.trainer._save_checkpoint(self.trainer.model, trial=None)
+            self.saved = True
+        control.should_save = True
+
+    def _ask_everyone(self) -> bool:
+        if self.group is None:
+            return self.requested
+        flag = torch.tensor(int(self.requested))
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.group)
+        return bool(flag)
+
+    def on_save(self, args, state, control, **kwargs):
+        if self.agreed:
+            self.saved = True
+            control.should_training_stop = True  # and not before it is saved: a checkpoint holds this, too
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.agreed and state.global_step < state.max_steps:
+            if state.epoch % 1:  # this epoch has not ended: nothing of what its end brings is due
+                control.should_log = control.should_evaluate = control.should_save = False
+            else:
+                control.should_training_stop = False  # until it is saved again, with the evaluation
+                control.should_save = True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.previous is not None:
+            signal.signal(signal.SIGTERM, self.previous)
+
+
+class ResumableTrainer(Trainer):
+    """Trainer with the checkpoints of the file's head. Before a trainer of TRL in a class's bases it does the same for that.
+
+    Raises:
+        UserError: a checkpoint cannot be written; the one before it is as it was.
+        Preempted: SIGTERM, with the checkpoint saved.
+    """
+
+    _unfinished: Path | None = None
+    _was_finished = _evaluation_due = False
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.preemption = PreemptionCallback(self)
+        self.add_callback(self.preemption)  # last, after those that decide whether to evaluate and to save
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._unfinished or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        run = Path(super()._get_output_dir(trial))
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        try:
+            if self.args.should_save:
+                _remove_leftovers(run)
+            self.accelerator.wait_for_everyone()  # a process must not write into what another clears
+            self._unfinished = run / UNFINISHED
+            super()._save_checkpoint(model, trial)
+            self._name_best_checkpoint(run, name)
+            self.accelerator.wait_for_everyone()  # each process writes the state of its random numbers
+            if self.args.should_save:
+                _publish(run / UNFINISHED / name, run / name)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if not _is_about_writing(error):
+                raise
+            free = shutil.disk_usage(run).free / 2**20
+            raise UserError(
+                f"{name} could not be written to {run}: {one_line(error)}; {free:,.1f} MiB were free; what was saved before is as it was: "
+                "make room and go on by --resume_from_checkpoint latest"
+            ) from error
+        finally:
+            self._unfinished = None
+            if self.args.should_save:
+                shutil.rmtree(run / UNFINISHED, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
+            rotate_checkpoints(str(run), save_total_limit=limit, best_model_checkpoint=best, use_mtime=True)
+
+    def _name_best_checkpoint(self, run: Path, name: str) -> None:
+        """Trainer has noted the best checkpoint where it was written."""
+        if self.state.best_model_checkpoint == str(run / UNFINISHED / name):
+            self.state.best_model_checkpoint = str(run / name)
+            if self.args.should_save:
+                self.state.save_to_json(str(run / UNFINISHED / name / TRAINER_STATE))
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        if resume_from_checkpoint:
+            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE))
+            control = state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
+            # Stopped early, and not by its number of steps, which may have been raised since.
+            self._was_finished = control.get("should_training_stop", False) and state.global_step < state.max_steps
+            # Ended by SIGTERM before the evaluation of that step was done. It draws random numbers, as any pass over data does, so without
+            # it the weights would come out others.
+            evaluated = any(entry["step"] == state.global_step and "eval_runtime" in entry for entry in state.log_history)
+            self._evaluation_due = control.get("should_evaluate", False) and not evaluated
+        if self.args.should_save:
+            _remove_leftovers(Path(self.args.output_dir))
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if self._evaluation_due:
+            self._evaluation_due = False
+            self._determine_best_metric(metrics=self._evaluate(None, None), trial=None)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer asks whether to stop after a step only: a run that was killed when it had finished would take one more."""
+        if self._was_finished or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Not of a run that goes on: with --save_total_limit 1 Trainer would delete all but the best checkpoint."""
+        if self.preemption.saved:
+            step = self.state.global_step
+            raise Preempted(
+                f"stopped by SIGTERM after step {step:,} of {self.state.max_steps:,}; checkpoint-{step} is saved: "
+                "go on by --resume_from_checkpoint latest"
+            )
+        return super()._finalize_training(*args, **kwargs)
+
+
+def _is_about_writing(error: Exception) -> bool:
+    # torch tells a full disk as a RuntimeError of its zip writer
+    return not isinstance(error, RuntimeError) or any(word in str(error) for word in ("inline_container", "PytorchStreamWriter"))

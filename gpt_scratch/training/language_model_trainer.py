@@ -1,0 +1,17 @@
+"""The trainer of language models: exact evaluation, and the checkpoints of [`ResumableTrainer`]."""
+
+from transformers.trainer_utils import EvalLoopOutput
+
+from ..evaluation.perplexity import evaluate_loss
+from .checkpoints import ResumableTrainer
+
+
+class LanguageModelTrainer(ResumableTrainer):
+    """Trainer, with an `eval_loss` that is a mean over tokens, whatever the number of processes.
+
+    Trainer's own is a mean over batches, in which short rows weigh more, and several processes count some rows twice.
+    """
+
+    def evaluation_loop(self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"):
+        loss = evaluate_loss(self.model, dataloader.dataset, self.args.per_device_eval_batch_size, self.data_collator)["loss"]
+        return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": loss}, len(dataloader.dataset))  # type: ignore[arg-type]

@@ -1,0 +1,314 @@
+"""Runs that are killed, pre-empted or left without disk space end, once resumed, with the weights of the run that was left alone."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
+from gpt_scratch.errors import PREEMPTED_STATUS, UserError
+from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
+from gpt_scratch.training.checkpoints import MANIFEST, UNFINISHED, damage, newest_whole_checkpoint
+from gpt_scratch.training.run import checkpoint_to_resume
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forks")
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = "One day, Anna lost her key. She looked by the river, and there it was. Tom had a cat. The cat sat on the mat.\n"
+COMMON = ["--use_cpu", "--disable_tqdm", "true", "--logging_steps", "2", "--save_total_limit", "2", "--learning_rate", "1e-3"]
+STEPS = ["--save_strategy", "steps", "--save_steps", "3", "--eval_strategy", "steps", "--eval_steps", "4"]
+MODEL = "n_embd=32,n_layer=2,n_head=2,drop_rate=0.1"
+PRETRAIN = [*COMMON, "--train_file", "TEXT", "--tokenizer_name", "BASE", "--config_overrides", MODEL, "--block_size", "32",
+            "--per_device_train_batch_size", "4", "--sample_tokens", "4"]  # fmt: skip
+# Each trains for 12 or 14 steps over more than one epoch, with dropout and in shuffled order where the data are not a stream.
+RUNS = {
+    "pretrain": ("pretrain", [*PRETRAIN, *STEPS, "--gradient_accumulation_steps", "2", "--max_steps", "14"]),
+    "muon": ("pretrain", [*PRETRAIN, *STEPS, "--optimizer", "muon", "--max_steps", "14", "--eval_train_blocks", "2"]),
+    "streaming": (
+        "pretrain",
+        [*PRETRAIN, *STEPS, "--streaming", "--train_file", "ROWS", "--validation_file", "TEXT", "--gradient_accumulation_steps", "2",
+         "--max_steps", "14"],
+    ),
+    "best": (
+        "pretrain",
+        [*PRETRAIN, "--save_strategy", "epoch", "--eval_strategy", "epoch", "--num_train_epochs", "3",
+         "--gradient_accumulation_steps", "3", "--early_stopping_patience", "2", "--save_total_limit", "1"],
+    ),
+    "stopped": (  # early, since it learns nothing
+        "pretrain",
+        [*PRETRAIN, *STEPS, "--learning_rate", "0", "--max_steps", "60", "--early_stopping_patience", "1"],
+    ),
+    "classifier": (
+        "finetune_classifier",
+        [*COMMON, *STEPS, "--train_file", "SMS", "--model_name_or_path", "BASE", "--config_overrides", "drop_rate=0.1", "--trainable",
+         "all", "--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "2", "--max_steps", "12"],
+    ),
+    "instructions": (
+        "finetune_instructions",
+        [*COMMON, *STEPS, "--train_file", "RECORDS", "--model_name_or_path", "BASE", "--prompt_style", "phi3", "--config_overrides", "drop_rate=0.1",
+         "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2", "--max_steps", "12", "--sample_tokens", "4"],
+    ),
+}  # fmt: skip
+
+
+class Runner:
+    """Training runs in forks of one process, see survival_driver.py."""
+
+    def __init__(self, root: Path, names: dict[str, str]):
+        self.root, self.names, self.whole_runs = root, names, {}
+        self.faults: list[tuple[str, Path]] = []
+        self.survived: Counter[str] = Counter()
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("survival_driver.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_DATASETS_CACHE": str(root / "cache")},
+        )
+
+    def __call__(self, name: str, output: Path, *flags: str, kill: dict | None = None, after: float | None = None) -> dict:
+        script, argv = RUNS[name]
+        argv = [self.names.get(word, word) for word in argv] + ["--output_dir", str(output), *flags]
+        log = output.parent / f"{output.name}.log"
+        log.unlink(missing_ok=True)
+        self.process.stdin.write(
+            json.dumps({"script": script, "argv": argv, "log": str(log), "kill": kill, "after": after}) + "\n"
+        )
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        if (kill or after) and answer["status"]:
+            self.faults.append((kill["place"] if kill else "any moment", output))
+        return answer | {"log": log.read_text(encoding="utf-8")}
+
+    def resume(self, name: str, output: Path, **how) -> dict:
+        """Go on, or start where nothing was saved."""
+        return self(
+            name, output, *(["--resume_from_checkpoint", "latest"] if newest_whole_checkpoint(str(output)) else []), **how
+        )
+
+    def whole(self, name: str) -> Path:
+        """The output directory of the run that was left alone."""
+        if name not in self.whole_runs:
+            output = self.root / f"whole-{name}"
+            done = self(name, output)
+            assert done["status"] == 0, done["log"][-3000:]
+            self.whole_runs[name] = output
+        return self.whole_runs[name]
+
+    def assert_same(self, output: Path, name: str) -> None:
+        """The run went on to the weights of the run that was left alone: it has survived what befell it."""
+        assert_same(output, self.whole(name))
+        self.survived.update(place for place, where in self.faults if where == output)
+
+    def table(self) -> str:
+        """Faults by kind, for the record."""
+        tried = Counter(place for place, _ in self.faults)
+        return "\n".join(f"| {place} | {tried[place]} | {self.survived[place]} |" for place in sorted(tried))
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory):
+    root = tmp_path_factory.mktemp("survival")
+    names = {name: str(root / file) for name, file in
+             {"TEXT": "text.txt", "ROWS": "rows.jsonl", "SMS": "sms.csv", "RECORDS": "records.json", "BASE": "base"}.items()}  # fmt: skip
+    (root / "text.txt").write_text(TEXT * 50, encoding="utf-8")
+    (root / "rows.jsonl").write_text((json.dumps({"text": TEXT * 4}) + "\n") * 6, encoding="utf-8")
+    (root / "sms.csv").write_text(
+        "text,label\n"
+        + "".join(f"message {i} of {'spam' if i % 2 else 'ham'},{'spam' if i % 2 else 'ham'}\n" for i in range(120)),
+        encoding="utf-8",
+    )
+    things = {"snow": "white", "coal": "black", "grass": "green", "blood": "red"}
+    records = [
+        {"instruction": f"Name the colour of {t} {i}.", "input": "", "output": c} for i in range(16) for t, c in things.items()
+    ]
+    (root / "records.json").write_text(json.dumps(records), encoding="utf-8")
+    tokenizer = train_byte_level_bpe([TEXT], vocab_size=300)
+    torch.manual_seed(0)
+    GPTScratchForCausalLM(
+        GPTScratchConfig(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=256)
+    ).save_pretrained(root / "base")
+    tokenizer.save_pretrained(root / "base")
+    runner = Runner(root, names)
+    yield runner
+    print(f"\n| place | tried | survived |\n|---|---|---|\n{runner.table()}")
+    runner.process.stdin.close()
+    runner.process.wait(30)
+
+
+def curve(output: Path) -> list[tuple]:
+    history = json.loads((output / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    return [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+
+
+def assert_same(ended: Path, whole: Path) -> None:
+    """Weights bit for bit, and the losses of every evaluation."""
+    assert (ended / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert curve(ended) == curve(whole)
+    assert not list(ended.glob(".*checkpoint*"))
+    assert all(damage(checkpoint) is None for checkpoint in ended.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("place", ["weights", "optimizer", "state", "flushed", "named", "removed"])
+def test_killed_while_saving(runner, tmp_path, place):
+    """Of the checkpoint in the making nothing is picked up, and the one before it is whole."""
+    output = tmp_path / "run"
+    killed = runner("pretrain", output, kill={"place": place, "step": 9})
+    assert killed["status"] == -9, killed["log"][-3000:]
+    newest = 9 if place in ("named", "removed") else 6
+    assert newest_whole_checkpoint(str(output)) == str(output / f"checkpoint-{newest}")
+    done = runner.resume("pretrain", output)
+    assert done["status"] == 0, done["log"][-3000:]
+    runner.assert_same(output, "pretrain")
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "step"),
+    [
+        ("pretrain", "sigterm", 7),
+        ("pretrain", "sigterm", 8),  # an evaluation is due
+        ("pretrain", "evaluation_sigterm", 8),
+        ("pretrain", "two_sigterms", 5),
+        ("best", "sigterm", 2),
+        ("best", "sigterm", 10),  # the last step of an epoch
+        ("streaming", "sigterm", 10),  # in the second pass over the text
+        ("classifier", "sigterm", 7),
+        ("instructions", "sigterm", 7),
+    ],
+)
+def test_preemption(runner, tmp_path, name, place, step):
+    output = tmp_path / "run"
+    stopped = runner(name, output, kill={"place": place, "step": step})
+    step += place == "evaluation_sigterm"  # that evaluation belongs to a step that has ended
+    assert stopped["status"] == PREEMPTED_STATUS, stopped["log"][-3000:]
+    last = stopped["log"].splitlines()[-1]
+    assert last.startswith(f"stopped by SIGTERM after step {step} of ") and f"checkpoint-{step} is saved" in last
+    assert newest_whole_checkpoint(str(output)) == str(output / f"checkpoint-{step}")
+    assert not (output / "model.safetensors").exists()  # an unfinished run does not look like a finished one
+    done = runner.resume(name, output)
+    assert done["status"] == 0, done["log"][-3000:]
+    runner.assert_same(output, name)
+
+
+def test_killed_while_a_checkpoint_is_replaced(runner, tmp_path):
+    """After SIGTERM at a step with an evaluation there is a checkpoint before it, which gives way to the one after it."""
+    output = tmp_path / "run"
+    assert runner("pretrain", output, kill={"place": "replacing", "step": 8})["status"] == -9
+    assert not (output / "checkpoint-8").exists()
+    assert newest_whole_checkpoint(str(output)) == str(output / "checkpoint-8")
+    assert runner.resume("pretrain", output)["status"] == 0
+    runner.assert_same(output, "pretrain")  # the evaluation was made up for, with the random numbers that it draws
+
+
+@pytest.mark.parametrize("name", ["pretrain", "stopped"])
+def test_a_finished_run_that_is_resumed_takes_no_more_steps(runner, tmp_path, name):
+    """As when it is killed in its last evaluation; also one that was stopped early."""
+    output = tmp_path / "run"
+    shutil.copytree(runner.whole(name), output)
+    (output / "model.safetensors").unlink()
+    assert runner.resume(name, output)["status"] == 0
+    assert_same(output, runner.whole(name))
+    assert len(curve(output)) < 15  # 60 steps would have been as many
+
+
+def test_a_full_disk_while_saving(runner, tmp_path):
+    output = tmp_path / "run"
+    stopped = runner("pretrain", output, kill={"place": "full", "step": 6})
+    assert stopped["status"] == 2
+    last = stopped["log"].splitlines()[-1]
+    assert last.startswith("error: checkpoint-6 could not be written") and "No space left on device" in last
+    assert "what was saved before is as it was" in last and "Traceback" not in stopped["log"]
+    assert [path.name for path in output.iterdir() if "checkpoint" in path.name] == ["checkpoint-3"]
+    assert runner.resume("pretrain", output)["status"] == 0
+    runner.assert_same(output, "pretrain")
+
+
+def test_a_disk_that_really_is_full(runner, tmp_path):
+    """On a file system of 1.5 MiB, with room for two checkpoints and not for three."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "none", str(disk)], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        output = disk / "run"
+        stopped = runner("pretrain", output)
+        assert stopped["status"] == 2, stopped["log"][-3000:]
+        assert "could not be written" in stopped["log"].splitlines()[-1] and "Traceback" not in stopped["log"]
+        saved = newest_whole_checkpoint(str(output))
+        assert saved and not (output / UNFINISHED).exists()
+        assert all(damage(checkpoint) is None for checkpoint in output.glob("checkpoint-*"))
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        assert runner.resume("pretrain", output)["status"] == 0
+        runner.assert_same(output, "pretrain")
+    finally:
+        subprocess.run(["umount", str(disk)], check=False)
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        ("trainer_state.json", "trainer_state.json is missing"),
+        ("optimizer.pt", "optimizer.pt is missing"),
+        ("half of model.safetensors", "model.safetensors has"),
+        (MANIFEST, None),  # one of a plain Trainer
+        ("half of .manifest.json", ".manifest.json is broken"),
+    ],
+)
+def test_half_a_checkpoint_is_passed_over(runner, tmp_path, capsys, harm, told):
+    output = tmp_path / "run"
+    shutil.copytree(runner.whole("pretrain"), output)
+    older, newest = output / "checkpoint-12", output / "checkpoint-14"
+    half, _, name = harm.rpartition(" ")
+    if half:
+        os.truncate(newest / name, (newest / name).stat().st_size // 2)
+    else:
+        (newest / name).unlink()
+    assert newest_whole_checkpoint(str(output)) == str(older if told else newest)
+    assert (f"checkpoint-14 is not whole ({told}" in capsys.readouterr().out) == bool(told)
+    if told:
+        with pytest.raises(UserError, match="checkpoint"):
+            checkpoint_to_resume(str(output), str(newest))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_random_kills(runner, tmp_path, name):
+    """Until it has been killed five times, a run dies at random places and moments, and goes on from what is whole."""
+    seed = int(os.environ.get("GPT_SCRATCH_SEED", random.SystemRandom().randrange(10**6)))
+    print(f"{name}: GPT_SCRATCH_SEED={seed}")
+    rng = random.Random(f"{seed} {name}")
+    whole, output = runner.whole(name), tmp_path / "run"
+    last = max(step for step, _ in curve(whole))
+    seconds = runner(name, tmp_path / "timed")["seconds"]
+    kills = 0
+    for attempt in range(40):
+        reached = newest_whole_checkpoint(str(output))
+        start = int(reached.rpartition("-")[2]) if reached else 0
+        if kills == 5:
+            break
+        if attempt % 2:
+            how = {"after": rng.uniform(0.3, 1.0) * seconds}
+        else:
+            place = rng.choice(["step", "weights", "optimizer", "state", "flushed", "named", "removed"])
+            how = {"kill": {"place": place, "step": rng.randint(start + 1, max(start + 1, last))}}
+        done = runner.resume(name, output, **how)
+        if done["status"] == 0:  # it ended before it was to die: start again
+            runner.assert_same(output, name)
+            shutil.rmtree(output)
+            output = tmp_path / f"run-{attempt}"
+            continue
+        assert done["status"] == -9, done["log"][-3000:]
+        kills += 1
+        print(f"{name}: killed by {how}, at or after checkpoint {start}")
+    assert kills == 5
+    done = runner.resume(name, output)
+    assert done["status"] == 0, done["log"][-3000:]
+    runner.assert_same(output, name)
