@@ -17,6 +17,7 @@ from ..data.preference import preference_rows, read_preferences
 from ..data.readers import one_line
 from ..errors import UserError
 from ..plots import save_lines
+from .checkpoints import ResumableTrainer
 from .finetuning import load_language_model
 
 METHODS = ("dpo", "reward", "grpo")
@@ -141,18 +142,25 @@ def make_trainer(
     }
     try:
         if method == "dpo":
-            return trl.DPOTrainer(model=model, **common)  # its reference is a second copy of the same checkpoint
+            return _resumable(trl.DPOTrainer)(model=model, **common)  # its reference is a second copy of the same checkpoint
         if method == "reward":
             ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
             scorer = AutoModelForSequenceClassification.from_pretrained(
                 args.model_name_or_path, dtype="float32", trust_remote_code=False, num_labels=1, **ids
             )
-            return trl.RewardTrainer(model=scorer, **common)
+            return _resumable(trl.RewardTrainer)(model=scorer, **common)
         prompts = {split: part.select_columns(["prompt"]) for split, part in rows.items()}
         common |= {"train_dataset": prompts["train"], "eval_dataset": prompts["validation"]}
-        return trl.GRPOTrainer(model=model, reward_funcs=reward_model, reward_processing_classes=reward_tokenizer, **common)
+        return _resumable(trl.GRPOTrainer)(
+            model=model, reward_funcs=reward_model, reward_processing_classes=reward_tokenizer, **common
+        )
     except ValueError as error:
         raise UserError(f"{method}: {one_line(error)}") from error
+
+
+def _resumable(trainer_class: type[Trainer]) -> Any:
+    """TRL's trainer with checkpoints that are whole or not there, and saved at SIGTERM."""
+    return type(trainer_class.__name__, (ResumableTrainer, trainer_class), {})
 
 
 def final_metrics(trainer: Trainer, description: dict[str, Any], train_seconds: float) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,20 @@ def test_dpo_starts_at_log_2_and_the_margin_grows_on_held_out_pairs(script, base
     files = {path.name for path in (tmp_path / "dpo").iterdir()}
     assert files >= {"model.safetensors", "tokenizer.json", "chat_template.jinja", "metrics.json", "margins.png", "loss.png"}
     AutoModelForCausalLM.from_pretrained(tmp_path / "dpo")
+
+
+def test_resuming_ends_with_the_same_weights_and_passes_a_broken_checkpoint_over(script, base, data, tmp_path):
+    flags = ["--train_file", data, "--model_name_or_path", base, "--max_steps", "6", "--save_strategy", "steps", "--save_steps", "3",
+             "--eval_strategy", "no"]  # fmt: skip
+    run(script, "dpo", *flags, "--output_dir", str(tmp_path / "whole"))
+    for name in ("checkpoint-3", "checkpoint-6"):
+        shutil.copytree(tmp_path / "whole" / name, tmp_path / "killed" / name)
+    (tmp_path / "killed" / "checkpoint-6" / "optimizer.pt").unlink()
+    run(script, "dpo", *flags, "--output_dir", str(tmp_path / "killed"), "--resume_from_checkpoint", "latest")
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path / "whole").state_dict()
+    start = AutoModelForCausalLM.from_pretrained(tmp_path / "whole" / "checkpoint-3").state_dict()
+    for name, tensor in AutoModelForCausalLM.from_pretrained(tmp_path / "killed").state_dict().items():
+        assert torch.equal(tensor, expected[name]) and not torch.equal(tensor, start[name]), name
 
 
 def test_a_reward_model_ranks_and_grpo_reinforces_what_it_prefers(script, base, data, tmp_path):
