@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import assert_equal
+from tiny_models import assert_equal, tiny_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -27,12 +27,6 @@ def logits_with(checkpoint, weights: dict[str, torch.Tensor]) -> torch.Tensor:
     return model(IDS).logits
 
 
-def int8_by_hand(weight: torch.Tensor) -> torch.Tensor:
-    """Rounded to multiples of max |row| / 127.5."""
-    scale = weight.abs().amax(1, keepdim=True) / 127.5
-    return (weight / scale).round().clamp(-128, 127) * scale
-
-
 @torch.no_grad()
 def test_torchao_int8(checkpoint, tmp_path):
     torchao = pytest.importorskip("torchao.quantization")
@@ -45,7 +39,9 @@ def test_torchao_int8(checkpoint, tmp_path):
     assert all(type(layer.weight).__name__ == "Int8Tensor" for layer in layers.values()) and len(layers) >= 12
     logits = model(IDS).logits
     assert_equal(logits, logits_with(checkpoint, {name: layer.weight.dequantize() for name, layer in layers.items()}))
-    assert_equal(logits, logits_with(checkpoint, {name: int8_by_hand(layer.weight) for name, layer in linear_layers(exact).items()}))
+    for name, layer in linear_layers(exact).items():  # 255 levels from -max to max of each row: at most half a step away
+        step = layer.weight.abs().amax(1, keepdim=True) / 127.5
+        assert ((layers[name].weight.dequantize() - layer.weight).abs() <= 0.501 * step).all()
     assert 1e-4 < (logits - exact(IDS).logits).abs().max() < 0.5
     model.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").stat().st_size < (checkpoint / "model.safetensors").stat().st_size
@@ -53,24 +49,27 @@ def test_torchao_int8(checkpoint, tmp_path):
 
 
 @torch.no_grad()
-def test_bitsandbytes_nf4(checkpoint, tmp_path):
+def test_bitsandbytes_nf4(style, tmp_path):
     bitsandbytes = pytest.importorskip("bitsandbytes")
     from transformers import BitsAndBytesConfig
 
+    checkpoint = tmp_path / "wide"  # bitsandbytes' kernel for CPUs wants rows of whole blocks of 64
+    tiny_model(style, vocab_size=300, hidden_size=64).save_pretrained(checkpoint)
     exact = AutoModelForCausalLM.from_pretrained(checkpoint)
     settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, quantization_config=settings)
     layers = linear_layers(model)
     assert all(type(layer).__name__ == "Linear4bit" for layer in layers.values()) and len(layers) >= 12
-    logits = model(IDS).logits
     rounded = {
         name: bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
         for name, layer in layers.items()
     }
-    assert_equal(logits, logits_with(checkpoint, rounded))
     for name, layer in linear_layers(exact).items():  # nf4 has 16 levels, the widest apart at -1 and -0.696 of a block's largest
         assert (rounded[name] - layer.weight).abs().max() <= 0.16 * layer.weight.abs().max()
-    assert (logits - exact(IDS).logits).abs().max() > 1e-2
-    model.save_pretrained(tmp_path)
-    assert (tmp_path / "model.safetensors").stat().st_size < (checkpoint / "model.safetensors").stat().st_size
-    assert_equal(AutoModelForCausalLM.from_pretrained(tmp_path)(IDS).logits, logits)
+    model.save_pretrained(tmp_path / "saved")  # before the first forward, which packs the weights for the CPU and rounds their scales
+    logits, expected, plain = model(IDS).logits, logits_with(checkpoint, rounded), exact(IDS).logits
+    # On a CPU with bf16 instructions the kernel rounds what comes in, whatever the compute dtype: a layer is off by up to 1 %.
+    away = (logits - expected).abs().mean() / (plain - expected).abs().mean()
+    assert (plain - expected).abs().max() > 0.1 and away < 0.1
+    assert (tmp_path / "saved" / "model.safetensors").stat().st_size < 0.6 * (checkpoint / "model.safetensors").stat().st_size
+    assert_equal(AutoModelForCausalLM.from_pretrained(tmp_path / "saved")(IDS).logits, logits)
