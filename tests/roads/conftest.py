@@ -27,7 +27,9 @@ def checkpoint(style, tokenizer, tmp_path_factory):
     """A directory as `from_pretrained` opens it; the model has three ids more than the tokenizer."""
     folder = tmp_path_factory.mktemp(style)
     eos = tokenizer.eos_token_id
-    model = tiny_model(style, vocab_size=len(tokenizer) + 3, max_position_embeddings=64, eos_token_id=eos, bos_token_id=eos, pad_token_id=eos)
+    model = tiny_model(
+        style, vocab_size=len(tokenizer) + 3, max_position_embeddings=64, eos_token_id=eos, bos_token_id=eos, pad_token_id=eos
+    )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

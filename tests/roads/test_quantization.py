@@ -66,7 +66,9 @@ def test_bitsandbytes_nf4(style, tmp_path):
     }
     for name, layer in linear_layers(exact).items():  # nf4 has 16 levels, the widest apart at -1 and -0.696 of a block's largest
         assert (rounded[name] - layer.weight).abs().max() <= 0.16 * layer.weight.abs().max()
-    model.save_pretrained(tmp_path / "saved")  # before the first forward, which packs the weights for the CPU and rounds their scales
+    model.save_pretrained(
+        tmp_path / "saved"
+    )  # before the first forward, which packs the weights for the CPU and rounds their scales
     logits, expected, plain = model(IDS).logits, logits_with(checkpoint, rounded), exact(IDS).logits
     # On a CPU with bf16 instructions the kernel rounds what comes in, whatever the compute dtype: a layer is off by up to 1 %.
     away = (logits - expected).abs().mean() / (plain - expected).abs().mean()

@@ -7,7 +7,6 @@ import inspect
 import json
 import re
 
-import pytest
 import torch
 from tiny_models import assert_equal, tiny_config, tiny_model, token_ids
 from torch import nn
@@ -29,7 +28,9 @@ def test_the_model_hands_attention_to_the_interface():
     assert GPTScratchModel._supports_attention_backend is True
     for cls in (GPTScratchModel, GPTScratchAttention):
         assert inspect.signature(cls.forward).parameters["kwargs"].kind is inspect.Parameter.VAR_KEYWORD
-    assert {"input_ids", "inputs_embeds", "position_ids", "use_cache"} <= inspect.signature(GPTScratchModel.forward).parameters.keys()
+    assert {"input_ids", "inputs_embeds", "position_ids", "use_cache"} <= inspect.signature(
+        GPTScratchModel.forward
+    ).parameters.keys()
 
 
 def test_the_sizes_have_the_names_that_are_read(style):
@@ -102,5 +103,3 @@ def test_a_flat_batch_runs_as_vllm_calls_the_base_model(style, monkeypatch):
 def test_the_head_is_named_as_the_weights_are_mapped(style):
     names = {name.split(".")[0] for name, _ in GPTScratchForCausalLM(tiny_config(style)).named_parameters()}
     assert names <= {"model", "lm_head"}
-
-
