@@ -231,15 +231,16 @@ def gguf(type: str) -> Callable[[Setting], dict[str, Any]]:
 
 
 def llama_cpp(setting: Setting) -> dict[str, Any]:
-    """The GGUF file with f32 matrices, run by llama.cpp; its cache of keys and values is of 16 bits."""
+    """The GGUF file with f32 matrices, run by llama.cpp with keys and values in f32."""
     import numpy as np
+    from llama_cpp import GGML_TYPE_F32 as F32
     from llama_cpp import Llama
 
     path = setting.scratch / "model-f32.gguf"
     if not path.is_file():
         export_gguf(str(setting.folder), str(path))
     length = setting.windows.shape[1]
-    runtime = Llama(str(path), n_ctx=length, n_batch=length, n_threads=1, logits_all=True, verbose=False)
+    runtime = Llama(str(path), n_ctx=length, n_batch=length, n_threads=1, type_k=F32, type_v=F32, logits_all=True, verbose=False)
 
     def forward(ids: torch.Tensor) -> torch.Tensor:
         runtime.reset()
