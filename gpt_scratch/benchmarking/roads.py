@@ -25,7 +25,7 @@ from ..conversion.checkpoint import Options, one_line
 from ..conversion.formats import recognize
 from ..errors import UserError
 from ..evaluation.perplexity import perplexity
-from ..export.gguf import export_gguf, open_gguf_model, stock_config, target_of
+from ..export.gguf import export_gguf, open_gguf_model
 from ..export.onnx import export_onnx, open_session, run_session
 
 COMPARED = 2  # windows whose logits are compared
@@ -222,9 +222,7 @@ def gguf(type: str) -> Callable[[Setting], dict[str, Any]]:
     def run(setting: Setting) -> dict[str, Any]:
         path = setting.scratch / f"model-{type}.gguf"
         bytes_written = export_gguf(str(setting.folder), str(path), type).bytes
-        config = setting.model.config
-        model = open_gguf_model(path, stock_config(config, target_of(config)))  # type: ignore[arg-type]
-        return {"bytes": bytes_written} | scored(setting, forward_of(model))
+        return {"bytes": bytes_written} | scored(setting, forward_of(open_gguf_model(path)))
 
     run.__doc__ = f"Exported with {type} matrices, read by transformers as its own model."
     return run

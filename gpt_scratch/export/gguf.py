@@ -4,8 +4,8 @@ Names, keys and the order of rows are those of llama.cpp's `convert_hf_to_gguf.p
 tensor at a time. Matrices lie as in nn.Linear, (out, in), in both layouts. Llama's query and key rows are reordered: llama.cpp
 rotates neighbouring pairs of a head, the Hub's Llama pairs that lie half a head apart.
 
-transformers reads the file back. It is told the configuration, since its reader takes neither GPT-2's context length nor its inner
-width from the file; what else the file cannot carry, or the reader would drop silently, is refused by name.
+transformers reads the file back, its settings too, so that a wrong one shows. What the file cannot carry, or the reader would
+drop silently, is refused by name.
 """
 
 import gc
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_gpt_scratch import GPTScratchConfig
 from ..conversion.checkpoint import Checkpoint, Options, one_line
@@ -57,14 +57,14 @@ def export_gguf(model_directory: str, output: str, type: str = "f32") -> Compari
     checkpoint = recognize(model_directory, Options())
     check_checkpoint(checkpoint, model_directory)
     target = target_of(checkpoint.config)
-    theirs = stock_config(checkpoint.config, target)
+    refuse_settings(checkpoint.config, target)
     if type not in TYPES:
         raise UserError(f"type is {type!r}: choose one of {', '.join(TYPES)}")
     tokenizer = tokenizer_fields(checkpoint)
     with atomic_path(output) as path:
         write_gguf(path, checkpoint, target, type, tokenizer, Path(output).stem)
         assert checkpoint.reference is not None and checkpoint.tokenizer is not None
-        comparison = read_back(path, checkpoint.reference, theirs)
+        comparison = read_back(path, checkpoint.reference)
         if type == "f32":
             comparison.refuse_difference()
         comparison.tokenizer = compare_tokenizers(path, checkpoint.tokenizer)
@@ -89,13 +89,12 @@ def target_of(config: GPTScratchConfig) -> str:
     return "gpt2" if config.position_embedding_type == "learned" else "llama"
 
 
-def stock_config(config: GPTScratchConfig, target: str) -> PreTrainedConfig:
-    """transformers' own configuration of `target`.
-
+def refuse_settings(config: GPTScratchConfig, target: str) -> None:
+    """
     Raises:
         UserError: a setting that the layout or the file cannot express; names it.
     """
-    theirs = foreign_config(config, target, "lm")
+    foreign_config(config, target, "lm")
     if target == "gpt2" and config.hidden_act not in ("gelu_new", "gelu_pytorch_tanh"):
         raise UserError(f"GGUF cannot express hidden_act={config.hidden_act!r} in GPT-2's layout: it needs 'gelu_new'")
     if target == "llama" and config.hidden_act != "silu":
@@ -108,7 +107,6 @@ def stock_config(config: GPTScratchConfig, target: str) -> PreTrainedConfig:
             f"rope_type {config.rope_parameters['rope_type']!r} is not exported: transformers' reader drops it, so that the file could "
             "not be verified"
         )
-    return theirs
 
 
 def tokenizer_fields(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -278,10 +276,13 @@ def in_neighbouring_pairs(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
 
-def open_gguf_model(path: Path, config: PreTrainedConfig) -> PreTrainedModel:
-    """The file as transformers' own model in float32, whatever the type of its matrices."""
+def open_gguf_model(path: Path) -> PreTrainedModel:
+    """The file as transformers' own model in float32, whatever the type of its matrices; all settings are the file's."""
     from transformers import GgufConfig
 
+    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    if config.model_type == "gpt2":  # the reader puts these two where GPT2Config does not look
+        config.n_positions, config.n_inner = config.n_ctx, config.feed_forward_length
     model = AutoModelForCausalLM.from_pretrained(
         path.parent,
         gguf_file=path.name,
@@ -292,7 +293,7 @@ def open_gguf_model(path: Path, config: PreTrainedConfig) -> PreTrainedModel:
     return model.eval()
 
 
-def read_back(path: Path, reference: Callable[[], PreTrainedModel], config: PreTrainedConfig) -> Comparison:
+def read_back(path: Path, reference: Callable[[], PreTrainedModel]) -> Comparison:
     """Compare the file, as transformers reads it, with the model; one of the two is in memory at a time.
 
     Raises:
@@ -304,7 +305,7 @@ def read_back(path: Path, reference: Callable[[], PreTrainedModel], config: PreT
     del model
     gc.collect()
     try:
-        model = open_gguf_model(path, config)
+        model = open_gguf_model(path)
     except Exception as error:  # whatever gguf or transformers raise
         raise UserError(f"verification failed: transformers cannot read the file: {one_line(error)}") from error
     return compare_logits(ours, logits_of(model, asked), type(model).__name__, path.stat().st_size)

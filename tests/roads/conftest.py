@@ -2,7 +2,7 @@
 
 import pytest
 from tiny_models import tiny_model
-from tokenizers import ByteLevelBPETokenizer
+from tokenizers import AddedToken, ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
 END = "<|endoftext|>"
@@ -14,7 +14,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     trained = ByteLevelBPETokenizer()
     trained.train_from_iterator([TEXT] * 3, vocab_size=290, special_tokens=[END], show_progress=False)
     special = {"eos_token": END, "pad_token": END, "bos_token": END, "unk_token": END}
-    return PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, model_max_length=64, **special)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, model_max_length=64, **special)
+    tokenizer.add_tokens([AddedToken("<|start|>", special=True), AddedToken("<mark>", special=False)])
+    return tokenizer
 
 
 @pytest.fixture(scope="session", params=["gpt2", "llama"])
