@@ -1,0 +1,53 @@
+"""What every export ends with: the largest difference to the model that it came from."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ..errors import UserError
+
+TOLERANCE = 1e-4  # largest difference allowed where no weight is rounded, for logits of up to one; larger ones in proportion
+
+
+@dataclass
+class Comparison:
+    """The figures that an export prints. `compared_with` names what read the file back."""
+
+    compared_with: str
+    bytes: int
+    max_logit: float
+    max_logit_difference: float
+    tokenizer: str | None = None
+
+    def __str__(self) -> str:
+        lines = {
+            "read back by": self.compared_with,
+            "size": f"{self.bytes:,} bytes",
+            "largest difference": f"{self.max_logit_difference:.1e} between logits of up to {self.max_logit:.1f}",
+        }
+        if self.tokenizer is not None:
+            lines["tokenizer"] = self.tokenizer
+        return "\n".join(f"{name + ':':20}{value}" for name, value in lines.items())
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def refuse_difference(self) -> None:
+        """For files whose weights are not rounded.
+
+        Raises:
+            UserError: the file does not compute what the model does.
+        """
+        if not self.max_logit_difference <= TOLERANCE * max(1.0, self.max_logit):
+            raise UserError(
+                f"verification failed: {self.compared_with} computes logits that are up to {self.max_logit_difference:.1e} "
+                f"away, between logits of up to {self.max_logit:.1f}; nothing was written"
+            )
+
+
+def compare_logits(ours: list[torch.Tensor], theirs: list[torch.Tensor], compared_with: str, size: int) -> Comparison:
+    """Of the same prompts, (1, T, V) each; NaN on either side is a difference of NaN."""
+    difference = torch.stack([(a - b).abs().max() for a, b in zip(ours, theirs)]).max().item()
+    return Comparison(compared_with, size, max(logits.abs().max().item() for logits in ours), difference)

@@ -1,0 +1,323 @@
+"""GGUF, the format of llama.cpp and of what is built on it: the weights in GPT-2's or Llama's layout, and the tokenizer, in one file.
+
+Names, keys and the order of rows are those of llama.cpp's `convert_hf_to_gguf.py`; the file is written with its `gguf` package, one
+tensor at a time. Matrices lie as in nn.Linear, (out, in), in both layouts. Llama's query and key rows are reordered: llama.cpp
+rotates neighbouring pairs of a head, the Hub's Llama pairs that lie half a head apart.
+
+transformers reads the file back, its settings too, so that a wrong one shows. What the file cannot carry, or the reader would
+drop silently, is refused by name.
+"""
+
+import gc
+import importlib.util
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..configuration_gpt_scratch import GPTScratchConfig
+from ..conversion.checkpoint import Checkpoint, Options, one_line
+from ..conversion.export import foreign_config, inverted
+from ..conversion.formats import recognize
+from ..conversion.verify import logits_of, prompts
+from ..errors import UserError
+from ..files import atomic_path
+from .comparison import Comparison, compare_logits
+
+# Of matrices; vectors stay in float32. Those that are quantized need rows of whole blocks.
+TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q5_0": "Q5_0", "q4_0": "Q4_0"}
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's types of tokens
+SAMPLE = "Hello world! It's 1984, they're 12,345 miles away.\n\n  Grüße: été, 漢字 🙂\tTab"  # read by both tokenizers
+
+
+def export_gguf(model_directory: str, output: str, type: str = "f32") -> Comparison:
+    """Write a language model of this package as GGUF, whole or not at all, and compare what transformers reads from it.
+
+    Args:
+        model_directory: a checkpoint of this package, by path or Hub name.
+        output: the file, `.gguf`.
+        type: of the matrices, a key of `TYPES`.
+
+    Raises:
+        UserError: a setting that the format cannot express, a tokenizer that is not byte-level BPE as GPT-2's, a missing
+            package, or a file that does not compute what the model does.
+    """
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError('GGUF needs the gguf package: pip install "gpt_scratch[export]"')
+    if not output.endswith(".gguf"):
+        raise UserError(f"{output}: the output is a file, NAME.gguf")
+    if Path(output).is_dir():
+        raise UserError(f"{output} is a directory: name the file to write")
+    checkpoint = recognize(model_directory, Options())
+    check_checkpoint(checkpoint, model_directory)
+    target = target_of(checkpoint.config)
+    refuse_settings(checkpoint.config, target)
+    if type not in TYPES:
+        raise UserError(f"type is {type!r}: choose one of {', '.join(TYPES)}")
+    tokenizer = tokenizer_fields(checkpoint)
+    with atomic_path(output) as path:
+        write_gguf(path, checkpoint, target, type, tokenizer, Path(output).stem)
+        assert checkpoint.reference is not None and checkpoint.tokenizer is not None
+        comparison = read_back(path, checkpoint.reference)
+        if type == "f32":
+            comparison.refuse_difference()
+        comparison.tokenizer = compare_tokenizers(path, checkpoint.tokenizer)
+    return comparison
+
+
+def check_checkpoint(checkpoint: Checkpoint, name: str) -> None:
+    """
+    Raises:
+        UserError: not a language model of this package with a tokenizer.
+    """
+    if checkpoint.format != "gpt_scratch":
+        raise UserError(f"{name} is of format {checkpoint.format}: convert it with scripts/convert_checkpoint.py first")
+    if checkpoint.head != "lm":
+        raise UserError(f"{name} is a classifier: GGUF holds language models")
+    if checkpoint.tokenizer is None:
+        raise UserError(f"{name} has no tokenizer, and a GGUF file must hold one: save the tokenizer there first")
+
+
+def target_of(config: GPTScratchConfig) -> str:
+    """The layout to write, "gpt2" or "llama": by the positions, the one choice that both force."""
+    return "gpt2" if config.position_embedding_type == "learned" else "llama"
+
+
+def refuse_settings(config: GPTScratchConfig, target: str) -> None:
+    """
+    Raises:
+        UserError: a setting that the layout or the file cannot express; names it.
+    """
+    foreign_config(config, target, "lm")
+    if target == "gpt2" and config.hidden_act not in ("gelu_new", "gelu_pytorch_tanh"):
+        raise UserError(f"GGUF cannot express hidden_act={config.hidden_act!r} in GPT-2's layout: it needs 'gelu_new'")
+    if target == "llama" and config.hidden_act != "silu":
+        raise UserError(f"GGUF cannot express hidden_act={config.hidden_act!r} in Llama's layout: it needs 'silu'")
+    if target == "llama" and (config.qkv_bias or config.mlp_bias):
+        name = "qkv_bias" if config.qkv_bias else "mlp_bias"
+        raise UserError(f"GGUF cannot express {name}=True in Llama's layout: its readers have no place for the bias")
+    if target == "llama" and config.rope_parameters is not None and config.rope_parameters["rope_type"] != "default":
+        raise UserError(
+            f"rope_type {config.rope_parameters['rope_type']!r} is not exported: transformers' reader drops it, so that the file could "
+            "not be verified"
+        )
+
+
+def tokenizer_fields(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Tokens in the order of their ids, their types, and the merges, from a byte-level BPE that splits text as GPT-2's does.
+
+    Ids that the model has beyond the tokenizer's are filled with tokens that are never used.
+
+    Raises:
+        UserError: any other tokenizer; says what is different.
+    """
+    tokenizer, vocab_size = checkpoint.tokenizer, checkpoint.config.vocab_size
+    assert tokenizer is not None
+    told = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
+    model, splitting = told["model"], told.get("pre_tokenizer") or {}
+    if model["type"] != "BPE":
+        raise UserError(f"GGUF holds byte-level BPE tokenizers as GPT-2's; this one is {model['type']}")
+    if told.get("normalizer") is not None:
+        raise UserError(f"GGUF cannot express the tokenizer's normalizer {told['normalizer']['type']}")
+    if splitting.get("type") != "ByteLevel" or not splitting["use_regex"] or splitting["add_prefix_space"]:
+        raise UserError("GGUF cannot express how the tokenizer splits text before the merges: only GPT-2's pattern is supported")
+    tokens = {id: (token, NORMAL) for token, id in model["vocab"].items()}
+    tokens |= {added["id"]: (added["content"], CONTROL if added["special"] else USER_DEFINED) for added in told["added_tokens"]}
+    listed = [tokens.get(id, (f"[PAD{id}]", UNUSED)) for id in range(vocab_size)]
+    return {
+        "tokens": [token for token, _ in listed],
+        "types": [type for _, type in listed],
+        "merges": [" ".join(pair) for pair in model["merges"]],
+        "adds_bos": tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id],
+        "chat_template": tokenizer.chat_template,
+        "ids": {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "unk", "pad")},
+    }
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of the file: `parts` of ours stacked, zeros where ours has none. `heads`: reorder the rows of so many."""
+
+    name: str
+    parts: tuple[str, ...]
+    rows: tuple[torch.Size, ...]
+    type: Any
+    heads: int | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(row[0] for row in self.rows), *self.rows[0][1:])
+
+    def read(self, checkpoint: Checkpoint) -> np.ndarray:
+        """The data, in the type of the file."""
+        from gguf.quants import quantize
+
+        ours = checkpoint.source.describe()
+        read = [
+            checkpoint.source.get(part).float() if part in ours else torch.zeros(row) for part, row in zip(self.parts, self.rows)
+        ]
+        array = torch.cat(read).numpy()
+        return np.ascontiguousarray(
+            quantize(array if self.heads is None else in_neighbouring_pairs(array, self.heads), self.type)
+        )
+
+
+def tensors_of(checkpoint: Checkpoint, target: str, type: str) -> list[Tensor]:
+    """Every tensor of the file, in order.
+
+    Raises:
+        UserError: rows that the quantized `type` cannot hold.
+    """
+    import gguf
+
+    config, ours = checkpoint.config, checkpoint.source.describe()
+    names = gguf.get_tensor_name_map(_architecture(target), config.num_hidden_layers)
+    matrices, vectors = gguf.GGMLQuantizationType[TYPES[type]], gguf.GGMLQuantizationType.F32
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads} if target == "llama" else {}
+    tensors = []
+    for stock, (_, parts) in inverted(target, config, "lm").items():
+        module, _, kind = stock.rpartition(".")
+        # A bias that is not there is as long as the rows of its weight.
+        rows = tuple(ours[part].shape if part in ours else ours[part.removesuffix("bias") + "weight"].shape[:1] for part in parts)
+        # llama.cpp keeps positions in float32
+        raw = matrices if kind == "weight" and len(rows[0]) == 2 and module != "transformer.wpe" else vectors
+        if rows[0][-1] % gguf.GGML_QUANT_SIZES[raw][0]:
+            block = gguf.GGML_QUANT_SIZES[raw][0]
+            raise UserError(f"{type} needs rows of a multiple of {block} values, and {stock} has {rows[0][-1]}: use f16")
+        name = f"{names.get_name(module)}.{kind}"
+        tensors.append(Tensor(name, parts, rows, raw, heads.get(module.rpartition(".")[2])))
+    return tensors
+
+
+def _architecture(target: str) -> Any:
+    import gguf
+
+    return {"gpt2": gguf.MODEL_ARCH.GPT2, "llama": gguf.MODEL_ARCH.LLAMA}[target]
+
+
+def write_gguf(path: Path, checkpoint: Checkpoint, target: str, type: str, tokenizer: dict[str, Any], name: str) -> None:
+    """The whole file; one tensor is in memory at a time.
+
+    Raises:
+        UserError: rows that the quantized `type` cannot hold.
+    """
+    import gguf
+
+    tensors = tensors_of(checkpoint, target, type)
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[_architecture(target)])
+    for tensor in tensors:
+        block, block_bytes = gguf.GGML_QUANT_SIZES[tensor.type]
+        nbytes = math.prod(tensor.shape) // block * block_bytes
+        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), nbytes, tensor.type)
+    writer.add_name(name)
+    writer.add_file_type(gguf.LlamaFileType["ALL_F32" if type == "f32" else f"MOSTLY_{TYPES[type]}"])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    _write_sizes(writer, checkpoint.config, target)
+    _write_tokenizer(writer, tokenizer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for tensor in tensors:
+        writer.write_tensor_data(tensor.read(checkpoint))
+    writer.close()
+
+
+def _write_sizes(writer: Any, config: GPTScratchConfig, target: str) -> None:
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    if target == "gpt2":
+        writer.add_layer_norm_eps(config.norm_eps)
+        return
+    assert config.rope_parameters is not None
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+
+
+def _write_tokenizer(writer: Any, fields: dict[str, Any]) -> None:
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(fields["tokens"])
+    writer.add_token_types(fields["types"])
+    writer.add_token_merges(fields["merges"])
+    writer.add_add_bos_token(fields["adds_bos"])
+    add = {
+        "bos": writer.add_bos_token_id,
+        "eos": writer.add_eos_token_id,
+        "unk": writer.add_unk_token_id,
+        "pad": writer.add_pad_token_id,
+    }
+    for name, id in fields["ids"].items():
+        if id is not None:
+            add[name](id)
+    if isinstance(fields["chat_template"], str):
+        writer.add_chat_template(fields["chat_template"])
+
+
+def in_neighbouring_pairs(weight: np.ndarray, heads: int) -> np.ndarray:
+    """The rows (D of each head) in llama.cpp's order: row i and row i + D/2, which turn together, side by side.
+
+    >>> in_neighbouring_pairs(np.arange(8)[:, None], heads=2).ravel().tolist()
+    [0, 2, 1, 3, 4, 6, 5, 7]
+    """
+    return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+
+
+def open_gguf_model(path: Path) -> PreTrainedModel:
+    """The file as transformers' own model in float32, whatever the type of its matrices; all settings are the file's."""
+    from transformers import GgufConfig
+
+    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    if config.model_type == "gpt2":  # the reader puts these two where GPT2Config does not look
+        config.n_positions, config.n_inner = config.n_ctx, config.feed_forward_length
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent,
+        gguf_file=path.name,
+        config=config,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    return model.eval()
+
+
+def read_back(path: Path, reference: Callable[[], PreTrainedModel]) -> Comparison:
+    """Compare the file, as transformers reads it, with the model; one of the two is in memory at a time.
+
+    Raises:
+        UserError: transformers cannot read the file.
+    """
+    model = reference().float().eval()
+    asked = prompts(model.config)
+    ours = logits_of(model, asked)
+    del model
+    gc.collect()
+    try:
+        model = open_gguf_model(path)
+    except Exception as error:  # whatever gguf or transformers raise
+        raise UserError(f"verification failed: transformers cannot read the file: {one_line(error)}") from error
+    return compare_logits(ours, logits_of(model, asked), type(model).__name__, path.stat().st_size)
+
+
+def compare_tokenizers(path: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    """
+    Raises:
+        UserError: the tokenizer in the file gives other ids.
+    """
+    theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    ours, read = tokenizer(SAMPLE)["input_ids"], theirs(SAMPLE)["input_ids"]
+    if ours != read:
+        raise UserError(f"verification failed: the tokenizer in the file gives {read[:12]}..., this one {ours[:12]}...")
+    return f"the same {len(ours)} ids for a text of {len(SAMPLE)} characters"

@@ -1,0 +1,46 @@
+"""Write a model for other runtimes, read it back and compare: ONNX for ONNX Runtime, GGUF for llama.cpp and what is built on it.
+
+python scripts/export.py onnx runs/quickstart exported/quickstart-onnx
+python scripts/export.py gguf runs/quickstart exported/quickstart.gguf
+python scripts/export.py gguf runs/quickstart exported/quickstart-q8_0.gguf --type q8_0
+
+The output is written whole or not at all: not where what was read back does not compute what the model does.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from gpt_scratch.errors import UserError, run_script
+from gpt_scratch.export.gguf import TYPES, export_gguf
+from gpt_scratch.export.onnx import export_onnx
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags of this script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("to", choices=["onnx", "gguf"], help="what to write")
+    parser.add_argument("model", help="directory or Hub name of a checkpoint of this package")
+    parser.add_argument("output", help="onnx: directory to write, which must not exist or be empty; gguf: the file")
+    parser.add_argument("--type", choices=list(TYPES), help="gguf: of the matrices; default f32, q and bf16 lose precision")
+    parser.add_argument("--overwrite", action="store_true", help="onnx: replace a directory that is not empty")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> dict:
+    """Export; returns the comparison."""
+    if args.to == "gguf":
+        if args.overwrite:
+            raise UserError("--overwrite is for onnx: a .gguf file is replaced when the new one is whole")
+        comparison = export_gguf(args.model, args.output, args.type or "f32")
+    else:
+        if args.type:
+            raise UserError("--type is for gguf: onnx is written in float32")
+        comparison = export_onnx(args.model, args.output, args.overwrite)
+    print(comparison)
+    print(f"written to {args.output}")
+    return comparison.as_dict()
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(parse(sys.argv[1:])))
