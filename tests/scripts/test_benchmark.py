@@ -61,6 +61,7 @@ def test_memory_of_each_in_a_process_of_its_own(script):
     assert rows[0]["share_of_transformers"] == 1 and rows[1]["above_mib"] < rows[0]["above_mib"]  # 41 MB of logits, several times
 
 
+@pytest.mark.slow
 def test_generation(script):
     rows = run(script, "generation", *TINY, "--batch", "1", "2", "--prompt", "4", "--new_tokens", "6")
     assert len(rows) == 6 and all(row["same_tokens"] and row["ms_per_token"] > 0 for row in rows)

@@ -16,6 +16,7 @@ eval_strategy: "no"
 """
 
 
+@pytest.mark.slow
 def test_runs_are_made_once_and_compared_with_the_baseline(script, tmp_path, capfd):
     rng = random.Random(0)
     texts = [

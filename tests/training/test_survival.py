@@ -156,7 +156,14 @@ def assert_same(ended: Path, whole: Path) -> None:
     assert all(damage(checkpoint) is None for checkpoint in ended.glob("checkpoint-*"))
 
 
-@pytest.mark.parametrize("place", ["weights", "optimizer", "state", "flushed", "named", "removed"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "weights",
+        "named",
+        *(pytest.param(place, marks=pytest.mark.slow) for place in ("optimizer", "state", "flushed", "removed")),
+    ],
+)
 def test_killed_while_saving(runner, tmp_path, place):
     """Of the checkpoint in the making nothing is picked up, and the one before it is whole."""
     output = tmp_path / "run"
@@ -173,14 +180,14 @@ def test_killed_while_saving(runner, tmp_path, place):
     ("name", "place", "step"),
     [
         ("pretrain", "sigterm", 7),
-        ("pretrain", "sigterm", 8),  # an evaluation is due
+        pytest.param("pretrain", "sigterm", 8, marks=pytest.mark.slow),  # an evaluation is due
         ("pretrain", "evaluation_sigterm", 8),
-        ("pretrain", "two_sigterms", 5),
-        ("best", "sigterm", 2),
-        ("best", "sigterm", 10),  # the last step of an epoch
-        ("streaming", "sigterm", 10),  # in the second pass over the text
-        ("classifier", "sigterm", 7),
-        ("instructions", "sigterm", 7),
+        pytest.param("pretrain", "two_sigterms", 5, marks=pytest.mark.slow),
+        pytest.param("best", "sigterm", 2, marks=pytest.mark.slow),
+        pytest.param("best", "sigterm", 10, marks=pytest.mark.slow),  # the last step of an epoch
+        pytest.param("streaming", "sigterm", 10, marks=pytest.mark.slow),  # in the second pass over the text
+        pytest.param("classifier", "sigterm", 7, marks=pytest.mark.slow),
+        pytest.param("instructions", "sigterm", 7, marks=pytest.mark.slow),
     ],
 )
 def test_preemption(runner, tmp_path, name, place, step):
