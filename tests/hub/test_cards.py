@@ -100,7 +100,12 @@ def test_the_published_cards_say_what_their_metrics_say(card, tmp_path):
     """Written again from metrics.json they are the same, so that every number can be traced."""
     folder = shutil.copytree(CARDS / card, tmp_path / card)
     record = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    names = {"labels": write_classifier_card, "validation_response_loss": write_instruction_card}
+    names = {
+        "labels": write_classifier_card,
+        "validation_response_loss": write_instruction_card,
+        "eval_rewards/margins": lambda folder, record: write_preference_card(folder, "dpo", record),
+        "eval_mean_reward": lambda folder, record: write_preference_card(folder, "reward", record),
+    }
     next((writer for name, writer in names.items() if name in record["metrics"]), write_card)(str(folder), record)
     text, _ = written(folder)
     assert text == (CARDS / card / "README.md").read_text(encoding="utf-8")
