@@ -105,7 +105,9 @@ class LinearCrossEntropy(torch.autograd.Function):
                     grad_hidden[chunk] = logits @ matrix
                 if grad_weight is not None:
                     _add_product_(grad_weight, logits, rows[chunk])
-        ctx.gradients = [grad_hidden, grad_weight[:V].to(weight.dtype) if grad_weight is not None else None]
+        if grad_weight is not None:  # not a view unless it must be: autograd adds the gradient of a tied embedding to it in place
+            grad_weight = (grad_weight if len(grad_weight) == V else grad_weight[:V]).to(weight.dtype)
+        ctx.gradients = [grad_hidden, grad_weight]
         return total
 
     @staticmethod

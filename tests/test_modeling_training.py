@@ -2,10 +2,12 @@
 
 import copy
 import math
+import weakref
 
 import pytest
 import torch
 from tiny_models import assert_equal, tiny_config, tiny_model, token_ids
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from gpt_scratch import GPTScratchForCausalLM, GPTScratchForSequenceClassification, GPTScratchModel
@@ -184,6 +186,34 @@ def test_gradient_checkpointing_has_the_same_gradients(style, cls, use_reentrant
         assert_equal(gradient, expected[name])
     model.gradient_checkpointing_disable()
     assert not model.is_gradient_checkpointing
+
+
+@STYLES
+def test_activations_are_computed_again_rather_than_kept(style, monkeypatch):
+    """Neither the activation nor its product with the gate survives the forward, and no matrix product is computed twice."""
+    model, ids = tiny_model(style).train(), token_ids(2, 9)
+    widest: list[weakref.ref] = []
+    for layer in model.model.layers:
+        layer.mlp.down_proj.register_forward_pre_hook(lambda module, args: widest.append(weakref.ref(args[0])))
+
+    def step() -> tuple[bool, int, dict[str, torch.Tensor]]:
+        """Whether activations were kept for the backward, the arithmetic in matrix products, the gradients."""
+        with FlopCounterMode(display=False) as counter:
+            loss = model(ids, labels=ids).loss
+            kept = [tensor() is not None for tensor in widest[-2:]]
+            loss.backward()
+        gradients = grads(model)
+        model.zero_grad()
+        assert kept[0] == kept[1]
+        return kept[0], counter.get_total_flops(), gradients
+
+    kept, flops, gradients = step()
+    monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)  # the compiler chooses for itself
+    plainly_kept, plain_flops, plain_gradients = step()
+    assert (kept, plainly_kept) == (False, True)
+    assert flops == plain_flops
+    for name, gradient in plain_gradients.items():
+        assert_equal(gradients[name], gradient)
 
 
 @STYLES
