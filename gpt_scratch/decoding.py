@@ -17,6 +17,7 @@ from .errors import UserError
 
 WEIGHTS = ("float32", "bfloat16", "int8")
 PIECE_BYTES = 1 << 20  # of a weight that is widened for a matrix product
+MOST_ROWS = 8  # that a weight in fewer bytes is widened for one by one; for more it is widened once, in memory
 
 
 class StreamedLinear(nn.Module):
@@ -43,11 +44,15 @@ class StreamedLinear(nn.Module):
         self.register_buffer("scale", scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.reshape(-1, self.in_features)
+        rows = x.reshape(-1, self.in_features).contiguous()
         compiling = torch.compiler.is_compiling()
-        if rows.shape[0] == 1 and compiling:
-            y = (self.weight.float() * rows[0].float()).sum(-1).to(x.dtype)
-        elif self.weight.dtype == x.dtype or compiling:
+        narrow = self.weight.dtype != x.dtype
+        if compiling and rows.shape[0] <= (MOST_ROWS if narrow else 1):
+            # as_strided has the rows written to memory first. Without it the compiler moves what made them, often a norm, into the
+            # loop, and computes it again for every output: twice the time of a model in int8.
+            rows = rows.float().as_strided(rows.shape, (self.in_features, 1))
+            y = (self.weight.float()[:, None] * rows).sum(-1).T.to(x.dtype)
+        elif compiling or not narrow:
             y = nn.functional.linear(rows, self.weight.to(x.dtype))
         else:  # the weight is widened piece by piece, in the cache
             y = x.new_empty(rows.shape[0], self.out_features)
@@ -56,7 +61,7 @@ class StreamedLinear(nn.Module):
                 torch.mm(rows, self.weight[start : start + step].to(x.dtype).T, out=y[:, start : start + step])
         if self.scale is not None:
             y = y * self.scale
-        return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], self.out_features)
+        return (y if self.bias is None else y + self.bias).reshape(*x.shape[:-1], self.out_features)
 
 
 def prepare_for_decoding(model: PreTrainedModel, weights: str = "float32") -> PreTrainedModel:

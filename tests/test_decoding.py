@@ -55,3 +55,29 @@ def test_compiled_generation_gives_the_same_tokens(style):
     expected = model.generate(ids, **settings)
     torch._dynamo.reset()
     assert torch.equal(prepare_for_decoding(model).generate(ids, **settings, **compiled_generation()), expected)
+
+
+class NormThenLinear(nn.Module):
+    """A row of a batch of sequences, normed in the graph or cut out of the input as it is, then the linear layer."""
+
+    def __init__(self, weights: str, normed: bool):
+        super().__init__()
+        self.norm = nn.LayerNorm(48) if normed else None
+        self.linear = StreamedLinear(nn.Linear(48, 40), weights)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.norm is not None:
+            x = self.norm(x)
+        return self.linear(x[:, -1:])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("batch", [1, 3, 8, 9])
+def test_compiled_rows_are_read_from_where_they_are(weights, normed, batch):
+    torch._dynamo.reset()
+    module, x = NormThenLinear(weights, normed), torch.randn(batch, 4, 48)
+    with torch.inference_mode():
+        assert_equal(torch.compile(module, fullgraph=True, dynamic=False)(x), module(x))
