@@ -17,7 +17,7 @@ from .errors import UserError
 
 WEIGHTS = ("float32", "bfloat16", "int8")
 PIECE_BYTES = 1 << 20  # of a weight that is widened for a matrix product
-MOST_ROWS = 8  # that a weight in fewer bytes is widened for one by one; for more it is widened once, in memory
+MOST_ROWS = 8  # whose products with a weight in fewer bytes are formed in one loop; for more it is widened in memory
 
 
 class StreamedLinear(nn.Module):
@@ -51,7 +51,7 @@ class StreamedLinear(nn.Module):
             # as_strided has the rows written to memory first. Without it the compiler moves what made them, often a norm, into the
             # loop, and computes it again for every output: twice the time of a model in int8.
             rows = rows.float().as_strided(rows.shape, (self.in_features, 1))
-            y = (self.weight.float()[:, None] * rows).sum(-1).T.to(x.dtype)
+            y = torch.stack([(self.weight.float() * row).sum(-1) for row in rows]).to(x.dtype)  # one loop over the weight
         elif compiling or not narrow:
             y = nn.functional.linear(rows, self.weight.to(x.dtype))
         else:  # the weight is widened piece by piece, in the cache
