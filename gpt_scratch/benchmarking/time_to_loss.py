@@ -52,19 +52,21 @@ def time_to_loss(baseline: Sequence[str], candidates: Sequence[str]) -> list[dic
     """A row per run. The target is the mean of the losses at which the baseline runs end.
 
     Args:
-        baseline, candidates: output directories; `seconds` are steps times seconds a step.
+        baseline, candidates: output directories, of one recipe each: seeds or learning rates. What a step takes is then the same, and
+            `seconds` are the steps of a run times the lowest median of its recipe: more was the load of a shared machine.
 
     Returns:
         `times_less` and `times_fewer_steps` against the mean of the baseline's.
     """
     histories = {folder: read_history(folder) for folder in [*baseline, *candidates]}
     target = statistics.fmean([e["eval_loss"] for e in histories[folder] if "eval_loss" in e][-1] for folder in baseline)
+    rates = {folder: seconds_per_step(history) for folder, history in histories.items()}
     rows = []
     for folder, history in histories.items():
         evaluations = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
         # The seeds of a baseline end on both sides of their mean: where one never reaches it, its whole run counts.
         steps = evaluations[-1][0] if folder in baseline else steps_to(history, target)
-        rate = seconds_per_step(history)
+        rate = min(rates[other] for other in (baseline if folder in baseline else candidates))
         rows.append(
             {
                 "run": Path(folder).name,
@@ -72,7 +74,7 @@ def time_to_loss(baseline: Sequence[str], candidates: Sequence[str]) -> list[dic
                 "lowest_loss": min(loss for _, loss in evaluations),
                 "target": target,
                 "steps": steps,
-                "seconds_per_step": rate,
+                "seconds_per_step": rates[folder],
                 "seconds": None if steps is None else steps * rate,
             }
         )
