@@ -33,7 +33,8 @@ def test_runs_are_compared_with_the_mean_of_the_baseline(tmp_path):
     baseline = [run("a", [5.0, 4.0, 3.0, 2.0], 1.0), run("b", [5.0, 4.0, 3.0, 3.0], 1.5)]  # beside something else
     rows = time_to_loss(baseline, [run("c", [3.0, 2.0], 2.0), run("d", [9.0, 8.0], 3.0)])
     assert [row["target"] for row in rows] == [2.5] * 4
-    assert (rows[2]["steps"], rows[2]["seconds"], rows[1]["seconds"]) == (15, 30, 40) and rows[3]["steps"] is None and "times_less" not in rows[3]
+    assert (rows[2]["steps"], rows[2]["seconds"], rows[1]["seconds"]) == (15, 30, 40)
+    assert rows[3]["steps"] is None and "times_less" not in rows[3]
     assert rows[2]["times_fewer_steps"] == pytest.approx(40 / 15) and rows[2]["times_less"] == pytest.approx(40 / 30)
     with pytest.raises(UserError, match="trainer_state.json: no such file"):
         time_to_loss(baseline, [str(tmp_path)])
