@@ -1,16 +1,18 @@
 """The loss, gradient accumulation, gradient checkpointing, half precision, dropout and initialization."""
 
 import copy
+import gc
 import math
 import weakref
 
 import pytest
 import torch
-from tiny_models import assert_equal, tiny_config, tiny_model, token_ids
+from tiny_models import assert_equal, randomize, tiny_config, tiny_model, token_ids
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from gpt_scratch import GPTScratchForCausalLM, GPTScratchForSequenceClassification, GPTScratchModel
+from gpt_scratch.modeling_gpt_scratch import Recomputed
 
 STYLES = pytest.mark.parametrize("style", ["gpt2", "llama"])
 
@@ -170,8 +172,10 @@ def test_gradient_checkpointing_has_the_same_gradients(style, cls, use_reentrant
     mask = torch.ones(2, 9, dtype=torch.long)
     mask[0, 6:] = 0
     labels = ids.masked_fill(mask == 0, -100) if cls is GPTScratchForCausalLM else torch.tensor([0, 1])
-    calls = []
+    calls: list[int] = []
+    kept: list[weakref.ref] = []
     model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    model.model.layers[0].mlp.up_proj.register_forward_hook(lambda module, args, output: kept.append(weakref.ref(output)))
     plain = model(ids, attention_mask=mask, labels=labels).loss
     plain.backward()
     expected = grads(model)
@@ -179,6 +183,7 @@ def test_gradient_checkpointing_has_the_same_gradients(style, cls, use_reentrant
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
     assert model.is_gradient_checkpointing
     loss = model(ids, attention_mask=mask, labels=labels).loss
+    assert kept[-1]() is None
     loss.backward()
     assert len(calls) == 1 + 2  # computed again in the backward pass
     assert loss.item() == plain.item()
@@ -207,13 +212,53 @@ def test_activations_are_computed_again_rather_than_kept(style, monkeypatch):
         assert kept[0] == kept[1]
         return kept[0], counter.get_total_flops(), gradients
 
-    kept, flops, gradients = step()
+    gc.disable()
+    try:
+        kept, flops, gradients = step()
+        assert not [thing for thing in gc.get_objects() if isinstance(thing, Recomputed)]  # freed with the graph
+    finally:
+        gc.enable()
     monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)  # the compiler chooses for itself
     plainly_kept, plain_flops, plain_gradients = step()
     assert (kept, plainly_kept) == (False, True)
     assert flops == plain_flops
     for name, gradient in plain_gradients.items():
         assert_equal(gradients[name], gradient)
+
+
+@STYLES
+def test_recomputation_uses_the_weights_of_its_own_forward(style):
+    """With other weights put in for one call, and with weights that were changed in place before the backward."""
+    model, other, ids = tiny_model(style).train(), randomize(tiny_model(style), seed=5).train(), token_ids(2, 9)
+    weights = dict(other.named_parameters())
+    loss = torch.func.functional_call(model, weights, (ids,), {"labels": ids}).loss
+    found = torch.autograd.grad(loss, list(weights.values()))
+    expected = torch.autograd.grad(other(ids, labels=ids).loss, list(weights.values()))
+    for gradient, wanted in zip(found, expected):
+        assert_equal(gradient, wanted)
+    loss = model(ids, labels=ids).loss
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        loss.backward()
+
+
+@STYLES
+def test_second_derivatives_go_through_what_is_recomputed(style, monkeypatch):
+    model, ids = tiny_model(style, attention="eager").train(), token_ids(1, 5)
+    weights = [layer.mlp.up_proj.weight for layer in model.model.layers]
+
+    def second() -> tuple[torch.Tensor, ...]:
+        first = torch.autograd.grad(
+            model(ids, labels=ids).loss, [layer.mlp.down_proj.weight for layer in model.model.layers], create_graph=True
+        )
+        return torch.autograd.grad(sum((gradient**2).sum() for gradient in first), weights)
+
+    found = second()
+    monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)  # nothing is recomputed
+    for gradient, wanted in zip(found, second()):
+        assert wanted.abs().max() > 1e-3
+        assert_equal(gradient, wanted)
 
 
 @STYLES
