@@ -66,7 +66,7 @@ def test_files_are_checked_before_anything_is_read(tmp_path, name, content, mess
         ("latin1.csv", b"text\n\xe9\n", "latin1.csv is not UTF-8"),
         ("latin1.jsonl", b'{"text": "\xe9"}', "latin1.jsonl line 1"),
         ("object.json", b'{"text": "a"}', "holds a dict where a list of objects"),
-        ("broken.parquet", gzip.compress(b"no parquet"), "broken.parquet is not a readable parquet file"),
+        ("broken.parquet", gzip.compress(b"no parquet", mtime=0), "broken.parquet is not a readable parquet file"),
     ],
 )
 def test_broken_files_are_named_with_the_place(tmp_path, name, content, message):
