@@ -190,6 +190,14 @@ def test_nothing_to_predict():
     assert loss.item() == 0 and all(not p.grad.any() for p in model.parameters() if p.grad is not None)
 
 
+def test_the_gradient_of_the_weight_is_no_view():
+    """So that autograd adds that of a tied embedding to it in place, instead of making a third of their size."""
+    hidden, weight = torch.randn(5, 8, requires_grad=True), torch.randn(13, 8, requires_grad=True)
+    loss = LinearCrossEntropy.apply(hidden, weight, torch.tensor([1, 2, 3, 4, 12]))
+    (gradient,) = torch.autograd.grad(loss, weight)  # as it leaves the function: in .grad is a copy
+    assert not gradient._is_view()
+
+
 def test_a_second_backward_is_refused():
     model, ids = tiny_model("gpt2", loss_implementation="chunked").train(), token_ids(2, 5)
     loss = model(ids, labels=ids).loss

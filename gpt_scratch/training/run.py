@@ -60,7 +60,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def _without_folder(word: str) -> str:
-    flag, separator, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    flag, separator, value = ("", "", word) if os.path.isabs(word) or "=" not in word else word.partition("=")
     return flag + separator + (os.path.basename(value.rstrip("/")) if os.path.isabs(value) else value)
 
 
