@@ -91,6 +91,7 @@ def test_the_files_of_a_checkpoint(tmp_path):
         "loss_gpt_scratch.py",
         "model.safetensors",
         "modeling_gpt_scratch.py",
+        "recomputation_gpt_scratch.py",
     }
     layers = [
         f"model.layers.{i}.{name}.weight"
@@ -183,7 +184,8 @@ print(AutoConfig.for_model("gpt_scratch").hidden_size)
 """
     assert run_python(code, tmp_path).splitlines()[-3:] == [
         "[]",
-        "['gpt_scratch', 'gpt_scratch.configuration_gpt_scratch', 'gpt_scratch.loss_gpt_scratch', 'gpt_scratch.modeling_gpt_scratch']",
+        "['gpt_scratch', 'gpt_scratch.configuration_gpt_scratch', 'gpt_scratch.loss_gpt_scratch', 'gpt_scratch.modeling_gpt_scratch', "
+        "'gpt_scratch.recomputation_gpt_scratch']",
         "768",
     ]
 

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from gpt_scratch import GPTScratchForCausalLM, GPTScratchForSequenceClassification, GPTScratchModel
-from gpt_scratch.modeling_gpt_scratch import Recomputed
+from gpt_scratch.recomputation_gpt_scratch import Recomputed
 
 STYLES = pytest.mark.parametrize("style", ["gpt2", "llama"])
 

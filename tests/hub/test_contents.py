@@ -30,7 +30,7 @@ def write(folder, files: dict[str, str]) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-CODE = ["configuration_gpt_scratch.py", "loss_gpt_scratch.py", "modeling_gpt_scratch.py"]
+CODE = ["configuration_gpt_scratch.py", "loss_gpt_scratch.py", "modeling_gpt_scratch.py", "recomputation_gpt_scratch.py"]
 MODEL = sorted([*CODE, "config.json", "generation_config.json", "model.safetensors"])
 
 

@@ -51,6 +51,7 @@ def test_the_directory_is_whole_and_loads_without_the_package(script, tmp_path):
         "configuration_gpt_scratch.py",
         "loss_gpt_scratch.py",
         "modeling_gpt_scratch.py",
+        "recomputation_gpt_scratch.py",
         "conversion.json",
         "README.md",
     }
