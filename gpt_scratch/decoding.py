@@ -17,6 +17,7 @@ from .errors import UserError
 
 WEIGHTS = ("float32", "bfloat16", "int8")
 PIECE_BYTES = 1 << 20  # of a weight that is widened for a matrix product
+FEW_ROWS = 4  # up to so many the order of the factors of a matrix product makes no difference
 MOST_ROWS = 8  # whose products with a weight in fewer bytes are formed in one loop; for more it is widened in memory
 
 
@@ -24,6 +25,7 @@ class StreamedLinear(nn.Module):
     """`nn.Linear` for inference: (..., in) -> (..., out), its weight (out, in) kept in `weights`.
 
     int8 is symmetric, one fp32 scale per output (row of the weight): weight = scale * round(weight / scale), scale = max |row| / 127.
+    The order of the factors depends on the precision of fp32 products (`training.precision`) that is set when this is made.
     """
 
     weight: torch.Tensor
@@ -34,6 +36,7 @@ class StreamedLinear(nn.Module):
         weight = linear.weight.detach()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = linear.bias
+        self.through_onednn = torch.get_float32_matmul_precision() != "highest"  # asked here: the compiler cannot see it
         scale: torch.Tensor | None = None
         if weights == "int8":
             scale = weight.float().abs().amax(1).clamp(min=1e-12) / 127
@@ -52,6 +55,12 @@ class StreamedLinear(nn.Module):
             # loop, and computes it again for every output: twice the time of a model in int8.
             rows = rows.float().as_strided(rows.shape, (self.in_features, 1))
             y = torch.stack([(self.weight.float() * row).sum(-1) for row in rows]).to(x.dtype)  # one loop over the weight
+        elif compiling and self.through_onednn and rows.shape[0] > FEW_ROWS:
+            # oneDNN reads a weight up to a third faster as the first factor (MKL slower). What goes in and what comes out is written
+            # down by rows, since the loops around a transposed product are slow.
+            rows = rows.as_strided(rows.shape, (self.in_features, 1))
+            y = torch.mm(self.weight.to(x.dtype), rows.T).T.contiguous()
+            y = y.as_strided(y.shape, (self.out_features, 1))
         elif compiling or not narrow:
             y = nn.functional.linear(rows, self.weight.to(x.dtype))
         else:  # the weight is widened piece by piece, in the cache

@@ -12,10 +12,19 @@ from gpt_scratch.decoding import WEIGHTS, StreamedLinear, compiled_generation, p
 from gpt_scratch.errors import UserError
 
 
+@pytest.fixture(params=["highest", "medium"])
+def precision(request):
+    """Of fp32 products: MKL's, oneDNN's."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(request.param)
+    yield request.param
+    torch.set_float32_matmul_precision(before)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (3, 1)])
-def test_every_road_through_it_gives_the_same(weights, bias, shape, monkeypatch):
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (3, 1), (2, 6)])
+def test_every_road_through_it_gives_the_same(weights, bias, shape, precision, monkeypatch):
     monkeypatch.setattr("gpt_scratch.decoding.PIECE_BYTES", 24 * 4 * 5)  # several pieces, the last one smaller
     linear, x = nn.Linear(24, 17, bias=bias), torch.randn(*shape, 24)
     streamed = StreamedLinear(linear, weights)
@@ -49,8 +58,9 @@ def test_a_prepared_model_computes_the_same(style):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("style", ["gpt2", "llama"])
-def test_compiled_generation_gives_the_same_tokens(style):
-    model, ids = tiny_model(style), token_ids(1, 5)
+@pytest.mark.parametrize("batch", [1, 6])
+def test_compiled_generation_gives_the_same_tokens(style, batch, precision):
+    model, ids = tiny_model(style), token_ids(batch, 5)
     settings = {"max_new_tokens": 20, "do_sample": False, "attention_mask": torch.ones_like(ids), "pad_token_id": 0}
     expected = model.generate(ids, **settings)
     torch._dynamo.reset()
@@ -76,7 +86,7 @@ class NormThenLinear(nn.Module):
 @pytest.mark.parametrize("normed", [True, False])
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("batch", [1, 3, 8, 9])
-def test_compiled_rows_are_read_from_where_they_are(weights, normed, batch):
+def test_compiled_rows_are_read_from_where_they_are(weights, normed, batch, precision):
     torch._dynamo.reset()
     module, x = NormThenLinear(weights, normed), torch.randn(batch, 4, 48)
     with torch.inference_mode():

@@ -54,6 +54,7 @@ def generation(sizes: Sizes, batch: int, prompt: int, new_tokens: int, repetitio
     taking_part = [contender("transformers", theirs, False), contender("transformers, fast fp32", theirs, True)]
     taking_part.append(contender("gpt_scratch", ours, True))
     if compiled:
+        use_fast_fp32_matmul()
         for weights in WEIGHTS:
             model = prepare_for_decoding(copy.deepcopy(ours), weights)
             taking_part.append(contender(f"gpt_scratch, compiled, {weights}", model, True, **compiled_generation()))
