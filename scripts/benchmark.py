@@ -6,6 +6,7 @@
     python scripts/benchmark.py generation --batch 1 8 --compile
     python scripts/benchmark.py perplexity --model runs/quickstart --text held-out.txt  # what weights in fewer bytes cost
     python scripts/benchmark.py length                                  # time and memory from 256 to 4,096 tokens
+    python scripts/benchmark.py vocabulary --n_layer 2                  # time and memory from 4,096 to 128,256 words
     python scripts/benchmark.py ceilings                                # what the machine itself can do now
     python scripts/benchmark.py trainer                                 # Trainer over a bare loop
     python scripts/benchmark.py data --text input.txt --tokenizer runs/tokenizer     # from text to batches
@@ -15,8 +16,9 @@
     python scripts/benchmark.py loss --baseline runs/gpt2-1 runs/gpt2-2 --candidate runs/modern-1     # time to the loss where the first end
     python scripts/benchmark.py step --rival nanogpt=adapter.py:build   # build(sizes) -> module(input_ids, labels) -> loss
 
-A rival's module shifts the labels itself; `sizes` has n_layer, n_head, n_embd, vocab_size, n_positions. Prints a table and, with
---output, writes it as JSON with environment, versions, threads and load. Seconds belong to the machine and the hour; compare ratios.
+A rival's module shifts the labels itself and may bring its own optimizer (`configure_optimizer()`, in place of fused AdamW); `sizes` has
+n_layer, n_head, n_embd, vocab_size, n_positions. Prints a table and, with --output, writes it as JSON with environment, versions, threads
+and load. Seconds belong to the machine and the hour; compare ratios.
 """
 
 import argparse
@@ -34,7 +36,7 @@ from gpt_scratch.benchmarking.harness import Sizes, ceilings, load_rival, machin
 from gpt_scratch.benchmarking.padding import padding_waste
 from gpt_scratch.benchmarking.time_to_loss import time_to_loss
 from gpt_scratch.benchmarking.tokenizers import benchmark_tokenizers
-from gpt_scratch.benchmarking.training import import_time, peak_memory, trainer_overhead, training_step
+from gpt_scratch.benchmarking.training import growth, import_time, peak_memory, trainer_overhead, training_step
 from gpt_scratch.data.readers import check_files
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import write_json
@@ -42,6 +44,7 @@ from gpt_scratch.generation import load
 from gpt_scratch.training.run import describe_environment
 
 LENGTHS = (256, 512, 1024, 2048, 4096)
+VOCABULARIES = (4096, 16384, 50257, 128256)  # the last is Llama 3's
 
 
 def shape(text: str) -> tuple[int, int]:
@@ -66,6 +69,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             "memory",
             "generation",
             "length",
+            "vocabulary",
             "trainer",
             "import",
             "ceilings",
@@ -115,12 +119,13 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     elif args.subject == "memory":
         for batch, length in args.shape:
             rows += peak_memory(sizes, batch, length, args.bf16, rival_places)
-    elif args.subject == "length":
-        sizes = replace(sizes, n_positions=max(LENGTHS))
-        for length in LENGTHS:
-            steps = training_step(sizes, 1, length, args.bf16, args.compile, args.repetitions, rivals)
-            memory = {row["contender"]: row["above_mib"] for row in peak_memory(sizes, 1, length, args.bf16, rival_places)}
-            rows += [row | {"above_mib": memory.get(row["contender"])} for row in steps if row["part"] == "total"]
+    elif args.subject in ("length", "vocabulary"):
+        if args.subject == "length":
+            settings = [(replace(sizes, n_positions=max(LENGTHS)), 1, length) for length in LENGTHS]
+        else:
+            settings = [(replace(sizes, vocab_size=size), *args.shape[0]) for size in VOCABULARIES]
+        given = {name: (rival_places[name], factory) for name, factory in rivals.items()}
+        rows = growth(settings, args.bf16, args.compile, args.repetitions, given)
     elif args.subject == "generation":
         for batch in args.batch:
             rows += generation(sizes, batch, args.prompt, args.new_tokens, args.repetitions, args.compile)

@@ -151,6 +151,7 @@ def device() -> str:
 
 
 # A rival's factory: sizes -> module that returns the loss for (input_ids, labels), labels equal to the ids and shifted inside.
+# A method `configure_optimizer()` of it makes its optimizer.
 Factory = Callable[[Sizes], nn.Module]
 
 

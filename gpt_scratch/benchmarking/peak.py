@@ -4,6 +4,7 @@ Prints `resident_mib`, what is there before a step (libraries, weights, optimize
 """
 
 import json
+import re
 import resource
 import sys
 from pathlib import Path
@@ -39,7 +40,9 @@ def main(settings: dict) -> None:
         before = int(resident) * resource.getpagesize()
         step()
         step()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        # Not getrusage: its peak is inherited from the process that started this one, and that may have been the larger.
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        peak = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
     print(json.dumps({"resident_mib": round(before / 2**20), "above_mib": round((peak - before) / 2**20)}))
 
 

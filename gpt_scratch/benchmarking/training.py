@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,19 +16,22 @@ from transformers import Trainer, TrainingArguments, default_data_collator
 from ..training.precision import use_fast_fp32_matmul
 from .harness import Contender, Factory, Sizes, device, gpt_scratch, measure, summarize, synchronize, transformers_gpt2
 
-SHAPES = ((4, 256), (2, 1024), (8, 128), (1, 4096))
-
 
 class Step:
-    """A model, its optimizer (fused AdamW), and one step on random tokens."""
+    """A model, its optimizer (fused AdamW, or what a rival's `configure_optimizer` returns), and one step on random tokens."""
 
     def __init__(self, factory: Factory, sizes: Sizes, batch: int, length: int, bf16: bool, compiled: bool, fast_matmul: bool):
         torch.manual_seed(0)
         self.model: nn.Module = factory(sizes).to(device()).train()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, weight_decay=0.1, fused=True)
+        configure: Any = getattr(self.model, "configure_optimizer", self.fused_adamw)
+        self.optimizer: torch.optim.Optimizer = configure()
         self.forward = torch.compile(self.model) if compiled else self.model
         self.ids = torch.randint(sizes.vocab_size, (batch, length), device=device())
         self.bf16, self.fast_matmul = bf16, fast_matmul
+
+    def fused_adamw(self) -> torch.optim.Optimizer:
+        """What Trainer takes by default."""
+        return torch.optim.AdamW(self.model.parameters(), lr=1e-4, weight_decay=0.1, fused=True)
 
     def __call__(self) -> dict[str, float]:
         """Seconds of forward, backward and optimizer."""
@@ -49,23 +53,33 @@ class Step:
         return dict(zip(("forward", "backward", "optimizer"), (after - before for before, after in pairwise(times))))
 
 
+FAST_TRANSFORMERS, FULL_LOSS = "transformers, fast fp32", "gpt_scratch, full loss"
+
+
 def contenders(rivals: dict[str, Factory]) -> dict[str, tuple[Factory, bool]]:
     """Who takes part, and whether with fp32 products through oneDNN, a setting that anybody may make."""
     return {
         "transformers": (transformers_gpt2, False),
-        "transformers, fast fp32": (transformers_gpt2, True),
+        FAST_TRANSFORMERS: (transformers_gpt2, True),
         "gpt_scratch": (gpt_scratch, True),
-        "gpt_scratch, full loss": (lambda sizes: gpt_scratch(sizes, "full"), True),
+        FULL_LOSS: (lambda sizes: gpt_scratch(sizes, "full"), True),
     } | {name: (factory, False) for name, factory in rivals.items()}
 
 
 def training_step(
-    sizes: Sizes, batch: int, length: int, bf16: bool, compiled: bool, repetitions: int, rivals: dict[str, Factory]
+    sizes: Sizes,
+    batch: int,
+    length: int,
+    bf16: bool,
+    compiled: bool,
+    repetitions: int,
+    rivals: dict[str, Factory],
+    without: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """Seconds of a step, by contender and part, against transformers as it comes."""
-    taking_part = contenders(rivals)
+    """Seconds of a step, by contender (but for those in `without`) and part, against transformers as it comes."""
+    taking_part = {name: contender for name, contender in contenders(rivals).items() if name not in without}
     if bf16:
-        del taking_part["transformers, fast fp32"]  # nothing is left in fp32 that it would speed up
+        taking_part.pop(FAST_TRANSFORMERS, None)  # nothing is left in fp32 that it would speed up
     steps = [
         Contender(name, Step(factory, sizes, batch, length, bf16, compiled, fast))
         for name, (factory, fast) in taking_part.items()
@@ -76,12 +90,18 @@ def training_step(
 
 
 def peak_memory(
-    sizes: Sizes, batch: int, length: int, bf16: bool, rivals: dict[str, str], repetitions: int = 1
+    sizes: Sizes,
+    batch: int,
+    length: int,
+    bf16: bool,
+    rivals: dict[str, str],
+    repetitions: int = 1,
+    without: Sequence[str] = (FAST_TRANSFORMERS,),
 ) -> list[dict[str, Any]]:
     """MiB above weights and optimizer state at the peak of a step, each contender in a process of its own."""
     rows = []
     for name in [*contenders({}), *rivals]:
-        if name == "transformers, fast fp32":
+        if name in without:
             continue
         settings = {"sizes": vars(sizes), "batch": batch, "length": length, "bf16": bf16, "name": name, "rival": rivals.get(name)}
         peaks = []
@@ -92,6 +112,29 @@ def peak_memory(
         rows.append({"contender": name, "shape": f"{batch}x{length}", "dtype": "bf16" if bf16 else "fp32", **best})
     for row in rows:
         row["share_of_transformers"] = row["above_mib"] / rows[0]["above_mib"]
+    return rows
+
+
+def growth(
+    settings: Sequence[tuple[Sizes, int, int]],
+    bf16: bool,
+    compiled: bool,
+    repetitions: int,
+    rivals: dict[str, tuple[str, Factory]],
+) -> list[dict[str, Any]]:
+    """Seconds and peak memory of a step for each (sizes, batch, length); rivals: NAME -> (NAME=path:factory, factory)."""
+    without = (FAST_TRANSFORMERS, FULL_LOSS)
+    rows = []
+    for sizes, batch, length in settings:
+        memory = peak_memory(sizes, batch, length, bf16, {name: text for name, (text, _) in rivals.items()}, without=without)
+        above = {row["contender"]: row["above_mib"] for row in memory}
+        factories = {name: factory for name, (_, factory) in rivals.items()}
+        steps = training_step(sizes, batch, length, bf16, compiled, repetitions, factories, without)
+        rows += [
+            {"vocab_size": sizes.vocab_size, **row, "above_mib": above[row["contender"]]}
+            for row in steps
+            if row["part"] == "total"
+        ]
     return rows
 
 

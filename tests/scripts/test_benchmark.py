@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from gpt_scratch.benchmarking.generation import perplexity_of_weights, same_weights
-from gpt_scratch.benchmarking.harness import Contender, Sizes, measure, summarize, table
+from gpt_scratch.benchmarking.harness import Contender, Sizes, load_rival, measure, summarize, table
+from gpt_scratch.benchmarking.training import Step
 from gpt_scratch.errors import UserError
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
@@ -21,6 +22,9 @@ class Rival(torch.nn.Module):
         return torch.nn.functional.cross_entropy(self.weight.expand(labels[:, 1:].numel(), -1), labels[:, 1:].flatten())
 def build(sizes):
     return Rival(sizes)
+class WithItsOptimizer(Rival):
+    def configure_optimizer(self):
+        return torch.optim.SGD(self.parameters(), lr=1.0)
 """
 
 
@@ -54,11 +58,36 @@ def test_a_step_with_a_rival(script, tmp_path):
     assert written["rows"] == rows and written["machine"]["threads"] and written["environment"]["versions"]["torch"]
 
 
+@pytest.mark.parametrize(("factory", "optimizer"), [("build", torch.optim.AdamW), ("WithItsOptimizer", torch.optim.SGD)])
+def test_a_rival_may_bring_its_optimizer(tmp_path, factory, optimizer):
+    (tmp_path / "rival.py").write_text(RIVAL, encoding="utf-8")
+    name, build = load_rival(f"mine={tmp_path / 'rival.py'}:{factory}")
+    step = Step(build, Sizes(vocab_size=7), 2, 4, bf16=False, compiled=False, fast_matmul=False)
+    assert name == "mine" and type(step.optimizer) is optimizer
+    before = step.model.weight.clone()
+    step()
+    assert not torch.equal(step.model.weight, before)
+
+
 @pytest.mark.slow
 def test_memory_of_each_in_a_process_of_its_own(script):
+    larger_than_any = torch.ones(2**29)  # 2 GiB in this process, which are nobody's peak
     rows = run(script, "memory", *TINY, "--vocab_size", "20000", "--shape", "8x64")
     assert [row["contender"] for row in rows] == ["transformers", "gpt_scratch", "gpt_scratch, full loss"]
     assert rows[0]["share_of_transformers"] == 1 and rows[1]["above_mib"] < rows[0]["above_mib"]  # 41 MB of logits, several times
+    assert rows[0]["above_mib"] < larger_than_any.nbytes / 2**21
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("subject", "steps", "shapes"), [
+    ("length", "LENGTHS", [("1x8", 97), ("1x64", 97)]), ("vocabulary", "VOCABULARIES", [("2x8", 8), ("2x8", 64)]),
+])  # fmt: skip
+def test_growth(script, monkeypatch, subject, steps, shapes):
+    benchmark = script("benchmark")
+    monkeypatch.setattr(benchmark, steps, (8, 64))
+    rows = benchmark.main(benchmark.parse([subject, *TINY]))
+    assert [(row["shape"], row["vocab_size"]) for row in rows[::2]] == shapes
+    assert [row["contender"] for row in rows] == ["transformers", "gpt_scratch"] * 2 and all(row["above_mib"] > 0 for row in rows)
 
 
 @pytest.mark.slow
