@@ -227,7 +227,7 @@ def tokenize_documents(
     return documents.map(
         _tokenize,
         batched=True,
-        batch_size=64,  # pieces of up to 1 MiB: bounds memory; small documents still fill the cores
+        batch_size=64,  # bounds memory, and fills the cores
         num_proc=num_proc,
         remove_columns=documents.column_names,
         features=datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))}),

@@ -2,10 +2,13 @@
 
 import gzip
 import json
+import random
 
 import datasets
 import pytest
+from tokenizers import Regex, pre_tokenizers
 
+from gpt_scratch.data import readers
 from gpt_scratch.data.readers import check_files, load_table, read_pieces
 from gpt_scratch.errors import UserError
 
@@ -24,6 +27,35 @@ def written(folder, kind):
     else:
         rows.to_parquet(path)
     return str(path)
+
+
+# Pre-tokenization of GPT-2 (OpenAI, gpt-2/src/encoder.py), GPT-4 and Llama 3 (tiktoken, cl100k_base), Qwen.
+PATTERNS = [
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("alphabet", ["ab1.' \n", "é日9,\r\n\t\u00a0 ", "日本\n", "Tom's 12. \n"])
+def test_pieces_are_cut_where_no_token_is(tmp_path, monkeypatch, pattern, alphabet):
+    monkeypatch.setattr("gpt_scratch.data.readers.PIECE_CHARACTERS", 6)
+    monkeypatch.setattr("gpt_scratch.data.readers.READ_BYTES", 11)
+    text = "".join(random.Random(0).choices(alphabet, k=4000))
+    path = tmp_path / "text.txt"
+    path.write_bytes(text.encode())
+    pieces = [piece.text for piece in read_pieces([str(path)])]
+    assert "".join(pieces) == text and len(pieces) > 80 and min(map(len, pieces[:-1])) >= 6
+    split = pre_tokenizers.Split(Regex(pattern), "isolated").pre_tokenize_str
+    assert [token for piece in pieces for token, _ in split(piece)] == [token for token, _ in split(text)]
+
+
+def test_wikitext_is_cut_too(tmp_path):
+    path = tmp_path / "wiki.txt"
+    path.write_text(" \n = Title = \n \n A text , with a space at both ends of every line . \n" * 10_000, encoding="utf-8")
+    pieces = list(read_pieces([str(path)]))
+    assert len(pieces) > 9 and max(len(piece.text) for piece in pieces) < 2 * readers.PIECE_CHARACTERS
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
