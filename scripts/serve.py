@@ -17,9 +17,11 @@ import gpt_scratch  # noqa: F401  registers the model with the Auto classes
 from gpt_scratch.decoding import WEIGHTS
 from gpt_scratch.errors import run_script
 from gpt_scratch.serving import serve
+from gpt_scratch.training.precision import use_fast_fp32_matmul
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--weights", choices=WEIGHTS)
     own, others = parser.parse_known_args()
+    use_fast_fp32_matmul()
     run_script(lambda: serve(others, own.weights))

@@ -1,6 +1,6 @@
 """Documents from files: txt, jsonl, json, csv and parquet, or a `datasets` name or directory, in memory or streamed.
 
-A document is one txt file, or one row of the other formats. It travels as pieces of at most `PIECE_CHARACTERS`, so that a
+A document is one txt file, or one row of the other formats. It travels as pieces of about `PIECE_CHARACTERS`, so that a
 file of any size is read, tokenized and cached in constant memory.
 """
 
