@@ -3,12 +3,15 @@
 import importlib.util
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported: a test that reaches out fails at once
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+_cache = tempfile.TemporaryDirectory(prefix="gpt_scratch-tests-")  # what earlier versions of the code left behind proves nothing
+os.environ["HF_DATASETS_CACHE"] = _cache.name
 if (
     "PYTEST_XDIST_WORKER" in os.environ
 ):  # two workers with two threads each, on two cores, wait for each other: up to 7 times the time

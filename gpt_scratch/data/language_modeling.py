@@ -27,6 +27,8 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UserError
 from .readers import Piece, check_files, load_table, read_pieces, read_rows
 
+CACHE_VERSION = 2  # of cutting and tokenizing, and so of the cached pieces and tokens: raise it where either changes
+
 
 @dataclass
 class Counts:
@@ -152,12 +154,12 @@ def documents_from_table(rows: datasets.Dataset, text_column: str, name: str) ->
     return _cached(_pieces_of_rows, {"rows": rows, "text_column": text_column, "name": name})
 
 
-def _pieces_of_files(stamp, files, text_column) -> Iterator[dict]:
+def _pieces_of_files(version, stamp, files, text_column) -> Iterator[dict]:
     for piece in read_pieces(files, text_column):
         yield asdict(piece)
 
 
-def _pieces_of_rows(rows, text_column, name) -> Iterator[dict]:
+def _pieces_of_rows(version, rows, text_column, name) -> Iterator[dict]:
     for piece in read_rows(rows, text_column, name):
         yield asdict(piece)
 
@@ -168,7 +170,9 @@ def _features() -> datasets.Features:
 
 def _cached(generator, arguments: dict) -> datasets.Dataset:
     try:
-        return datasets.Dataset.from_generator(generator, features=_features(), gen_kwargs=arguments)
+        return datasets.Dataset.from_generator(
+            generator, features=_features(), gen_kwargs={"version": CACHE_VERSION, **arguments}
+        )
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
@@ -222,7 +226,7 @@ def tokenize_documents(
         raise UserError("append_eos needs an end-of-text token: this tokenizer has none; pass --append_eos false")
     # The tokenizer's own pickle changes when it is used (padding state): name the cache by its definition instead.
     definition = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(tokenizer)
-    key = f"{documents._fingerprint}|{definition}|{tokenizer.eos_token_id}|{append_eos}"
+    key = f"{CACHE_VERSION}|{documents._fingerprint}|{definition}|{tokenizer.eos_token_id}|{append_eos}"
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
     return documents.map(
         _tokenize,
@@ -246,9 +250,21 @@ def _cache_folder() -> Path:
 
 
 def _tokenize(batch: dict, tokenizer: PreTrainedTokenizerBase, end_id: int | None) -> dict:
-    # verbose=False: a document longer than the model's context is cut into blocks, no reason to warn
-    ids = tokenizer(batch["text"], add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    texts = batch["text"]
+    if _adds_a_space(tokenizer):  # Llama 2's does: it stands for the one before which the document was cut
+        texts = [text[1:] if text[:1] == " " and not text[:2].isspace() else text for text in texts]
+    ids = _ids(tokenizer, texts)
     return {"input_ids": [[*i, end_id] if end and end_id is not None else i for i, end in zip(ids, batch["end"])]}
+
+
+def _adds_a_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+    whole, first, spaced, second = _ids(tokenizer, ["x y", "x", " y", "y"])
+    return whole != first + spaced and whole == first + second
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    # verbose=False: a document longer than the model's context is cut into blocks, no reason to warn
+    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
 
 def count_blocks(documents: datasets.Dataset, blocks: TokenBlocks) -> Counts:

@@ -6,6 +6,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from gpt_scratch.data import language_modeling, readers
 from gpt_scratch.data.language_modeling import (
@@ -119,6 +121,22 @@ def test_a_file_read_in_pieces_has_the_tokens_of_the_whole(tmp_path, tokenizer, 
     documents = documents_from_table(datasets.Dataset.from_list([{"text": TEXT}]), "text", "table")
     assert len(documents) > 10
     assert [token for row in tokenize_documents(documents, tokenizer)["input_ids"] for token in row] == whole
+
+
+def test_a_tokenizer_that_puts_a_space_before_every_text_sees_none_twice(monkeypatch):
+    """Llama 2's: a normalizer writes spaces as ▁ and one before the text."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace()
+    bpe.train_from_iterator([TEXT], trainers.BpeTrainer(vocab_size=200, show_progress=False))
+    bpe.pre_tokenizer = None
+    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe)
+    monkeypatch.setattr(readers, "PIECE_CHARACTERS", 100)
+    text = TEXT.replace("\n", " ").strip()
+    documents = documents_from_table(datasets.Dataset.from_list([{"text": text}]), "text", "table")
+    assert len(documents) > 10
+    tokenized = tokenize_documents(documents, tokenizer, append_eos=False)
+    assert [token for row in tokenized["input_ids"] for token in row] == tokenizer(text)["input_ids"]
 
 
 def test_split_by_characters_is_the_books_and_cuts_a_document_in_two(tokenizer):
