@@ -139,6 +139,14 @@ def test_a_tokenizer_that_puts_a_space_before_every_text_sees_none_twice(monkeyp
     assert [token for row in tokenized["input_ids"] for token in row] == tokenizer(text)["input_ids"]
 
 
+def test_a_vocabulary_of_words_without_an_unknown_token():
+    words = Tokenizer(models.WordLevel({"to": 0, "be": 1}))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    documents = documents_from_table(datasets.Dataset.from_list([{"text": "to be to"}]), "text", "table")
+    tokenized = tokenize_documents(documents, PreTrainedTokenizerFast(tokenizer_object=words), append_eos=False)
+    assert list(tokenized["input_ids"][0]) == [0, 1, 0]
+
+
 def test_split_by_characters_is_the_books_and_cuts_a_document_in_two(tokenizer):
     documents = documents_from_table(datasets.Dataset.from_list([{"text": "a" * 10}, {"text": "b" * 10}]), "text", "table")
     train, validation = split_by_characters(documents, 25)
