@@ -124,8 +124,7 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
             settings = [(replace(sizes, n_positions=max(LENGTHS)), 1, length) for length in LENGTHS]
         else:
             settings = [(replace(sizes, vocab_size=size), *args.shape[0]) for size in VOCABULARIES]
-        given = {name: (rival_places[name], factory) for name, factory in rivals.items()}
-        rows = growth(settings, args.bf16, args.compile, args.repetitions, given)
+        rows = growth(settings, args.bf16, args.compile, args.repetitions, rivals, rival_places)
     elif args.subject == "generation":
         for batch in args.batch:
             rows += generation(sizes, batch, args.prompt, args.new_tokens, args.repetitions, args.compile)

@@ -347,6 +347,19 @@ def test_compiled_forward_is_one_graph(style, backend):
         compiled(others, labels=others.clone(), attention_mask=mask.flip(0))
 
 
+@pytest.mark.parametrize("loss_implementation", ["full", "chunked"])
+@pytest.mark.parametrize("style", ["gpt2", "llama"])
+def test_a_training_step_is_compiled_once_for_one_length_and_once_for_all_others(style, loss_implementation):
+    torch._dynamo.reset()
+    model = tiny_model(style).train()
+    model.config.loss_implementation = loss_implementation
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for index, length in enumerate((9, 14, 20, 11, 17)):
+        ids = token_ids(2, length)
+        with torch._dynamo.config.patch(error_on_recompile=index > 1):
+            compiled(ids, labels=ids).loss.backward()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("style", ["gpt2", "llama"])
 def test_compiled_training_step_has_the_same_gradients(style):

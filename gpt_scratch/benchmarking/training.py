@@ -120,16 +120,16 @@ def growth(
     bf16: bool,
     compiled: bool,
     repetitions: int,
-    rivals: dict[str, tuple[str, Factory]],
+    rivals: dict[str, Factory],
+    rival_places: dict[str, str],
 ) -> list[dict[str, Any]]:
-    """Seconds and peak memory of a step for each (sizes, batch, length); rivals: NAME -> (NAME=path:factory, factory)."""
+    """Seconds and peak memory of a step for each (sizes, batch, length)."""
     without = (FAST_TRANSFORMERS, FULL_LOSS)
     rows = []
     for sizes, batch, length in settings:
-        memory = peak_memory(sizes, batch, length, bf16, {name: text for name, (text, _) in rivals.items()}, without=without)
+        memory = peak_memory(sizes, batch, length, bf16, rival_places, without=without)
         above = {row["contender"]: row["above_mib"] for row in memory}
-        factories = {name: factory for name, (_, factory) in rivals.items()}
-        steps = training_step(sizes, batch, length, bf16, compiled, repetitions, factories, without)
+        steps = training_step(sizes, batch, length, bf16, compiled, repetitions, rivals, without)
         rows += [
             {"vocab_size": sizes.vocab_size, **row, "above_mib": above[row["contender"]]}
             for row in steps

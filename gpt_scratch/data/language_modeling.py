@@ -17,6 +17,7 @@ share one token so that every token is predicted exactly once. `stride=block_siz
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import datasets
@@ -257,6 +258,7 @@ def _tokenize(batch: dict, tokenizer: PreTrainedTokenizerBase, end_id: int | Non
     return {"input_ids": [[*i, end_id] if end and end_id is not None else i for i, end in zip(ids, batch["end"])]}
 
 
+@lru_cache(maxsize=1)  # a stream asks once a piece
 def _adds_a_space(tokenizer: PreTrainedTokenizerBase) -> bool:
     try:
         whole, first, spaced, second = _ids(tokenizer, ["x y", "x", " y", "y"])

@@ -203,7 +203,7 @@ def test_loader_workers_share_the_documents_of_a_stream(tmp_path, tokenizer):
     assert all(any(str(i) in text for text in shared) for i in range(6))
 
 
-def test_tokens_are_cached_until_text_or_tokenizer_change(tmp_path, tokenizer, monkeypatch):
+def test_tokens_are_cached_until_text_or_code_change(tmp_path, tokenizer, monkeypatch):
     file = tmp_path / "text.txt"
     file.write_text(TEXT, encoding="utf-8")
     calls = []
@@ -213,6 +213,10 @@ def test_tokens_are_cached_until_text_or_tokenizer_change(tmp_path, tokenizer, m
     first = len(calls)
     tokenize_documents(documents_from_files([str(file)]), tokenizer)
     assert len(calls) == first > 0
+    with monkeypatch.context() as later:
+        later.setattr(language_modeling, "CACHE_VERSION", -1)
+        tokenize_documents(documents_from_files([str(file)]), tokenizer)
+    assert len(calls) == (first := 2 * first)
     file.write_text(TEXT + "More.", encoding="utf-8")
     changed = tokenize_documents(documents_from_files([str(file)]), tokenizer)
     assert len(calls) > first
