@@ -6,7 +6,7 @@ checkpoints without a trust question, and makes every saved checkpoint carry the
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from .configuration_gpt_scratch import GPTScratchConfig
+from .configuration_gpt_scratch import VERSION, GPTScratchConfig
 from .modeling_gpt_scratch import (
     GPTScratchForCausalLM,
     GPTScratchForSequenceClassification,
@@ -14,7 +14,7 @@ from .modeling_gpt_scratch import (
     GPTScratchPreTrainedModel,
 )
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 AutoConfig.register(GPTScratchConfig.model_type, GPTScratchConfig, exist_ok=True)
 AutoModel.register(GPTScratchConfig, GPTScratchModel, exist_ok=True)

@@ -15,12 +15,17 @@ This file is copied into every saved checkpoint, so it imports nothing but torch
 # mypy: no-strict-optional
 # (fields left open are filled in by __post_init__; their types still say None)
 
-from typing import NoReturn
+import inspect
+import re
+from typing import Any, NoReturn, get_args
 
-from huggingface_hub.dataclasses import strict
-from huggingface_hub.errors import StrictDataclassError
 from transformers.activations import ACT2FN
-from transformers.configuration_utils import PreTrainedConfig
+from transformers.configuration_utils import PretrainedConfig
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+VERSION = "0.2.0"  # of this package, and of the code that is copied into checkpoints
 
 # Every head can be opened from every checkpoint with `trust_remote_code=True`: save_pretrained alone would list
 # only the class that is being saved, and an LM checkpoint could not be opened as a classifier.
@@ -60,20 +65,21 @@ LARGEST = {
 }
 
 
-class GPTScratchConfigError(StrictDataclassError, ValueError):
-    """An impossible value or a contradiction in a configuration; the message holds the field, the value and the reason.
-
-    A value of the wrong type is refused by `@strict` before anything here runs, with another `StrictDataclassError` of its own
-    (`StrictDataclassFieldValidationError`), which is not a `ValueError`.
-    """
+class GPTScratchConfigError(ValueError):
+    """A wrong type, an impossible value or a contradiction in a configuration; the message holds the field, the value and the reason."""
 
 
 def refuse(reason: str) -> NoReturn:
     raise GPTScratchConfigError(reason)
 
 
-@strict
-class GPTScratchConfig(PreTrainedConfig):
+def is_newer(version: str, than: str) -> bool:
+    """Whether a release comes after another: `is_newer("0.10.0", "0.9.1")`."""
+    first, second = ([int(number) for number in re.findall(r"\d+", text)[:3]] for text in (version, than))
+    return first > second
+
+
+class GPTScratchConfig(PretrainedConfig):
     r"""
     Configuration of [`GPTScratchModel`] and its heads. Keyword arguments only.
 
@@ -122,10 +128,12 @@ class GPTScratchConfig(PreTrainedConfig):
         pad_token_id, bos_token_id, eos_token_id (`int`, *optional*): 50256 is GPT-2's `<|endoftext|>`; `None` where the
             vocabulary is too small to hold it.
 
+        gpt_scratch_version (`str`, *optional*): release that wrote this configuration. A newer one than this code is warned of, and
+            refused if it has a setting that this code does not know.
+
     Raises:
-        huggingface_hub.errors.StrictDataclassError: a wrong type (`StrictDataclassFieldValidationError`), or an impossible value
-            or a contradiction (`GPTScratchConfigError`, a `ValueError` too). The message holds the field, the value and the
-            reason. Keywords that nothing here knows are kept as attributes, as in every transformers configuration.
+        GPTScratchConfigError: a `ValueError` whose message holds the field, the value and the reason. Keywords that nothing here knows
+            are kept as attributes, as in every transformers configuration.
 
     Example:
 
@@ -174,42 +182,73 @@ class GPTScratchConfig(PreTrainedConfig):
         "norm": (["hidden_states"], ["hidden_states"]),
     }
 
-    vocab_size: int = 50257
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
-    intermediate_size: int | None = None
-    max_position_embeddings: int = 1024
-
-    position_embedding_type: str = "learned"
-    rope_parameters: dict | None = None
-    norm_type: str = "layernorm"
-    norm_eps: float | int = 1e-5
-    mlp_type: str = "plain"
-    hidden_act: str = "gelu_new"
-    qk_norm: bool = False
-    qkv_bias: bool = False
-    o_bias: bool = True
-    mlp_bias: bool = True
-    tie_word_embeddings: bool = True
-
-    embedding_dropout: float | int = 0.1
-    attention_dropout: float | int = 0.1
-    residual_dropout: float | int = 0.1
-    initialization: str = "gpt2"
-    initializer_range: float | int = 0.02
-    loss_implementation: str = "full"
-
-    use_cache: bool = True
-    pad_token_id: int | None = None
-    bos_token_id: int | None = 50256
-    eos_token_id: int | list[int] | None = 50256
-
-    def __post_init__(self, **kwargs):
+    def __init__(
+        self,
+        *,
+        vocab_size: int = 50257,
+        hidden_size: int = 768,
+        num_hidden_layers: int = 12,
+        num_attention_heads: int = 12,
+        num_key_value_heads: int | None = None,
+        head_dim: int | None = None,
+        intermediate_size: int | None = None,
+        max_position_embeddings: int = 1024,
+        position_embedding_type: str = "learned",
+        rope_parameters: dict | None = None,
+        norm_type: str = "layernorm",
+        norm_eps: float | int = 1e-5,
+        mlp_type: str = "plain",
+        hidden_act: str = "gelu_new",
+        qk_norm: bool = False,
+        qkv_bias: bool = False,
+        o_bias: bool = True,
+        mlp_bias: bool = True,
+        tie_word_embeddings: bool = True,
+        embedding_dropout: float | int = 0.1,
+        attention_dropout: float | int = 0.1,
+        residual_dropout: float | int = 0.1,
+        initialization: str = "gpt2",
+        initializer_range: float | int = 0.02,
+        loss_implementation: str = "full",
+        use_cache: bool = True,
+        pad_token_id: int | None = None,
+        bos_token_id: int | None = 50256,
+        eos_token_id: int | list[int] | None = 50256,
+        gpt_scratch_version: str | None = None,
+        **kwargs: Any,
+    ):
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.num_key_value_heads = num_key_value_heads
+        self.head_dim = head_dim
+        self.intermediate_size = intermediate_size
+        self.max_position_embeddings = max_position_embeddings
+        self.position_embedding_type = position_embedding_type
+        self.rope_parameters = rope_parameters
+        self.norm_type = norm_type
+        self.norm_eps = norm_eps
+        self.mlp_type = mlp_type
+        self.hidden_act = hidden_act
+        self.qk_norm = qk_norm
+        self.qkv_bias = qkv_bias
+        self.o_bias = o_bias
+        self.mlp_bias = mlp_bias
+        self.tie_word_embeddings = tie_word_embeddings
+        self.embedding_dropout = embedding_dropout
+        self.attention_dropout = attention_dropout
+        self.residual_dropout = residual_dropout
+        self.initialization = initialization
+        self.initializer_range = initializer_range
+        self.loss_implementation = loss_implementation
+        self.use_cache = use_cache
+        self.pad_token_id = pad_token_id
+        self.bos_token_id = bos_token_id
+        self.eos_token_id = eos_token_id
         self._apply_aliases(kwargs)
-        self._refuse_impossible_sizes()
+        self._refuse_wrong_types()
+        self._refuse_impossible_sizes(kwargs.get("num_labels"))
         # Derived values: what the user left open follows from what was given.
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
@@ -230,26 +269,84 @@ class GPTScratchConfig(PreTrainedConfig):
         if self.mlp_type == "gated":
             self.base_model_tp_plan = {**self.base_model_tp_plan, "layers.*.mlp.gate_proj": "colwise"}
         self.auto_map = {**(kwargs.pop("auto_map", None) or {}), **AUTO_MAP}
+        rope_parameters = self._join_rotary_settings(kwargs)
+        # transformers 4 sets these from its own arguments, and would overwrite what stands here
+        shared = {name: getattr(self, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings")}
+        super().__init__(**shared, **kwargs)
+        self.rope_parameters = rope_parameters
+        self._compare_versions(gpt_scratch_version, kwargs)
+        self.gpt_scratch_version = VERSION
+        self.validate_architecture()
 
+    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
+        self.validate_architecture()
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _compare_versions(self, written_by: str | None, kwargs: dict) -> None:
+        if not isinstance(written_by, str | None):
+            refuse(f"gpt_scratch_version is {written_by!r}: a release such as {VERSION!r} is needed")
+        if written_by is None or not is_newer(written_by, VERSION):
+            return
+        advice = "upgrade the package, or run the code in the checkpoint with trust_remote_code=True"
+        known = PretrainedConfig().to_dict().keys() | {
+            "dtype",
+            "torch_dtype",
+            "attn_implementation",
+            "name_or_path",
+            "num_labels",
+        }
+        unknown = sorted(name for name in kwargs.keys() - known if not name.startswith("_"))
+        if unknown:
+            refuse(
+                f"this checkpoint is of gpt_scratch {written_by}, and {VERSION} does not know its {', '.join(unknown)}: {advice}"
+            )
+        logger.warning(f"this checkpoint is of gpt_scratch {written_by}, newer than {VERSION} that reads it: {advice}")
+
+    def _join_rotary_settings(self, kwargs: dict) -> dict | None:
+        """`rope_parameters` with the names of transformers 4, `rope_theta` and `rope_scaling`, taken out of `kwargs`."""
+        theta, scaling = kwargs.pop("rope_theta", None), kwargs.pop("rope_scaling", None)
+        partial = kwargs.pop("partial_rotary_factor", None)
+        given = {"rope_theta": theta, "rope_scaling": scaling, "partial_rotary_factor": partial}
+        # Not an attribute until the base class is built: from 5.0 on it would fill in defaults and check them.
+        rope = self.__dict__.pop("rope_parameters")
+        given |= {"rope_parameters": rope}
         if self.position_embedding_type != "rope":
-            names = ("rope_theta", "rope_scaling", "partial_rotary_factor")
-            given = [name for name in names if kwargs.pop(name, None) is not None]
-            given += ["rope_parameters"] if self.rope_parameters else []
-            if given:
-                refuse(
-                    f"{given[0]} is given but position_embedding_type is {self.position_embedding_type!r}: "
-                    'rotary settings need position_embedding_type="rope"'
-                )
-        super().__post_init__(**kwargs)
-        if self.position_embedding_type != "rope":
-            self.rope_parameters = None  # the base class fills in a default that would only mislead a reader
-        self.validate_architecture()  # here already: what @strict's own call raises loses its class
+            for name, value in given.items():
+                if value:
+                    refuse(
+                        f"{name} is given but position_embedding_type is {self.position_embedding_type!r}: "
+                        'rotary settings need position_embedding_type="rope"'
+                    )
+            return None
+        if partial not in (None, 1, 1.0):
+            refuse(f"partial_rotary_factor is {partial!r}: every head is rotated whole here")
+        rope = {**(scaling or {}), **(rope or {})}
+        if theta is not None and rope.get("rope_theta", theta) != theta:
+            refuse(f"rope_theta is {theta}, and rope_parameters say {rope['rope_theta']}: give one of them")
+        rope.setdefault("rope_theta", 10000.0 if theta is None else theta)
+        older_name = rope.pop("type", None)
+        rope["rope_type"] = rope.get("rope_type") or older_name or "default"
+        return rope
+
+    @classmethod
+    def _fields(cls) -> dict[str, inspect.Parameter]:
+        """The settings of an architecture, with their types and defaults."""
+        parameters = inspect.signature(GPTScratchConfig.__init__).parameters
+        return {name: parameters[name] for name in parameters if name not in ("self", "gpt_scratch_version", "kwargs")}
+
+    def _refuse_wrong_types(self) -> None:
+        for name, field in self._fields().items():
+            value, allowed = getattr(self, name), get_args(field.annotation) or (field.annotation,)
+            fits = type(value) in allowed or (list[int] in allowed and type(value) is list and {type(x) for x in value} <= {int})
+            if not fits:
+                types = " or ".join("None" if kind is type(None) else getattr(kind, "__name__", str(kind)) for kind in allowed)
+                refuse(f"{name} is {value!r}, of type {type(value).__name__}: it must be of type {types}")
 
     def _apply_aliases(self, kwargs: dict) -> None:
         """Move the book's and GPT-2's names from `kwargs` to the fields, before anything is derived from these."""
         aliases: dict[str, tuple[str, ...]] = {alias: (field,) for alias, field in self.attribute_map.items()}
         aliases["drop_rate"] = ("embedding_dropout", "attention_dropout", "residual_dropout")
-        defaults = {name: field.default for name, field in self.__dataclass_fields__.items()}
+        defaults = {name: field.default for name, field in self._fields().items()}
         # Field: what set it. A field given its default value cannot be told from one that was not given.
         given = {name: name for name, default in defaults.items() if getattr(self, name) != default}
         for alias in [alias for alias in aliases if alias in kwargs]:
@@ -260,7 +357,8 @@ class GPTScratchConfig(PreTrainedConfig):
                 given[field] = alias
                 setattr(self, field, value)
 
-    def _refuse_impossible_sizes(self) -> None:
+    def _refuse_impossible_sizes(self, num_labels: int | None) -> None:
+        sizes = {"num_labels": num_labels}
         for name in (
             "vocab_size",
             "hidden_size",
@@ -270,9 +368,9 @@ class GPTScratchConfig(PreTrainedConfig):
             "head_dim",
             "intermediate_size",
             "max_position_embeddings",
-            "num_labels",
         ):
-            value = getattr(self, name)
+            sizes[name] = getattr(self, name)
+        for name, value in sizes.items():
             if value is not None and value < 1:
                 refuse(f"{name} is {value}: it must be at least 1")
             if value is not None and value > LARGEST.get(name, value):
@@ -280,7 +378,8 @@ class GPTScratchConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Checks across fields, made when a configuration is built, when a model is built from it, and when it is saved."""
-        self._refuse_impossible_sizes()
+        self._refuse_wrong_types()
+        self._refuse_impossible_sizes(self.num_labels)
         if self.num_attention_heads % self.num_key_value_heads:
             refuse(
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "
@@ -316,8 +415,8 @@ class GPTScratchConfig(PreTrainedConfig):
                 refuse(f"rope_parameters has no {name}: rope_type {rope_type!r} needs {', '.join(needed)}")
             if type(rope[name]) not in (int, float) or not 0 < rope[name] < float("inf"):
                 refuse(f"rope_parameters {name} is {rope[name]!r}: it must be a number above 0")
-        # "type" is the older name of rope_type; what a model was trained with before is said by some, and used by llama3.
-        for name in rope.keys() - {"rope_type", "type", "original_max_position_embeddings", *needed}:
+        # What a model was trained with before is said by some, and used by llama3.
+        for name in rope.keys() - {"rope_type", "original_max_position_embeddings", *needed}:
             refuse(f"rope_parameters {name} is {rope[name]!r}: rope_type {rope_type!r} knows only {', '.join(needed)}")
         if rope.get("factor", 1) < 1:
             refuse(f"rope_parameters factor is {rope['factor']}: it stretches the positions, so it must be at least 1")

@@ -1,4 +1,4 @@
-"""Next-token cross-entropy without keeping the logits.
+"""The losses: next-token cross-entropy, also without keeping the logits, and those of the classifier.
 
 The logits of GPT-2 small are the largest tensor of a training step: 1,024 tokens x 50,257 words are 206 MB in fp32, and the usual road
 (logits, float32 copy, log-softmax, gradient) holds up to four of them. Here head and loss are one function over chunks of rows: the
@@ -23,11 +23,10 @@ GRADIENT_WORDS = 4096  # x 768 x 4 bytes = 12.6 MB
 def chunked_language_modeling_loss(
     hidden_states: torch.Tensor,
     weight: torch.Tensor,
-    labels: torch.Tensor,
+    labels: torch.Tensor | None,
     label_smoothing: float = 0.0,
     num_items_in_batch: int | torch.Tensor | None = None,
     shift_labels: torch.Tensor | None = None,
-    **kwargs,
 ) -> torch.Tensor:
     """Mean cross-entropy of `hidden_states @ weight.T` for the next token, a scalar in fp32.
 
@@ -52,11 +51,10 @@ def chunked_language_modeling_loss(
 
 def language_modeling_loss(
     logits: torch.Tensor,
-    labels: torch.Tensor,
+    labels: torch.Tensor | None,
     label_smoothing: float = 0.0,
     num_items_in_batch: int | torch.Tensor | None = None,
     shift_labels: torch.Tensor | None = None,
-    **kwargs,
 ) -> torch.Tensor:
     """The same of logits (B, T, V) that exist."""
     logits, targets = logits.flatten(0, -2).float(), _targets(labels, shift_labels, logits.device)
@@ -64,9 +62,10 @@ def language_modeling_loss(
     return _mean(loss, targets, num_items_in_batch)
 
 
-def _targets(labels: torch.Tensor, shift_labels: torch.Tensor | None, device: torch.device) -> torch.Tensor:
+def _targets(labels: torch.Tensor | None, shift_labels: torch.Tensor | None, device: torch.device) -> torch.Tensor:
     """What each position must predict, (B * T,): the label of the next one, and -100 for the last of a row."""
     if shift_labels is None:
+        assert labels is not None
         shift_labels = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
     return shift_labels.flatten().to(device)
 
@@ -75,6 +74,27 @@ def _mean(loss: torch.Tensor, targets: torch.Tensor, num_items_in_batch: int | t
     if num_items_in_batch is None:
         return loss / (targets != -100).sum()
     return loss / (num_items_in_batch.to(loss.device) if torch.is_tensor(num_items_in_batch) else num_items_in_batch)
+
+
+def problem_type_of(labels: torch.Tensor, num_labels: int) -> str:
+    """What the labels of a classifier mean where `config.problem_type` leaves it open, as transformers reads them."""
+    if num_labels == 1:
+        return "regression"
+    return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+
+
+def classification_loss(logits: torch.Tensor, labels: torch.Tensor, problem_type: str) -> torch.Tensor:
+    """Mean over the rows, a scalar: of the squared error, of the cross-entropy of the class, or of the binary cross-entropy of each.
+
+    logits (B, L); labels (B,) or (B, L) floats for "regression", class ids (B,) for "single_label_classification", 0/1 floats (B, L)
+    for "multi_label_classification".
+    """
+    labels = labels.to(logits.device)
+    if problem_type == "regression":
+        return nn.functional.mse_loss(logits.squeeze(), labels.squeeze().to(logits.dtype))
+    if problem_type == "single_label_classification":
+        return nn.functional.cross_entropy(logits, labels.view(-1))
+    return nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -158,4 +178,10 @@ def _add_product_(total: torch.Tensor, logits: torch.Tensor, rows: torch.Tensor)
         total[words] += logits[:, words].T @ rows
 
 
-__all__ = ["LinearCrossEntropy", "chunked_language_modeling_loss", "language_modeling_loss"]
+__all__ = [
+    "LinearCrossEntropy",
+    "chunked_language_modeling_loss",
+    "classification_loss",
+    "language_modeling_loss",
+    "problem_type_of",
+]

@@ -23,32 +23,55 @@ This file is copied into every saved checkpoint: it imports torch, transformers 
 # mypy: no-strict-optional
 # (what a configuration leaves open is filled in when it is built; its types still say None)
 
+import inspect
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_causal_mask, packed_sequence_mask_function
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
     SequenceClassifierOutputWithPast,
 )
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
-from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
-from transformers.utils.import_utils import is_tracing
-from transformers.utils.output_capturing import capture_outputs
+from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_gpt_scratch import GPTScratchConfig
-from .loss_gpt_scratch import chunked_language_modeling_loss, language_modeling_loss
+from .loss_gpt_scratch import chunked_language_modeling_loss, classification_loss, language_modeling_loss, problem_type_of
+from .positions_gpt_scratch import causal_mask, count_positions, find_documents, last_real_token, real_span, values_are_known
 from .recomputation_gpt_scratch import recomputed
+
+# What differs between the releases of transformers that this file runs on, 4.46 to 5.24.
+try:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+except ImportError:  # before 4.48: attention is always written out
+    ALL_ATTENTION_FUNCTIONS = {}
+# 5.24 renamed the key/value cache in outputs, in `generate` and in every model of its own; `forward` takes both names here.
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+
+# What `forward` hands on to attention functions and caches without reading it. Any other argument that it does not know is refused.
+HANDED_ON = {
+    "cache_position",  # (T,), where a static cache writes: from `generate` before 5.4
+    "cu_seq_lens_q",  # these four: where the rows of a flattened batch begin, for flash attention; position_ids say it too
+    "cu_seq_lens_k",
+    "max_length_q",
+    "max_length_k",
+    "read_index",  # and what follows: the paged cache of `generate_batch`
+    "write_index",
+    "block_table",
+    "block_tables",
+    "logits_indices",
+    "logits_processor_args",
+    "max_seqlen_q",
+    "max_seqlen_k",
+    "is_causal",
+    "attention_instances",  # vLLM's attention layers
+}
 
 
 class GPTScratchLayerNorm(nn.Module):
@@ -124,7 +147,7 @@ def apply_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def eager_attention(
+def eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -136,17 +159,25 @@ def eager_attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention written out: softmax(Q K^T * scaling + mask) V (Vaswani et al. 2017, equation 1).
 
-    query (B, H, T, D), key and value (B, K, S, D), additive mask (B, 1, T, S) or None -> output (B, T, H, D), weights
-    (B, H, T, S). Every key/value head serves H/K query heads in a row. The softmax runs in fp32.
+    query (B, H, T, D), key and value (B, K, S, D), boolean or additive mask (B, 1, T, S), `None` for the causal one -> output
+    (B, T, H, D), weights (B, H, T, S). Every key/value head serves H/K query heads in a row. The softmax runs in fp32.
     """
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scores = query @ key.transpose(-1, -2) * scaling  # (B, H, T, S)
-    if attention_mask is not None:
-        scores = scores + attention_mask
+    if attention_mask is None:  # query t of the last T tokens sees the keys up to its own
+        T, S = scores.shape[-2:]
+        attention_mask = torch.ones(T, S, dtype=torch.bool, device=scores.device).tril(S - T)
+    scores = add_mask(scores, attention_mask)
     weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights  # (B, H, T, D) -> (B, T, H, D)
+
+
+def add_mask(scores: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    if attention_mask.dtype == torch.bool:
+        return scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)  # not -inf: padding may see nothing
+    return scores + attention_mask
 
 
 def single_query_attention(
@@ -160,13 +191,20 @@ def single_query_attention(
     query = query.view(B, key.shape[1], -1, D)  # (B, K, H/K, D): query heads of a group meet their keys without copies of these
     scores = (query @ key.transpose(-1, -2)).float() * scaling  # (B, K, H/K, S)
     if attention_mask is not None:
-        attention_mask = attention_mask[..., : key.shape[2]]
-        if attention_mask.dtype == torch.bool:
-            scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)  # not -inf: padding sees nothing
-        else:
-            scores = scores + attention_mask
+        scores = add_mask(scores, attention_mask[..., : key.shape[2]])
     weights = nn.functional.softmax(scores, dim=-1).to(value.dtype)
     return (weights @ value).reshape(B, 1, H, D)
+
+
+def attention_function(implementation: str | None) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+    """The function that computes attention under this name: the one above, or one of transformers' table.
+
+    Not `ALL_ATTENTION_FUNCTIONS.get_interface(...)` and not `ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]`: each
+    exists in some releases only. transformers looks for these words in this file before `set_attn_implementation` goes on.
+    """
+    if implementation in ("eager", None) or not ALL_ATTENTION_FUNCTIONS:
+        return eager_attention_forward
+    return ALL_ATTENTION_FUNCTIONS[implementation]
 
 
 class GPTScratchAttention(nn.Module):
@@ -197,7 +235,7 @@ class GPTScratchAttention(nn.Module):
         attention_mask: torch.Tensor | None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         past_key_values: Cache | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         B, T, _ = hidden_states.shape
         # (B, T, heads * D) -> (B, heads, T, D); a view, nothing is copied
@@ -210,21 +248,15 @@ class GPTScratchAttention(nn.Module):
             cos, sin = position_embeddings
             query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
         if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)  # (B, K, S, D)
-        if T == 1 and not self.training and self.config._attn_implementation == "sdpa" and query.device.type == "cpu":
-            output = single_query_attention(query, key, value, attention_mask, self.scaling)
-            return self.o_proj(output.reshape(B, T, -1)), None
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        output, weights = attend(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
+            # kwargs in one piece: a static cache reads cache_position from it, a paged cache exchanges its settings
+            key, value = past_key_values.update(key, value, self.layer_idx, kwargs)  # (B, K, S, D)
+        attend = attention_function(self.config._attn_implementation)
+        plain = self.config._attn_implementation == "sdpa" and query.device.type == "cpu" and "read_index" not in kwargs
+        if T == 1 and plain and not self.training:
+            output, weights = single_query_attention(query, key, value, attention_mask, self.scaling), None
+        else:
+            dropout = self.attention_dropout if self.training else 0.0
+            output, weights = attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
         return self.o_proj(output.reshape(B, T, -1)), weights  # (B, T, H, D) -> (B, T, C)
 
 
@@ -268,11 +300,11 @@ class GPTScratchMLP(nn.Module):
         activated = self.act_fn(x)
         if up is None:
             return activated
-        with recomputed(activated, self.act_fn, x):
+        with recomputed(activated, self.act_fn, x, others=(up,)):
             return activated * up
 
 
-class GPTScratchBlock(GradientCheckpointingLayer):
+class GPTScratchBlock(nn.Module):
     """One layer: x + attention(norm(x)), then x + mlp(norm(x)) (pre-norm, GPT-2 section 2.3)."""
 
     def __init__(self, config: GPTScratchConfig, layer_idx: int):
@@ -286,26 +318,42 @@ class GPTScratchBlock(GradientCheckpointingLayer):
         # What these two write adds up in the residual stream, layer by layer: see _init_weights.
         self.self_attn.o_proj.adds_to_residual = self.mlp.down_proj.adds_to_residual = True  # type: ignore[assignment]
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        attention_output, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, T, C) -> (B, T, C), and the attention weights (B, H, T, S) where the attention function returns any."""
+        attention_output, weights = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
         hidden_states = hidden_states + self.dropout(attention_output)
-        return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
+        return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states))), weights
+
+
+def fixed_length(cache: Cache | None) -> int | None:
+    """Number of keys in a static cache, filled or not; `None` for a cache that grows."""
+    if cache is None:
+        return None
+    old_name = hasattr(cache, "get_max_cache_shape")  # until 5.15
+    length = cache.get_max_cache_shape() if old_name else cache.get_max_length(0)
+    return length if length is not None and length > 0 else None
+
+
+def wants_dict(config: GPTScratchConfig, return_dict: bool | None) -> bool:
+    return config.return_dict if return_dict is None else return_dict
 
 
 class GPTScratchPreTrainedModel(PreTrainedModel):
     """What the base model and both heads share: initialization, and what transformers may ask of them."""
 
+    config_class = GPTScratchConfig
     config: GPTScratchConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["GPTScratchBlock"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _can_record_outputs = {"hidden_states": GPTScratchBlock, "attentions": GPTScratchAttention}
+    # asked by transformers 4 only
+    _supports_cache_class = _supports_static_cache = _supports_quantized_cache = _supports_flash_attn_2 = True
 
     def __init__(self, config: GPTScratchConfig):
         config.validate_architecture()  # once more: from_pretrained(..., hidden_act="...") changes it after it was built
@@ -326,21 +374,28 @@ class GPTScratchPreTrainedModel(PreTrainedModel):
 
         "gpt2_zero" is "gpt2" with zero in place of the scaled normal of the residual layers.
         """
-        if self.config.initialization == "pytorch" and isinstance(module, nn.Linear):
+        init, std = nn.init, self.config.initializer_range  # by these names: transformers has them spare what was loaded
+        as_pytorch = self.config.initialization == "pytorch"
+        if isinstance(module, nn.Linear):
             bound = 1 / math.sqrt(module.in_features)
-            init.uniform_(module.weight, -bound, bound)
-            if module.bias is not None:
+            if as_pytorch:
+                init.uniform_(module.weight, -bound, bound)
+            elif not getattr(module, "adds_to_residual", False):
+                init.normal_(module.weight, mean=0.0, std=std)
+            elif self.config.initialization == "gpt2_zero":
+                init.zeros_(module.weight)
+            else:
+                init.normal_(module.weight, mean=0.0, std=std / math.sqrt(2 * self.config.num_hidden_layers))
+            if module.bias is not None and as_pytorch:
                 init.uniform_(module.bias, -bound, bound)
-        elif self.config.initialization == "pytorch" and isinstance(module, nn.Embedding):
-            init.normal_(module.weight, mean=0.0, std=1.0)
-        else:
-            super()._init_weights(module)  # normal(0, initializer_range), biases zero, norms one
-            if isinstance(module, nn.Linear) and getattr(module, "adds_to_residual", False):
-                if self.config.initialization == "gpt2_zero":
-                    init.zeros_(module.weight)
-                else:
-                    std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
-                    init.normal_(module.weight, mean=0.0, std=std)
+            elif module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, mean=0.0, std=1.0 if as_pytorch else std)
+        elif isinstance(module, tuple(NORMS.values())):
+            init.ones_(module.weight)
+            if isinstance(module, GPTScratchLayerNorm):
+                init.zeros_(module.bias)
 
     def save_pretrained(self, save_directory, **kwargs) -> None:  # type: ignore[override]
         """As transformers' own, but always with this model's own parameter names.
@@ -348,8 +403,20 @@ class GPTScratchPreTrainedModel(PreTrainedModel):
         A model that was loaded through a key mapping would otherwise be written with the foreign names again, which users
         who do not have the mapping cannot load.
         """
-        kwargs.setdefault("save_original_format", False)
+        if "save_original_format" in inspect.signature(PreTrainedModel.save_pretrained).parameters:  # from 5.0 on
+            kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, **kwargs)
+
+    def _only_cache(self, past_key_values: Cache | None, kwargs: dict[str, Any]) -> Cache | None:
+        """The key/value cache, which 5.24 passes as `cache`; taken out of `kwargs`.
+
+        Before, `generate_batch` gave its paged cache that name, for the attention function: there it stays.
+        """
+        if kwargs.get("cache") is None or (CACHE != "cache" and "read_index" in kwargs):
+            return past_key_values
+        if past_key_values is not None:
+            raise ValueError("past_key_values and cache are two names of one argument: give one of them")
+        return kwargs.pop("cache")
 
 
 class GPTScratchModel(GPTScratchPreTrainedModel):
@@ -363,11 +430,15 @@ class GPTScratchModel(GPTScratchPreTrainedModel):
         self.dropout = nn.Dropout(config.embedding_dropout)
         self.layers = nn.ModuleList(GPTScratchBlock(config, layer_idx) for layer_idx in range(config.num_hidden_layers))
         self.norm = NORMS[config.norm_type](config.hidden_size, eps=config.norm_eps)
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing = False  # transformers sets it, with _gradient_checkpointing_func beside it
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embed_tokens = value
+
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -376,102 +447,122 @@ class GPTScratchModel(GPTScratchPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPast:
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast | tuple:
         r"""
         input_ids (`torch.LongTensor`, (B, T)): token ids; or `inputs_embeds` (B, T, C) in their place.
         attention_mask (`torch.Tensor`, (B, S) or a prepared (B, 1, T, S)): 1 for tokens, 0 for padding, on either side.
         position_ids (`torch.LongTensor`, (B, T) or (1, T)): by default the number of real tokens before each one. A row in
             which they restart or jump holds several documents, which do not attend to one another (where no past_key_values
             are given).
-        past_key_values (`Cache`): keys and values of earlier calls, extended in place.
+        past_key_values (`Cache`): keys and values of earlier calls, extended in place. `cache` is the same, as in transformers 5.24.
         use_cache (`bool`): return a cache; `config.use_cache` by default.
 
-        Returns last_hidden_state (B, T, C), past_key_values, and on request hidden_states and attentions (eager only).
+        Returns last_hidden_state (B, T, C), the cache, and on request hidden_states and attentions (eager only).
 
-        Raises `ValueError` if both or neither of input_ids and inputs_embeds are given, and for sequences longer than
-        `max_position_embeddings` where positions are learned.
+        Raises `ValueError` if both or neither of input_ids and inputs_embeds are given, for a mask that speaks of earlier tokens
+        where no cache holds them, and for sequences longer than `max_position_embeddings` where positions are learned;
+        `TypeError` for an argument that nothing here knows.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        past_key_values = self._only_cache(past_key_values, kwargs)
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        checkpointing = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        use_cache = (self.config.use_cache if use_cache is None else use_cache) and not checkpointing
         tokens = input_ids if inputs_embeds is None else inputs_embeds
-        documents = None
-        if position_ids is None:
-            position_ids = self._count_positions(tokens, attention_mask, past_key_values)
-        elif past_key_values is None:
-            documents = self._documents(position_ids.expand(tokens.shape[0], -1), attention_mask)
+        self._refuse_contradictions(input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, kwargs)
+
+        mask, position_ids = self._mask_and_positions(tokens, attention_mask, position_ids, past_key_values)
         if self.config.position_embedding_type == "learned":
             self._refuse_positions_beyond_the_table(position_ids)
-
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
-        causal_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            # transformers looks for documents itself, but only without attention_mask and without a cache, even an empty one
-            and_mask_function=None if documents is None else packed_sequence_mask_function(documents),
-        )
         if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+            past_key_values = DynamicCache()
 
-        hidden_states, position_embeddings = inputs_embeds, None
+        hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        position_embeddings = None
         if self.config.position_embedding_type == "learned":
             hidden_states = hidden_states + self.embed_positions(position_ids)
         else:
-            position_embeddings = rotary_embedding(self.config, position_ids, inputs_embeds.dtype)
+            position_embeddings = rotary_embedding(self.config, position_ids, hidden_states.dtype)
         hidden_states = self.dropout(hidden_states)
+        kwargs |= {"attention_mask": mask, "position_embeddings": position_embeddings, "position_ids": position_ids}
+        kwargs |= {"past_key_values": past_key_values}
+        all_states, all_weights = [hidden_states], []
         # Sliced, since early-exit assisted decoding lowers num_hidden_layers for a while.
         for block in self.layers[: self.config.num_hidden_layers]:
-            hidden_states = block(
-                hidden_states,
-                attention_mask=causal_mask,
-                position_embeddings=position_embeddings,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                use_cache=use_cache,
-                **kwargs,
-            )
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+            if checkpointing:
+                hidden_states, weights = self._gradient_checkpointing_func(partial(block.__call__, **kwargs), hidden_states)
+            else:
+                hidden_states, weights = block(hidden_states, **kwargs)
+            all_states.append(hidden_states)
+            all_weights.append(weights)
+        if output_attentions and None in all_weights:
+            raise ValueError(f'{self.config._attn_implementation} keeps no attention weights: set attn_implementation="eager"')
+        hidden_states = self.norm(hidden_states)
+        outputs = BaseModelOutputWithPast(
+            last_hidden_state=hidden_states,
+            hidden_states=(*all_states[:-1], hidden_states) if output_hidden_states else None,
+            attentions=tuple(all_weights) if output_attentions else None,
+            **{CACHE: past_key_values if use_cache else None},
+        )
+        return outputs if wants_dict(self.config, return_dict) else outputs.to_tuple()
+
+    def _mask_and_positions(self, tokens, attention_mask, position_ids, past_key_values) -> tuple[Any, torch.Tensor]:
+        """The mask as the attention function takes it, `None` where causality alone says it all, and positions (B, T) or (1, T)."""
+        T, implementation = tokens.shape[1], self.config._attn_implementation or "eager"
+        prepared = attention_mask is not None and not (isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2)
+        if prepared and position_ids is not None:
+            return attention_mask, position_ids
+        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+        columns = torch.arange(T, device=tokens.device) + past_length  # (T,)
+        documents = None
+        if position_ids is None:
+            position_ids = count_positions(columns, attention_mask)
+        elif past_key_values is None:
+            documents = find_documents(position_ids.expand(tokens.shape[0], -1), attention_mask)
+        if prepared:
+            return attention_mask, position_ids
+        if attention_mask is not None and values_are_known(attention_mask) and bool((attention_mask != 0).all()):
+            attention_mask = None
+        if "flash" in implementation:
+            if documents is not None and (len(documents) > 1 or attention_mask is not None):
+                raise ValueError(
+                    f"{implementation} keeps packed documents apart only in a batch of one row without padding: "
+                    "flatten the batch into one row, or use sdpa or flex_attention"
+                )
+            return attention_mask, position_ids  # cut and made causal by the kernel
+        longest = fixed_length(past_key_values)
+        if attention_mask is documents is longest is None and (T == 1 or past_key_values is None or past_length == 0):
+            return None, position_ids
+        key_length = past_length + T if longest is None else longest
+        return causal_mask(columns, key_length, attention_mask, documents, implementation), position_ids
 
     @staticmethod
-    def _count_positions(tokens, attention_mask, past_key_values) -> torch.Tensor:
-        """Positions of the T new tokens, (B, T) or (1, T): the number of real tokens before each; padding counts as 0."""
-        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
-        columns = torch.arange(tokens.shape[1], device=tokens.device) + past_length  # (T,)
-        if attention_mask is not None and attention_mask.ndim == 2:
-            return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, columns]
-        return columns.unsqueeze(0)
-
-    def _documents(self, position_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-        """Which document of its row each token belongs to, (B, T); None where every row holds only one.
-
-        A position less the number of real tokens before it is the same throughout a document, and smaller in the next,
-        where positions restart.
-        """
-        if attention_mask is None:
-            attention_mask = torch.ones_like(position_ids)
-        elif attention_mask.ndim != 2:
-            return None  # a prepared mask says by itself who sees whom
-        documents = position_ids - attention_mask.long().cumsum(-1)
-        if is_tracing(documents):
-            return documents  # values are unknown here: the general mask is right for one document too
-        padding = attention_mask == 0
-        highest, lowest = documents.masked_fill(padding, -(2**31)).amax(-1), documents.masked_fill(padding, 2**31).amin(-1)
-        if bool((highest <= lowest).all()):
-            return None
-        if is_flash_attention_requested(self.config) and (documents.shape[0] > 1 or bool(padding.any())):
+    def _refuse_contradictions(input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, kwargs) -> None:
+        unknown = kwargs.keys() - HANDED_ON - {"cache"}
+        if unknown:
+            raise TypeError(f"forward() knows no argument {', '.join(sorted(unknown))}: nothing here would use it")
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        T = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+        if past_key_values is None and "cache" not in kwargs and attention_mask is not None and attention_mask.shape[-1] != T:
             raise ValueError(
-                f"{self.config._attn_implementation} keeps packed documents apart only in a batch of one row without padding: "
-                "flatten the batch into one row, or use sdpa or flex_attention"
+                f"attention_mask speaks of {attention_mask.shape[-1]} tokens, but {T} are given and no cache holds the others"
             )
-        return documents
+        if "cu_seq_lens_q" in kwargs and position_ids is None:
+            raise ValueError("cu_seq_lens_q is given without position_ids, which say where documents begin for every attention")
+        if kwargs.get("is_causal") is False and (attention_mask is None or attention_mask.ndim == 2):
+            raise ValueError(
+                "is_causal is False: this model attends to earlier tokens only, unless a prepared mask says otherwise"
+            )
 
     def _refuse_positions_beyond_the_table(self, position_ids: torch.Tensor) -> None:
         limit = self.config.max_position_embeddings
         # Under a tracer values are unknown; the length of the call still is not.
-        last = position_ids.shape[1] if is_tracing(position_ids) else int(position_ids.max()) + 1
+        last = int(position_ids.max()) + 1 if values_are_known(position_ids) else position_ids.shape[1]
         if last > limit:
             raise ValueError(
                 f"the sequence reaches {last} positions, but this model has learned {limit} (max_position_embeddings): "
@@ -495,7 +586,12 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):
         self.label_smoothing = 0.0  # in training mode only
         self.post_init()
 
-    @can_return_tuple
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.lm_head = new_embeddings
+
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -506,56 +602,73 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> CausalLMOutputWithPast:
+        num_items_in_batch: int | torch.Tensor | None = None,
+        shift_labels: torch.LongTensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast | tuple:
         r"""
         As [`GPTScratchModel.forward`], and:
 
         labels (`torch.LongTensor`, (B, T)): token ids, usually `input_ids` itself: they are shifted here, once, so that position
             t is scored on token t + 1. Positions labelled -100 do not count.
-        logits_to_keep (`int` or `torch.Tensor`): compute logits for the last n positions only; 0 for all.
-        num_items_in_batch (`int` or `torch.Tensor`, in kwargs): number of scored tokens over all accumulated batches and
-            processes; the summed loss is divided by it. Without it, the mean over this batch.
-        shift_labels (`torch.LongTensor`, (B, T), in kwargs): labels that are shifted already, in place of `labels`' shifting.
+        logits_to_keep (`int` or `torch.Tensor`): compute logits for the last n positions, or for these; 0 for all.
+        num_items_in_batch (`int` or `torch.Tensor`): number of scored tokens over all accumulated batches and processes; the
+            summed loss is divided by it. Without it, the mean over this batch.
+        shift_labels (`torch.LongTensor`, (B, T)): labels that are shifted already, in place of `labels`.
 
         Returns loss (scalar, fp32) where labels are given and logits (B, T, V), which are `None` where the loss is computed without
         keeping them: in training mode with labels and `loss_implementation` "chunked" (in `eval()` they are there).
         """
-        outputs: BaseModelOutputWithPast = self.model(
+        outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            return_dict=True,
             **kwargs,
         )
         hidden_states, logits, loss = outputs.last_hidden_state, None, None
-        if labels is not None and self._without_logits():
-            loss = chunked_language_modeling_loss(hidden_states, self.lm_head.weight, labels, self.label_smoothing, **kwargs)
+        scored = labels is not None or shift_labels is not None
+        smoothing = self.label_smoothing if self.training else 0.0
+        if scored and self._without_logits():
+            loss = chunked_language_modeling_loss(
+                hidden_states, self.lm_head.weight, labels, smoothing, num_items_in_batch, shift_labels
+            )
         else:
-            logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
-            if labels is not None and self.training and self.label_smoothing:
-                loss = language_modeling_loss(logits, labels, self.label_smoothing, **kwargs)
-            elif labels is not None:
-                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
+            logits = self.lm_head(hidden_states[:, kept] if isinstance(kept, (slice, torch.Tensor)) else hidden_states)
+            if scored:
+                loss = language_modeling_loss(logits, labels, smoothing, num_items_in_batch, shift_labels)
+        result = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE: getattr(outputs, CACHE)},
         )
+        return result if wants_dict(self.config, return_dict) else result.to_tuple()
 
     def _without_logits(self) -> bool:
         """Whether the loss may take the head's weight past the module: not where an adapter or quantization has replaced it."""
         return self.training and self.loss_implementation == "chunked" and type(self.lm_head) is nn.Linear
 
     def prepare_inputs_for_generation(self, input_ids, *args, inputs_embeds=None, **kwargs):
-        """As transformers' own. Here, outside of a forward that may be compiled, the end of the learned positions is in sight."""
+        """As transformers' own, checked here, outside of a forward that may be compiled: what `forward` is about to be given must
+        begin at position 0 or come with a cache, and must not pass the end of the learned positions.
+        """
         inputs = super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
-        if self.config.position_embedding_type == "learned" and inputs.get("position_ids") is not None:
-            self.model._refuse_positions_beyond_the_table(inputs["position_ids"])
+        positions = inputs.get("position_ids")
+        if positions is not None and self.config.position_embedding_type == "learned":
+            self.model._refuse_positions_beyond_the_table(positions)
+        cached = inputs.get("past_key_values") is not None or inputs.get("cache") is not None
+        if positions is not None and not cached and inputs.get("attention_mask") is None and int(positions[..., 0].min()) > 0:
+            raise ValueError(
+                f"generate() continues at position {int(positions[..., 0].min())} without a cache: the model would not see what "
+                "came before; this release of transformers passes it under a name that this code does not know"
+            )
         return inputs
 
 
@@ -574,7 +687,6 @@ class GPTScratchForSequenceClassification(GPTScratchPreTrainedModel):
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
         self.post_init()
 
-    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -584,8 +696,9 @@ class GPTScratchForSequenceClassification(GPTScratchPreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> SequenceClassifierOutputWithPast:
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutputWithPast | tuple:
         r"""
         As [`GPTScratchModel.forward`], and:
 
@@ -598,46 +711,42 @@ class GPTScratchForSequenceClassification(GPTScratchPreTrainedModel):
         pad token in the configuration (or embeddings in place of ids).
         """
         knows_padding = input_ids is not None and self.config.pad_token_id is not None
-        if attention_mask is None and past_key_values is None and knows_padding:
-            attention_mask = self._mask_from_pad_id(input_ids)
-        outputs: BaseModelOutputWithPast = self.model(
+        if attention_mask is None and past_key_values is None and kwargs.get("cache") is None and knows_padding:
+            attention_mask = real_span(input_ids, self.config.pad_token_id)
+        outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            return_dict=True,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state  # (B, T, C)
-        last = self._last_token(hidden_states, attention_mask)  # (B,)
         rows = torch.arange(hidden_states.shape[0], device=hidden_states.device)
-        logits = self.score(hidden_states[rows, last])  # (B, C) -> (B, L)
+        logits = self.score(hidden_states[rows, self._last_token(hidden_states, attention_mask)])  # (B, C) -> (B, L)
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
-        return SequenceClassifierOutputWithPast(
+            self.config.problem_type = self.config.problem_type or problem_type_of(labels, self.num_labels)
+            loss = classification_loss(logits, labels, self.config.problem_type)
+        result = SequenceClassifierOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE: getattr(outputs, CACHE)},
         )
-
-    def _mask_from_pad_id(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """1 from the first to the last token that is not padding, (B, T): a pad id inside the text is text."""
-        real = (input_ids != self.config.pad_token_id).long()
-        return (real.cumsum(-1) > 0).long() * (real.flip(-1).cumsum(-1).flip(-1) > 0).long()
+        return result if wants_dict(self.config, return_dict) else result.to_tuple()
 
     @staticmethod
     def _last_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """Index of the last real token of each row, (B,)."""
         B, T, _ = hidden_states.shape
-        positions = torch.arange(T, device=hidden_states.device)
         if attention_mask is not None and attention_mask.ndim == 2:
-            return (positions * (attention_mask[:, -T:].to(hidden_states.device) != 0)).argmax(-1)
+            return last_real_token(attention_mask.to(hidden_states.device), T)
         if B == 1:
-            return positions[-1:]
+            return torch.full((1,), T - 1, device=hidden_states.device)
         raise ValueError(
             f"cannot tell the last token of each of {B} rows: pass a 2-dimensional attention_mask, or input_ids with "
             "config.pad_token_id set"

@@ -1,7 +1,7 @@
-"""What the backward computes again, in place of the forward keeping it.
+"""Activation recomputation: what the backward computes again, in place of the forward keeping it.
 
 Autograd keeps what a product needs for its gradients. An activation function between two products makes that large, and costs next
-to nothing to repeat; `recomputed` has its argument kept alone.
+to nothing to repeat; `recomputed` has its arguments kept alone.
 
 This file is copied into every saved checkpoint: it imports torch only.
 """
@@ -13,44 +13,82 @@ from typing import Any
 import torch
 
 
-def recomputed(result: torch.Tensor, function: Callable[..., torch.Tensor], *arguments: torch.Tensor) -> AbstractContextManager:
+def recomputed(
+    result: torch.Tensor,
+    function: Callable[..., torch.Tensor],
+    *arguments: torch.Tensor,
+    others: tuple[torch.Tensor, ...] = (),
+) -> AbstractContextManager:
     """Within it, autograd keeps `arguments` in place of `result`, and calls `function` on them again in the backward.
 
     For a result that is large and cheap: the activations of the MLPs are a quarter of what a layer keeps, and a hundredth of its time.
-    (`torch.utils.checkpoint` would fetch the weights anew in the backward, which may be others by then.) What else keeps tensors in
-    its own way, gradient checkpointing or offloading, gets them from here. The compiler makes this choice for itself.
+    (`torch.utils.checkpoint` would fetch the weights anew in the backward, which may be others by then.) `arguments` and `others`,
+    the other activations that are used within, are kept as autograd keeps any tensor, through the hooks of gradient checkpointing or
+    offloading where these are set. The compiler makes this choice for itself.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    plain = type(result) is torch.Tensor and not result.is_meta and all(x.requires_grad for x in arguments)
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not plain:
         return nullcontext()
-    return Recomputed(result, function, arguments)
+    return Recomputed(result, function, arguments, others)
+
+
+class Keep(torch.autograd.Function):
+    """A node that holds tensors for the backward; its `saved_tensors` gives them back, and refuses those changed in place."""
+
+    @staticmethod
+    def forward(ctx, *tensors: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(*tensors)
+        return tensors[0].new_empty(0)
+
+    @staticmethod
+    def backward(ctx, *gradients: Any) -> None:
+        raise RuntimeError("nothing is computed from what Keep returns")
 
 
 class Recomputed(torch.autograd.graph.saved_tensors_hooks):
-    """See `recomputed`."""
+    """See `recomputed`. Tensors that it was not given, the weights of a product, stay as they are."""
 
-    def __init__(self, result: torch.Tensor, function: Callable[..., torch.Tensor], arguments: tuple[torch.Tensor, ...]):
+    def __init__(
+        self,
+        result: torch.Tensor,
+        function: Callable[..., torch.Tensor],
+        arguments: tuple[torch.Tensor, ...],
+        others: tuple[torch.Tensor, ...],
+    ):
         super().__init__(self.pack, self.unpack)
-        self.function, self.arguments = function, arguments
-        self.storage, self.dtype = result.untyped_storage()._cdata, result.dtype
-        around = torch._C._autograd._top_saved_tensors_default_hooks(False)
-        self.keep, self.fetch = around or (lambda tensor: tensor, lambda kept: kept)
+        self.function, self.dtype, self.result = function, result.dtype, memory(result)
+        self.arguments = Keep.apply(*arguments).grad_fn
+        # a node for each, since gradient checkpointing lets a kept tensor be fetched only once
+        self.others = {memory(tensor): Keep.apply(tensor).grad_fn for tensor in others if tensor.requires_grad}
 
-    def pack(self, tensor: torch.Tensor) -> tuple[Any, torch.Size | int]:
-        if tensor.untyped_storage()._cdata == self.storage:  # the result or a view of it
-            return [self.keep(argument) for argument in self.arguments], tensor.shape
-        return self.keep(tensor), tensor._version
+    def pack(self, tensor: torch.Tensor) -> tuple[Any, Any]:
+        if memory(tensor) == self.result:  # itself or a view of it
+            return self.arguments, tensor.shape
+        if memory(tensor) in self.others:
+            return self.others[memory(tensor)], (tensor.shape, tensor.stride(), tensor.storage_offset())
+        return tensor, tensor._version
 
-    def unpack(self, packed: tuple[Any, torch.Size | int]) -> torch.Tensor:
-        kept, stamp = packed
-        if isinstance(stamp, torch.Size):
-            return self.function(*map(self.fetch, kept)).to(self.dtype).view(stamp)
-        tensor = self.fetch(kept)
-        if tensor is kept and tensor._version != stamp:  # autograd's own check, which hooks switch off
+    def unpack(self, packed: tuple[Any, Any]) -> torch.Tensor:
+        kept, what = packed
+        if isinstance(what, torch.Size):
+            return self.function(*kept.saved_tensors).to(self.dtype).view(what)
+        if isinstance(what, tuple):
+            (tensor,) = kept.saved_tensors
+            same = (tensor.shape, tensor.stride(), tensor.storage_offset()) == what
+            return tensor if same else tensor.as_strided(*what)
+        if kept._version != what:  # autograd's own check, which hooks switch off
             raise RuntimeError("a weight was changed in place between the forward and the backward that needs it")
-        return tensor
+        return kept
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        # The graph holds these hooks: only what was packed shall live as long as it, and no cycle longer.
-        self.arguments = ()
-        del self.pack_hook, self.unpack_hook
+        del (
+            self.pack_hook,
+            self.unpack_hook,
+            self.arguments,
+            self.others,
+        )  # the graph holds what was packed: no cycle shall hold it longer
+
+
+def memory(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

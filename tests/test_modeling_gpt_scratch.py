@@ -13,7 +13,7 @@ from gpt_scratch.modeling_gpt_scratch import (
     GPTScratchLayerNorm,
     GPTScratchRMSNorm,
     apply_rotary,
-    eager_attention,
+    eager_attention_forward,
     gelu_exact,
     gelu_tanh,
     rotary_embedding,
@@ -101,7 +101,7 @@ def test_eager_attention_is_its_formula():
     query, key, value = torch.randn(2, 4, 3, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)
     mask = torch.zeros(2, 1, 3, 5).masked_fill(torch.rand(2, 1, 3, 5) < 0.3, -torch.inf)
     mask[..., 0] = 0.0
-    output, weights = eager_attention(torch.nn.Module().eval(), query, key, value, mask, scaling=0.3)
+    output, weights = eager_attention_forward(torch.nn.Module().eval(), query, key, value, mask, scaling=0.3)
     for b in range(2):
         for h in range(4):
             for t in range(3):

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import assert_equal, tiny_config, tiny_model, token_ids
+from tiny_models import CODE_FILES, assert_equal, tiny_config, tiny_model, token_ids
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM, GPTScratchForSequenceClassification, GPTScratchModel
@@ -86,12 +86,9 @@ def test_the_files_of_a_checkpoint(tmp_path):
     files = {path.name for path in tmp_path.iterdir()}
     assert files == {
         "config.json",
-        "configuration_gpt_scratch.py",
         "generation_config.json",
-        "loss_gpt_scratch.py",
         "model.safetensors",
-        "modeling_gpt_scratch.py",
-        "recomputation_gpt_scratch.py",
+        *CODE_FILES,
     }
     layers = [
         f"model.layers.{i}.{name}.weight"
@@ -184,8 +181,7 @@ print(AutoConfig.for_model("gpt_scratch").hidden_size)
 """
     assert run_python(code, tmp_path).splitlines()[-3:] == [
         "[]",
-        "['gpt_scratch', 'gpt_scratch.configuration_gpt_scratch', 'gpt_scratch.loss_gpt_scratch', 'gpt_scratch.modeling_gpt_scratch', "
-        "'gpt_scratch.recomputation_gpt_scratch']",
+        str(["gpt_scratch", *(f"gpt_scratch.{name.removesuffix('.py')}" for name in CODE_FILES)]),
         "768",
     ]
 

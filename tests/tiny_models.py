@@ -4,9 +4,15 @@ Their weights are large (standard deviation 0.25) and no bias is zero, so that a
 anywhere shows in the logits.
 """
 
+from pathlib import Path
+
 import torch
 
+import gpt_scratch
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
+
+# The code that saving a model copies beside the weights: all of it stands at the root of the package, under such names.
+CODE_FILES = sorted(path.name for path in Path(gpt_scratch.__file__).parent.glob("*_gpt_scratch.py"))
 
 SIZES = {
     "vocab_size": 61,

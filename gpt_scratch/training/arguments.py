@@ -134,7 +134,8 @@ def parse_config_overrides(text: str | None, config_class: Any) -> dict[str, Any
             }
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"config_overrides {text!r}: write name=value pairs separated by commas, or a JSON object") from error
-    known = {field.name for field in dataclasses.fields(config_class)} | config_class.attribute_map.keys() | {"drop_rate"}
+    written = {"auto_map", "gpt_scratch_version", "model_type", "transformers_version"}  # by saving, not by the user
+    known = (config_class().to_dict().keys() - written) | config_class.attribute_map.keys() | {"drop_rate"}
     for name in overrides:
         if name not in known:
             raise UserError("config_overrides: " + _unknown(name, sorted(known), "name"))

@@ -7,7 +7,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -186,10 +185,9 @@ def load_model(
             else train_byte_level_bpe(train.texts, vocab_size=args.vocab_size)
         )
         try:
-            config = GPTScratchConfig(
-                **{"vocab_size": len(tokenizer), **overrides}, problem_type="single_label_classification", **labels
-            )
-        except (ValueError, TypeError, StrictDataclassError) as error:
+            settings: dict[str, Any] = {"vocab_size": len(tokenizer), **overrides, **labels}
+            config = GPTScratchConfig(**settings, problem_type="single_label_classification")
+        except (ValueError, TypeError) as error:
             raise UserError(f"--config_overrides: {one_line(error)}") from error
         model = GPTScratchForSequenceClassification(config)
     if tokenizer.pad_token is None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -185,7 +184,7 @@ def model_config(args: PretrainingArguments) -> GPTScratchConfig:
         overrides["max_position_embeddings"] = args.block_size
     try:
         return GPTScratchConfig(**overrides)
-    except (ValueError, TypeError, StrictDataclassError) as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f"--config_overrides: {one_line(error)}") from error
 
 

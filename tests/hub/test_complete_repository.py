@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_models import CODE_FILES
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import gpt_scratch
@@ -124,8 +125,7 @@ def test_strangers_load_what_the_scripts_write(outputs, tmp_path):
 def test_each_has_all_the_files_of_a_repository(outputs):
     for name, folder in outputs.items():
         files = set(list_contents(folder).files)
-        wanted = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "modeling_gpt_scratch.py",
-                  "configuration_gpt_scratch.py", "loss_gpt_scratch.py", "recomputation_gpt_scratch.py"}  # fmt: skip
+        wanted = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", *CODE_FILES}
         wanted |= set() if name.startswith("classifier") else {"generation_config.json"}
         wanted |= set() if name == "checkpoint" else {"README.md"}  # of a run that is not at its end nothing has been measured
         assert files >= wanted, (name, wanted - files)

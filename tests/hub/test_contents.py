@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_models import tiny_model
+from tiny_models import CODE_FILES, tiny_model
 
 from gpt_scratch.errors import UserError
 from gpt_scratch.hub.contents import find_secrets, list_contents
@@ -30,8 +30,7 @@ def write(folder, files: dict[str, str]) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-CODE = ["configuration_gpt_scratch.py", "loss_gpt_scratch.py", "modeling_gpt_scratch.py", "recomputation_gpt_scratch.py"]
-MODEL = sorted([*CODE, "config.json", "generation_config.json", "model.safetensors"])
+MODEL = sorted([*CODE_FILES, "config.json", "generation_config.json", "model.safetensors"])
 
 
 def test_what_goes_up_and_what_stays(folder):
@@ -54,7 +53,7 @@ def test_an_adapter_goes_up_only_with_a_base_that_others_have(folder, tmp_path):
             assert ("adapter/adapter_config.json" in list_contents(folder).files) == goes, base
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", *CODE])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", *CODE_FILES])
 def test_a_directory_that_would_not_load_is_refused(folder, name):
     (folder / name).unlink()
     with pytest.raises(UserError, match=f"no {name}" if name == "config.json" else f"{name} is missing"):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import CODE_FILES
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from gpt_scratch.conversion.safetensors_writer import parse_size
@@ -48,10 +49,7 @@ def test_the_directory_is_whole_and_loads_without_the_package(script, tmp_path):
         "model.safetensors",
         "config.json",
         "generation_config.json",
-        "configuration_gpt_scratch.py",
-        "loss_gpt_scratch.py",
-        "modeling_gpt_scratch.py",
-        "recomputation_gpt_scratch.py",
+        *CODE_FILES,
         "conversion.json",
         "README.md",
     }

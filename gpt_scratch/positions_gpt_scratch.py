@@ -1,0 +1,129 @@
+"""Which tokens are real, where they stand, which documents share a row, and who may attend to whom: pure functions of tensors.
+
+Shapes: B batch, T tokens of this call, S tokens seen so far (cache included).
+
+This file is copied into every saved checkpoint: it imports torch only.
+"""
+
+from typing import Any
+
+import torch
+
+
+def values_are_known(tensor: torch.Tensor) -> bool:
+    """Whether Python may branch on the values of `tensor`: not under a tracer, on the meta device or under a fake tensor mode."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return not traced and type(tensor) is torch.Tensor and not tensor.is_meta
+
+
+def count_positions(columns: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """Positions of the new tokens, (B, T) or (1, T): the number of real tokens before each one; padding counts as 0.
+
+    Args:
+        columns: (T,), index of each new token in its row, padding and cached tokens included.
+        attention_mask: (B, S), nonzero for real tokens; a prepared mask of four dimensions says nothing of positions.
+
+    >>> count_positions(torch.arange(4), torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0]])).tolist()
+    [[0, 0, 1, 2], [0, 1, 1, 1]]
+    """
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, columns]
+    return columns.unsqueeze(0)
+
+
+def find_documents(position_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+    """Which document of its row each token belongs to, as a number, (B, T); `None` where every row holds only one.
+
+    A position less the number of real tokens before it is the same throughout a document, and another in the next, where
+    positions restart.
+
+    Args:
+        position_ids: (B, T).
+        attention_mask: (B, T), nonzero for real tokens.
+
+    >>> find_documents(torch.tensor([[0, 1, 2, 0, 1]]), None).tolist()
+    [[-1, -1, -1, -4, -4]]
+    >>> find_documents(torch.tensor([[0, 1, 2, 3, 4]]), None)
+    """
+    if attention_mask is None:
+        attention_mask = torch.ones_like(position_ids)
+    documents = position_ids - attention_mask.long().cumsum(-1)
+    if not values_are_known(documents):
+        return documents  # right for one document too
+    padding = attention_mask == 0
+    highest, lowest = documents.masked_fill(padding, -(2**31)).amax(-1), documents.masked_fill(padding, 2**31).amin(-1)
+    return None if bool((highest <= lowest).all()) else documents
+
+
+def causal_mask(
+    columns: torch.Tensor,
+    key_length: int,
+    attention_mask: torch.Tensor | None = None,
+    documents: torch.Tensor | None = None,
+    implementation: str = "sdpa",
+) -> Any:
+    """What each new token may attend to: real tokens of its own document up to itself. A padding token attends to itself too, so
+    that no row of the softmax is empty.
+
+    Args:
+        columns: (T,), index of each new token in its row.
+        key_length: S, the number of keys.
+        attention_mask: (B, up to S), nonzero for real tokens; columns beyond its end are still to come.
+        documents: (B, T) from `find_documents`, only where S = T.
+        implementation: of attention, as `config._attn_implementation` names it.
+
+    Returns:
+        A boolean mask (B, 1, T, S), or (1, 1, T, S) where all rows are alike; for flex attention its `BlockMask`.
+
+    >>> causal_mask(torch.arange(1, 3), 3, torch.tensor([[0, 1, 1]]))[0, 0].int().tolist()
+    [[0, 1, 0], [0, 1, 1]]
+    """
+
+    def visible(row, query, key):
+        column = columns[query]
+        seen = key <= column
+        if attention_mask is not None:
+            seen = seen & (real[row, key] | (key == column))
+        if documents is not None:
+            seen = seen & (documents[row, query] == documents[row, key])
+        return seen
+
+    if attention_mask is not None:
+        real = torch.nn.functional.pad(attention_mask != 0, (0, max(0, key_length - attention_mask.shape[1])))
+    rows = next((len(x) for x in (attention_mask, documents) if x is not None), 1)
+    if implementation == "flex_attention":
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        return create_block_mask(
+            lambda row, head, query, key: visible(row, query, key),
+            rows if rows > 1 else None,
+            None,
+            len(columns),
+            key_length,
+            device=columns.device,
+        )
+    row, query, key = (torch.arange(size, device=columns.device) for size in (rows, len(columns), key_length))
+    return visible(row[:, None, None], query[:, None], key).expand(rows, -1, -1)[:, None]
+
+
+def real_span(input_ids: torch.Tensor, pad_token_id: int) -> torch.Tensor:
+    """An attention mask from ids, (B, T): 1 from the first to the last token that is not padding; a pad id inside is a token.
+
+    >>> real_span(torch.tensor([[0, 5, 0, 6, 0]]), 0).tolist()
+    [[0, 1, 1, 1, 0]]
+    """
+    real = (input_ids != pad_token_id).long()
+    return (real.cumsum(-1) > 0).long() * (real.flip(-1).cumsum(-1).flip(-1) > 0).long()
+
+
+def last_real_token(attention_mask: torch.Tensor, length: int) -> torch.Tensor:
+    """Index of the last real token among the last `length` of each row, (B,).
+
+    >>> last_real_token(torch.tensor([[1, 1, 1, 0], [0, 0, 1, 1]]), 4).tolist()
+    [2, 3]
+    """
+    positions = torch.arange(length, device=attention_mask.device)
+    return (positions * (attention_mask[:, -length:] != 0)).argmax(-1)
+
+
+__all__ = ["causal_mask", "count_positions", "find_documents", "last_real_token", "real_span", "values_are_known"]
