@@ -54,10 +54,10 @@ except ImportError:  # before 4.48: attention is always written out
 # 5.24 renamed the key/value cache in outputs, in `generate` and in every model of its own; `forward` takes both names here.
 CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
-# What `forward` hands on to attention functions and caches without reading it. Any other argument that it does not know is refused.
+# What `forward` hands on to attention functions and caches without reading it. Any other argument that it does not name is refused.
 HANDED_ON = {
     "cache_position",  # (T,), where a static cache writes: from `generate` before 5.4
-    "cu_seq_lens_q",  # these four: where the rows of a flattened batch begin, for flash attention; position_ids say it too
+    "cu_seq_lens_q",  # these four: where the documents of a flattened batch begin, for flash attention; position_ids say it too
     "cu_seq_lens_k",
     "max_length_q",
     "max_length_k",
@@ -71,6 +71,8 @@ HANDED_ON = {
     "max_seqlen_k",
     "is_causal",
     "attention_instances",  # vLLM's attention layers
+    "seq_idx",  # the document of each token, from TRL's collators; position_ids say it too
+    "tokenizer",  # of stop_strings: `generate` of 5.24 leaves it among the model's arguments
 }
 
 
@@ -407,16 +409,18 @@ class GPTScratchPreTrainedModel(PreTrainedModel):
             kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, **kwargs)
 
-    def _only_cache(self, past_key_values: Cache | None, kwargs: dict[str, Any]) -> Cache | None:
-        """The key/value cache, which 5.24 passes as `cache`; taken out of `kwargs`.
 
-        Before, `generate_batch` gave its paged cache that name, for the attention function: there it stays.
-        """
-        if kwargs.get("cache") is None or (CACHE != "cache" and "read_index" in kwargs):
-            return past_key_values
-        if past_key_values is not None:
-            raise ValueError("past_key_values and cache are two names of one argument: give one of them")
-        return kwargs.pop("cache")
+def only_cache(past_key_values: Cache | None, cache: Cache | None, kwargs: dict[str, Any]) -> Cache | None:
+    """The key/value cache by either of its names.
+
+    Before 5.24, `generate_batch` gave the name `cache` to its paged cache, which the attention function fills: there it goes.
+    """
+    if cache is not None and CACHE != "cache" and "read_index" in kwargs:
+        kwargs["cache"] = cache
+        return past_key_values
+    if past_key_values is not None and cache is not None:
+        raise ValueError("past_key_values and cache are two names of one argument: give one of them")
+    return cache if past_key_values is None else past_key_values
 
 
 class GPTScratchModel(GPTScratchPreTrainedModel):
@@ -450,6 +454,7 @@ class GPTScratchModel(GPTScratchPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast | tuple:
         r"""
@@ -467,7 +472,7 @@ class GPTScratchModel(GPTScratchPreTrainedModel):
         where no cache holds them, and for sequences longer than `max_position_embeddings` where positions are learned;
         `TypeError` for an argument that nothing here knows.
         """
-        past_key_values = self._only_cache(past_key_values, kwargs)
+        past_key_values = only_cache(past_key_values, cache, kwargs)
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         checkpointing = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
@@ -552,8 +557,9 @@ class GPTScratchModel(GPTScratchPreTrainedModel):
             raise ValueError(
                 f"attention_mask speaks of {attention_mask.shape[-1]} tokens, but {T} are given and no cache holds the others"
             )
-        if "cu_seq_lens_q" in kwargs and position_ids is None:
-            raise ValueError("cu_seq_lens_q is given without position_ids, which say where documents begin for every attention")
+        for name in ("cu_seq_lens_q", "seq_idx"):
+            if kwargs.get(name) is not None and position_ids is None:
+                raise ValueError(f"{name} is given without position_ids, which say where documents begin for every attention")
         if kwargs.get("is_causal") is False and (attention_mask is None or attention_mask.ndim == 2):
             raise ValueError(
                 "is_causal is False: this model attends to earlier tokens only, unless a prepared mask says otherwise"
@@ -605,6 +611,7 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):
         num_items_in_batch: int | torch.Tensor | None = None,
         shift_labels: torch.LongTensor | None = None,
         return_dict: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
         r"""
@@ -628,6 +635,7 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             return_dict=True,
+            cache=cache,
             **kwargs,
         )
         hidden_states, logits, loss = outputs.last_hidden_state, None, None
@@ -697,6 +705,7 @@ class GPTScratchForSequenceClassification(GPTScratchPreTrainedModel):
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutputWithPast | tuple:
         r"""
@@ -711,7 +720,7 @@ class GPTScratchForSequenceClassification(GPTScratchPreTrainedModel):
         pad token in the configuration (or embeddings in place of ids).
         """
         knows_padding = input_ids is not None and self.config.pad_token_id is not None
-        if attention_mask is None and past_key_values is None and kwargs.get("cache") is None and knows_padding:
+        if attention_mask is None and past_key_values is None and cache is None and knows_padding:
             attention_mask = real_span(input_ids, self.config.pad_token_id)
         outputs = self.model(
             input_ids=input_ids,
@@ -721,6 +730,7 @@ class GPTScratchForSequenceClassification(GPTScratchPreTrainedModel):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             return_dict=True,
+            cache=cache,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state  # (B, T, C)
