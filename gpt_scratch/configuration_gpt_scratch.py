@@ -146,7 +146,7 @@ class GPTScratchConfig(PretrainedConfig):
     """
 
     model_type = "gpt_scratch"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
     attribute_map = {
         # *Build a Large Language Model (From Scratch)*
         "context_length": "max_position_embeddings",

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, StaticCache
 from transformers.generation import CompileConfig
 
 from .errors import UserError
+from .modeling_gpt_scratch import CACHE
 
 WEIGHTS = ("float32", "bfloat16", "int8")
 PIECE_BYTES = 1 << 20  # of a weight that is widened for a matrix product
@@ -106,4 +107,4 @@ def compiled_generation(model: PreTrainedModel | None = None, tokens: int = 0) -
     if model is None:
         return settings | {"cache_implementation": "static"}
     length = min(max(256, 1 << (tokens - 1).bit_length()), model.config.max_position_embeddings)
-    return settings | {"past_key_values": StaticCache(config=model.config, max_cache_len=length)}
+    return settings | {CACHE: StaticCache(config=model.config, max_cache_len=length)}

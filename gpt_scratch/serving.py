@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .decoding import compiled_generation, prepare_for_decoding
 from .errors import UserError
-from .modeling_gpt_scratch import GPTScratchForCausalLM
+from .modeling_gpt_scratch import CACHE, GPTScratchForCausalLM
 
 
 class ServedGPTScratchForCausalLM(GPTScratchForCausalLM):
@@ -34,7 +34,7 @@ class ServedGPTScratchForCausalLM(GPTScratchForCausalLM):
             if room < 1:
                 raise ValueError(f"the conversation has {ids.shape[1]} tokens, and the model {ids.shape[1] + room} positions")
             generation_config.max_new_tokens = min(generation_config.max_new_tokens, room)
-            if self.decoding_weights is not None and kwargs.get("past_key_values") is None:
+            if self.decoding_weights is not None and kwargs.get(CACHE) is None:
                 kwargs |= compiled_generation(self, ids.shape[1] + generation_config.max_new_tokens)
         return super().generate(inputs, generation_config=generation_config, **kwargs)
 
