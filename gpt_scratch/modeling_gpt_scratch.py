@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import __version__ as transformers_version
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
@@ -664,18 +665,19 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):
         return self.training and self.loss_implementation == "chunked" and type(self.lm_head) is nn.Linear
 
     def prepare_inputs_for_generation(self, input_ids, *args, inputs_embeds=None, **kwargs):
-        """As transformers' own, checked here, outside of a forward that may be compiled: what `forward` is about to be given must
-        begin at position 0 or come with a cache, and must not pass the end of the learned positions.
+        """As transformers' own, checked here, outside of a forward that may be compiled: tokens that `generate` does not hand to
+        `forward` again must be in the cache, and the learned positions must reach far enough.
         """
         inputs = super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
         positions = inputs.get("position_ids")
         if positions is not None and self.config.position_embedding_type == "learned":
             self.model._refuse_positions_beyond_the_table(positions)
-        cached = inputs.get("past_key_values") is not None or inputs.get("cache") is not None
-        if positions is not None and not cached and inputs.get("attention_mask") is None and int(positions[..., 0].min()) > 0:
+        cache, new = inputs.get("past_key_values", inputs.get("cache")), inputs.get("input_ids")
+        cached = 0 if cache is None else cache.get_seq_length()
+        if new is not None and isinstance(cached, int) and cached + new.shape[1] < input_ids.shape[1]:  # a tensor: a static cache
             raise ValueError(
-                f"generate() continues at position {int(positions[..., 0].min())} without a cache: the model would not see what "
-                "came before; this release of transformers passes it under a name that this code does not know"
+                f"generate() continues with {new.shape[1]} of {input_ids.shape[1]} tokens, but the cache holds {cached} of the others: "
+                f"transformers {transformers_version} and this model do not agree about the cache"
             )
         return inputs
 

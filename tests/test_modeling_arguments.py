@@ -111,21 +111,10 @@ class Forgetful:
 
 
 def test_generate_with_a_cache_that_is_lost_on_the_way():
-    with pytest.raises(ValueError, match="no cache holds the others"):
+    with pytest.raises(ValueError, match=r"continues with 1 of 6 tokens, but the cache holds 0 of the others: transformers 5\."):
         generate(Forgetful)
 
 
-class Lost:
-    """A `generate` whose inputs hold neither the cache nor a mask."""
-
-    def _prepare_cache_for_generation(self, *args, **kwargs):
-        pass
-
-    def prepare_inputs_for_generation(self, input_ids, *args, **kwargs):
-        kwargs["attention_mask"], kwargs["position_ids"] = None, torch.tensor([[input_ids.shape[1] - 1]])
-        return super().prepare_inputs_for_generation(input_ids[:, -1:], *args, **kwargs)
-
-
-def test_positions_that_begin_late_without_a_cache_are_refused_in_generate():
-    with pytest.raises(ValueError, match="continues at position 4 without a cache"):
-        generate(Lost)
+def test_one_new_token_and_no_cache_is_refused_before_forward():
+    with pytest.raises(ValueError, match="continues with 1 of 5 tokens, but the cache holds 0 of the others"):
+        tiny_model("llama").prepare_inputs_for_generation(token_ids(1, 5), next_sequence_length=1)
