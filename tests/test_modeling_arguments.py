@@ -111,7 +111,7 @@ class Forgetful:
 
 
 def test_generate_with_a_cache_that_is_lost_on_the_way():
-    with pytest.raises(ValueError, match=r"continues with 1 of 6 tokens, but the cache holds 0 of the others: transformers 5\."):
+    with pytest.raises(ValueError, match=r"continues with 1 of 7 tokens, but the cache holds 1 of the others: transformers 5\."):
         generate(Forgetful)
 
 
