@@ -52,6 +52,7 @@ def test_the_directory_is_whole_and_loads_without_the_package(script, tmp_path):
         "loss_gpt_scratch.py",
         "modeling_gpt_scratch.py",
         "recomputation_gpt_scratch.py",
+        "reference_outputs.json",
         "conversion.json",
         "README.md",
     }
