@@ -3,10 +3,9 @@
     python -m gpt_scratch.verify_checkpoint runs/quickstart
     python -m gpt_scratch.verify_checkpoint user/name --revision main --trust_remote_code
 
-One line answers. The exit status is that of `diff`: 0 equal, 1 different, 2 where it cannot be
-loaded or holds nothing to compare with. The checkpoint is loaded as a user
-loads it, and run in float32 on the CPU. It is compared with its `reference_outputs.json`, which was computed by plain forwards of single
-rows, without padding and without a cache (`reference_outputs.py`):
+One line answers. The exit status is that of `diff`: 0 equal, 1 different, 2 where the checkpoint cannot be loaded or holds nothing to
+compare with. It is loaded as a user loads it, run in float32 on the CPU, and compared with its `reference_outputs.json`, which was computed
+by plain forwards of single rows, without padding and without a cache (`reference_outputs.py`):
 
 - logits of a plain forward, of rows padded on the right, and of rows padded on the left;
 - greedy tokens and their logits through `generate`, without the cache, with it, and with it from prompts padded on the left.
@@ -117,10 +116,11 @@ def _verify_alone(name: str, revision: str | None) -> Verdict:
     with tempfile.TemporaryDirectory() as modules:  # the code is copied there before it is run
         environment = os.environ | {"HF_MODULES_CACHE": modules}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
-    lines = (done.stderr if done.returncode else done.stdout).strip().splitlines() or ["without a word"]
-    if done.returncode in (EQUAL, DIFFERENT, UNKNOWN):
-        return Verdict(done.returncode, lines[-1].removeprefix("error: ").removeprefix(f"{name}: "))
-    return Verdict(DIFFERENT, f"running its code ended with status {done.returncode}: {one_line(lines[-1])}")
+    line = ["", *(done.stderr if done.returncode else done.stdout).strip().splitlines()][-1]
+    start = f"{'error: ' if done.returncode else ''}{name}: "
+    if done.returncode in (EQUAL, DIFFERENT, UNKNOWN) and line.startswith(start):
+        return Verdict(done.returncode, line.removeprefix(start))
+    return Verdict(DIFFERENT, f"its code ended the process with status {done.returncode}" + f": {one_line(line)}" * bool(line))
 
 
 def find_reference(name: str, revision: str | None = None) -> Path:
@@ -383,7 +383,7 @@ def _explain(different: dict[str, Comparison], largest: float) -> str:
             told = _in_words("cache", different["cache"], largest)
         who = f"the model's code and transformers {transformers.__version__}"
         return f"{told}; without the cache all is equal: {who} disagree about the cache"
-    if not {"no cache", "cache"} & different.keys():
+    if not {"no cache", "cache"} & different.keys() and all(comparison.failure is None for comparison in different.values()):
         return f"{told}; without padding all is equal: the attention mask is not heeded"
     return f"{told}; with {_versions()}"
 
