@@ -5,9 +5,9 @@
     python scripts/push_to_hub.py runs/quickstart my-first-gpt --private
     python scripts/push_to_hub.py runs/quickstart my-first-gpt --update --revision v2
 
-Shows what would go up and checks it for tokens and paths of this machine, uploads it as one commit, downloads that commit into an empty
-directory, compares every checksum, and loads it in a fresh process without this package. After an interruption the same command goes on
-where it stopped. Then anybody loads it:
+Shows what would go up, checks it for tokens and paths of this machine and that it still computes its reference_outputs.json, uploads it as
+one commit, downloads that commit into an empty directory, compares every checksum, loads it in a fresh process without this package, and
+compares what it computes there. After an interruption the same command goes on where it stopped. Then anybody loads it:
 
     AutoModelForCausalLM.from_pretrained("user/my-first-gpt", trust_remote_code=True, revision="the commit printed at the end")
 """
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.hub.cards import name_repository
 from gpt_scratch.hub.contents import find_secrets, list_contents
-from gpt_scratch.hub.upload import open_repository, upload, verify_upload
+from gpt_scratch.hub.upload import open_repository, upload, verify_outputs, verify_upload
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -71,6 +71,11 @@ def main(args: argparse.Namespace) -> str | None:
             f"{args.folder} names paths of a machine: remove them from the files named above, --exclude these, or --allow_paths"
         )
     print("no tokens found" + (", and no paths of this machine" if not kinds else ""))
+    verifiable = verify_outputs(contents)
+    if verifiable:
+        print("computes its reference_outputs.json without this package, with and without the cache")
+    elif "config.json" in contents.files:
+        print("note: there is no reference_outputs.json; nobody can verify later that the model computes what it did")
     if args.dry_run:
         return None
     repository = open_repository(args.repository, args.private, args.revision)
@@ -78,12 +83,15 @@ def main(args: argparse.Namespace) -> str | None:
         print(f"README.md: its example now names {repository.id}")
     uploaded = upload(contents, repository, args.message, update=args.update)
     for name in uploaded.deleted:
-        print(f"deleted there, since it would be loaded instead: {name}")
+        print(f"deleted there, since it belongs to other weights: {name}")
     print(f"uploaded to {uploaded.url}")
     difference = verify_upload(contents, uploaded)
     logits = "" if difference is None else f"; loaded without this package, its logits differ by {difference:.1e}"
     print(f"downloaded again: {len(contents.files)} checksums equal{logits}")
     print(f'load it with from_pretrained("{uploaded.repository}", trust_remote_code=True, revision="{uploaded.commit}")')
+    if verifiable:
+        command = "python -m gpt_scratch.verify_checkpoint"
+        print(f"verify it with {command} {uploaded.repository} --revision {uploaded.commit} --trust_remote_code")
     return uploaded.commit
 
 

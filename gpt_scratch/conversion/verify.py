@@ -1,5 +1,8 @@
 """The proof at the end of every conversion: sizes, checksum, and the same function as a reference where one can run.
 
+The reference's outputs are written beside the converted weights, and what was written is compared with them as anybody can do it later
+(`verify_checkpoint.py`): loaded anew, with and without the cache, padded or not.
+
 The comparison is made in float32. Where the two differ there by more than is allowed, it is made again in float64, which tells
 rounding (GPT-2's activations reach thousands, its logits hundreds) from another function.
 """
@@ -14,6 +17,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 from ..errors import UserError
+from ..reference_outputs import reference_outputs, save_reference_outputs
+from ..verify_checkpoint import verify_checkpoint
 from .safetensors_writer import checksum
 
 AUTO = {"lm": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification}
@@ -36,6 +41,7 @@ class Proof:
     max_logit_difference_float64: float | None = None
     max_logit: float | None = None
     greedy_tokens_equal: bool | None = None
+    reference_outputs: str | None = None
 
     def __str__(self) -> str:
         lines = {
@@ -55,6 +61,8 @@ class Proof:
                 lines["largest difference"] += f" in float32; {self.max_logit_difference_float64:.1e} in float64"
         if self.greedy_tokens_equal is not None:
             lines["greedy tokens"] = "equal" if self.greedy_tokens_equal else "DIFFERENT: two tokens are about equally likely"
+        if self.reference_outputs is not None:
+            lines["reference outputs"] = self.reference_outputs
         return "\n".join(f"{name + ':':20}{value}" for name, value in lines.items())
 
     def as_dict(self) -> dict[str, Any]:
@@ -90,12 +98,13 @@ def verify(folder: Path, head: str, reference: Callable[[], PreTrainedModel] | N
     """Load what was written, in a model of its own, and compare it with the reference; one of the two is in memory at a time.
 
     Args:
-        folder: holds the converted checkpoint.
+        folder: holds the converted checkpoint; gets `reference_outputs.json`, of the reference where there is one.
         head: "lm" or "classifier".
         reference: builds the model that the same weights belong to, each time it is called; `None` where there is none.
 
     Raises:
-        UserError: the directory cannot be loaded, or its logits are more than 1e-4 from the reference's.
+        UserError: the directory cannot be loaded, its logits are more than 1e-4 from the reference's, or it does not compute the
+            reference's outputs.
     """
 
     model, report = AUTO[head].from_pretrained(folder, dtype="auto", output_loading_info=True)
@@ -105,8 +114,9 @@ def verify(folder: Path, head: str, reference: Callable[[], PreTrainedModel] | N
     tied = head == "lm" and model.get_output_embeddings().weight is model.get_input_embeddings().weight
     dtype = model.dtype
     proof = Proof(model.num_parameters(), str(dtype).removeprefix("torch."), tied, checksum(folder))
+    stock = model.config.model_type != "gpt_scratch"
     if reference is None:
-        return proof
+        return _verify_again(folder, proof, _outputs(model.float().eval(), proof, stock))
 
     def build_reference() -> PreTrainedModel:
         assert reference is not None  # or this is not called
@@ -122,6 +132,7 @@ def verify(folder: Path, head: str, reference: Callable[[], PreTrainedModel] | N
     gc.collect()
     model = build_reference()
     theirs, their_tokens = logits_of(model, asked), greedy_of(model, asked[1]) if head == "lm" else None
+    outputs = _outputs(model, proof, stock)
     proof.compared_with = type(model).__name__
     del model
     gc.collect()
@@ -131,13 +142,32 @@ def verify(folder: Path, head: str, reference: Callable[[], PreTrainedModel] | N
         proof.greedy_tokens_equal = our_tokens == their_tokens
     difference = proof.max_logit_difference
     if not difference <= TOLERANCE:
-        ours = logits_of(AUTO[head].from_pretrained(folder, dtype=torch.float64).eval(), asked)
+        model = AUTO[head].from_pretrained(folder, dtype=torch.float64).eval()
+        ours, outputs = logits_of(model, asked), _outputs(model.float(), proof, stock)  # with its own rounding
         theirs = logits_of(build_reference().double(), asked)
         proof.max_logit_difference_float64 = difference = _difference(ours, theirs)
     if not difference <= TOLERANCE:
         raise UserError(
             f"verification failed: logits are up to {difference:.1e} from those of {proof.compared_with}, {TOLERANCE:.0e} is allowed"
         )
+    return _verify_again(folder, proof, outputs)
+
+
+def _outputs(model: PreTrainedModel, proof: Proof, stock: bool) -> dict[str, Any]:
+    try:
+        return reference_outputs(model, proof.dtype, stock)
+    except ValueError as error:
+        raise UserError(f"verification failed: {error}") from error
+
+
+def _verify_again(folder: Path, proof: Proof, outputs: dict[str, Any]) -> Proof:
+    """Write the outputs, and compare what was written with them as a user of it would."""
+    save_reference_outputs(folder, outputs)
+    verdict = verify_checkpoint(str(folder))
+    if verdict.status:
+        raise UserError(f"verification failed: what was written {verdict.line}")
+    ways = [", with and without the cache"] * (outputs["head"] == "lm") + [", padded or not"] * bool(outputs["batches"])
+    proof.reference_outputs = "equal when loaded again" + "".join(ways)
     return proof
 
 

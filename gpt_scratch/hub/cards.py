@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..files import atomic_path
+from ..verify_checkpoint import FILE as REFERENCE_OUTPUTS
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 PACKAGE = "[gpt_scratch](https://pypi.org/project/gpt_scratch/), a GPT written from scratch for the Hugging Face ecosystem"
@@ -204,7 +205,10 @@ def name_repository(output_dir: str, repository: str) -> bool:
 
 def _write(output_dir: str, metadata: ModelCardData, sections: list[str], title: str | None = None, **texts: str) -> None:
     title, sections = title or Path(output_dir).resolve().name, [section for section in sections if section]
-    card = ModelCard.from_template(metadata, template_path=TEMPLATE, title=title, sections=sections, **texts)
+    verifiable = (Path(output_dir) / REFERENCE_OUTPUTS).is_file()
+    card = ModelCard.from_template(
+        metadata, template_path=TEMPLATE, title=title, sections=sections, verifiable=verifiable, **texts
+    )
     with atomic_path(Path(output_dir) / "README.md") as temporary:
         temporary.write_text(f"{card}\n", encoding="utf-8")
 

@@ -12,7 +12,7 @@ from transformers.trainer_utils import HubStrategy
 from ..errors import UserError
 from .cards import name_repository
 from .contents import Contents, find_secrets, list_contents
-from .upload import Repository, Upload, open_repository, upload
+from .upload import Repository, Upload, open_repository, upload, verify_outputs
 
 
 class PushToHub(TrainerCallback):
@@ -50,16 +50,18 @@ class PushToHub(TrainerCallback):
             print(f"warning: step {state.global_step} was not uploaded: {error}")
 
     def finish(self) -> Upload | None:
-        """Upload the whole output directory, when everything is in it; `None` where nothing was to be pushed.
+        """Upload the whole output directory, when everything is in it and computes what it should; `None` where nothing was to be pushed.
 
         Raises:
-            UserError: it could not be uploaded; the message says that it is all there, and how to go on.
+            UserError: it does not, or it could not be uploaded; the message says that it is all there, and how to go on.
         """
         if self.repository is None:
             return None
         try:
+            contents = list_contents(self.output_dir)
+            verify_outputs(contents)
             name_repository(self.output_dir, self.repository.id)
-            uploaded = self._upload(list_contents(self.output_dir), "End of training")
+            uploaded = self._upload(contents, "End of training")
         except UserError as error:
             again = f"python scripts/push_to_hub.py {self.output_dir} {self.repository.id} --update"
             raise UserError(f"everything is in {self.output_dir}, but was not uploaded: {error}; then: {again}") from error

@@ -29,10 +29,12 @@ from huggingface_hub.hf_api import RepoFile
 from safetensors.torch import load_file
 
 from ..errors import UserError
+from ..verify_checkpoint import FILE as REFERENCE_OUTPUTS
+from ..verify_checkpoint import verify_checkpoint
 from .contents import Contents
 
-# What from_pretrained might read in place of what is uploaded.
-LOADED = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json")
+# What would be read in place of what is uploaded, or beside it although it belongs to other weights.
+LOADED = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json", REFERENCE_OUTPUTS)
 LOGITS_TOLERANCE = 1e-5  # of the largest logit; processes may run on other numbers of threads
 LARGE = 10 * 2**20  # bytes from which the Hub never keeps a file as a git blob
 AGAIN = "run the same command again, what is on the Hub already is not sent twice"
@@ -108,6 +110,20 @@ def upload(contents: Contents, repository: Repository, message: str, token: str 
     return Upload(repository.id, info.oid, info.commit_url, stale)
 
 
+def verify_outputs(contents: Contents, downloaded: Path | None = None) -> bool:
+    """Whether there are reference outputs. If so, the directory, or what was downloaded of it, must compute them by its own code.
+
+    Raises:
+        UserError: it computes something else, or cannot be loaded where this package is not installed.
+    """
+    if REFERENCE_OUTPUTS not in contents.files:
+        return False
+    verdict = verify_checkpoint(str(downloaded or contents.folder), trust_remote_code=True)
+    if verdict.status:
+        raise UserError(f"{contents.folder if downloaded is None else 'what was downloaded'} {verdict.line}")
+    return True
+
+
 def verify_upload(contents: Contents, uploaded: Upload, token: str | None = None) -> float | None:
     """Download the commit into an empty directory, compare every checksum, and load it in a process without this package.
 
@@ -116,7 +132,7 @@ def verify_upload(contents: Contents, uploaded: Upload, token: str | None = None
         which has none of its own.
 
     Raises:
-        UserError: a file or the logits differ, or the download does not load.
+        UserError: a file, the logits or the reference outputs differ, or the download does not load.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "downloaded"
@@ -131,6 +147,7 @@ def verify_upload(contents: Contents, uploaded: Upload, token: str | None = None
                 )
         if "config.json" not in contents.files:
             return None
+        verify_outputs(contents, folder)
         ours, theirs = _logits_alone([contents.folder, folder], Path(name))
     difference = ((ours - theirs).abs().max() / ours.abs().max().clamp(min=1)).item()
     if not difference <= LOGITS_TOLERANCE:

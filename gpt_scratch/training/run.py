@@ -18,8 +18,10 @@ import transformers
 from transformers import Trainer
 
 from .. import __version__
+from ..data.readers import one_line
 from ..errors import UserError
 from ..files import write_json
+from ..reference_outputs import FILE, write_reference_outputs
 from .checkpoints import damage, newest_whole_checkpoint
 
 
@@ -84,7 +86,11 @@ def _commit() -> str | None:
 
 
 def save_run(trainer: Trainer, script_args: Any, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Write model, tokenizer, trainer state and `metrics.json` to the output directory; returns what `metrics.json` holds."""
+    """Write model, tokenizer, trainer state, `metrics.json` and the model's reference outputs to the output directory.
+
+    Returns:
+        What `metrics.json` holds.
+    """
     trainer.save_model()
     best = trainer.state.best_model_checkpoint
     trainer.state.best_model_checkpoint = best and os.path.basename(best)  # trainer_state.json is published
@@ -98,7 +104,19 @@ def save_run(trainer: Trainer, script_args: Any, metrics: dict[str, Any]) -> dic
     }
     if trainer.is_world_process_zero():
         write_json(Path(trainer.args.output_dir) / "metrics.json", record)
+        _write_reference_outputs(Path(trainer.args.output_dir))
     return record
+
+
+def _write_reference_outputs(folder: Path) -> None:
+    """From the files just written, so that sharded and merged models need nothing of their own. A failure does not cost the run."""
+    try:
+        write_reference_outputs(folder)
+    except Exception as error:  # the model is saved, whatever went wrong here
+        (folder / FILE).unlink(missing_ok=True)  # of a run before this one
+        print(
+            f"warning: the model is saved, but not what it computes ({FILE}), so it cannot be verified later: {one_line(error)}"
+        )
 
 
 def _changed_arguments(args: transformers.TrainingArguments) -> dict[str, Any]:

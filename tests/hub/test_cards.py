@@ -57,6 +57,17 @@ def test_a_card_holds_what_was_measured_and_nothing_else(tmp_path):
     assert text.endswith("teaching.\n") and "\n\n\n" not in text
 
 
+def test_a_card_names_the_command_that_verifies_the_model(tmp_path):
+    command = 'python -m gpt_scratch.verify_checkpoint "{}" --trust_remote_code\n'
+    write_card(str(tmp_path), RECORD)
+    assert "verify_checkpoint" not in written(tmp_path)[0]  # there is nothing to compare with
+    (tmp_path / "reference_outputs.json").touch()
+    write_card(str(tmp_path), RECORD)
+    assert "\n## Verify\n" in written(tmp_path)[0] and command.format("PATH_OR_NAME") in written(tmp_path)[0]
+    name_repository(str(tmp_path), "ada/story")
+    assert command.format("ada/story") in written(tmp_path)[0]
+
+
 def metrics(**more) -> dict:
     return RECORD | {"metrics": RECORD["metrics"] | more}
 

@@ -10,6 +10,7 @@ from tiny_models import CODE_FILES, tiny_model
 
 from gpt_scratch.errors import UserError
 from gpt_scratch.hub.contents import find_secrets, list_contents
+from gpt_scratch.reference_outputs import write_reference_outputs
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +39,13 @@ def test_what_goes_up_and_what_stays(folder):
     useless = ["training_args.bin", "checkpoint-5/training_args.bin", ".gitattributes", ".cache/x", "__pycache__/a.pyc",
                "runs/now/events.out.tfevents.1.host"]  # fmt: skip
     write(folder, dict.fromkeys([*state, *useless, "metrics.json", "README.md"], ""))
+    write_reference_outputs(folder)
     contents = list_contents(folder)
-    assert contents.files == sorted([*MODEL, "metrics.json", "README.md"])
+    assert contents.files == sorted([*MODEL, "metrics.json", "README.md", "reference_outputs.json"])
+    assert find_secrets(contents) == []
     assert contents.left_out == dict.fromkeys(state, "training state") | dict.fromkeys(useless, "of no use to others")
     with_state = list_contents(folder, with_training_state=True, exclude=("metrics.json",))
-    assert set(with_state.files) == {*MODEL, "README.md", *state}  # and no pickle of arguments
+    assert set(with_state.files) == {*MODEL, "README.md", "reference_outputs.json", *state}  # and no pickle of arguments
 
 
 def test_an_adapter_goes_up_only_with_a_base_that_others_have(folder, tmp_path):

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gpt_scratch.errors import UserError
 from gpt_scratch.hub import upload as upload_module
+from gpt_scratch.reference_outputs import write_reference_outputs
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,15 +90,22 @@ def test_upload_download_and_load(folder, script, logged_in, capsys, tmp_path):
 @pytest.mark.slow
 def test_upload_download_and_load_in_processes_of_their_own(folder, hub, client_environment, tmp_path):
     """As a user does it, with the documented environment variables and nothing else."""
+    write_reference_outputs(folder)
     command = [sys.executable, ROOT / "scripts" / "push_to_hub.py", folder, "first", "--private"]
     environment = client_environment | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     printed = done.stdout.splitlines()
+    assert "computes its reference_outputs.json without this package, with and without the cache" in printed
     commit = hub.repos["ada/first"].branches["main"]
     assert f"uploaded to {hub.endpoint}/ada/first/commit/{commit}" in printed
-    assert "downloaded again: 14 checksums equal; loaded without this package, its logits differ by 0.0e+00" in printed
-    assert printed[-1] == f'load it with from_pretrained("ada/first", trust_remote_code=True, revision="{commit}")'
+    assert "downloaded again: 15 checksums equal; loaded without this package, its logits differ by 0.0e+00" in printed
+    assert printed[-2] == f'load it with from_pretrained("ada/first", trust_remote_code=True, revision="{commit}")'
+    command = [sys.executable, "-m", *printed[-1].removeprefix("verify it with python -m ").split()]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0 and done.stdout.startswith("ada/first: computes what it computed when it was written"), (
+        done.stderr
+    )
     assert hub.repos["ada/first"].private and present(hub, "ada/first") == expected(folder)
 
     command = [sys.executable, "-c", STRANGER, commit]
@@ -201,7 +209,55 @@ def test_a_repository_that_exists(folder, push, logged_in, capsys):
         push(folder, "first")
     assert hub.repos["ada/first"].branches["main"] == first
     push(folder, "first", "--update")
-    assert "deleted there, since it would be loaded instead: model-00001-of" in capsys.readouterr().out
+    assert "deleted there, since it belongs to other weights: model-00001-of" in capsys.readouterr().out
+    assert present(hub, "ada/first") == expected(folder)
+
+
+def test_a_model_that_computes_what_it_did_is_verified_before_and_after(folder, script, logged_in, capsys, monkeypatch):
+    hub, module = logged_in(), script("push_to_hub")
+    write_reference_outputs(folder)
+    seen = []
+    verify = upload_module.verify_checkpoint
+    monkeypatch.setattr(
+        upload_module,
+        "verify_checkpoint",
+        lambda name, **settings: seen.append((Path(name).name, settings)) or verify(name, **settings),
+    )
+    monkeypatch.setattr(upload_module, "_logits_alone", lambda folders, scratch: [torch.ones(1, 3)] * 2)  # tested above
+    commit = module.main(module.parse([str(folder), "first"]))
+    assert seen == [("model", {"trust_remote_code": True}), ("downloaded", {"trust_remote_code": True})]
+    printed = capsys.readouterr().out
+    assert "computes its reference_outputs.json without this package, with and without the cache" in printed
+    command = f"verify it with python -m gpt_scratch.verify_checkpoint ada/first --revision {commit} --trust_remote_code"
+    assert printed.splitlines()[-1] == command
+    assert "reference_outputs.json" in present(hub, "ada/first")
+
+
+def test_a_model_that_computes_something_else_is_not_uploaded(folder, push, logged_in):
+    hub = logged_in()
+    write_reference_outputs(folder)
+    for shard in folder.glob("model*"):
+        shard.unlink()
+    randomize(tiny_model("gpt2", vocab_size=300), seed=1).save_pretrained(folder)
+    for flags in (["--dry_run"], []):
+        with pytest.raises(
+            UserError, match="model does not compute what it computed when it was written .*: logits of a plain forward"
+        ):
+            push(folder, "first", *flags)
+    assert hub.requests == []
+
+
+def test_reference_outputs_of_other_weights_do_not_stay_there(folder, push, logged_in, capsys):
+    """Where an upload has none of its own, as a checkpoint that is pushed in the midst of training."""
+    hub = logged_in()
+    write_reference_outputs(folder)
+    push(folder, "first")
+    (folder / "reference_outputs.json").unlink()
+    capsys.readouterr()
+    push(folder, "first", "--update")
+    printed = capsys.readouterr().out
+    assert "note: there is no reference_outputs.json" in printed and "verify it with" not in printed
+    assert "deleted there, since it belongs to other weights: reference_outputs.json" in printed
     assert present(hub, "ada/first") == expected(folder)
 
 

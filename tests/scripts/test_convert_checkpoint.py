@@ -50,6 +50,7 @@ def test_the_directory_is_whole_and_loads_without_the_package(script, tmp_path):
         "config.json",
         "generation_config.json",
         *CODE_FILES,
+        "reference_outputs.json",
         "conversion.json",
         "README.md",
     }

@@ -15,6 +15,7 @@ from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 from gpt_scratch.training.arguments import ScratchTrainingArguments, parse_arguments
 from gpt_scratch.training.classification import ClassificationArguments
 from gpt_scratch.training.finetuning import padding_share
+from gpt_scratch.verify_checkpoint import EQUAL, verify_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = ["--use_cpu", "--disable_tqdm", "true", "--per_device_train_batch_size", "8", "--per_device_eval_batch_size", "16",
@@ -81,6 +82,7 @@ def test_the_directory_is_whole_and_a_pipeline_names_the_classes(finished):
     files = {path.name for path in output.iterdir()}
     assert files >= {"model.safetensors", "config.json", "tokenizer.json", "metrics.json", "mistakes.tsv", "README.md", "loss.png", "loss.pdf",
                      "accuracy.png", "confusion_matrix.png", "confusion_matrix.pdf", "modeling_gpt_scratch.py"}  # fmt: skip
+    assert verify_checkpoint(str(output)).status == EQUAL
     classify = pipeline("text-classification", model=str(output), device="cpu")
     assert [answer["label"] for answer in classify(["win 5 pounds now", "dinner at noon"])] == ["spam", "ham"]
     with (output / "mistakes.tsv").open(encoding="utf-8", newline="") as file:
@@ -133,6 +135,7 @@ def test_lora_leaves_the_base_and_its_merged_model_gives_the_adapters_logits(scr
     record = run(script, "--train_file", sms, "--model_name_or_path", base, "--output_dir", str(tmp_path / "out"), "--trainable", "lora",
                  "--lora_rank", "4", "--num_train_epochs", "2", "--learning_rate", "1e-2", "--eval_strategy", "no")  # fmt: skip
     assert record["metrics"]["trainable_parameters"] < record["metrics"]["all_parameters"] / 3
+    assert verify_checkpoint(str(tmp_path / "out")).status == EQUAL
     merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     adapter = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "out" / "adapter", num_labels=2).eval()
     ids = torch.arange(5, 25).view(2, 10)

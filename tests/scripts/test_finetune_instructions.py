@@ -14,6 +14,7 @@ from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 from gpt_scratch.training.arguments import ScratchTrainingArguments, parse_arguments
 from gpt_scratch.training.instructions import InstructionArguments
 from gpt_scratch.training.language_model_trainer import LanguageModelTrainer
+from gpt_scratch.verify_checkpoint import EQUAL, verify_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = ["--use_cpu", "--disable_tqdm", "true", "--per_device_train_batch_size", "8", "--save_strategy", "no", "--logging_steps", "5",
@@ -84,6 +85,7 @@ def test_the_directory_is_whole(finished):
     files = {path.name for path in output.iterdir()}
     assert files >= {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja", "metrics.json", "samples.jsonl", "README.md",
                      "loss.png", "loss.pdf", "test.json", "modeling_gpt_scratch.py"}  # fmt: skip
+    assert verify_checkpoint(str(output)).status == EQUAL
     assert json.loads((output / "test.json").read_text(encoding="utf-8")) == records(80)[68:76]
     assert record["metrics"]["data"]["train"]["records"] == 68 and record["metrics"]["padding_share"] < 0.1
 
@@ -126,6 +128,7 @@ def test_lora_is_small_and_its_merged_model_gives_the_adapters_logits(script, ba
     assert record["metrics"]["trainable_parameters"] < 0.05 * record["metrics"]["all_parameters"]
     adapter_bytes = (tmp_path / "out" / "adapter" / "adapter_model.safetensors").stat().st_size
     assert adapter_bytes < 0.05 * (tmp_path / "out" / "model.safetensors").stat().st_size
+    assert verify_checkpoint(str(tmp_path / "out")).status == EQUAL
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     original = AutoModelForCausalLM.from_pretrained(base).eval()
     ids = torch.arange(5, 25).view(2, 10)

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM, GPTScratchForSequenceClassification
 from gpt_scratch.errors import UserError
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
+from gpt_scratch.verify_checkpoint import EQUAL, verify_checkpoint
 
 pytest.importorskip("trl")
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,7 +71,7 @@ def test_dpo_starts_at_log_2_and_the_margin_grows_on_held_out_pairs(script, base
     assert record["metrics"]["data"]["train"]["pairs_of_equal_replies_left_out"] == 1
     files = {path.name for path in (tmp_path / "dpo").iterdir()}
     assert files >= {"model.safetensors", "tokenizer.json", "chat_template.jinja", "metrics.json", "margins.png", "loss.png"}
-    AutoModelForCausalLM.from_pretrained(tmp_path / "dpo")
+    assert verify_checkpoint(str(tmp_path / "dpo")).status == EQUAL
 
 
 def test_resuming_ends_with_the_same_weights_and_passes_a_broken_checkpoint_over(script, base, data, tmp_path):
@@ -110,6 +111,7 @@ def test_a_reward_model_ranks_and_grpo_reinforces_what_it_prefers(script, base, 
     assert any(not torch.equal(after[name], before[name]) for name in before)
     assert all(bool(tensor.isfinite().all()) for tensor in after.values())
     assert (tmp_path / "grpo" / "reward.png").is_file()
+    assert verify_checkpoint(reward).status == verify_checkpoint(grpo).status == EQUAL
 
 
 @pytest.mark.parametrize(

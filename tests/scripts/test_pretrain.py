@@ -15,6 +15,7 @@ from gpt_scratch import GPTScratchConfig
 from gpt_scratch.errors import UserError
 from gpt_scratch.training.arguments import ScratchTrainingArguments, parse_arguments, parse_config_overrides
 from gpt_scratch.training.pretraining import PretrainingArguments
+from gpt_scratch.verify_checkpoint import EQUAL, verify_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = "One day, Anna lost her key. She looked by the river, and there it was. Tom had a cat. The cat sat on the mat.\n" * 60
@@ -56,11 +57,13 @@ def test_the_directory_is_whole(finished):
     files = {path.name for path in output.iterdir()}
     assert files >= {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "README.md",
                      "metrics.json", "trainer_state.json", "samples.jsonl", "loss.png", "loss.pdf", "configuration_gpt_scratch.py",
-                     "modeling_gpt_scratch.py"}  # fmt: skip
+                     "modeling_gpt_scratch.py", "reference_outputs.json"}  # fmt: skip
     assert json.loads((output / "metrics.json").read_text(encoding="utf-8")) == json.loads(json.dumps(record))
-    for file in ("metrics.json", "README.md"):
+    assert verify_checkpoint(str(output)).status == EQUAL
+    for file in ("metrics.json", "README.md", "reference_outputs.json"):
         assert str(output.parent.parent) not in (output / file).read_text(encoding="utf-8")  # no path of this machine
     card = (output / "README.md").read_text(encoding="utf-8")
+    assert 'python -m gpt_scratch.verify_checkpoint "PATH_OR_NAME"' in card
     metadata = yaml.safe_load(card.split("---")[1])
     assert metadata["pipeline_tag"] == "text-generation" and metadata["library_name"] == "transformers"
     value = metadata["model-index"][0]["results"][0]["metrics"][0]["value"]

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 from gpt_scratch.training.checkpoints import newest_whole_checkpoint
+from gpt_scratch.verify_checkpoint import EQUAL, verify_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -119,6 +120,7 @@ def test_two_processes_train_as_one(data, tmp_path, name):
         assert len(curve) == 8
         torch.testing.assert_close(curve, losses(tmp_path / "one"), atol=1e-5, rtol=0)
         assert difference < 1e-5
+        assert verify_checkpoint(str(tmp_path / way)).status == EQUAL
         if "class" not in name:  # Trainer's own, of the classifier, counts some rows twice where they do not come out even
             torch.testing.assert_close(
                 losses(tmp_path / way, "eval_loss"), losses(tmp_path / "one", "eval_loss"), atol=1e-5, rtol=0

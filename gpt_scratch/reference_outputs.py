@@ -1,0 +1,155 @@
+"""What a model computes, in a small file beside it: a few fixed rows of tokens, their highest logits, their greedy continuation.
+
+`reference_outputs.json` is what `verify_checkpoint.py` compares a checkpoint with, on any machine and with any version. Everything in it
+comes from plain forwards of one row in float32, without padding and without a cache, one for each token that is added, so that no error
+of a cache or of a mask can get into it.
+
+The file, with n tokens of continuation (n = 0 and one row of logits for a classifier) and the k highest logits:
+
+    format, head ("lm" or "classifier"), dtype (of the weights), date, versions, largest_logit
+    prompts: input_ids (T,), continuation (n,), top_ids (n, k), top_logits (n, k) of each row
+    batches: the same rows padded, right and left: input_ids (B, T), attention_mask (B, T), position_ids (B, T) or null
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from . import __version__
+from .files import atomic_path
+from .verify_checkpoint import FILE, FORMAT, load
+
+LENGTHS = (24, 7, 1)  # tokens of the rows
+NEW_TOKENS = 8
+TOP = 5  # logits that are kept of a language model; of a classifier, all
+
+
+def write_reference_outputs(folder: Path) -> None:
+    """Write the file for a checkpoint directory: what its files compute when they are loaded again.
+
+    Raises:
+        ValueError: weights are missing, or the logits are not finite.
+        OSError: it cannot be written.
+    """
+    architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+    model = load(folder, "classifier" if architecture.endswith("ForSequenceClassification") else "lm")
+    dtype = json.loads((folder / "config.json").read_text(encoding="utf-8"))["dtype"]
+    save_reference_outputs(folder, reference_outputs(model, dtype))
+
+
+def save_reference_outputs(folder: Path, outputs: dict[str, Any]) -> None:
+    """Write what [`reference_outputs`] returned, a prompt or a batch on a line."""
+    lines = []
+    for key, value in outputs.items():
+        listed = isinstance(value, list) and value
+        text = "[\n    " + ",\n    ".join(map(json.dumps, value)) + "\n  ]" if listed else json.dumps(value)
+        lines.append(f"  {json.dumps(key)}: {text}")
+    with atomic_path(folder / FILE) as temporary:
+        temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+@torch.inference_mode()
+def reference_outputs(model: PreTrainedModel, dtype: str, stock: bool = False) -> dict[str, Any]:
+    """What `model` computes.
+
+    Args:
+        model: a language model or a classifier, in float32 and evaluation mode, on the CPU.
+        dtype: of the weights in the checkpoint.
+        stock: the checkpoint that is written is one of transformers' own classes. Those do not derive positions from the mask, and
+            classify batches only where there is a pad token.
+
+    Raises:
+        ValueError: logits that are not finite.
+    """
+    config = model.config
+    classifies = type(model).__name__.endswith("ForSequenceClassification")
+    with _exact_products():
+        rows = [_continue(model, ids, 0 if classifies else new_tokens(config)) for ids in prompts(config)]
+    largest = max(logits.abs().max().item() for _, _, logits in rows)
+    if not all(logits.isfinite().all() for _, _, logits in rows):
+        raise ValueError("the model's logits are not finite")
+    return {
+        "format": FORMAT,
+        "head": "classifier" if classifies else "lm",
+        "dtype": dtype,
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": {"gpt_scratch": __version__, "torch": str(torch.__version__), "transformers": transformers.__version__},
+        "largest_logit": _rounded(largest),
+        "prompts": [_prompt(ids, continuation, logits, classifies) for ids, continuation, logits in rows],
+        "batches": [] if stock and classifies and config.pad_token_id is None else _batches(prompts(config), config, stock),
+    }
+
+
+def new_tokens(config: PreTrainedConfig) -> int:
+    """Of each continuation: eight, or half of the positions."""
+    return max(1, min(NEW_TOKENS, config.max_position_embeddings // 2))
+
+
+def prompts(config: PreTrainedConfig) -> list[list[int]]:
+    """Fixed rows of tokens, spread over the vocabulary, that leave room for the continuation. The pad token does not occur."""
+    longest = max(1, config.max_position_embeddings - new_tokens(config))
+    rows = [[(i * 7919 + 104729 * length) % config.vocab_size for i in range(min(length, longest))] for length in LENGTHS]
+    return [[(token + (token == config.pad_token_id)) % config.vocab_size for token in row] for row in rows]
+
+
+def _continue(model: PreTrainedModel, ids: list[int], count: int) -> tuple[list[int], list[int], torch.Tensor]:
+    """The row, its greedy continuation of `count` tokens, and the logits that each was chosen by, (count, V); (1, L) for 0."""
+    grown, logits = list(ids), []
+    for _ in range(max(count, 1)):
+        row = torch.tensor([grown])
+        answer = model(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False).logits
+        logits.append(answer[0, -1] if count else answer[0])
+        grown.append(int(logits[-1].argmax()))
+    return ids, grown[len(ids) : len(ids) + count], torch.stack(logits)
+
+
+def _prompt(ids: list[int], continuation: list[int], logits: torch.Tensor, classifies: bool) -> dict[str, Any]:
+    top = logits.topk(logits.shape[-1] if classifies else min(TOP, logits.shape[-1]))
+    values = [[_rounded(value) for value in row] for row in top.values.tolist()]
+    return {"input_ids": ids, "continuation": continuation, "top_ids": top.indices.tolist(), "top_logits": values}
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.9g}")  # what tells any two numbers of float32 apart
+
+
+def _batches(rows: list[list[int]], config: PreTrainedConfig, stock: bool) -> list[dict[str, Any]]:
+    pad, width = config.pad_token_id or 0, max(map(len, rows))
+    batches = []
+    for side in ("right", "left"):
+        ids: list[list[int]] = []
+        mask: list[list[int]] = []
+        positions: list[list[int]] = []
+        for row in rows:
+            padding = [0] * (width - len(row))
+            parts = ([pad] * len(padding), row), (padding, [1] * len(row)), (padding, list(range(len(row))))
+            joined = [a + b if side == "left" else b + a for a, b in parts]
+            for table, line in zip((ids, mask, positions), joined):
+                table.append(line)
+        batches.append(
+            {
+                "padding": side,
+                "input_ids": ids,
+                "attention_mask": mask,
+                "position_ids": positions if stock and side == "left" else None,
+            }
+        )
+    return batches
+
+
+@contextmanager
+def _exact_products() -> Iterator[None]:
+    """Training may have allowed faster products, which some machines make less exact."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

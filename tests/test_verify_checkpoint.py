@@ -1,0 +1,398 @@
+"""Verification passes what is equal, names what is not, and reads nothing that it does not understand.
+
+Faults are planted in subclasses, so that they do not depend on how the model is written.
+"""
+
+import copy
+import json
+import math
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import randomize, tiny_model
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from gpt_scratch import GPTScratchForCausalLM, GPTScratchForSequenceClassification, verify_checkpoint
+from gpt_scratch.reference_outputs import reference_outputs, save_reference_outputs, write_reference_outputs
+from gpt_scratch.verify_checkpoint import DIFFERENT, EQUAL, UNKNOWN, Verdict, compare, read_reference, verify_model
+
+ROOT = Path(__file__).resolve().parents[1]
+STYLES = ("gpt2", "llama")
+WRITTEN = r"does not compute what it computed when it was written \(\d{4}-\d\d-\d\d, transformers [\w.]+, torch [\w.+]+\): "
+
+
+class IgnoresTheCache(GPTScratchForCausalLM):
+    """What transformers 5.24 made of the release 0.1.0, whose forward took the new argument `cache` into its **kwargs."""
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, cache=None, **kwargs):
+        return super().forward(input_ids, attention_mask, position_ids, **kwargs)
+
+
+class RefusesTheCache(GPTScratchForCausalLM):
+    def forward(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, cache=None, **kwargs):
+        if past_key_values is not None or cache is not None:
+            raise TypeError("forward() got an unexpected\nkeyword argument")
+        return super().forward(input_ids, attention_mask, position_ids, **kwargs)
+
+
+class IgnoresTheMask(GPTScratchForCausalLM):
+    def forward(self, input_ids, attention_mask=None, **kwargs):
+        return super().forward(input_ids, **kwargs)
+
+
+class ClassifiesThePadding(GPTScratchForSequenceClassification):
+    def forward(self, input_ids, attention_mask=None, **kwargs):
+        return super().forward(input_ids, torch.ones_like(attention_mask), **kwargs)
+
+
+class RoundsWithTheCache(GPTScratchForCausalLM):
+    """An error of a cache too small to change a token."""
+
+    def forward(self, input_ids, attention_mask=None, use_cache=None, **kwargs):
+        outputs = super().forward(input_ids, attention_mask, use_cache=use_cache, **kwargs)
+        outputs.logits = outputs.logits + 1e-3 * bool(use_cache)
+        return outputs
+
+
+def fault(cls: type, style: str) -> GPTScratchForCausalLM:
+    return tiny_model(style, cls, max_position_embeddings=64)
+
+
+def expected(style: str, cls: type = GPTScratchForCausalLM) -> dict:
+    return reference_outputs(tiny_model(style, cls, max_position_embeddings=64), "float32")
+
+
+def differs(verdict: Verdict, line: str) -> bool:
+    assert "\n" not in verdict.line
+    return verdict.status == DIFFERENT and re.fullmatch(WRITTEN + line, verdict.line) is not None
+
+
+def directory(folder: Path, model=None) -> Path:
+    (model or tiny_model("gpt2", max_position_embeddings=64)).save_pretrained(folder)
+    write_reference_outputs(folder)
+    return folder
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_forward_that_ignores_the_cache(style):
+    verdict = verify_model(fault(IgnoresTheCache, style), expected(style))
+    assert differs(
+        verdict,
+        r"greedy tokens with the cache differ from the second one on, logits by \d\.\d \(the largest is \d\.\d+\); without the cache all "
+        r"is equal: the model's code and transformers [\w.]+ disagree about the cache",
+    ), verdict.line
+
+
+def test_an_argument_that_is_refused():
+    verdict = verify_model(fault(RefusesTheCache, "gpt2"), expected("gpt2"))
+    assert differs(
+        verdict,
+        r"no outputs with the cache: forward\(\) got an unexpected keyword argument; without the cache all is equal: the model's code and "
+        r"transformers [\w.]+ disagree about the cache",
+    ), verdict.line
+
+
+def test_a_small_error_of_the_cache():
+    verdict = verify_model(fault(RoundsWithTheCache, "gpt2"), expected("gpt2"))
+    line = r"logits with the cache differ by 0\.001 \(the largest is \d\.\d+\) from the first token on; without the cache all is equal: .*"
+    assert differs(verdict, line), verdict.line
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_mask_that_is_ignored(style):
+    """Padding on the right comes after the last token of a row, and is not seen by it anyway."""
+    verdict = verify_model(fault(IgnoresTheMask, style), expected(style))
+    assert differs(
+        verdict,
+        r"logits of rows padded on the left differ by \d\.\d \(the largest is \d\.\d+\); greedy tokens with the cache from prompts padded on "
+        r"the left differ from the first one on, logits by \d\.\d \(the largest is \d\.\d+\); without padding all is equal: the "
+        r"attention mask is not heeded",
+    ), verdict.line
+
+
+def test_a_classifier_that_looks_at_the_padding():
+    verdict = verify_model(fault(ClassifiesThePadding, "gpt2"), expected("gpt2", GPTScratchForSequenceClassification))
+    assert differs(
+        verdict,
+        r"logits of rows padded on the right differ by \d\.\d+ \(the largest is \d\.\d+\); logits of rows padded on the left differ by \d\.\d+ "
+        r"\(the largest is \d\.\d+\); without padding all is equal: the attention mask is not heeded",
+    ), verdict.line
+
+
+def change_weights(model: GPTScratchForCausalLM) -> None:
+    for parameter in model.parameters():
+        parameter.data += 1e-3
+
+
+def change_one_matrix(model: GPTScratchForCausalLM) -> None:
+    next(module for module in model.modules() if isinstance(module, nn.Linear)).weight.data *= 1.001
+
+
+def change_the_scaling(model: GPTScratchForCausalLM) -> None:
+    for module in model.modules():
+        if hasattr(module, "scaling"):
+            module.scaling *= 1.01
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("change", [change_weights, change_one_matrix, change_the_scaling])
+def test_other_weights_and_another_function(style, change):
+    model = fault(GPTScratchForCausalLM, style)
+    change(model)
+    verdict = verify_model(model, expected(style))
+    assert differs(
+        verdict,
+        r"logits of a plain forward differ by [\d.]+ \(the largest is \d\.\d+\); other weights, other code, or transformers [\w.]+ and torch "
+        r"[\w.+]+ compute something else",
+    ), verdict.line
+
+
+@pytest.mark.parametrize("cls", [IgnoresTheCache, IgnoresTheMask])
+def test_no_fault_of_the_cache_or_of_a_mask_gets_into_the_reference(cls):
+    assert reference_outputs(fault(cls, "gpt2"), "float32") == expected("gpt2")
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("cls", [GPTScratchForCausalLM, GPTScratchForSequenceClassification])
+@pytest.mark.parametrize("style", STYLES)
+def test_what_is_equal(style, cls, attention):
+    model = tiny_model(style, cls, attention, max_position_embeddings=64)
+    verdict = verify_model(model, expected(style, cls))
+    greedy = "greedy tokens equal with and without the cache, " if cls is GPTScratchForCausalLM else ""
+    assert verdict.status == EQUAL and re.fullmatch(
+        r"computes what it computed when it was written \(\d{4}-\d\d-\d\d, transformers [\w.]+, torch [\w.+]+\) with transformers [\w.]+ and "
+        rf"torch [\w.+]+: {greedy}padded or not, logits within [\d.e-]+ of up to \d\.\d+",
+        verdict.line,
+    ), verdict.line
+
+
+@pytest.mark.parametrize("positions", [1, 2, 3, 5, 9])
+@pytest.mark.parametrize("vocabulary", [1, 2, 7])
+def test_the_smallest_models(positions, vocabulary):
+    for cls in (GPTScratchForCausalLM, GPTScratchForSequenceClassification):
+        model = tiny_model("gpt2", cls, max_position_embeddings=positions, vocab_size=vocabulary)
+        assert verify_model(model, reference_outputs(model, "float32")).status == EQUAL
+
+
+def twins(favoured: int) -> GPTScratchForCausalLM:
+    """Every even token and the odd one after it have one output row; one of the two is preferred by less than rounding."""
+    model = tiny_model("llama", vocab_size=60, max_position_embeddings=64)
+    rows = model.lm_head.weight.data
+    rows[1::2] = rows[::2]
+    rows[favoured::2] *= 1 + 3e-7
+    return model
+
+
+def test_a_tie_is_no_difference():
+    reference, other = reference_outputs(twins(0), "float32"), reference_outputs(twins(1), "float32")
+    assert reference["prompts"][0]["continuation"] != other["prompts"][0]["continuation"]
+    assert verify_model(twins(1), reference).status == verify_model(twins(0), other).status == EQUAL
+
+
+def test_another_token_than_the_highest_is_one():
+    prompt = {"top_ids": [[4, 2], [1, 0]], "top_logits": [[3.0, 2.0], [2.0, 1.0]], "continuation": [4, 1]}
+    logits = torch.tensor([[0.0, 0.0, 2.0, 0.0, 3.0], [1.0, 2.0, 0.0, 0.0, 0.0]])
+    assert compare(prompt, logits, 1e-5, [4, 1]).equal
+    wrong = compare(prompt, logits, 1e-5, [4, 0])
+    assert (wrong.equal, wrong.step, wrong.token) == (False, 1, 1)
+    logits[0, 0] = 2.5  # not among those stored, and now the second
+    assert compare(prompt, logits, 1e-5).step == 0
+    assert compare(prompt, torch.full((2, 5), math.nan), 1e-5).step == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_weights_are_compared_in_float32(tmp_path, dtype):
+    folder = directory(tmp_path, tiny_model("llama").to(dtype))
+    assert read_reference(folder / "reference_outputs.json")["dtype"] == str(dtype).removeprefix("torch.")
+    assert verify_checkpoint.verify_checkpoint(str(folder)).status == EQUAL
+
+
+def test_settings_for_generation_do_not_matter(tmp_path):
+    model = tiny_model("gpt2", max_position_embeddings=64, eos_token_id=expected("gpt2")["prompts"][0]["continuation"][1])
+    model.generation_config.update(do_sample=True, temperature=2.0, repetition_penalty=3.0, no_repeat_ngram_size=1)
+    folder = directory(tmp_path, model)
+    assert verify_checkpoint.verify_checkpoint(str(folder)).status == EQUAL
+
+
+def test_a_stock_model_with_learned_positions():
+    """transformers' GPT-2 counts padding as positions, unless it is given them."""
+    model = randomize(GPT2LMHeadModel(GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=64))).eval()
+    assert verify_model(model, reference_outputs(model, "float32", stock=True)).status == EQUAL
+    verdict = verify_model(model, reference_outputs(model, "float32"))
+    assert verdict.status == DIFFERENT and "rows padded on the left" in verdict.line
+
+
+def test_the_file_is_small_and_says_nothing_about_the_machine(tmp_path, monkeypatch):
+    text = (directory(tmp_path) / "reference_outputs.json").read_text(encoding="utf-8")
+    assert len(text) < 5000
+    assert not any(name in text for name in ("/", str(tmp_path), socket.gethostname(), Path.home().name))
+
+
+def test_products_are_exact_although_training_allows_others():
+    class Watches(GPTScratchForCausalLM):
+        def forward(self, *args, attention_mask=None, **kwargs):
+            assert torch.get_float32_matmul_precision() == "highest"
+            return super().forward(*args, attention_mask=attention_mask, **kwargs)
+
+    torch.set_float32_matmul_precision("medium")
+    try:
+        reference_outputs(fault(Watches, "gpt2"), "float32")
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_logits_that_are_not_finite_are_not_written():
+    model = fault(GPTScratchForCausalLM, "gpt2")
+    model.lm_head.weight.data[3] = math.nan
+    with pytest.raises(ValueError, match="the model's logits are not finite"):
+        reference_outputs(model, "float32")
+
+
+def test_weights_that_are_missing_are_named(tmp_path):
+    folder = directory(tmp_path, tiny_model("llama"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}), encoding="utf-8")
+    verdict = verify_checkpoint.verify_checkpoint(str(folder))
+    assert verdict.status == UNKNOWN and "missing weights: model.layers.2.input_layernorm.weight" in verdict.line
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}), encoding="utf-8")
+    assert "unexpected weights: model.layers.1." in verify_checkpoint.verify_checkpoint(str(folder)).line
+
+
+def set_to(*path, value):
+    def change(content):
+        for key in path[:-1]:
+            content = content[key]
+        content[path[-1]] = value
+
+    return change
+
+
+BROKEN = [
+    (set_to("format", value=2), "has format 2, and this version reads 1: update it"),
+    (set_to("format", value=[1]), "has format [1], and"),
+    (lambda content: content.pop("head"), "reference_outputs.json: key 'head' is missing"),
+    (lambda content: content.pop("format"), "reference_outputs.json: key 'format' is missing"),
+    (set_to("notes", value=1), "reference_outputs.json: key 'notes' is unknown"),
+    (set_to("head", value=["lm"]), "reference_outputs.json: head is not of the form"),
+    (set_to("date", value="2026\n\x1b[31m"), "reference_outputs.json: date is not of the form"),
+    (set_to("versions", value={}), "reference_outputs.json: versions: key 'gpt_scratch' is missing"),
+    (set_to("versions", "torch", value=2), "versions: torch is not of the form"),
+    (set_to("largest_logit", value=math.nan), "largest_logit is not of the form"),
+    (set_to("prompts", value=[]), "prompts is not of the form"),
+    (set_to("prompts", 1, value=7), "prompts is not of the form"),
+    (set_to("prompts", 1, "input_ids", value=[1, -1]), "prompt 1: input_ids is not of the form"),
+    (set_to("prompts", 1, "input_ids", value=[1] * 5000), "prompt 1: input_ids is not of the form"),
+    (set_to("prompts", 1, "input_ids", value=[True]), "prompt 1: input_ids is not of the form"),
+    (set_to("prompts", 2, "continuation", value=[1]), "prompt 2: its rows are not one for each token"),
+    (set_to("prompts", 0, "top_logits", value=[[1.0]] * 8), "prompt 0: top_ids and top_logits are of different shapes"),
+    (set_to("prompts", 0, "top_logits", 1, value=[1.0]), "prompt 0: top_logits is not of the form"),
+    (set_to("prompts", 0, "top_ids", value=[]), "prompt 0: top_ids is not of the form"),
+    (set_to("batches", value=[None]), "batch 0 is not an object"),
+    (set_to("batches", 1, "attention_mask", 0, 0, value=2), "batch 1: attention_mask is not of the form"),
+    (set_to("batches", 1, "input_ids", value=[[1]]), "batch 1: its tables must have one shape"),
+    (set_to("batches", 0, "position_ids", value=[[1]]), "batch 0: its tables must have one shape"),
+]
+
+
+@pytest.mark.parametrize(("change", "line"), BROKEN)
+def test_a_file_of_another_form(tmp_path, change, line):
+    content = copy.deepcopy(expected("gpt2"))
+    change(content)
+    save_reference_outputs(tmp_path, content)
+    verdict = verify_checkpoint.verify_checkpoint(str(tmp_path))
+    assert verdict.status == UNKNOWN and line in verdict.line and "\n" not in verdict.line
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, "\xff", "9" * 5000])
+def test_a_file_that_is_no_json_object(tmp_path, text):
+    (tmp_path / "reference_outputs.json").write_text(text, encoding="latin1")
+    verdict = verify_checkpoint.verify_checkpoint(str(tmp_path))
+    assert verdict.status == UNKNOWN and verdict.line.startswith("reference_outputs.json is not")
+    (tmp_path / "reference_outputs.json").write_text(" " * (2**20 + 1), encoding="utf-8")
+    assert "has 1,048,577 bytes" in verify_checkpoint.verify_checkpoint(str(tmp_path)).line
+
+
+def test_tokens_that_the_model_does_not_have(tmp_path):
+    folder = directory(tmp_path)
+    content = read_reference(folder / "reference_outputs.json")
+    content["prompts"][0]["top_ids"][0][0] = 70_000
+    save_reference_outputs(folder, content)
+    verdict = verify_checkpoint.verify_checkpoint(str(folder))
+    assert differs(verdict, "no outputs of a plain forward: index 70000 is out of bounds .*"), verdict.line
+
+
+def test_nothing_to_compare_with(tmp_path):
+    assert verify_checkpoint.verify_checkpoint(str(tmp_path)) == Verdict(
+        UNKNOWN, "there is no reference_outputs.json: what the model computed when it was written is not known"
+    )
+    verdict = verify_checkpoint.verify_checkpoint("ada/nowhere", "v1")
+    assert verdict.status == UNKNOWN and verdict.line.startswith("reference_outputs.json cannot be had: ")
+    verdict = verify_checkpoint.verify_checkpoint(str(tmp_path), "v1")
+    assert verdict == Verdict(UNKNOWN, "--revision is for names on the Hub, and this is a directory")
+
+
+def run(*command, cwd: Path) -> subprocess.CompletedProcess:
+    environment = os.environ | {"HF_HOME": str(cwd / "home"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+FAULTY_CODE = """
+from .right import GPTScratchForCausalLM as Right
+
+class GPTScratchForCausalLM(Right):
+    def forward(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, cache=None, **kwargs):
+        return super().forward(input_ids, attention_mask, position_ids, **kwargs)
+"""
+
+
+@pytest.fixture
+def faulty(tmp_path) -> Path:
+    """A checkpoint whose own code ignores the cache, in `tmp_path / "model"`."""
+    folder = directory(tmp_path / "model")
+    (folder / "modeling_gpt_scratch.py").rename(folder / "right.py")
+    (folder / "modeling_gpt_scratch.py").write_text(FAULTY_CODE, encoding="utf-8")
+    return folder
+
+
+SCRIPT, FILE = ROOT / "scripts" / "verify_checkpoint.py", ROOT / "gpt_scratch" / "verify_checkpoint.py"
+
+
+def test_the_script_runs_the_code_in_the_checkpoint(faulty):
+    assert verify_checkpoint.verify_checkpoint(str(faulty)).status == EQUAL  # this package's code has no such fault
+    done = run(SCRIPT, "model", "--trust_remote_code", cwd=faulty.parent)
+    assert done.returncode == DIFFERENT and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: model: does not compute what it computed when it was written")
+    assert "greedy tokens with the cache differ from the second one on" in done.stderr
+    assert "disagree about the cache" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_script_and_the_file_alone(faulty):
+    done = run(SCRIPT, "model", cwd=faulty.parent)
+    assert done.returncode == EQUAL and done.stderr == "", done.stderr
+    assert done.stdout.startswith("model: computes what it computed when it was written") and done.stdout.count("\n") == 1
+    done = run(FILE, "model", "--trust_remote_code", cwd=faulty.parent)
+    assert done.returncode == DIFFERENT and "disagree about the cache" in done.stderr and done.stderr.count("\n") == 1
+    done = run(FILE, "model", cwd=faulty.parent)  # the package is not there, and nobody has trusted the code
+    assert done.returncode == UNKNOWN
+    assert (
+        done.stderr == "error: model: needs code that is not installed here: --trust_remote_code runs the one in the checkpoint\n"
+    )
+    (faulty / "right.py").rename(faulty / "modeling_gpt_scratch.py")
+    for command in (SCRIPT, FILE):
+        done = run(command, "model", "--trust_remote_code", cwd=faulty.parent)
+        assert done.returncode == EQUAL and done.stderr == "" and done.stdout.startswith("model: computes what it"), done.stderr
+    for status in (9, 0):
+        (faulty / "modeling_gpt_scratch.py").write_text(f"import os; os._exit({status})", encoding="utf-8")
+        done = run(SCRIPT, "model", "--trust_remote_code", cwd=faulty.parent)
+        assert done.returncode == DIFFERENT and done.stderr == f"error: model: its code ended the process with status {status}\n"
