@@ -18,6 +18,7 @@ import torch
 
 from gpt_scratch import GPTScratchConfig
 from gpt_scratch.conversion.convert import export_weights, import_weights
+from gpt_scratch.conversion.export import LAYOUTS
 from gpt_scratch.conversion.formats import FORMATS, Options, recognize
 from gpt_scratch.conversion.safetensors_writer import parse_size
 from gpt_scratch.conversion.verify import verify
@@ -35,9 +36,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--format", default="auto", choices=["auto", *FORMATS], help="of the source; auto recognizes it and says why"
     )
-    parser.add_argument(
-        "--to", choices=["gpt2", "llama"], help="write a stock transformers checkpoint from one of this package's"
-    )
+    parser.add_argument("--to", choices=LAYOUTS, help="write a stock transformers checkpoint from one of this package's")
     parser.add_argument(
         "--download", choices=["124M", "355M", "774M", "1558M"], help="fetch OpenAI's checkpoint of this size first"
     )
@@ -74,7 +73,7 @@ def main(args: argparse.Namespace) -> dict:
         for note in checkpoint.notes:
             print(f"note: {note}")
         if checkpoint.format == "gpt_scratch" and args.to is None:
-            raise UserError(f"{args.source} is a checkpoint of this package already: pass --to gpt2 or --to llama")
+            raise UserError(f"{args.source} is a checkpoint of this package already: pass --to {' or --to '.join(LAYOUTS)}")
         if checkpoint.format != "gpt_scratch" and args.to is not None:
             raise UserError(f"--to {args.to} starts from a checkpoint of this package: convert {args.source} without --to first")
         identical = None

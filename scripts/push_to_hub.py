@@ -4,6 +4,7 @@
     python scripts/push_to_hub.py runs/quickstart my-first-gpt --dry_run
     python scripts/push_to_hub.py runs/quickstart my-first-gpt --private
     python scripts/push_to_hub.py runs/quickstart my-first-gpt --update --revision v2
+    python scripts/push_to_hub.py runs/quickstart my-first-gpt-stock --layout gpt2   # for those who may not run foreign code
 
 Shows what would go up, checks it for tokens and paths of this machine and that it still computes its reference_outputs.json, uploads it as
 one commit, downloads that commit into an empty directory, compares every checksum, loads it in a fresh process without this package, and
@@ -14,11 +15,15 @@ compares what it computes there. After an interruption the same command goes on 
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
+from gpt_scratch.conversion.export import LAYOUTS
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.hub.cards import name_repository
-from gpt_scratch.hub.contents import find_secrets, list_contents
+from gpt_scratch.hub.contents import Contents, find_secrets, list_contents
+from gpt_scratch.hub.stock_layout import write_stock_checkpoint
 from gpt_scratch.hub.upload import open_repository, upload, verify_outputs, verify_upload
 
 
@@ -27,6 +32,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="directory with config.json, safetensors, tokenizer and README.md")
     parser.add_argument("repository", help="user/name, or name for one of your own; made if it does not exist")
+    parser.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        help="upload a stock checkpoint of transformers, which loads without trust_remote_code, in place of this package's own",
+    )
     parser.add_argument("--private", action="store_true", default=None, help="make it private, if it is new")
     parser.add_argument("--revision", default="main", help="branch to commit to; made from main if it does not exist")
     parser.add_argument("--update", action="store_true", help="add a commit to a repository that already holds something")
@@ -50,8 +60,17 @@ def size(count: int) -> str:
 
 
 def main(args: argparse.Namespace) -> str | None:
-    """Upload and verify; returns the commit, or `None` after a dry run."""
-    contents = list_contents(args.folder, args.with_training_state, tuple(args.exclude))
+    """Upload and verify, in a stock layout where one is asked for; returns the commit, or `None` after a dry run."""
+    if args.layout is None:
+        return push(args, list_contents(args.folder, args.with_training_state, tuple(args.exclude)))
+    if args.with_training_state:
+        raise UserError(f"--with_training_state goes with this package's own layout, not with --layout {args.layout}: drop one")
+    with tempfile.TemporaryDirectory() as folder:
+        return push(args, write_stock_checkpoint(args.folder, args.layout, Path(folder), tuple(args.exclude)))
+
+
+def push(args: argparse.Namespace, contents: Contents) -> str | None:
+    """Upload and verify what `contents` lists."""
     for name in contents.files:
         print(f"{size(contents.size(name)):>12}  {name}")
     print(f"{size(sum(map(contents.size, contents.files))):>12}  in {len(contents.files)} files")
@@ -79,7 +98,7 @@ def main(args: argparse.Namespace) -> str | None:
     if args.dry_run:
         return None
     repository = open_repository(args.repository, args.private, args.revision)
-    if name_repository(args.folder, repository.id):
+    if name_repository(str(contents.folder), repository.id):
         print(f"README.md: its example now names {repository.id}")
     uploaded = upload(contents, repository, args.message, update=args.update)
     for name in uploaded.deleted:
@@ -88,10 +107,11 @@ def main(args: argparse.Namespace) -> str | None:
     difference = verify_upload(contents, uploaded)
     logits = "" if difference is None else f"; loaded without this package, its logits differ by {difference:.1e}"
     print(f"downloaded again: {len(contents.files)} checksums equal{logits}")
-    print(f'load it with from_pretrained("{uploaded.repository}", trust_remote_code=True, revision="{uploaded.commit}")')
+    trust = "" if args.layout else "trust_remote_code=True, "
+    print(f'load it with from_pretrained("{uploaded.repository}", {trust}revision="{uploaded.commit}")')
     if verifiable:
-        command = "python -m gpt_scratch.verify_checkpoint"
-        print(f"verify it with {command} {uploaded.repository} --revision {uploaded.commit} --trust_remote_code")
+        command = f"python -m gpt_scratch.verify_checkpoint {uploaded.repository} --revision {uploaded.commit}"
+        print(f"verify it with {command}{'' if args.layout else ' --trust_remote_code'}")
     return uploaded.commit
 
 

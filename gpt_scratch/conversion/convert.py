@@ -14,7 +14,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from ..errors import UserError
 from ..modeling_gpt_scratch import GPTScratchForCausalLM, GPTScratchForSequenceClassification
 from .checkpoint import Checkpoint
-from .export import foreign_config, inverted
+from .export import foreign_config, inverted, save_config
 from .safetensors_writer import write_safetensors
 from .sources import DTYPES, SafetensorsSource, Source
 from .weight_maps import SAME, Layout, WeightMap
@@ -195,12 +195,12 @@ def weights_of(folder: Path) -> SafetensorsSource:
 
 
 def export_weights(checkpoint: Checkpoint, folder: Path, target: str, dtype: torch.dtype | None, max_shard_bytes: int) -> None:
-    """Write one of our checkpoints in the stock layout of `target`, "gpt2" or "llama".
+    """Write one of our checkpoints in the stock layout of `target`, one of `LAYOUTS`.
 
     Biases that only the target has are zeros.
 
     Raises:
-        UserError: a setting that the target cannot express; names it.
+        UserError: settings that the target cannot express; names each.
     """
     config, source = checkpoint.config, checkpoint.source
     theirs = foreign_config(config, target, checkpoint.head)
@@ -223,7 +223,7 @@ def export_weights(checkpoint: Checkpoint, folder: Path, target: str, dtype: tor
     shapes = {name: layout.join([described(part) for part in names]).shape for name, (layout, names) in rules.items()}
     write_safetensors(folder, shapes, read, dtype, max_shard_bytes)
     theirs.dtype = dtype
-    theirs.save_pretrained(folder)
+    save_config(theirs, folder)
     if checkpoint.tokenizer is not None:
         checkpoint.tokenizer.save_pretrained(folder)
     if checkpoint.head == "lm":

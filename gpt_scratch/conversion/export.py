@@ -1,11 +1,14 @@
 """Back again: this package's checkpoints in the stock layouts of GPT-2 and Llama, for vLLM, llama.cpp, MLX and the rest."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 from transformers import GPT2Config, LlamaConfig, PreTrainedConfig
 
 from ..configuration_gpt_scratch import GPTScratchConfig
 from ..errors import UserError
+from ..files import write_json
 from .weight_maps import HF_GPT2, LLAMA, Layout
 
 CLASSES = {
@@ -14,14 +17,16 @@ CLASSES = {
     ("llama", "lm"): "LlamaForCausalLM",
     ("llama", "classifier"): "LlamaForSequenceClassification",
 }
+LAYOUTS = tuple(dict.fromkeys(layout for layout, _ in CLASSES))
 
 
 def foreign_config(config: GPTScratchConfig, target: str, head: str) -> PreTrainedConfig:
-    """transformers' own configuration for `target`, "gpt2" or "llama".
+    """transformers' own configuration for `target`, one of `LAYOUTS`.
 
     Raises:
-        UserError: a setting that the target cannot express; names it.
+        UserError: settings that the target cannot express; names each.
     """
+    _require(config, target)
     common: dict[str, Any] = {
         "vocab_size": config.vocab_size,
         "bos_token_id": config.bos_token_id,
@@ -33,11 +38,7 @@ def foreign_config(config: GPTScratchConfig, target: str, head: str) -> PreTrain
     }
     if head == "classifier":
         common |= {"id2label": config.id2label, "label2id": config.label2id, "problem_type": config.problem_type}
-    _require(config, target, qk_norm=False)
     if target == "gpt2":
-        _require(config, target, position_embedding_type="learned", norm_type="layernorm", mlp_type="plain")
-        _require(config, target, num_key_value_heads=config.num_attention_heads)
-        _require(config, target, head_dim=config.hidden_size / config.num_attention_heads)
         return GPT2Config(
             n_embd=config.hidden_size,
             n_layer=config.num_hidden_layers,
@@ -51,8 +52,6 @@ def foreign_config(config: GPTScratchConfig, target: str, head: str) -> PreTrain
             resid_pdrop=config.residual_dropout,
             **common,
         )
-    _require(config, target, position_embedding_type="rope", norm_type="rmsnorm", mlp_type="gated")
-    _require(config, target, embedding_dropout=0, residual_dropout=0, o_bias=config.qkv_bias)
     return LlamaConfig(
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
@@ -71,10 +70,45 @@ def foreign_config(config: GPTScratchConfig, target: str, head: str) -> PreTrain
     )
 
 
-def _require(config: GPTScratchConfig, target: str, **settings: Any) -> None:
-    for name, needed in settings.items():
-        if getattr(config, name) != needed:
-            raise UserError(f"{target} cannot express {name}={getattr(config, name)!r}: it needs {needed!r}")
+def _require(config: GPTScratchConfig, target: str) -> None:
+    needed: dict[str, Any] = {
+        "gpt2": {
+            "position_embedding_type": "learned",
+            "norm_type": "layernorm",
+            "mlp_type": "plain",
+            "num_key_value_heads": config.num_attention_heads,
+            "head_dim": config.hidden_size / config.num_attention_heads,
+        },
+        "llama": {
+            "position_embedding_type": "rope",
+            "norm_type": "rmsnorm",
+            "mlp_type": "gated",
+            "embedding_dropout": 0,
+            "residual_dropout": 0,
+            "o_bias": config.qkv_bias,
+        },
+    }[target] | {"qk_norm": False}
+    wrong = {name: value for name, value in needed.items() if getattr(config, name) != value}
+    if wrong:
+        listed = ", ".join(f"{name}={getattr(config, name)!r} (it needs {value!r})" for name, value in wrong.items())
+        raise UserError(f"{target} cannot express {listed}")
+
+
+def save_config(theirs: PreTrainedConfig, folder: Path) -> None:
+    """Write `config.json` with the names of transformers 5 and of transformers 4, each of which reads its own and accepts the other's.
+
+    4 ignores `rope_parameters` and would silently rotate with a base of 10,000 and no scaling: it reads `rope_theta` and `rope_scaling`.
+    Before 4.56 `dtype` was `torch_dtype`. llama.cpp, MLX and vLLM read the older names too.
+    """
+    theirs.save_pretrained(folder)
+    path = folder / "config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["torch_dtype"] = values["dtype"]
+    if "rope_parameters" in values:
+        scaling = dict(values["rope_parameters"])
+        values["rope_theta"] = scaling.pop("rope_theta")
+        values["rope_scaling"] = None if scaling["rope_type"] == "default" else scaling
+    write_json(path, dict(sorted(values.items())))
 
 
 def inverted(target: str, config: GPTScratchConfig, head: str) -> dict[str, tuple[Layout, tuple[str, ...]]]:

@@ -24,16 +24,16 @@ TOKENS = 16
 
 
 @torch.inference_mode()
-def logits_of(folder: str | Path, **loading: bool) -> torch.Tensor:
-    """Logits of a fixed row of token ids, fp32: (1, T, V) of a language model, (1, L) of a classifier."""
-    architecture = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["architectures"][0]
-    classifier = architecture.endswith("ForSequenceClassification")
+def logits_of(folder: str | Path) -> torch.Tensor:
+    """Logits of a fixed row of token ids, fp32: (1, T, V) of a language model, (1, L) of a classifier. A stock one is not trusted."""
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    classifier = config["architectures"][0].endswith("ForSequenceClassification")
     auto = transformers.AutoModelForSequenceClassification if classifier else transformers.AutoModelForCausalLM
-    model = auto.from_pretrained(folder, dtype=torch.float32, **loading).eval()
+    model = auto.from_pretrained(folder, dtype=torch.float32, trust_remote_code="auto_map" in config).eval()
     ids = torch.arange(1, 1 + min(TOKENS, model.config.max_position_embeddings))[None] * 7919 % model.config.vocab_size
     return model(ids, attention_mask=torch.ones_like(ids)).logits.contiguous()
 
 
 if __name__ == "__main__":
     output, *folders = sys.argv[1:]
-    save_file({str(i): logits_of(folder, trust_remote_code=True) for i, folder in enumerate(folders)}, output)
+    save_file({str(i): logits_of(folder) for i, folder in enumerate(folders)}, output)
