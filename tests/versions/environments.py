@@ -60,9 +60,11 @@ def pip(*arguments: str | Path) -> str:
     return run(sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments)
 
 
-def newest_release() -> str:
-    """The newest transformers that the index has today, as an unpinned install takes it."""
-    report = pip("install", "--dry-run", "--quiet", "--no-deps", "--ignore-installed", "--report", "-", "transformers")
+def newest_release(python: str) -> str:
+    """The newest transformers that the index has for this Python today, as an unpinned install takes it."""
+    report = pip(
+        "--python", python, "install", "--dry-run", "--quiet", "--no-deps", "--ignore-installed", "--report", "-", "transformers"
+    )
     return json.loads(report)["install"][0]["metadata"]["version"]
 
 
@@ -82,19 +84,28 @@ def supported_releases(available: Sequence[str]) -> list[str]:
     return [str(version) for version in sorted(last.values())]
 
 
-def resolve(names: Sequence[str]) -> dict[str, list[str]]:
+def listed_releases(python: str) -> list[str]:
+    """The supported releases that the index has for this Python today."""
+    listed = pip("--python", python, "index", "versions", "transformers")
+    return supported_releases(re.search(r"Available versions: (.*)", listed)[1].split(", "))
+
+
+def resolve(names: Sequence[str], python: str) -> dict[str, list[str]]:
     """The columns that `names` ask for, oldest first: title -> what to install.
 
     A name is a version, "oldest", "newest", "all" or "pinned". Only "pinned" installs everything as constraints.txt has it; with the others, pip chooses
-    what goes with that release today.
+    what goes with that release today. Raises [`BuildError`] for any other name.
     """
-    releases = set()
-    for name in names:
-        if name == "all":
-            listed = pip("index", "versions", "transformers")
-            releases |= set(supported_releases(re.search(r"Available versions: (.*)", listed)[1].split(", ")))
-        elif name != "pinned":
-            releases.add({"oldest": OLDEST, "newest": newest_release()}.get(name, name))
+    fixed = {
+        "oldest": lambda: [OLDEST],
+        "newest": lambda: [newest_release(python)],
+        "all": lambda: listed_releases(python),
+        "pinned": list,
+    }
+    releases = {release for name in names for release in (fixed[name]() if name in fixed else [name])}
+    for release in releases:
+        if not re.fullmatch(r"\d+\.\d+\.\d+", release):
+            raise BuildError(f"--releases {release}: give a version such as 5.0.0, or one of {', '.join(fixed)}")
     columns = {release: [f"transformers=={release}", "accelerate"] for release in sorted(releases, key=Version)}
     if "pinned" in names:
         pins = pinned_versions()
@@ -116,8 +127,9 @@ class Base:
         links = self.folder / f"{self.name}-shared"
         links.mkdir(parents=True, exist_ok=True)
         for name, target in self.paths.items():
-            (links / name).unlink(missing_ok=True)
-            (links / name).symlink_to(target)
+            if not (links / name).exists():  # another run may be reading them
+                (links / name).unlink(missing_ok=True)
+                (links / name).symlink_to(target)
         return links
 
     def environment(self, title: str, requirements: Sequence[str], links: Path) -> Path:

@@ -132,7 +132,7 @@ def cells(matrix: dict, marked: str) -> list[str]:
 
 def main(args: argparse.Namespace) -> int:
     try:
-        base, columns = Base(args.base, args.environments.resolve()), resolve(args.releases)
+        base, columns = Base(args.base, args.environments.resolve()), resolve(args.releases, args.base)
     except BuildError as error:
         sys.exit(f"error: {error}")
     links = base.link()

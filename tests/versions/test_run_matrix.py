@@ -32,17 +32,24 @@ def test_the_last_patch_of_each_supported_minor_release():
 
 def test_columns_by_name(monkeypatch):
     answers = {"index": f"transformers (5.10.0)\nAvailable versions: {', '.join(INDEX)}\n  INSTALLED: 5.1.0\n"}
-    monkeypatch.setattr(environments, "pip", lambda *arguments: answers[arguments[0]])
-    monkeypatch.setattr(environments, "newest_release", lambda: "5.10.0")
+    monkeypatch.setattr(environments, "pip", lambda *arguments: answers[arguments[2]])
+    monkeypatch.setattr(environments, "newest_release", lambda python: "5.10.0")
     monkeypatch.setattr(environments, "pinned_versions", lambda: {"transformers": "5.10.0", "tokenizers": "0.23.3"})
-    columns = environments.resolve(["newest", "pinned", "oldest", "5.9.2", "5.9.2"])
+    columns = environments.resolve(["newest", "pinned", "oldest", "5.9.2", "5.9.2"], "python3")
     assert columns == {
         environments.OLDEST: [f"transformers=={environments.OLDEST}", "accelerate"],
         "5.9.2": ["transformers==5.9.2", "accelerate"],
         "5.10.0": ["transformers==5.10.0", "accelerate"],  # not pinned, although it is the same release
         "5.10.0 pinned": ["transformers==5.10.0", "tokenizers==0.23.3"],
     }
-    assert list(environments.resolve(["all"])) == environments.supported_releases(INDEX)
+    assert list(environments.resolve(["all"], "python3")) == environments.supported_releases(INDEX)
+
+
+def test_a_name_that_is_none():
+    with pytest.raises(
+        environments.BuildError, match="--releases 5.x: give a version such as 5.0.0, or one of oldest, newest, all, pinned"
+    ):
+        environments.resolve(["5.x"], "python3")
 
 
 def test_pins_are_those_of_the_constraints():
