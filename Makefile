@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup quickstart test test-slow quality format clean
+.PHONY: setup quickstart test test-slow test-versions test-versions-quick quality format clean
 
 setup: .venv/installed
 
@@ -22,6 +22,14 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
+
+# Today's checkpoints, opened by other releases of transformers without this package; environments are kept in .venv/versions.
+test-versions: setup
+	$(BIN)/python tests/versions/run_matrix.py --releases all --results versions.json
+
+# Three columns of that table, and the last release that the checkpoints of 0.1.0 open in by their own code.
+test-versions-quick: setup
+	$(BIN)/python tests/versions/run_matrix.py --releases oldest pinned newest 5.23.0
 
 quality: setup
 	$(BIN)/ruff check .
