@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, StaticCache
 from transformers.generation import CompileConfig
 
 from .errors import UserError
-from .modeling_gpt_scratch import CACHE
+from .releases_gpt_scratch import CACHE
 
 WEIGHTS = ("float32", "bfloat16", "int8")
 PIECE_BYTES = 1 << 20  # of a weight that is widened for a matrix product

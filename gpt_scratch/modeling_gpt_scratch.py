@@ -46,35 +46,7 @@ from .configuration_gpt_scratch import GPTScratchConfig
 from .loss_gpt_scratch import chunked_language_modeling_loss, classification_loss, language_modeling_loss, problem_type_of
 from .positions_gpt_scratch import causal_mask, count_positions, find_documents, last_real_token, real_span, values_are_known
 from .recomputation_gpt_scratch import recomputed
-
-# What differs between the releases of transformers that this file runs on, 4.46 to 5.24.
-try:
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-except ImportError:  # before 4.48: attention is always written out
-    ALL_ATTENTION_FUNCTIONS = {}
-# 5.24 renamed the key/value cache in outputs, in `generate` and in every model of its own; `forward` takes both names here.
-CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
-
-# What `forward` hands on to attention functions and caches without reading it. Any other argument that it does not name is refused.
-HANDED_ON = {
-    "cache_position",  # (T,), where a static cache writes: from `generate` before 5.4
-    "cu_seq_lens_q",  # these four: where the documents of a flattened batch begin, for flash attention; position_ids say it too
-    "cu_seq_lens_k",
-    "max_length_q",
-    "max_length_k",
-    "read_index",  # and what follows: the paged cache of `generate_batch`
-    "write_index",
-    "block_table",
-    "block_tables",
-    "logits_indices",
-    "logits_processor_args",
-    "max_seqlen_q",
-    "max_seqlen_k",
-    "is_causal",
-    "attention_instances",  # vLLM's attention layers
-    "seq_idx",  # the document of each token, from TRL's collators; position_ids say it too
-    "tokenizer",  # of stop_strings: `generate` of 5.24 leaves it among the model's arguments
-}
+from .releases_gpt_scratch import ALL_ATTENTION_FUNCTIONS, CACHE, fixed_length, only_cache, refuse_contradictions
 
 
 class GPTScratchLayerNorm(nn.Module):
@@ -328,15 +300,6 @@ class GPTScratchBlock(nn.Module):
         return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states))), weights
 
 
-def fixed_length(cache: Cache | None) -> int | None:
-    """Number of keys in a static cache, filled or not; `None` for a cache that grows."""
-    if cache is None:
-        return None
-    old_name = hasattr(cache, "get_max_cache_shape")  # until 5.15
-    length = cache.get_max_cache_shape() if old_name else cache.get_max_length(0)
-    return length if length is not None and length > 0 else None
-
-
 def wants_dict(config: GPTScratchConfig, return_dict: bool | None) -> bool:
     return config.return_dict if return_dict is None else return_dict
 
@@ -411,19 +374,6 @@ class GPTScratchPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, **kwargs)
 
 
-def only_cache(past_key_values: Cache | None, cache: Cache | None, kwargs: dict[str, Any]) -> Cache | None:
-    """The key/value cache by either of its names.
-
-    Before 5.24, `generate_batch` gave the name `cache` to its paged cache, which the attention function fills: there it goes.
-    """
-    if cache is not None and CACHE != "cache" and "read_index" in kwargs:
-        kwargs["cache"] = cache
-        return past_key_values
-    if past_key_values is not None and cache is not None:
-        raise ValueError("past_key_values and cache are two names of one argument: give one of them")
-    return cache if past_key_values is None else past_key_values
-
-
 class GPTScratchModel(GPTScratchPreTrainedModel):
     """Embeddings, blocks and the final norm, without a head: token ids in, hidden states out."""
 
@@ -478,8 +428,10 @@ class GPTScratchModel(GPTScratchPreTrainedModel):
         output_hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         checkpointing = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         use_cache = (self.config.use_cache if use_cache is None else use_cache) and not checkpointing
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
         tokens = input_ids if inputs_embeds is None else inputs_embeds
-        self._refuse_contradictions(input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, kwargs)
+        refuse_contradictions(tokens, attention_mask, position_ids, past_key_values, kwargs)
 
         mask, position_ids = self._mask_and_positions(tokens, attention_mask, position_ids, past_key_values)
         if self.config.position_embedding_type == "learned":
@@ -520,7 +472,8 @@ class GPTScratchModel(GPTScratchPreTrainedModel):
         """The mask as the attention function takes it, `None` where causality alone says it all, and positions (B, T) or (1, T)."""
         T, implementation = tokens.shape[1], self.config._attn_implementation or "eager"
         prepared = attention_mask is not None and not (isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2)
-        if prepared and position_ids is not None:
+        paged = past_key_values is not None and "flash" in implementation  # its cache may not know one length for all rows
+        if position_ids is not None and (prepared or paged):
             return attention_mask, position_ids
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
         columns = torch.arange(T, device=tokens.device) + past_length  # (T,)
@@ -545,26 +498,6 @@ class GPTScratchModel(GPTScratchPreTrainedModel):
             return None, position_ids
         key_length = past_length + T if longest is None else longest
         return causal_mask(columns, key_length, attention_mask, documents, implementation), position_ids
-
-    @staticmethod
-    def _refuse_contradictions(input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, kwargs) -> None:
-        unknown = kwargs.keys() - HANDED_ON - {"cache"}
-        if unknown:
-            raise TypeError(f"forward() knows no argument {', '.join(sorted(unknown))}: nothing here would use it")
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        T = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
-        if past_key_values is None and "cache" not in kwargs and attention_mask is not None and attention_mask.shape[-1] != T:
-            raise ValueError(
-                f"attention_mask speaks of {attention_mask.shape[-1]} tokens, but {T} are given and no cache holds the others"
-            )
-        for name in ("cu_seq_lens_q", "seq_idx"):
-            if kwargs.get(name) is not None and position_ids is None:
-                raise ValueError(f"{name} is given without position_ids, which say where documents begin for every attention")
-        if kwargs.get("is_causal") is False and (attention_mask is None or attention_mask.ndim == 2):
-            raise ValueError(
-                "is_causal is False: this model attends to earlier tokens only, unless a prepared mask says otherwise"
-            )
 
     def _refuse_positions_beyond_the_table(self, position_ids: torch.Tensor) -> None:
         limit = self.config.max_position_embeddings

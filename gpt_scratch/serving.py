@@ -10,7 +10,8 @@ from pathlib import Path
 
 from .decoding import compiled_generation, prepare_for_decoding
 from .errors import UserError
-from .modeling_gpt_scratch import CACHE, GPTScratchForCausalLM
+from .modeling_gpt_scratch import GPTScratchForCausalLM
+from .releases_gpt_scratch import CACHE
 
 
 class ServedGPTScratchForCausalLM(GPTScratchForCausalLM):

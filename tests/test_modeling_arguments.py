@@ -10,7 +10,7 @@ from tiny_models import assert_equal, tiny_model, token_ids
 from transformers import DynamicCache
 
 from gpt_scratch import GPTScratchForCausalLM, GPTScratchForSequenceClassification, GPTScratchModel
-from gpt_scratch.modeling_gpt_scratch import CACHE
+from gpt_scratch.releases_gpt_scratch import CACHE
 
 STYLES = pytest.mark.parametrize("style", ["gpt2", "llama"])
 CLASSES = pytest.mark.parametrize("cls", [GPTScratchModel, GPTScratchForCausalLM, GPTScratchForSequenceClassification])
