@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from old_releases import assert_old_releases_open
 from transformers import AutoModelForCausalLM, pipeline
 
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
@@ -82,6 +83,7 @@ def test_it_learns_to_answer_and_to_stop(finished):
 def test_the_directory_is_whole(finished):
     output, record = finished
     files = {path.name for path in output.iterdir()}
+    assert_old_releases_open(output)
     assert files >= {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja", "metrics.json", "samples.jsonl", "README.md",
                      "loss.png", "loss.pdf", "test.json", "modeling_gpt_scratch.py"}  # fmt: skip
     assert json.loads((output / "test.json").read_text(encoding="utf-8")) == records(80)[68:76]
