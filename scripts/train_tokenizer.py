@@ -20,6 +20,7 @@ from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import atomic_directory
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 from gpt_scratch.tokenization.byte_pair_files import read_book_bpe, read_minbpe
+from gpt_scratch.tokenization.portable import save_tokenizer
 from gpt_scratch.tokenization.report import TokenizerReport, report_on
 from gpt_scratch.tokenization.word_level import RULES, train_word_level, word_level_from_list
 
@@ -57,7 +58,7 @@ def main(args: argparse.Namespace) -> TokenizerReport:
         train, validation = read_texts(args)
         tokenizer = make_tokenizer(args, train)
         report = report_on(tokenizer, texts(validation), args.example or first_lines(validation))
-        tokenizer.save_pretrained(directory)
+        save_tokenizer(tokenizer, directory)
     print(report)
     print(f"\nsaved in {args.output_dir}")
     return report

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_gpt_scratch import GPTScratchConfig
 from ..errors import UserError
 from ..tokenization.gpt2 import load_gpt2_tokenizer
+from ..tokenization.portable import load_tokenizer
 from .sources import Source
 from .weight_maps import WeightMap
 
@@ -92,7 +93,7 @@ def open_tokenizer(name: str, config: GPTScratchConfig) -> PreTrainedTokenizerBa
         tokenizer: PreTrainedTokenizerBase = load_gpt2_tokenizer(name, model_max_length=config.max_position_embeddings)
     else:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            tokenizer = load_tokenizer(name)
         except Exception as error:  # whatever its library raises: one message
             raise UserError(f"the tokenizer of {name} cannot be opened: {one_line(error)}") from error
     if len(tokenizer) > config.vocab_size:

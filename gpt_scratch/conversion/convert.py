@@ -13,6 +13,7 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from ..errors import UserError
 from ..modeling_gpt_scratch import GPTScratchForCausalLM, GPTScratchForSequenceClassification
+from ..tokenization.portable import save_tokenizer
 from .checkpoint import Checkpoint
 from .export import foreign_config, inverted, save_config
 from .safetensors_writer import write_safetensors
@@ -147,7 +148,7 @@ def import_weights(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | No
     config.save_pretrained(folder)
     custom_object_save(model, str(folder))  # the model's code
     if checkpoint.tokenizer is not None:
-        checkpoint.tokenizer.save_pretrained(folder)
+        save_tokenizer(checkpoint.tokenizer, folder)
     if checkpoint.head == "lm":
         _save_generation_config(checkpoint, folder)
     return compare_written(folder, source, checkpoint.weight_map, dtype)
@@ -225,6 +226,6 @@ def export_weights(checkpoint: Checkpoint, folder: Path, target: str, dtype: tor
     theirs.dtype = dtype
     save_config(theirs, folder)
     if checkpoint.tokenizer is not None:
-        checkpoint.tokenizer.save_pretrained(folder)
+        save_tokenizer(checkpoint.tokenizer, folder)
     if checkpoint.head == "lm":
         _save_generation_config(checkpoint, folder)

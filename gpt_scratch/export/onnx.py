@@ -18,6 +18,7 @@ from ..conversion.formats import recognize
 from ..conversion.verify import AUTO
 from ..errors import UserError
 from ..files import atomic_directory
+from ..tokenization.portable import save_tokenizer
 from .comparison import Comparison, compare_logits
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -47,7 +48,7 @@ def export_onnx(model_directory: str, output: str, overwrite: bool = False) -> C
         model = AUTO[checkpoint.head].from_pretrained(model_directory, dtype=torch.float32).eval()
         write_onnx(model, folder)
         if checkpoint.tokenizer is not None:
-            checkpoint.tokenizer.save_pretrained(folder)
+            save_tokenizer(checkpoint.tokenizer, folder)
         inputs = compared_inputs(model.config)
         with torch.inference_mode():
             ours = [model(**asked, use_cache=False).logits for asked in inputs]

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from ..errors import UserError
 from ..files import atomic_directory
 from .byte_pair_training import BYTE_ORDER, Pair, count_pieces, learn_merges
+from .portable import save_tokenizer
 from .pretokenization import GPT2_PATTERN, splitter
 
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|pad|>"
@@ -77,7 +78,7 @@ def train_byte_level_bpe(
     special_tokens: Sequence[str] = (END_OF_TEXT, PADDING),
     model_max_length: int = 1024,
 ) -> PreTrainedTokenizerFast:
-    """[`train_byte_pair`] in the form that models are trained with: `save_pretrained` writes a `tokenizer.json` for AutoTokenizer.
+    """[`train_byte_pair`] in the form that models are trained with; [`save_tokenizer`] writes it for AutoTokenizer.
 
     `<|endoftext|>` is beginning, end and unknown token, as in GPT-2; `<|pad|>` is a token of its own, so that it is never a word.
     """
@@ -299,7 +300,7 @@ class BytePairTokenizer:
         """Write `tokenizer.json` and `tokenizer_config.json` for AutoTokenizer, the whole directory or nothing."""
         fast = self.to_fast(model_max_length)
         with atomic_directory(directory, overwrite) as temporary:
-            fast.save_pretrained(temporary)
+            save_tokenizer(fast, temporary)
 
 
 class _PieceCache(dict[str, list[int]]):

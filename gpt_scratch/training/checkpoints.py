@@ -26,6 +26,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from ..data.readers import one_line
 from ..errors import Preempted, UserError
+from ..tokenization.portable import save_tokenizer
 
 MANIFEST = ".manifest.json"
 UNFINISHED = ".unfinished-checkpoint"  # in the output directory: the checkpoint that is being written
@@ -177,6 +178,12 @@ class ResumableTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.preemption = PreemptionCallback(self)
         self.add_callback(self.preemption)  # last, after those that decide whether to evaluate and to save
+
+    def save_model(self, output_dir: str | None = None, **kwargs: Any) -> None:
+        """Every checkpoint and the finished model, with a tokenizer that older transformers open, too."""
+        super().save_model(output_dir, **kwargs)
+        if self.args.should_save and self.processing_class is not None:
+            save_tokenizer(self.processing_class, output_dir or self.args.output_dir)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._unfinished or super()._get_output_dir(trial))

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from old_releases import assert_old_releases_open
 from safetensors.torch import load_file, save_file
 from tiny_models import assert_equal, randomize, tiny_config, tiny_model
 from transformers import (
@@ -232,6 +233,7 @@ def test_tokenizer_and_generation_settings_come_along(convert, tmp_path):
     GenerationConfig(eos_token_id=[eos, 7], temperature=0.6, do_sample=True).save_pretrained(original)
     tokenizer.save_pretrained(original)
     folder = convert(original)
+    assert_old_releases_open(folder)
     again = AutoTokenizer.from_pretrained(folder)
     assert again("Anna lost")["input_ids"] == tokenizer("Anna lost")["input_ids"] and again.model_max_length == 64
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -248,6 +250,8 @@ def test_a_tokenizer_given_by_flag_brings_its_special_tokens(convert, refused, t
     stock = convert(tmp_path / "ours", "--to", "gpt2")
     folder = convert(stock, "--tokenizer", str(tmp_path / "tokenizer"))
     assert AutoTokenizer.from_pretrained(folder)("Anna")["input_ids"] == tokenizer("Anna")["input_ids"]
+    assert_old_releases_open(folder)
+    assert_old_releases_open(convert(folder, "--to", "gpt2"))
     assert AutoModelForCausalLM.from_pretrained(folder).config.eos_token_id == tokenizer.eos_token_id
     small = saved(LANGUAGE_MODELS["gpt2"](), tmp_path / "small")
     assert f"has {len(tokenizer)} tokens, the model only 61 rows" in refused(small, "--tokenizer", str(tmp_path / "tokenizer"))

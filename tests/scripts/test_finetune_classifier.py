@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from old_releases import assert_old_releases_open
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM, GPTScratchForSequenceClassification
@@ -80,6 +81,7 @@ def test_it_learns_and_measures_whole_splits(finished):
 def test_the_directory_is_whole_and_a_pipeline_names_the_classes(finished):
     output, record = finished
     files = {path.name for path in output.iterdir()}
+    assert_old_releases_open(output)
     assert files >= {"model.safetensors", "config.json", "tokenizer.json", "metrics.json", "mistakes.tsv", "README.md", "loss.png", "loss.pdf",
                      "accuracy.png", "confusion_matrix.png", "confusion_matrix.pdf", "modeling_gpt_scratch.py"}  # fmt: skip
     assert verify_checkpoint(str(output)).status == EQUAL

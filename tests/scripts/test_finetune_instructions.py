@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from old_releases import assert_old_releases_open
 from transformers import AutoModelForCausalLM, pipeline
 
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
@@ -83,6 +84,7 @@ def test_it_learns_to_answer_and_to_stop(finished):
 def test_the_directory_is_whole(finished):
     output, record = finished
     files = {path.name for path in output.iterdir()}
+    assert_old_releases_open(output)
     assert files >= {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja", "metrics.json", "samples.jsonl", "README.md",
                      "loss.png", "loss.pdf", "test.json", "modeling_gpt_scratch.py"}  # fmt: skip
     assert verify_checkpoint(str(output)).status == EQUAL

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from old_releases import assert_old_releases_open
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM, GPTScratchForSequenceClassification
@@ -72,6 +73,8 @@ def test_dpo_starts_at_log_2_and_the_margin_grows_on_held_out_pairs(script, base
     files = {path.name for path in (tmp_path / "dpo").iterdir()}
     assert files >= {"model.safetensors", "tokenizer.json", "chat_template.jinja", "metrics.json", "margins.png", "loss.png"}
     assert verify_checkpoint(str(tmp_path / "dpo")).status == EQUAL
+    assert_old_releases_open(tmp_path / "dpo")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "dpo")
 
 
 def test_resuming_ends_with_the_same_weights_and_passes_a_broken_checkpoint_over(script, base, data, tmp_path):
@@ -79,6 +82,7 @@ def test_resuming_ends_with_the_same_weights_and_passes_a_broken_checkpoint_over
              "--eval_strategy", "no"]  # fmt: skip
     run(script, "dpo", *flags, "--output_dir", str(tmp_path / "whole"))
     for name in ("checkpoint-3", "checkpoint-6"):
+        assert_old_releases_open(tmp_path / "whole" / name)
         shutil.copytree(tmp_path / "whole" / name, tmp_path / "killed" / name)
     (tmp_path / "killed" / "checkpoint-6" / "optimizer.pt").unlink()
     run(script, "dpo", *flags, "--output_dir", str(tmp_path / "killed"), "--resume_from_checkpoint", "latest")

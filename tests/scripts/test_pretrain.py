@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from old_releases import assert_old_releases_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gpt_scratch import GPTScratchConfig
@@ -58,6 +59,7 @@ def test_the_directory_is_whole(finished):
     assert files >= {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "README.md",
                      "metrics.json", "trainer_state.json", "samples.jsonl", "loss.png", "loss.pdf", "configuration_gpt_scratch.py",
                      "modeling_gpt_scratch.py", "reference_outputs.json"}  # fmt: skip
+    assert_old_releases_open(output)
     assert json.loads((output / "metrics.json").read_text(encoding="utf-8")) == json.loads(json.dumps(record))
     assert verify_checkpoint(str(output)).status == EQUAL
     for file in ("metrics.json", "README.md", "reference_outputs.json"):
@@ -127,6 +129,7 @@ def test_resuming_ends_with_the_same_weights(script, text_file, tmp_path, optimi
     ]
     run(script, *common, "--output_dir", str(tmp_path / "whole"))
     checkpoint = tmp_path / "whole" / "checkpoint-3"
+    assert_old_releases_open(checkpoint)
     run(script, *common, "--output_dir", str(tmp_path / "resumed"), "--resume_from_checkpoint", str(checkpoint))
     whole, resumed = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "resumed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

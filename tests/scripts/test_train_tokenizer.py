@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from old_releases import assert_old_releases_open
 from transformers import AutoTokenizer
 
 from gpt_scratch.errors import UserError
@@ -65,6 +66,7 @@ def test_a_word_list(script, files, capsys):
     assert report.vocabulary == 5
     assert "1 entries" in capsys.readouterr().out
     assert report.unknown_share == pytest.approx(10 / 12)
+    assert_old_releases_open(files / "out")
 
 
 def test_a_minbpe_file_is_converted(script, files):
@@ -73,6 +75,7 @@ def test_a_minbpe_file_is_converted(script, files):
     report = run(script, *flags, "--output_dir", files / "out")
     assert report.vocabulary == 259
     assert AutoTokenizer.from_pretrained(files / "out")("Anna<|endoftext|>")["input_ids"] == [257, 97, 258]
+    assert_old_releases_open(files / "out")
 
 
 def test_the_result_is_the_tokenizer_of_the_library(script, files):

@@ -1,0 +1,108 @@
+"""Tokenizers saved so that every transformers from 4.46 on opens them, with equal ids; foreign ones opened as their files say.
+
+What `save_pretrained` of transformers 5 writes is for transformers 5. Releases differ in these ways, and [`save_tokenizer`] writes the form
+that all of them read alike:
+
+- `tokenizer_class` is `TokenizersBackend`, which 4.x does not have. 5.x also builds the pipelines of `GPT2Tokenizer`, `LlamaTokenizer` and
+  their like in Python and forgets the normalizer and the pre-tokenizer in `tokenizer.json`. All releases have `PreTrainedTokenizerFast`,
+  for which `tokenizer.json` is the whole pipeline.
+- `extra_special_tokens` is a list, where 4.x expects a mapping; all read the list under its old name, `additional_special_tokens`.
+- `model_input_names` has `token_type_ids` by default in 4.x, an input that causal language models refuse.
+- `chat_template.jinja` is unknown to 4.46, which reads the template in `tokenizer_config.json`. It stands in both; newer releases take
+  the file.
+- `clean_up_tokenization_spaces` is ignored for BPE from 5.10 on, and removes spaces when decoding in older ones.
+- `add_prefix_space`, where it is not written, is false for 4.57, which changes the pre-tokenizer accordingly.
+"""
+
+import json
+import os
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import cached_file
+
+from ..files import write_json
+
+CONFIG_FILE = "tokenizer_config.json"
+OF_THIS_SESSION = ("backend", "is_local", "local_files_only", "extra_special_tokens")  # the last one under its old name
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: str | os.PathLike) -> None:
+    """`tokenizer.save_pretrained(directory)`, and a `tokenizer_config.json` that transformers 4 opens, too.
+
+    A tokenizer that is more than its `tokenizer.json` is saved as its class does it: a class with methods of its own (Whisper,
+    CodeLlama), one written in Python, one that is not transformers'.
+    """
+    tokenizer.save_pretrained(directory)
+    if isinstance(tokenizer, PreTrainedTokenizerFast) and _is_its_file(type(tokenizer)):
+        path = Path(directory) / CONFIG_FILE
+        write_json(path, _portable(tokenizer, json.loads(path.read_text(encoding="utf-8"))))
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a directory or Hub name, with the pipeline that its `tokenizer.json` describes, if there is one.
+
+    transformers 5 gives SmolLM2's, whose class is `GPT2Tokenizer`, the pipeline of GPT-2, which does not cut numbers into digits.
+
+    Raises:
+        Exception: what AutoTokenizer raises, which is anything.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    kind = type(tokenizer)
+    if kind is not PreTrainedTokenizerFast and issubclass(kind, PreTrainedTokenizerFast) and _is_its_file(kind):
+        _take_pipeline(tokenizer, name)
+    return tokenizer
+
+
+def _take_pipeline(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+    try:
+        written = Tokenizer.from_file(cached_file(name, "tokenizer.json"))
+    except OSError:  # made from other files, such as a sentencepiece model
+        return
+    backend, space = tokenizer.backend_tokenizer, tokenizer.init_kwargs.get("add_prefix_space")
+    for part in ("normalizer", "pre_tokenizer", "model", "decoder"):
+        setattr(backend, part, getattr(written, part))
+    if space is not None and isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):
+        backend.pre_tokenizer.add_prefix_space = space  # transformers gives the setting precedence over the file
+
+
+def _is_its_file(kind: type) -> bool:
+    """Whether a class only assembles what `tokenizer.json` describes: it is transformers', and has an `__init__` at most."""
+    own = kind.__mro__[: kind.__mro__.index(PreTrainedTokenizerFast)]
+    methods = (FunctionType, property, classmethod, staticmethod)
+    return all(
+        base.__module__.startswith("transformers.")
+        and not any(isinstance(value, methods) for name, value in vars(base).items() if name != "__init__")
+        for base in own
+    )
+
+
+def _portable(tokenizer: PreTrainedTokenizerFast, written: dict[str, Any]) -> dict[str, Any]:
+    """The `tokenizer_config.json` that all releases read alike, from the one of the installed release."""
+    pipeline = tokenizer.backend_tokenizer
+    config = {name: value for name, value in written.items() if name not in OF_THIS_SESSION}
+    config |= {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": tokenizer.model_input_names,
+        "padding_side": tokenizer.padding_side,  # Llama's class pads left by default
+        "truncation_side": tokenizer.truncation_side,
+        "clean_up_tokenization_spaces": _cleans_up(tokenizer),
+    }
+    if tokenizer.extra_special_tokens:
+        config["additional_special_tokens"] = [str(token) for token in tokenizer.extra_special_tokens]
+    if isinstance(pipeline.pre_tokenizer, pre_tokenizers.ByteLevel):
+        config["add_prefix_space"] = pipeline.pre_tokenizer.add_prefix_space
+    if isinstance(tokenizer.chat_template, dict):
+        config["chat_template"] = [{"name": name, "template": text} for name, text in tokenizer.chat_template.items()]
+    elif tokenizer.chat_template is not None:
+        config["chat_template"] = tokenizer.chat_template
+    return dict(sorted(config.items()))
+
+
+def _cleans_up(tokenizer: PreTrainedTokenizerFast) -> bool:
+    forced = getattr(tokenizer, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
+    is_bpe = isinstance(tokenizer.backend_tokenizer.model, models.BPE)
+    return bool(tokenizer.clean_up_tokenization_spaces and (forced or not is_bpe))
