@@ -78,10 +78,6 @@ def test_what_is_neither_file_nor_directory_is_shown_as_such(folder):
     (folder / "folder_by_link").symlink_to("/")
     contents = list_contents(folder, exclude=("folder_by_link",))
     assert contents.left_out == {"pipe": "neither a file nor a directory", "folder_by_link": "excluded"}
-    assert (
-        list_contents(shutil.copytree(folder, folder / "checkpoint-5", ignore=lambda *_: ["pipe", "folder_by_link"])).files
-        == MODEL
-    )
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", *CODE])
