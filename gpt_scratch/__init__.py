@@ -1,7 +1,7 @@
 """gpt_scratch: a GPT written from scratch that is a native of the Hugging Face ecosystem.
 
 Importing it registers the model with transformers' Auto classes, so that `AutoModelForCausalLM.from_pretrained` opens its
-checkpoints without a trust question, and makes every saved checkpoint carry the model's code.
+checkpoints without a trust question. Every saved checkpoint carries the model's code.
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -20,12 +20,6 @@ AutoConfig.register(GPTScratchConfig.model_type, GPTScratchConfig, exist_ok=True
 AutoModel.register(GPTScratchConfig, GPTScratchModel, exist_ok=True)
 AutoModelForCausalLM.register(GPTScratchConfig, GPTScratchForCausalLM, exist_ok=True)
 AutoModelForSequenceClassification.register(GPTScratchConfig, GPTScratchForSequenceClassification, exist_ok=True)
-
-# save_pretrained copies the defining files next to the weights for classes registered this way.
-GPTScratchConfig.register_for_auto_class()
-GPTScratchModel.register_for_auto_class("AutoModel")
-GPTScratchForCausalLM.register_for_auto_class("AutoModelForCausalLM")
-GPTScratchForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
 
 __all__ = [
     "GPTScratchConfig",

@@ -437,4 +437,6 @@ class GPTScratchConfig(PretrainedConfig):
         self.embedding_dropout = self.attention_dropout = self.residual_dropout = value
 
 
+GPTScratchConfig.register_for_auto_class()  # saving copies this file too
+
 __all__ = ["GPTScratchConfig", "GPTScratchConfigError"]

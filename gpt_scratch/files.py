@@ -1,15 +1,31 @@
-"""Writing files whole or not at all: into a temporary neighbour, then renamed into place."""
+"""Writing files whole or not at all: into a temporary neighbour, then renamed into place.
 
+Of directories only one that this package wrote is ever replaced: it bears a mark, `.gpt_scratch.json`, with the names of what was written
+there, and whatever else stands in it is somebody's own. It is renamed aside, not deleted, until the new one is in its place.
+"""
+
+import glob
 import json
 import os
+import re
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+
+MARK = ".gpt_scratch.json"
+UNFINISHED, REPLACED = "-unfinished", "-replaced"  # end the names of the hidden neighbours of a directory that is written
+# Release 0.1.0 set no mark; a conversion by it holds conversion.json, and nothing but these.
+UNMARKED = ("conversion.json", "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
+            "*_gpt_scratch.py", "README.md", "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+            "chat_template.jinja")  # fmt: skip
 
 
 @contextmanager
@@ -34,32 +50,176 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_directory(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
+def atomic_directory(
+    path: str | os.PathLike, overwrite: bool = False, sources: Sequence[str | os.PathLike | None] = ()
+) -> Iterator[Path]:
     """A temporary directory beside `path` that takes its place when the block ends well.
 
+    After an exception, what stood at `path` stands there again.
+
+    Args:
+        overwrite: replace a directory that this package wrote. An empty one is replaced without it.
+        sources: what the block reads; those that are no path of this machine (names on the Hub) do not count.
+
     Raises:
-        UserError: before the block runs, if `path` exists, is not an empty directory, and `overwrite` is not given.
+        UserError: before the block runs, as [`check_target`]; after it, if `path` has changed meanwhile or cannot be renamed.
     """
-    path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} exists and is not a directory: choose another output directory")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
-        raise UserError(f"{path} exists and is not empty: choose another output directory, or pass --overwrite")
+    target, found = check_target(path, overwrite, sources)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-", suffix=UNFINISHED))
     except OSError as error:
-        raise UserError(f"cannot write to {path.parent}: {error.strerror or error}") from error
+        raise UserError(f"cannot write to {Path(path).parent}: {error.strerror or error}") from error
     try:
         yield temporary
+        (temporary / MARK).write_text(
+            json.dumps({"files": sorted({MARK, *_entries(temporary)})}, indent=2) + "\n", encoding="utf-8"
+        )
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        _put_in_place(temporary, target, found)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_target(
+    path: str | os.PathLike, overwrite: bool = False, sources: Sequence[str | os.PathLike | None] = ()
+) -> tuple[Path, os.stat_result | None]:
+    """Where a directory `path` is written, without links and `..`, and the directory that stands there, if one does.
+
+    Raises:
+        UserError: something stands there that must not be replaced; the message names it.
+    """
+    given = Path(os.path.expanduser(path))
+    try:
+        if given.is_symlink():
+            raise UserError(
+                f"{path} is a link to {os.readlink(given)}: name the directory itself, or choose another output directory"
+            )
+        target = Path(os.path.realpath(given))
+        _restore_after_kill(target)
+        found = target.lstat()
+        if not target.is_dir():
+            raise UserError(f"{path} exists and is not a directory: choose another output directory")
+        if reason := _reason_to_stay(target, sources):
+            raise UserError(f"{path} {reason}, which is never replaced: choose another output directory")
+        if foreign := list(islice(_foreign_entries(target), 4)):
+            names = ", ".join(map(repr, foreign[:3])) + (", ..." if len(foreign) > 3 else "")
+            raise UserError(
+                f"{path} exists and is not empty: it holds {names}, which this package did not write there: "
+                "choose another output directory, or move these away"
+            )
+        if any(target.iterdir()) and not overwrite:
+            raise UserError(f"{path} exists and is not empty: choose another output directory, or pass --overwrite")
+    except FileNotFoundError:
+        return target, None
+    except OSError as error:
+        raise UserError(f"cannot write to {path}: {error.strerror or error}") from error
+    return target, found
+
+
+def _reason_to_stay(target: Path, sources: Sequence[str | os.PathLike | None]) -> str | None:
+    """Why a directory stays whatever it holds. Compared by device and inode: case, links and other spellings do not matter."""
+    if _is_mount(target):  # the root is one
+        return "is a mount point"
+    read = [Path(os.path.abspath(os.path.expanduser(source))) for source in sources if source]
+    for name, place in (("current", Path.cwd()), ("home", Path.home()), *(("source", place) for place in read)):
+        for spelling in {place, Path(os.path.realpath(place)), *_linked(place if name == "source" else None)}:
+            if _same(target, spelling):
+                return f"is the {name}{'' if name == 'source' else ' directory'}"
+            if any(_same(target, parent) for parent in spelling.parents):
+                return f"holds the {name}{'' if name == 'source' else ' directory'} {place}"
+    for place in read:
+        if any(_same(place, parent) for parent in target.parents):
+            return f"lies in the source {place}"
+    return None
+
+
+def _linked(source: Path | None) -> list[Path]:
+    """What the links in a source point to: its files may lie in another directory."""
+    if source is None or not source.is_dir():
+        return []
+    return [Path(os.path.realpath(entry)) for entry in source.iterdir() if entry.is_symlink()]
+
+
+def _same(a: Path, b: Path) -> bool:
+    try:
+        return os.path.samefile(a, b)
+    except OSError:  # one of them does not exist
+        return False
+
+
+def _is_mount(path: Path) -> bool:
+    """Also where a directory of the same file system is mounted, which `os.path.ismount` does not see; on Linux only."""
+    if os.path.ismount(path):
+        return True
+    with suppress(OSError):
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+        # proc(5): the fifth field, in which blanks are written as \040
+        points = (line.split(" ")[4] for line in mounts.split("\n")[:-1])
+        return any(re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), point) == str(path) for point in points)
+    return False
+
+
+def _entries(folder: Path) -> Iterator[str]:
+    """Files, folders and links below `folder`, relative to it. Links and other file systems are named, not entered."""
+    for root, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            yield (Path(root) / name).relative_to(folder).as_posix()
+        folders[:] = [name for name in folders if not _is_mount(Path(root) / name)]
+
+
+def _foreign_entries(folder: Path) -> Iterator[str]:
+    """What of `folder` this package did not write there."""
+    try:
+        ours = set(json.loads((folder / MARK).read_text(encoding="utf-8"))["files"])
+        return (name for name in _entries(folder) if name not in ours or _is_mount(folder / name))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # no mark, or none of ours
+        pass
+    if _was_converted_by_first_release(folder):
+        return (name for name in _entries(folder) if not any(fnmatch(name, pattern) for pattern in UNMARKED))
+    return iter(sorted(os.listdir(folder)))
+
+
+def _was_converted_by_first_release(folder: Path) -> bool:
+    try:
+        return {"format", "head", "proof"} <= json.loads((folder / "conversion.json").read_text(encoding="utf-8")).keys()
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
+
+
+def _put_in_place(temporary: Path, target: Path, found: os.stat_result | None) -> None:
+    """Rename `temporary` to `target`; `found` is what stood there at the start, and is removed last."""
+    aside = temporary.with_name(temporary.name.removesuffix(UNFINISHED) + REPLACED)
+    changed = f"{target} was changed by another process meanwhile, and is left as it is now: choose another output directory"
+    try:
+        if found is not None:
+            os.rename(target, aside)
+            if not os.path.samestat(found, aside.lstat()) or any(_foreign_entries(aside)):
+                raise UserError(changed)
+        os.rename(temporary, target)
+    except BaseException as error:
+        if os.path.lexists(aside) and not os.path.lexists(target):
+            os.rename(aside, target)
+        if isinstance(error, OSError):
+            raise UserError(changed if target.exists() else f"cannot write {target}: {error.strerror or error}") from error
+        raise
+    if found is not None:
+        shutil.rmtree(aside, ignore_errors=True)
+        if aside.exists():
+            print(f"warning: {aside}, which was replaced, could not be removed", file=sys.stderr)
+
+
+def _restore_after_kill(target: Path) -> None:
+    """A process killed between the two renames leaves the old directory under its hidden name: it gets its own again."""
+    if os.path.lexists(target):
+        return
+    # mkdtemp puts eight characters between
+    left = sorted(target.parent.glob(f".{glob.escape(target.name)}-????????{REPLACED}"), key=lambda path: path.stat().st_ctime)
+    if left:
+        os.rename(left[-1], target)
+        print(f"note: {target} is back, which a process that was killed had renamed to {left[-1].name}", file=sys.stderr)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

@@ -698,6 +698,12 @@ class GPTScratchForSequenceClassification(GPTScratchPreTrainedModel):
         )
 
 
+# Saving copies this file and its neighbours beside the weights. Here and not in the package, so that a model whose code came from a
+# checkpoint takes it along: transformers 4.46 does not do that by itself.
+GPTScratchModel.register_for_auto_class("AutoModel")
+GPTScratchForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+GPTScratchForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+
 __all__ = [
     "GPTScratchForCausalLM",
     "GPTScratchForSequenceClassification",

@@ -50,16 +50,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights that are written; default: the source's"
     )
     parser.add_argument("--max_shard_size", default="5GB", help="data of one safetensors file, e.g. 500MB")
-    parser.add_argument("--overwrite", action="store_true", help="replace a directory that is not empty")
+    parser.add_argument("--overwrite", action="store_true", help="replace a directory that this package wrote")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> dict:
     """Convert and verify; returns the proof. On any error nothing is left in the output directory's place."""
-    if args.download:
-        from gpt_scratch.conversion.openai_download import download_openai_checkpoint
-
-        args.source = str(download_openai_checkpoint(args.download, args.source or args.download))
+    args.source = args.source or args.download
     if args.source is None:
         raise UserError("name the checkpoint to convert, or --download one")
     max_shard_bytes = parse_size(args.max_shard_size)
@@ -67,7 +64,11 @@ def main(args: argparse.Namespace) -> dict:
     options = Options(
         parse_config_overrides(args.config_overrides, GPTScratchConfig), args.lora_alpha, args.lora_scaling, args.tokenizer
     )
-    with atomic_directory(args.output, args.overwrite) as folder:
+    with atomic_directory(args.output, args.overwrite, (args.source, args.tokenizer)) as folder:
+        if args.download:
+            from gpt_scratch.conversion.openai_download import download_openai_checkpoint
+
+            args.source = str(download_openai_checkpoint(args.download, args.source))
         checkpoint = recognize(args.source, options, args.format)
         print(f"{args.source}: format {checkpoint.format}, {checkpoint.reason}")
         for note in checkpoint.notes:

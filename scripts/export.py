@@ -23,7 +23,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("model", help="directory or Hub name of a checkpoint of this package")
     parser.add_argument("output", help="onnx: directory to write, which must not exist or be empty; gguf: the file")
     parser.add_argument("--type", choices=list(TYPES), help="gguf: of the matrices; default f32, q and bf16 lose precision")
-    parser.add_argument("--overwrite", action="store_true", help="onnx: replace a directory that is not empty")
+    parser.add_argument("--overwrite", action="store_true", help="onnx: replace a directory that this package wrote")
     return parser.parse_args(argv)
 
 

@@ -54,7 +54,7 @@ def main(script_args: ClassificationArguments, training_args: ScratchTrainingArg
         raise UserError("--early_stopping_patience needs evaluations: set --eval_strategy steps or epoch")
     splits, ids, description = read_splits(script_args)
     resume = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
-    check_output_directory(training_args.output_dir, resume=resume is not None)
+    check_output_directory(training_args.output_dir, resume)
     push = PushToHub(training_args)
     use_fast_fp32_matmul()
     model, tokenizer = load_model(script_args, ids, splits["train"], training_args.seed)

@@ -52,7 +52,7 @@ def main(script_args: InstructionArguments, training_args: ScratchTrainingArgume
         raise UserError("--early_stopping_patience needs evaluations: set --eval_strategy steps or epoch")
     splits, description = read_splits(script_args)
     resume = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
-    check_output_directory(training_args.output_dir, resume=resume is not None)
+    check_output_directory(training_args.output_dir, resume)
     push = PushToHub(training_args)
     use_fast_fp32_matmul()
     set_seed(training_args.seed)

@@ -43,7 +43,7 @@ def main(method: str, script_args: PreferenceArguments, training_args: Any) -> d
     """Train, and return what `metrics.json` holds. Bad input raises `UserError` before training starts."""
     rows, description = read_pairs(script_args)
     resume = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
-    check_output_directory(training_args.output_dir, resume=resume is not None)
+    check_output_directory(training_args.output_dir, resume)
     push = PushToHub(training_args)
     use_fast_fp32_matmul()
     trainer = make_trainer(method, script_args, training_args, rows)

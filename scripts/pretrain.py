@@ -52,7 +52,7 @@ def main(script_args: PretrainingArguments, training_args: ScratchTrainingArgume
     """Pretrain, and return what `metrics.json` holds. Bad input raises `UserError` before training starts."""
     check_arguments(script_args, training_args)
     resume = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
-    check_output_directory(training_args.output_dir, resume=resume is not None)
+    check_output_directory(training_args.output_dir, resume)
     config = model_config(script_args)
     push = PushToHub(training_args)
     use_fast_fp32_matmul()

@@ -47,14 +47,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model_max_length", type=int, default=1024, help="longest input of the model, in tokens; default 1024")
     parser.add_argument("--example", nargs="+", help="texts to show cut into tokens; default: two lines of the held-out text")
     parser.add_argument("--output_dir", required=True, help="directory to write, whole or not at all")
-    parser.add_argument("--overwrite", action="store_true", help="replace --output_dir if it exists")
+    parser.add_argument("--overwrite", action="store_true", help="replace an --output_dir that this package wrote")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> TokenizerReport:
     """Make the tokenizer, save it, print and return its figures on held-out text."""
     check_arguments(args)
-    with atomic_directory(args.output_dir, args.overwrite) as directory:
+    read = [*(args.train_file or []), *(args.validation_file or []), *(args.from_files or []), args.word_list]
+    with atomic_directory(args.output_dir, args.overwrite, read) as directory:
         train, validation = read_texts(args)
         tokenizer = make_tokenizer(args, train)
         report = report_on(tokenizer, texts(validation), args.example or first_lines(validation))

@@ -31,7 +31,7 @@ def export_onnx(model_directory: str, output: str, overwrite: bool = False) -> C
 
     Args:
         model_directory: a checkpoint of this package, language model or classifier, by path or Hub name.
-        output: directory, which must not exist or be empty unless `overwrite`.
+        output: directory, which must not exist or be empty, or be one that this package wrote and `overwrite` be given.
 
     Raises:
         UserError: a missing package, another format, or a graph that does not compute what the model does.
@@ -39,7 +39,7 @@ def export_onnx(model_directory: str, output: str, overwrite: bool = False) -> C
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f'ONNX needs {", ".join(missing)}: pip install "gpt_scratch[export]"')
-    with atomic_directory(output, overwrite) as folder:
+    with atomic_directory(output, overwrite, [model_directory]) as folder:
         checkpoint = recognize(model_directory, Options())
         if checkpoint.format != "gpt_scratch":
             raise UserError(

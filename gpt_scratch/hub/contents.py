@@ -63,21 +63,34 @@ def list_contents(folder: str | os.PathLike, with_training_state: bool = False, 
     """Sort the files of `folder`; `exclude` holds further patterns of relative paths to leave out.
 
     Raises:
-        UserError: not a complete checkpoint; names what is missing.
+        UserError: not a complete checkpoint (names what is missing), or a link, which may lead to a file that was never meant to go up.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such directory")
     files, left_out = [], {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in sorted(_entries(folder)):
         name = path.relative_to(folder).as_posix()
         reason = _reason_to_stay(folder, name, with_training_state, exclude)
+        if reason is None and path.is_symlink():
+            raise UserError(
+                f"{str(path)!r} is a link to {os.readlink(path)!r}: put the file itself there, or leave it out by --exclude {name!r}"
+            )
+        if reason is None and not path.is_file():
+            reason = "neither a file nor a directory"
         if reason:
             left_out[name] = reason
         else:
             files.append(name)
     _refuse_incomplete(folder, files)
     return Contents(folder, files, left_out)
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    """Files and links at any depth; links are not followed."""
+    for root, folders, files in os.walk(folder):
+        links = [name for name in folders if (Path(root) / name).is_symlink()]
+        yield from (Path(root) / name for name in (*files, *links))
 
 
 def _reason_to_stay(folder: Path, name: str, with_training_state: bool, exclude: tuple[str, ...]) -> str | None:

@@ -21,6 +21,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from ..errors import UserError
+from .lock import lock_output_directory
 
 
 @dataclasses.dataclass
@@ -142,18 +143,19 @@ def parse_config_overrides(text: str | None, config_class: Any) -> dict[str, Any
     return overrides
 
 
-def check_output_directory(output_dir: str, resume: bool) -> None:
-    """Make the directory, and refuse one that cannot be written to or that already holds a run.
+def check_output_directory(output_dir: str, resume: str | None) -> None:
+    """Make the directory, lock it for this process's life, and refuse one that holds what the run would write over.
+
+    Args:
+        resume: the checkpoint to go on from; one in `output_dir` lets the run that it belongs to be continued.
 
     Raises:
         UserError: names the directory and what to do.
     """
     path = Path(output_dir)
-    holds_run = path.is_dir() and (any(path.glob("checkpoint-*")) or any(path.glob("*.safetensors")))
-    if holds_run and not resume:
-        raise UserError(
-            f"{output_dir} already holds a run: choose another --output_dir, or go on with it by --resume_from_checkpoint latest"
-        )
+    continued = resume is not None and Path(resume).resolve().parent == path.resolve()
+    if not continued:
+        _refuse_loss(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".write-test-{os.getpid()}"
@@ -161,6 +163,23 @@ def check_output_directory(output_dir: str, resume: bool) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"cannot write to --output_dir {output_dir}: {error.strerror or error}") from error
+    lock_output_directory(output_dir)
+    if not continued:
+        _refuse_loss(path)  # by a run that ended between the two
+
+
+def _refuse_loss(path: Path) -> None:
+    """
+    Raises:
+        UserError: the directory holds a run, or files of another origin by the names that a run writes.
+    """
+    if any(path.glob("checkpoint-*")) or any(path.glob("*.safetensors")):
+        raise UserError(
+            f"{path} already holds a run: choose another --output_dir, or go on with it by --resume_from_checkpoint latest"
+        )
+    for name in ("README.md", "config.json", "metrics.json", "tokenizer.json"):
+        if os.path.lexists(path / name):
+            raise UserError(f"{path} holds a {name}, which the run would write over: choose another --output_dir")
 
 
 def keep_best_checkpoint(args: TrainingArguments, metric: str = "eval_loss", greater_is_better: bool = False) -> None:

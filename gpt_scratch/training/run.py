@@ -23,17 +23,20 @@ from ..errors import UserError
 from ..files import write_json
 from ..reference_outputs import FILE, write_reference_outputs
 from .checkpoints import damage, newest_whole_checkpoint
+from .lock import lock_output_directory
 
 
 def checkpoint_to_resume(output_dir: str, resume_from_checkpoint: str | None) -> str | None:
     """The checkpoint directory that `--resume_from_checkpoint` means: a path, or "latest" for the newest whole one in `output_dir`.
 
     Raises:
-        UserError: there is none, or it is not whole.
+        UserError: there is none, it is not whole, or another run is writing there.
     """
     if resume_from_checkpoint in (None, "", "false", "False"):
         return None
     if resume_from_checkpoint in ("latest", "true", "True"):
+        if Path(output_dir).is_dir():
+            lock_output_directory(output_dir)  # before anything is renamed there that another run may be writing
         checkpoint = newest_whole_checkpoint(output_dir)
         if checkpoint is None:
             raise UserError(

@@ -1,6 +1,7 @@
 """Which files of a directory go to the Hub, and what is found in them that must not."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -54,6 +55,31 @@ def test_an_adapter_goes_up_only_with_a_base_that_others_have(folder, tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(tmp_path)  # where "model" is a directory
             assert ("adapter/adapter_config.json" in list_contents(folder).files) == goes, base
+
+
+@pytest.mark.parametrize("place", ["notes.txt", "README.md", "config.json", "model.safetensors", "adapter/x", "data"])
+@pytest.mark.parametrize("target", ["outside", "inside", "nowhere"])
+def test_a_link_is_never_followed(folder, tmp_path, place, target):
+    write(tmp_path, {"secret": "mine", "private/diary": "mine"})
+    link = folder / place
+    link.parent.mkdir(exist_ok=True)
+    if link.is_file():
+        link.rename(tmp_path / "moved")
+        (tmp_path / "secret").write_bytes((tmp_path / "moved").read_bytes())
+    here = {"outside": tmp_path / ("private" if place == "data" else "secret"), "inside": folder / "generation_config.json"}
+    link.symlink_to(here.get(target, "nowhere"))
+    with pytest.raises(UserError, match=f"{place}' is a link to '.*': put the file itself there, or leave it out by --exclude"):
+        list_contents(folder)
+    if place in ("notes.txt", "adapter/x", "data"):
+        contents = list_contents(folder, exclude=(place,))
+        assert contents.files == MODEL and contents.left_out == {place: "excluded"}
+
+
+def test_what_is_neither_file_nor_directory_is_shown_as_such(folder):
+    os.mkfifo(folder / "pipe")  # reading it would wait forever
+    (folder / "folder_by_link").symlink_to("/")
+    contents = list_contents(folder, exclude=("folder_by_link",))
+    assert contents.left_out == {"pipe": "neither a file nor a directory", "folder_by_link": "excluded"}
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", *CODE_FILES])

@@ -51,6 +51,7 @@ def test_the_directory_is_whole_and_loads_without_the_package(script, tmp_path):
         "generation_config.json",
         *CODE_FILES,
         "reference_outputs.json",
+        ".gpt_scratch.json",
         "conversion.json",
         "README.md",
     }
@@ -86,11 +87,34 @@ def test_an_output_that_is_not_empty_stays(script, tmp_path):
     (tmp_path / "converted").mkdir()
     (tmp_path / "converted" / "mine.txt").write_text("mine", encoding="utf-8")
     arguments = [str(tmp_path / "original"), str(tmp_path / "converted")]
+    for more in ([], ["--overwrite"]):
+        with pytest.raises(UserError, match="holds 'mine.txt', which this package did not write"):
+            module.main(module.parse([*arguments, *more]))
+    assert [file.name for file in (tmp_path / "converted").iterdir()] == ["mine.txt"]
+    (tmp_path / "converted" / "mine.txt").unlink()
+    module.main(module.parse(arguments))
+    before = (tmp_path / "converted" / "model.safetensors").stat().st_ino
     with pytest.raises(UserError, match="is not empty: choose another output directory, or pass --overwrite"):
         module.main(module.parse(arguments))
-    assert [file.name for file in (tmp_path / "converted").iterdir()] == ["mine.txt"]
     module.main(module.parse([*arguments, "--overwrite"]))
-    assert (tmp_path / "converted" / "model.safetensors").is_file() and not (tmp_path / "converted" / "mine.txt").exists()
+    assert (tmp_path / "converted" / "model.safetensors").stat().st_ino != before
+
+
+@pytest.mark.parametrize("output", [".", "..", "original", "original/", "link"])
+def test_neither_the_source_nor_the_current_directory_is_replaced(script, tmp_path, monkeypatch, output):
+    tiny_gpt2(tmp_path / "project" / "original")
+    (tmp_path / "project" / "link").symlink_to("original")
+    monkeypatch.chdir(tmp_path / "project")
+    before = {path: path.lstat().st_ino for path in tmp_path.rglob("*")}
+    module = script("convert_checkpoint")
+    for source in ("original", "link"):
+        with pytest.raises(
+            UserError, match="is the (source|current directory)|holds the current directory|is a link to original"
+        ):
+            module.main(module.parse([source, output, "--overwrite"]))
+    with pytest.raises(UserError, match="is the (source|current directory)|holds the current directory|is a link to original"):
+        module.main(module.parse(["--download", "124M", "original", output, "--overwrite"]))  # before anything is fetched
+    assert {path: path.lstat().st_ino for path in tmp_path.rglob("*")} == before
 
 
 @pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("500 mb", 5 * 10**8), ("10KB", 10**4), ("123", 123)])

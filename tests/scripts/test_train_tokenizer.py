@@ -106,11 +106,23 @@ def test_wrong_flags_are_refused_and_nothing_is_written(script, files, monkeypat
 
 
 def test_an_existing_directory_is_kept_unless_overwrite_is_given(script, files):
-    (files / "out").mkdir()
-    (files / "out" / "mine").write_text("mine", encoding="utf-8")
     flags = ["--train_file", files / "train.txt", "--vocab_size", 300, "--output_dir", files / "out"]
+    run(script, *flags)
+    before = (files / "out" / "tokenizer.json").stat().st_ino
     with pytest.raises(UserError, match="not empty"):
         run(script, *flags)
-    assert (files / "out" / "mine").is_file()
     run(script, *flags, "--overwrite")
-    assert not (files / "out" / "mine").exists()
+    assert (files / "out" / "tokenizer.json").stat().st_ino != before
+    (files / "out" / "mine").write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match="holds 'mine', which this package did not write"):
+        run(script, *flags, "--overwrite")
+    assert (files / "out" / "mine").read_text(encoding="utf-8") == "mine"
+
+
+def test_the_current_directory_is_not_replaced(script, files, monkeypatch):
+    monkeypatch.chdir(files)
+    before = sorted(path.name for path in files.iterdir())
+    for output in (".", ".."):
+        with pytest.raises(UserError, match="current directory"):
+            run(script, "--train_file", "train.txt", "--vocab_size", 300, "--output_dir", output, "--overwrite")
+    assert sorted(path.name for path in files.iterdir()) == before

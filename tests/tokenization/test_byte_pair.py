@@ -168,7 +168,11 @@ def test_saved_tokenizer_loads_in_a_fresh_process_without_this_package(tokenizer
     arguments = [sys.executable, "-I", "-c", code, str(tmp_path / "tokenizer"), TEXT[:90] + END_OF_TEXT]
     output = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
     assert json.loads(output) == tokenizer.encode(TEXT[:90] + END_OF_TEXT)
-    assert sorted(path.name for path in (tmp_path / "tokenizer").iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+    assert sorted(path.name for path in (tmp_path / "tokenizer").iterdir()) == [
+        ".gpt_scratch.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
 
 
 def test_gpt2_from_scratch_gives_openais_ids(shared_data):

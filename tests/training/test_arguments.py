@@ -102,11 +102,23 @@ def test_config_overrides_are_typed_and_typos_are_refused():
 
 
 def test_output_directory_must_be_new_and_writable(tmp_path):
-    check_output_directory(str(tmp_path / "new"), resume=False)
+    check_output_directory(str(tmp_path / "new"), resume=None)
     (tmp_path / "new" / "checkpoint-5").mkdir()
-    with pytest.raises(UserError, match="already holds a run"):
-        check_output_directory(str(tmp_path / "new"), resume=False)
-    check_output_directory(str(tmp_path / "new"), resume=True)
+    for resume in (None, str(tmp_path / "other" / "checkpoint-5")):
+        with pytest.raises(UserError, match="already holds a run"):
+            check_output_directory(str(tmp_path / "new"), resume)
+    check_output_directory(str(tmp_path / "new"), str(tmp_path / "new" / "checkpoint-5"))
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to"):
-        check_output_directory(str(tmp_path / "file" / "below"), resume=False)
+        check_output_directory(str(tmp_path / "file" / "below"), resume=None)
+
+
+def test_a_run_writes_over_nobody_s_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "thesis.tex").write_text("mine")
+    check_output_directory(".", resume=None)  # nothing of what is there has a name that a run writes
+    for name in ("README.md", "tokenizer.json"):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(UserError, match=f"holds a {name}, which the run would write over"):
+            check_output_directory(".", resume=None)
+        (tmp_path / name).unlink()

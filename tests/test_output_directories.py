@@ -1,0 +1,369 @@
+"""Which directories may be replaced: only those that this package wrote. Each refusal leaves every file as it is.
+
+Everything happens in a temporary directory that is also the home directory; places outside of it are only asked about, never written.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpt_scratch import files
+from gpt_scratch.errors import UserError
+from gpt_scratch.files import MARK, atomic_directory
+
+# Without what gpt_scratch/__init__.py imports: a fresh process starts in milliseconds.
+LIGHT = f"""
+import sys, types
+sys.modules["gpt_scratch"] = types.ModuleType("gpt_scratch")
+sys.modules["gpt_scratch"].__path__ = [{str(Path(files.__file__).parent)!r}]
+"""
+
+
+def write_ours(path, *names: str) -> None:
+    with atomic_directory(path) as folder:
+        for name in names or ("model.safetensors",):
+            (folder / name).write_text("ours", encoding="utf-8")
+
+
+def write(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine", encoding="utf-8")
+
+
+def snapshot(folder: Path) -> dict[str, str | None]:
+    """Every path below `folder`, with the content of a file and the target of a link."""
+    found: dict[str, str | None] = {}
+    for path in folder.rglob("*"):
+        found[str(path.relative_to(folder))] = (
+            os.readlink(path) if path.is_symlink() else path.read_text(encoding="utf-8") if path.is_file() else None
+        )
+    return found
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home directory with a project in it, which is the current directory."""
+    home = tmp_path / "home"
+    project = home / "project"
+    write(home / "letters.txt", project / "thesis.tex", project / "notes" / "notes.txt", project / "a" / "b" / "deep.txt")
+    write(project / "source" / "config.json", project / "hub_model" / "config.json", project / "hub_model" / "model.safetensors")
+    write_ours(project / "ours")
+    write_ours(project / "source" / "inside")
+    write_ours(project / "mixed")
+    write(project / "mixed" / "diary.txt")
+    write_ours(project / "run")
+    write(project / "run" / "checkpoint-5" / "model.safetensors")
+    write_ours(project / "holder")
+    write(project / "holder" / "source" / "config.json")
+    write_ours(project / "with_link")
+    (project / "with_link" / "data").symlink_to(project / "notes")
+    write_ours(project / "forged")
+    (project / "forged" / MARK).write_text('{"files": 5}')
+    (project / "listed_only" / "x").mkdir(parents=True)
+    (project / "listed_only" / MARK).write_text("[" * 100_000)
+    (project / "empty").mkdir()
+    (project / "only_empty_folder" / "keep").mkdir(parents=True)
+    for name, target in {
+        "link_to_ours": "ours", "link_to_notes": "notes", "link_to_empty": "empty", "dangling": "nowhere", "loop": "loop",
+        "link_to_here": ".", "link_to_home": "..",
+    }.items():  # fmt: skip
+        (project / name).symlink_to(target)
+    (home / "elsewhere").symlink_to(project)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(project)
+    return home
+
+
+# How the output is spelled (HOME stands for the home directory) -> what the refusal says of it.
+REFUSED = {
+    ".": "is the current directory",
+    "./": "is the current directory",
+    "": "is the current directory",
+    "./.": "is the current directory",
+    "notes/..": "is the current directory",
+    "../project": "is the current directory",
+    "HOME/project": "is the current directory",
+    "HOME/elsewhere/": "is a link to",
+    "HOME/elsewhere/.": "is a link to",
+    "HOME/elsewhere/notes/..": "is the current directory",
+    "link_to_here": "is a link to",
+    "..": "holds the current directory",
+    "../": "holds the current directory",
+    "a/../..": "holds the current directory",
+    "link_to_home": "is a link to",
+    "link_to_home/project/..": "holds the current directory",
+    "../..": "holds the current directory",
+    "HOME": "holds the current directory",
+    "~": "holds the current directory",
+    "~/project": "is the current directory",
+    "notes": "holds 'notes.txt'",
+    "notes/": "holds 'notes.txt'",
+    "./notes/.": "holds 'notes.txt'",
+    "a/b/../../notes": "holds 'notes.txt'",
+    "HOME/elsewhere/notes": "holds 'notes.txt'",
+    "a": "holds 'b'",
+    "hub_model": "holds 'config.json', 'model.safetensors'",
+    "mixed": "holds 'diary.txt'",
+    "run": "holds 'checkpoint-5'",
+    "with_link": "holds 'data'",
+    "forged": "holds '.gpt_scratch.json', 'model.safetensors'",
+    "listed_only": "holds '.gpt_scratch.json', 'x'",
+    "only_empty_folder": "holds 'keep'",
+    "link_to_ours": "is a link to ours",
+    "link_to_ours/": "is a link to ours",
+    "link_to_ours/.": "is a link to ours",
+    "link_to_notes//": "is a link to notes",
+    "link_to_empty": "is a link to empty",
+    "dangling": "is a link to nowhere",
+    "loop": "is a link to loop",
+    "loop/out": "cannot write to",
+    "thesis.tex": "is not a directory",
+    "thesis.tex/": "is not a directory",
+    "thesis.tex/out": "cannot write to",
+    "x" * 300: "cannot write to",
+    "x" * 250: "cannot write to",
+    "source": "is the source",
+    "source/": "is the source",
+    "./source/../source": "is the source",
+    "HOME/elsewhere/source": "is the source",
+    "source/inside": "lies in the source",
+    "HOME/elsewhere/source/inside": "lies in the source",
+}
+
+
+@pytest.mark.parametrize("shape", REFUSED)
+def test_what_must_stay_stays(home, shape):
+    before = snapshot(home.parent)
+    with pytest.raises(UserError) as refusal, atomic_directory(shape.replace("HOME", str(home)), True, ["source"]):
+        pytest.fail("the block must not run")
+    assert REFUSED[shape] in str(refusal.value) and "\n" not in str(refusal.value)
+    assert snapshot(home.parent) == before
+
+
+# How the output is spelled -> where it is written.
+WRITTEN = {
+    "new": "new",
+    "new/": "new",
+    "./new": "new",
+    "new/deep/er": "new/deep/er",
+    "~/new": "../new",
+    "HOME/project/new": "new",
+    "HOME/elsewhere/new": "new",
+    "nowhere/../new": "new",
+    "ours": "ours",
+    "ours/": "ours",
+    "./ours/.": "ours",
+    "notes/../ours": "ours",
+    "../project/ours": "ours",
+    "HOME/elsewhere/ours": "ours",
+    "empty": "empty",
+    "empty/": "empty",
+    "Ours": "Ours",
+    "[o]urs": "[o]urs",
+    "two words": "two words",
+    "--overwrite": "--overwrite",
+    "source/new": "source/new",
+}
+
+
+@pytest.mark.parametrize("shape", WRITTEN)
+def test_what_is_new_empty_or_ours_is_written(home, shape):
+    project, place = home / "project", os.path.normpath(f"project/{WRITTEN[shape]}")
+    gone = {name for name in snapshot(home) if name.startswith(f"{place}/")}
+    expected = {name: text for name, text in snapshot(home).items() if name not in gone}
+    with atomic_directory(shape.replace("HOME", str(home)), True, ["source"]) as folder:
+        (folder / "written").write_text("new", encoding="utf-8")
+    assert set(os.listdir(project / WRITTEN[shape])) == {"written", MARK}
+    found = snapshot(home)
+    assert expected.items() <= found.items()
+    assert {name for name in found.keys() - expected.keys() if not place.startswith(name)} <= {
+        f"{place}/written",
+        f"{place}/{MARK}",
+    }
+
+
+@pytest.mark.parametrize("place", ["/", "//", "/..", "/proc", "/proc/", "/sys", "/dev"])
+def test_roots_and_mount_points_stay(place, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    if not os.path.ismount(place):
+        pytest.skip(f"{place} is no mount point here")
+    with pytest.raises(UserError, match="is a mount point, which is never replaced"):
+        files.check_target(place, overwrite=True)
+
+
+MOUNT = (
+    LIGHT
+    + """
+import os, sys
+from gpt_scratch.errors import UserError
+from gpt_scratch.files import atomic_directory
+for path in ("empty", "ours"):
+    try:
+        with atomic_directory(path, True) as folder:
+            (folder / "new").write_text("")
+        print("written")
+    except UserError as error:
+        print(error)
+"""
+)
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="mounting in a test needs unshare")
+@pytest.mark.parametrize("kind", ["--bind {0}/notes {1}", "-t tmpfs none {1}"])
+def test_a_mount_at_or_in_the_output_stays(home, kind):
+    project = home / "project"
+    (project / "ours" / "adapter").mkdir()
+    marked = json.loads((project / "ours" / MARK).read_text())["files"]
+    (project / "ours" / MARK).write_text(json.dumps({"files": [*marked, "adapter", "adapter/notes.txt"]}))
+    mounts = " && ".join("mount " + kind.format(project, project / name) for name in ("empty", "ours/adapter"))
+    before = snapshot(home)
+    (home.parent / "program.py").write_text(MOUNT, encoding="utf-8")
+    command = f"{mounts} || exit 99; {sys.executable} {home.parent / 'program.py'}"
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", command], cwd=project, capture_output=True, text=True)
+    if done.returncode in (1, 99) and "unshare" in done.stderr + "unshare" * (done.returncode == 99):
+        pytest.skip(f"no mounts here: {done.stderr}")
+    assert "written" not in done.stdout and done.stdout.count("\n") == 2, done
+    assert snapshot(home) == before
+
+
+def test_what_the_output_holds_is_not_replaced_when_it_is_read(home):
+    """The source itself, by other names: a file in it, a prefix of TensorFlow's, a link to it, links in it."""
+    project = home / "project"
+    write_ours(project / "weights", "model.ckpt.index", "model.pth")
+    (project / "linked").symlink_to("weights")
+    (project / "snapshot").mkdir()
+    (project / "snapshot" / "model.safetensors").symlink_to("../weights/model.pth")
+    before = snapshot(home)
+    for source in ("weights/model.pth", "weights/model.ckpt", "linked", "linked/model.pth", "snapshot", "~/project/weights"):
+        with pytest.raises(UserError, match="the source"), atomic_directory("weights", True, [None, source]):
+            pytest.fail("the block must not run")
+    assert snapshot(home) == before
+    with atomic_directory("weights", True, [None, "user/name-on-the-hub"]):
+        pass
+
+
+def test_on_a_disk_that_ignores_case_another_spelling_is_the_same_directory(home, monkeypatch):
+    """Directories are compared by device and inode. A hard link of a directory cannot be made here: samefile stands in for the disk."""
+    (home / "project" / "SOURCE").mkdir()
+    same = os.path.samefile
+    monkeypatch.setattr(os.path, "samefile", lambda a, b: same(a, b) or str(a).lower() == str(b).lower())
+    with pytest.raises(UserError, match="is the source"):
+        files.check_target("SOURCE", True, ["source"])
+
+
+def test_a_conversion_by_the_first_release_is_replaced_and_nothing_like_it(home):
+    old = home / "project" / "old"
+    write(
+        *(old / name for name in ("config.json", "model.safetensors", "modeling_gpt_scratch.py", "tokenizer.json", "README.md"))
+    )
+    with pytest.raises(UserError, match="holds 'README.md', 'config.json'"):
+        files.check_target("old", True)
+    (old / "conversion.json").write_text('{"format": "hf", "head": "lm", "proof": {}}')
+    write(old / "mine.txt")
+    with pytest.raises(UserError, match="holds 'mine.txt', which"):
+        files.check_target("old", True)
+    (old / "mine.txt").unlink()
+    with atomic_directory("old", True):
+        pass
+    assert os.listdir(old) == [MARK]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit, UserError])
+def test_whatever_fails_the_old_directory_is_back(home, monkeypatch, error):
+    before = snapshot(home)
+    with pytest.raises(error), atomic_directory("ours", True) as folder:
+        (folder / "half").write_text("")
+        raise error
+    assert snapshot(home) == before
+    rename = os.rename
+
+    def fail(source, target):
+        if str(source).endswith("-unfinished"):
+            raise error
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(error), atomic_directory("ours", True):
+        pass
+    assert snapshot(home) == before
+
+
+def test_the_old_directory_stands_until_the_new_one_is_whole(home):
+    with atomic_directory("ours", True) as folder:
+        (folder / "new").write_text("")
+        assert (home / "project" / "ours" / "model.safetensors").is_file()
+    assert sorted(os.listdir("ours")) == [MARK, "new"]
+
+
+def test_a_file_put_there_meanwhile_is_kept(home):
+    for name in ("ours", "empty", "new"):
+        with pytest.raises(UserError, match="changed by another process"), atomic_directory(name, True):
+            write(home / "project" / name / "mine.txt")
+        assert (home / "project" / name / "mine.txt").read_text() == "mine"
+    assert not list((home / "project").glob(".*"))
+
+
+KILLED = (
+    LIGHT
+    + """
+import os, sys
+from gpt_scratch.files import atomic_directory
+rename = os.rename
+def kill(source, target):
+    if str(source).endswith("-unfinished"):
+        os.kill(os.getpid(), 9)
+    rename(source, target)
+os.rename = kill
+with atomic_directory("ours", True):
+    pass
+"""
+)
+
+
+def test_after_a_kill_between_the_renames_the_next_call_brings_the_old_directory_back(home, capsys):
+    assert subprocess.run([sys.executable, "-c", KILLED]).returncode == -9
+    assert not Path("ours").exists()
+    with pytest.raises(UserError, match="pass --overwrite"), atomic_directory("ours"):
+        pytest.fail("the block must not run")
+    assert (home / "project" / "ours" / "model.safetensors").read_text() == "ours"
+    assert "is back" in capsys.readouterr().err
+
+
+RACER = (
+    LIGHT
+    + """
+import sys, time
+from gpt_scratch.errors import run_script
+from gpt_scratch.files import atomic_directory
+def main():
+    with atomic_directory(sys.argv[1], True) as folder:
+        for i in range(20):
+            (folder / f"{sys.argv[2]}-{i}").write_text("")
+        print("ready", flush=True)
+        sys.stdin.readline()
+run_script(main)
+"""
+)
+
+
+@pytest.mark.parametrize("output", ["new", "ours", "empty"])
+def test_of_several_writers_at_once_one_wins_and_the_others_end_in_one_line(home, output):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    racers = [subprocess.Popen([sys.executable, "-c", RACER, output, f"w{i}"], text=True, **pipes) for i in range(4)]
+    for racer in racers:
+        assert racer.stdout.readline() == "ready\n"
+    for racer in racers:
+        racer.stdin.write("\n")
+        racer.stdin.flush()
+    ends = [(racer.communicate()[1], racer.returncode) for racer in racers]
+    assert sorted(code for _, code in ends) == [0, 2, 2, 2]
+    assert all(text.startswith("error: ") and text.count("\n") == 1 for text, code in ends if code)
+    winner = [code for _, code in ends].index(0)
+    assert set(os.listdir(output)) == {MARK, *(f"w{winner}-{i}" for i in range(20))}
+    assert not list((home / "project").glob(".*"))
