@@ -15,7 +15,8 @@ Several GPUs, and going on after an interruption:
     python scripts/pretrain.py ... --resume_from_checkpoint latest
 
 Every flag of transformers' `TrainingArguments` works. The output directory is a Hub repository: safetensors, config, the model's
-code, tokenizer, generation config, card, with `metrics.json`, `trainer_state.json`, `samples.jsonl` and the loss curve.
+code, tokenizer, generation config, card, with `metrics.json`, `trainer_state.json`, `samples.jsonl` and the loss curve, and what the
+model computes in `reference_outputs.json`, which scripts/verify_checkpoint.py compares later.
 """
 
 import sys

@@ -116,7 +116,9 @@ def verify(folder: Path, head: str, reference: Callable[[], PreTrainedModel] | N
     proof = Proof(model.num_parameters(), str(dtype).removeprefix("torch."), tied, checksum(folder))
     stock = model.config.model_type != "gpt_scratch"
     if reference is None:
-        return _verify_again(folder, proof, _outputs(model.float().eval(), proof, stock))
+        outputs = _outputs(model.float().eval(), proof, stock)
+        del model
+        return _verify_again(folder, proof, outputs)
 
     def build_reference() -> PreTrainedModel:
         assert reference is not None  # or this is not called
@@ -144,6 +146,7 @@ def verify(folder: Path, head: str, reference: Callable[[], PreTrainedModel] | N
     if not difference <= TOLERANCE:
         model = AUTO[head].from_pretrained(folder, dtype=torch.float64).eval()
         ours, outputs = logits_of(model, asked), _outputs(model.float(), proof, stock)  # with its own rounding
+        del model
         theirs = logits_of(build_reference().double(), asked)
         proof.max_logit_difference_float64 = difference = _difference(ours, theirs)
     if not difference <= TOLERANCE:
