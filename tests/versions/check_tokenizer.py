@@ -2,6 +2,7 @@
 
 python tests/versions/check_tokenizer.py describe FOLDER > expected.json     # in the release that wrote FOLDER
 python tests/versions/check_tokenizer.py check FOLDER expected.json          # in any other; exit status 1 for a difference
+python tests/versions/check_tokenizer.py check-all FOLDERS                   # NAME beside NAME.json, as write_tokenizers.py leaves them
 """
 
 import json
@@ -70,12 +71,26 @@ def check(folder: str | Path, expected: dict[str, Any]) -> None:
         _compare(describe(AutoTokenizer.from_pretrained(again)), expected, "saved and loaded again")
 
 
+def check_all(folder: Path) -> None:
+    """Each tokenizer of `folder` against the JSON beside it. Raises AssertionError: names the tokenizer and what differs."""
+    paths = sorted(folder.glob("*.json"))
+    assert paths, f"{folder} holds no tokenizers"
+    for path in paths:
+        try:
+            check(path.with_suffix(""), json.loads(path.read_text(encoding="utf-8")))
+        except Exception as error:
+            raise AssertionError(f"{path.stem}: {type(error).__name__}: {error}") from error
+
+
 if __name__ == "__main__":
     if sys.argv[1:2] == ["describe"] and len(sys.argv) == 3:
         print(json.dumps(describe(AutoTokenizer.from_pretrained(sys.argv[2], trust_remote_code=False))))
-    elif sys.argv[1:2] == ["check"] and len(sys.argv) == 4:
+    elif (sys.argv[1:2], len(sys.argv)) in ((["check"], 4), (["check-all"], 3)):
         try:
-            check(sys.argv[2], json.loads(Path(sys.argv[3]).read_text(encoding="utf-8")))
+            if len(sys.argv) == 3:
+                check_all(Path(sys.argv[2]))
+            else:
+                check(sys.argv[2], json.loads(Path(sys.argv[3]).read_text(encoding="utf-8")))
         except Exception as error:
             sys.exit(f"transformers {transformers.__version__}: {type(error).__name__}: {error}")
         print(f"transformers {transformers.__version__}: ok")

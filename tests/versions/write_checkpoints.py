@@ -20,6 +20,7 @@ from tiny_models import randomize, tiny_model
 
 from gpt_scratch import GPTScratchForSequenceClassification
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
+from gpt_scratch.tokenization.portable import save_tokenizer
 
 TEXT = (
     "One day, Anna lost her key. She looked by the river, and there it was. Tom had a cat. It's 2 o'clock, naïve 你好 🙂!\n" * 4
@@ -118,7 +119,7 @@ def write_style(folder: Path, style: str, tokenizer, rows: list[torch.Tensor]) -
         ("-classifier", classifier, "1GB"),
     ):
         model.save_pretrained(folder / f"{style}{name}", max_shard_size=size)
-        tokenizer.save_pretrained(folder / f"{style}{name}")
+        save_tokenizer(tokenizer, folder / f"{style}{name}")
     assert len(list((folder / f"{style}-sharded").glob("*.safetensors"))) > 1
     return {
         "greedy": torch.stack([greedy(lm, row) for row in rows]),
