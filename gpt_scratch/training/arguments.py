@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -41,6 +42,10 @@ class ScratchTrainingArguments(TrainingArguments):
     # The patience of early stopping goes on after an interruption.
     restore_callback_states_from_checkpoint: bool = dataclasses.field(
         default=True, metadata={"help": "Restore the state of callbacks from a checkpoint, with --resume_from_checkpoint."}
+    )
+    allow_non_finite: bool = dataclasses.field(
+        default=False,
+        metadata={"help": "Go on where the loss or the gradient's norm is NaN or infinite, which ends a run otherwise."},
     )
     # A model whose every parameter takes part in every step needs no search for unused ones.
     ddp_find_unused_parameters: bool | None = dataclasses.field(
@@ -77,7 +82,25 @@ def parse_arguments(types: Sequence[type], argv: Sequence[str], description: str
         raise UserError(" ".join(str(error).split())) from error
     if rest:
         raise UserError(_unknown(rest[0].lstrip("-").split("=")[0], known, "flag"))
+    for part in parsed:
+        if isinstance(part, TrainingArguments):
+            _refuse_no_steps(part)
     return tuple(parsed)
+
+
+def _refuse_no_steps(args: TrainingArguments) -> None:
+    """
+    Raises:
+        UserError: a length of training that has no step, or no end.
+    """
+    if args.max_steps == 0:
+        raise UserError(
+            "--max_steps is 0: nothing would be trained; give a number of steps, or -1 to count by --num_train_epochs"
+        )
+    if args.max_steps < 0 and not 0 < args.num_train_epochs < math.inf:
+        raise UserError(
+            f"--num_train_epochs is {args.num_train_epochs}: nothing would be trained, or without end; give a number above 0"
+        )
 
 
 def _recipe_arguments(path: str, known: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ ends the script with status 143 (128 + SIGTERM, what a shell reports of a progra
 """
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -27,6 +28,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from ..data.readers import one_line
 from ..errors import Preempted, UserError
 from ..tokenization.portable import save_tokenizer
+from .arguments import ScratchTrainingArguments
 
 MANIFEST = ".manifest.json"
 UNFINISHED = ".unfinished-checkpoint"  # in the output directory: the checkpoint that is being written
@@ -168,14 +170,18 @@ class ResumableTrainer(Trainer):
 
     Raises:
         UserError: a checkpoint cannot be written; the one before it is as it was.
+            Also a loss or gradient that is not finite, before it reaches the weights, unless `allow_non_finite`.
         Preempted: SIGTERM, with the checkpoint saved.
     """
 
+    allow_non_finite = False
     _unfinished: Path | None = None
     _was_finished = _evaluation_due = False
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        if isinstance(self.args, ScratchTrainingArguments):
+            self.allow_non_finite = self.args.allow_non_finite
         self.preemption = PreemptionCallback(self)
         self.add_callback(self.preemption)  # last, after those that decide whether to evaluate and to save
 
@@ -237,7 +243,33 @@ class ResumableTrainer(Trainer):
             self._evaluation_due = control.get("should_evaluate", False) and not evaluated
         if self.args.should_save:
             _remove_leftovers(Path(self.args.output_dir))
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        if self.state.global_step == 0:
+            raise UserError("nothing was trained: there was not a single batch; give more text, or fewer rows a batch")
+        return result
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self._refuse_non_finite("loss", loss)
+        return loss
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        """Between the backward pass and the optimizer's step. In float16 overflows are expected: the scaler skips those steps."""
+        norm = super()._get_grad_norm(*args, **kwargs)
+        if norm is not None and self.accelerator.scaler is None:
+            self._refuse_non_finite("gradient's norm", norm)
+        return norm
+
+    def _refuse_non_finite(self, name: str, value: torch.Tensor | float) -> None:
+        number = float(value)  # waits for the GPU, as Trainer does itself at each step to leave NaN out of the mean loss
+        if self.allow_non_finite or math.isfinite(number):
+            return
+        checkpoint = newest_whole_checkpoint(self.args.output_dir)
+        saved = f"{Path(checkpoint).name} is kept, go on from it" if checkpoint else "there is no checkpoint, start again"
+        raise UserError(
+            f"step {self.state.global_step + 1}: the {name} is {number}; training ends here: {saved} with a lower --learning_rate or other "
+            "data, or with --allow_non_finite"
+        )
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)

@@ -57,6 +57,10 @@ class PreferenceArguments:
         metadata={"help": "Shares of train, validation and test, as they stand in the file."},
     )
     model_name_or_path: str | None = field(default=None, metadata={"help": "A finetuned checkpoint of this package."})
+    allow_non_finite: bool = field(
+        default=False,
+        metadata={"help": "Go on where the loss or the gradient's norm is NaN or infinite, which ends a run otherwise."},
+    )
     reward_model: str | None = field(default=None, metadata={"help": "With grpo: a model trained by the method reward."})
     prompt_style: str = field(
         default="alpaca", metadata={"help": "The prompt style of the finetuning.", "choices": list(PROMPT_STYLES)}
