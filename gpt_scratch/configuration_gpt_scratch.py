@@ -19,6 +19,7 @@ import inspect
 import re
 from typing import Any, NoReturn, get_args
 
+from transformers import __version__ as TRANSFORMERS
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PretrainedConfig
 from transformers.utils import logging
@@ -272,6 +273,8 @@ class GPTScratchConfig(PretrainedConfig):
         rope_parameters = self._join_rotary_settings(kwargs)
         # transformers 4 sets these from its own arguments, and would overwrite what stands here
         shared = {name: getattr(self, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings")}
+        if is_newer("4.48.0", TRANSFORMERS):  # whose pipelines load a tokenizer only where the configuration names its class
+            kwargs.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
         super().__init__(**shared, **kwargs)
         self.rope_parameters = rope_parameters
         self._compare_versions(gpt_scratch_version, kwargs)
