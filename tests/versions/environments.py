@@ -23,8 +23,9 @@ PINNED = ("transformers", "tokenizers", "huggingface_hub", "safetensors", "accel
 # Printed by the interpreter whose torch is shared: its version, torch's, and every file or folder of torch, numpy and all that these need.
 SHARED = """
 import json, re, sys
-from importlib.metadata import PackageNotFoundError, distribution, version
-todo, seen, paths = ["torch", "numpy"], set(), {}
+from importlib.metadata import PackageNotFoundError, distribution, distributions, version
+cuda = [found.name for found in distributions() if found.name.startswith(("nvidia-", "cuda-"))]  # of a CUDA build, through extras
+todo, seen, paths = ["torch", "numpy", *cuda], set(), {}
 while todo:
     name = todo.pop()
     if name in seen:
@@ -140,6 +141,7 @@ class Base:
             shutil.rmtree(folder, ignore_errors=True)
             run(self.python, "-m", "venv", "--without-pip", folder)
             (next(folder.glob("lib/python3*/site-packages")) / "shared.pth").write_text(f"{links}\n", encoding="utf-8")
-            pip("--python", python, "install", "--quiet", "--no-compile", *requirements)
+            shared = f"torch=={self.versions['torch']}"  # an error where something asks for another one, which pip would install
+            pip("--python", python, "install", "--quiet", "--no-compile", shared, *requirements)
             installed.write_text("\n".join(requirements), encoding="utf-8")
         return python
