@@ -69,5 +69,5 @@ def test_missing_packages_and_full_directories_are_told_at_once(checkpoint, tmp_
         with pytest.raises(UserError, match=r"ONNX needs onnx, onnxscript, onnxruntime: pip install \"gpt_scratch\[export\]\""):
             onnx_export.export_onnx(str(checkpoint), str(tmp_path / "onnx"))
     monkeypatch.setattr(onnx_export, "NEEDED", ())
-    with pytest.raises(UserError, match="exists and is not empty"):
+    with pytest.raises(UserError, match="is the source, which is never replaced"):
         onnx_export.export_onnx(str(checkpoint), str(checkpoint))
