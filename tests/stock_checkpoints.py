@@ -26,7 +26,12 @@ CASES = {
         {"qkv_bias": False, "o_bias": False, "mlp_bias": False, "tie_word_embeddings": False, "hidden_act": "gelu"},
     ),
     "gpt2-narrow-mlp": ("gpt2", {"intermediate_size": 40, "norm_eps": 1e-2}),
+    "gpt2-whole-numbers": (
+        "gpt2",
+        {"norm_eps": 1, "initializer_range": 1, "attention_dropout": 0},
+    ),  # where others have fractions
     "gpt2-classifier": ("gpt2", LABELS),
+    "gpt2-two-labels-classifier": ("gpt2", {"num_labels": 2}),
     "llama": ("llama", {}),
     "llama-theta": ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 37.0}}),
     "llama-linear": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0}}),
@@ -37,6 +42,15 @@ CASES = {
     "llama-biases-head_dim": ("llama", {"qkv_bias": True, "o_bias": True, "mlp_bias": True, "head_dim": 10, "norm_eps": 1e-2}),
     "llama-bfloat16": ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 37.0}}),
     "llama-classifier": ("llama", LABELS | {"rope_parameters": {"rope_type": "default", "rope_theta": 37.0}}),
+    "llama-one-label-classifier": (
+        "llama",
+        {
+            "num_labels": 1,
+            "problem_type": "regression",
+            "norm_eps": 0,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 37},
+        },
+    ),
 }
 NEW_TOKENS = 10
 

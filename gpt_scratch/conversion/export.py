@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import GPT2Config, LlamaConfig, PreTrainedConfig
 
 from ..configuration_gpt_scratch import GPTScratchConfig
 from ..errors import UserError
 from ..files import write_json
+from .checkpoint import one_line
 from .weight_maps import HF_GPT2, LLAMA, Layout
 
 CLASSES = {
@@ -27,13 +29,20 @@ def foreign_config(config: GPTScratchConfig, target: str, head: str) -> PreTrain
         UserError: settings that the target cannot express; names each.
     """
     _require(config, target)
+    try:
+        return _foreign_config(config, target, head)
+    except StrictDataclassError as error:  # transformers' own bounds, e.g. of initializer_range
+        raise UserError(f"{target} cannot express a setting: {one_line(error)}") from error
+
+
+def _foreign_config(config: GPTScratchConfig, target: str, head: str) -> PreTrainedConfig:
     common: dict[str, Any] = {
         "vocab_size": config.vocab_size,
         "bos_token_id": config.bos_token_id,
         "eos_token_id": config.eos_token_id,
         "pad_token_id": config.pad_token_id,
         "tie_word_embeddings": config.tie_word_embeddings,
-        "initializer_range": config.initializer_range,
+        "initializer_range": float(config.initializer_range),  # transformers refuses whole numbers here
         "architectures": [CLASSES[target, head]],
     }
     if head == "classifier":
@@ -46,10 +55,10 @@ def foreign_config(config: GPTScratchConfig, target: str, head: str) -> PreTrain
             n_positions=config.max_position_embeddings,
             n_inner=config.intermediate_size,
             activation_function=config.hidden_act,
-            layer_norm_epsilon=config.norm_eps,
-            embd_pdrop=config.embedding_dropout,
-            attn_pdrop=config.attention_dropout,
-            resid_pdrop=config.residual_dropout,
+            layer_norm_epsilon=float(config.norm_eps),
+            embd_pdrop=float(config.embedding_dropout),
+            attn_pdrop=float(config.attention_dropout),
+            resid_pdrop=float(config.residual_dropout),
             **common,
         )
     return LlamaConfig(
@@ -61,11 +70,11 @@ def foreign_config(config: GPTScratchConfig, target: str, head: str) -> PreTrain
         head_dim=config.head_dim,
         max_position_embeddings=config.max_position_embeddings,
         hidden_act=config.hidden_act,
-        rms_norm_eps=config.norm_eps,
+        rms_norm_eps=float(config.norm_eps),
         rope_parameters=config.rope_parameters,
         attention_bias=config.qkv_bias,
         mlp_bias=config.mlp_bias,
-        attention_dropout=config.attention_dropout,
+        attention_dropout=float(config.attention_dropout),
         **common,
     )
 

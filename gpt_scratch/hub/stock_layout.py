@@ -21,7 +21,7 @@ from ..conversion.formats import recognize
 from ..conversion.verify import verify
 from ..errors import UserError
 from ..files import atomic_path, write_json
-from .cards import write_conversion_card
+from .cards import NAME, write_conversion_card
 from .contents import Contents, list_contents
 
 SHARD_BYTES = 5 * 10**9  # of one safetensors file
@@ -30,6 +30,13 @@ OWN = ("*.py", "*.safetensors", "*.safetensors.index.json", "config.json", "conv
 REASON = "belongs to this package's own layout"
 # Of the paragraph about the layout: where our template speaks of trust, or else before the first section, or at the end.
 PLACES = (r"^`trust_remote_code=True` runs .*?(?=\n\n|\Z)", r"(?=^## )", r"\Z")
+# What else in a card of ours speaks of trust. An upload in our own layout has written that repository's name into it.
+WITHOUT_TRUST = {
+    r'"[^"\n]*", (revision="[^"\n]*"), trust_remote_code=True': rf'"{NAME}", \1',
+    r'"[^"\n]*" --trust_remote_code\b': f'"{NAME}"',
+    r",\s*trust_remote_code=True": "",
+    r" Without `--trust_remote_code` [^.]*\.": "",
+}
 
 
 def write_stock_checkpoint(source: str, layout: str, folder: Path, exclude: tuple[str, ...] = ()) -> Contents:
@@ -92,11 +99,15 @@ def adapt_card(path: Path, record: dict[str, Any]) -> None:
     """
     card = _read_card(path)
     card.data.tags = [tag for tag in card.data.tags or [] if tag != "custom_code"] or None
+    card.data.library_name = "transformers"
+    task = "text-classification" if record["head"] == "classifier" else "text-generation"
+    card.data.pipeline_tag = card.data.pipeline_tag or task
     text = card.text
     found = next(filter(None, (re.search(place, text, re.M | re.S) for place in PLACES)))
     text = f"{text[: found.start()].rstrip()}\n\n{_about(record)}\n\n{text[found.end() :].lstrip()}"
-    text = re.sub(r" Without `--trust_remote_code` [^.]*\.", "", text)
-    card.text = re.sub(r",\s*trust_remote_code=True| --trust_remote_code\b", "", text)
+    for pattern, replacement in WITHOUT_TRUST.items():
+        text = re.sub(pattern, replacement, text)
+    card.text = text
     with atomic_path(path) as temporary:
         temporary.write_text(f"{str(card).rstrip()}\n", encoding="utf-8")
 

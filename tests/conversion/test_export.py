@@ -69,3 +69,8 @@ def test_all_settings_that_stand_in_the_way_are_named():
         "gpt2 cannot express position_embedding_type='rope' (it needs 'learned'), norm_type='rmsnorm' (it needs 'layernorm'), "
         "mlp_type='gated' (it needs 'plain'), qk_norm=True (it needs False)"
     )
+
+
+def test_a_value_that_transformers_refuses_is_named():
+    with pytest.raises(UserError, match="llama cannot express a setting: .*initializer_range"):
+        foreign_config(tiny_config("llama", initializer_range=2.0), "llama", "lm")

@@ -16,6 +16,7 @@ from gpt_scratch.conversion.export import CLASSES, LAYOUTS
 from gpt_scratch.errors import run_script
 from gpt_scratch.hub import stock_layout
 from gpt_scratch.hub.cards import write_card, write_classifier_card
+from gpt_scratch.reference_outputs import write_reference_outputs
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
 ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 37.0}}
@@ -158,13 +159,28 @@ def test_the_card_says_so(run, push, logged_in):
     assert "| validation_loss | 1.2346 |" in text and "![loss](loss.png)" in text and "\n\n\n" not in text
 
 
+def test_the_card_names_its_own_repository_after_an_upload_in_our_layout(run, push, logged_in):
+    """That upload has written its name into the directory's card, and its code would ask for trust."""
+    hub, folder = logged_in(), run("gpt2")
+    write_reference_outputs(folder)
+    write_card(str(folder), RECORD)
+    push(folder, "ours")
+    assert '"ada/ours"' in (folder / "README.md").read_text(encoding="utf-8")
+    push(folder, "stock", "--layout", "gpt2")
+    text = present(hub, "ada/stock")["README.md"].decode()
+    assert text.count('"ada/stock", revision="main")') == 2 and 'verify_checkpoint "ada/stock"\n' in text
+    assert "ada/ours" not in text and "PATH_OR_NAME" not in text
+
+
 def test_a_card_of_another_form(tmp_path):
     proof = {"max_logit_difference": 1.4e-6, "max_logit": 5.94, "compared_with": "GPTScratchForCausalLM"}
     path, record = tmp_path / "README.md", {"to": "gpt2", "head": "lm", "proof": proof}
     path.write_text("---\nlicense: mit\n---\n# Mine\n\nMy words.\n\n## More\n\nOf them.\n", encoding="utf-8")
     stock_layout.adapt_card(path, record)
     text = path.read_text(encoding="utf-8")
-    assert text.startswith("---\nlicense: mit\n---\n# Mine\n\nMy words.\n\nThis is a stock `GPT2LMHeadModel` checkpoint")
+    assert text.startswith(
+        "---\nlicense: mit\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n# Mine\n\nMy words.\n\nThis is"
+    )
     assert text.endswith("differ by at most 1.4e-06 (the largest is 5.9).\n\n## More\n\nOf them.\n")
     path.write_text("Mine.\n", encoding="utf-8")
     stock_layout.adapt_card(path, record)
