@@ -1,4 +1,4 @@
-# Everything runs in .venv, which the first target you call makes. Needs python3 (3.10 or newer), make and a compiler.
+# Everything runs in .venv, which the first target you call makes. Needs python3 (3.11 or newer), make and a compiler.
 PYTHON ?= python3
 BIN := .venv/bin
 

@@ -27,7 +27,7 @@ HERE = Path(__file__).resolve().parent
 # if its exit status is not 0. One that takes {results} writes more rows there, as JSON: row -> "ok", "-: reason" or what is wrong.
 PROGRAMS = {
     "without the package": ("write_checkpoints.py", "check_checkpoint.py {folder} {results}"),
-    "tokenizers": ("write_tokenizers.py", "check_tokenizer.py check-all {folder}"),
+    "tokenizers of each kind": ("write_tokenizers.py", "check_tokenizer.py check-all {folder}"),
     "stock layouts": ("../stock_checkpoints.py", "check_stock_layouts.py {folder}/expected.json"),
     "checkpoints of earlier releases": (None, "check_old_checkpoints.py {results}"),
 }
