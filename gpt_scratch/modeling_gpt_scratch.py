@@ -493,6 +493,12 @@ class GPTScratchModel(GPTScratchPreTrainedModel):
                     "flatten the batch into one row, or use sdpa or flex_attention"
                 )
             return attention_mask, position_ids  # cut and made causal by the kernel
+        if implementation not in (
+            "eager",
+            "sdpa",
+            "flex_attention",
+        ):  # of somebody else's table, such as vLLM's: it has masks of its own
+            return attention_mask, position_ids
         longest = fixed_length(past_key_values)
         if attention_mask is documents is longest is None and (T == 1 or past_key_values is None or past_length == 0):
             return None, position_ids
@@ -543,7 +549,6 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: int | torch.Tensor | None = None,
-        shift_labels: torch.LongTensor | None = None,
         return_dict: bool | None = None,
         cache: Cache | None = None,
         **kwargs: Any,
@@ -556,11 +561,12 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):
         logits_to_keep (`int` or `torch.Tensor`): compute logits for the last n positions, or for these; 0 for all.
         num_items_in_batch (`int` or `torch.Tensor`): number of scored tokens over all accumulated batches and processes; the
             summed loss is divided by it. Without it, the mean over this batch.
-        shift_labels (`torch.LongTensor`, (B, T)): labels that are shifted already, in place of `labels`.
+        shift_labels (`torch.LongTensor`, (B, T), in kwargs): labels that are shifted already, in place of `labels`.
 
         Returns loss (scalar, fp32) where labels are given and logits (B, T, V), which are `None` where the loss is computed without
         keeping them: in training mode with labels and `loss_implementation` "chunked" (in `eval()` they are there).
         """
+        shift_labels = kwargs.pop("shift_labels", None)  # by name, Trainer would take it for a label that every batch must have
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -26,8 +26,8 @@ def recomputed(
     the other activations that are used within, are kept as autograd keeps any tensor, through the hooks of gradient checkpointing or
     offloading where these are set. The compiler makes this choice for itself.
     """
-    plain = type(result) is torch.Tensor and not result.is_meta and all(x.requires_grad for x in arguments)
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not plain:
+    trained = all(x.requires_grad for x in arguments)
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not trained:
         return nullcontext()
     return Recomputed(result, function, arguments, others)
 
@@ -91,4 +91,5 @@ class Recomputed(torch.autograd.graph.saved_tensors_hooks):
 
 
 def memory(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    """Equal for views of the same memory while that is held, also of tensors without any (meta, fake), whose addresses are all 0."""
+    return id(tensor.untyped_storage())

@@ -79,7 +79,7 @@ def test_upload_download_and_load(folder, script, logged_in, capsys, tmp_path):
     assert commit == hub.repos["ada/first"].branches["main"] and present(hub, "ada/first") == expected(folder)
     assert not hub.repos["ada/first"].private
     printed = capsys.readouterr().out
-    assert "downloaded again: 14 checksums equal; loaded without this package, its logits differ by 0.0e+00" in printed
+    assert "downloaded again: 16 checksums equal; loaded without this package, its logits differ by 0.0e+00" in printed
     model = AutoModelForCausalLM.from_pretrained("ada/first", revision=commit, cache_dir=tmp_path / "cache")
     tokenizer = AutoTokenizer.from_pretrained("ada/first", cache_dir=tmp_path / "cache")
     ids = tokenizer("One day, Anna", return_tensors="pt")["input_ids"]
@@ -122,7 +122,7 @@ def test_a_dry_run_needs_no_network_and_sends_nothing(folder, push, hub, capsys)
     assert push(folder, "first", "--dry-run") is None  # HF_HUB_OFFLINE is set in these tests: a request would be an error
     printed = capsys.readouterr().out
     assert "stays here, of no use to others: training_args.bin" in printed
-    assert "no tokens found, and no paths of this machine" in printed and "0.2 MB  in 14 files" in printed
+    assert "no tokens found, and no paths of this machine" in printed and "0.2 MB  in 16 files" in printed
     assert hub.requests == []
 
 
@@ -205,7 +205,7 @@ def test_a_repository_that_exists(folder, push, logged_in, capsys):
     for shard in folder.glob("model*"):
         shard.unlink()
     randomized.save_pretrained(folder)  # one file now, where shards and their index were
-    with pytest.raises(UserError, match="ada/first exists and holds 15 files: pass --update"):
+    with pytest.raises(UserError, match="ada/first exists and holds 17 files: pass --update"):
         push(folder, "first")
     assert hub.repos["ada/first"].branches["main"] == first
     push(folder, "first", "--update")

@@ -212,7 +212,7 @@ def test_training_goes_on_from_a_checkpoint_of_this_package(script, finished, te
             "but the model's vocab_size is 50",
         ),
         (["--train_file", "TEXT", "--config_overrides", "n_embd=30,n_head=4"], "hidden_size 30 is not a multiple"),
-        (["--train_file", "TEXT", "--config_overrides", "n_embd=abc"], "expected int"),
+        (["--train_file", "TEXT", "--config_overrides", "n_embd=abc"], "must be of type int"),
         (["--train_file", "TEXT", "--config_overrides", "n_embed=30"], "did you mean 'n_embd'"),
         (["--train_file", "TEXT", "--streaming", "--max_steps", "1"], "--streaming needs --tokenizer_name"),
         (["--train_file", "TEXT", "--resume_from_checkpoint", "latest"], "holds no checkpoint"),
