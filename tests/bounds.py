@@ -1,0 +1,96 @@
+"""Run a command or a piece of Python within bounds of time and memory, and say what it took: for tests of hostile input.
+
+Torch maps far more address space than it uses, so no limit is set on that: the resident memory of the process and its children is watched, and all of
+them are killed at the bound.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass
+class Outcome:
+    """What a bounded run did. `seconds` is wall time; `mebibytes` the peak of resident memory of the process and its children."""
+
+    status: int
+    stdout: str
+    stderr: str
+    seconds: float
+    mebibytes: float
+    exceeded: str | None  # the bound at which it was killed
+
+    @property
+    def last_line(self) -> str:
+        return (self.stderr.strip().splitlines() or [""])[-1]
+
+
+def resident(pid: int) -> int:
+    """Resident memory of a process and all of its descendants, in bytes; Linux only."""
+    total, todo = 0, [pid]
+    while todo:
+        current = todo.pop()
+        try:
+            total += int(Path(f"/proc/{current}/statm").read_text().split()[1]) * PAGE
+            for task in Path(f"/proc/{current}/task").iterdir():
+                todo += [int(child) for child in (task / "children").read_text().split()]
+        except OSError:  # it ended meanwhile
+            continue
+    return total
+
+
+def run_bounded(
+    command: Sequence[str | Path],
+    seconds: float,
+    mebibytes: float,
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+    stdin: str = "",
+) -> Outcome:
+    """Run `command` (for Python code: `[sys.executable, "-c", code]`); it and its children are killed at either bound."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | (env or {})
+    start, peak, exceeded = time.monotonic(), 0, None
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        cwd=cwd,
+        env=environment,
+        start_new_session=True,
+    )
+    given: str | None = stdin
+    while True:
+        try:
+            stdout, stderr = process.communicate(given, timeout=0.05)
+            break
+        except subprocess.TimeoutExpired:
+            given = None  # communicate goes on with what it was given first
+            peak = max(peak, resident(process.pid))
+            if peak > mebibytes * 2**20:
+                exceeded = f"{peak / 2**20:.0f} MiB"
+            elif time.monotonic() - start > seconds:
+                exceeded = f"{seconds:g} s"
+            if exceeded:
+                os.killpg(process.pid, signal.SIGKILL)
+                stdout, stderr = process.communicate()
+                break
+    return Outcome(process.returncode, stdout, stderr, time.monotonic() - start, peak / 2**20, exceeded)
+
+
+def refused_in_one_line(outcome: Outcome, *words: str) -> None:
+    """Assert that a command ended within its bounds, with a non-zero status and a last line that begins with "error:" and holds `words`."""
+    assert outcome.exceeded is None, f"killed at {outcome.exceeded}: {outcome.stderr[-2000:]}"
+    assert outcome.status not in (0, -signal.SIGSEGV, -signal.SIGKILL, -signal.SIGABRT), (outcome.status, outcome.stderr[-2000:])
+    assert "Traceback" not in outcome.stderr, outcome.stderr[-3000:]
+    assert outcome.last_line.startswith("error:"), outcome.stderr[-2000:]
+    for word in words:
+        assert word in outcome.last_line, outcome.last_line
