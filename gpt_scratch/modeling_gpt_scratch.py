@@ -538,6 +538,14 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.lm_head = new_embeddings
 
+    def tie_weights(self, *args, missing_keys: set[str] | None = None, **kwargs: Any) -> None:
+        """As transformers' own; release 5.3.0 forgets that the tied head of code from a checkpoint has not been loaded."""
+        if missing_keys is not None:
+            if self.lm_head.weight.is_meta and not self.model.embed_tokens.weight.is_meta and self.config.tie_word_embeddings:
+                missing_keys.add("lm_head.weight")
+            kwargs["missing_keys"] = missing_keys
+        super().tie_weights(*args, **kwargs)
+
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
