@@ -44,9 +44,9 @@ from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_gpt_scratch import GPTScratchConfig
 from .loss_gpt_scratch import chunked_language_modeling_loss, classification_loss, language_modeling_loss, problem_type_of
-from .positions_gpt_scratch import causal_mask, count_positions, find_documents, last_real_token, real_span, values_are_known
+from .positions_gpt_scratch import last_real_token, mask_and_positions, real_span, refuse_positions_beyond
 from .recomputation_gpt_scratch import recomputed
-from .releases_gpt_scratch import ALL_ATTENTION_FUNCTIONS, CACHE, fixed_length, only_cache, refuse_contradictions
+from .releases_gpt_scratch import ALL_ATTENTION_FUNCTIONS, CACHE, only_cache, refuse_contradictions
 
 
 class GPTScratchLayerNorm(nn.Module):
@@ -433,9 +433,10 @@ class GPTScratchModel(GPTScratchPreTrainedModel):
         tokens = input_ids if inputs_embeds is None else inputs_embeds
         refuse_contradictions(tokens, attention_mask, position_ids, past_key_values, kwargs)
 
-        mask, position_ids = self._mask_and_positions(tokens, attention_mask, position_ids, past_key_values)
+        implementation = self.config._attn_implementation
+        mask, position_ids = mask_and_positions(tokens, attention_mask, position_ids, past_key_values, implementation)
         if self.config.position_embedding_type == "learned":
-            self._refuse_positions_beyond_the_table(position_ids)
+            refuse_positions_beyond(self.config.max_position_embeddings, position_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
 
@@ -467,53 +468,6 @@ class GPTScratchModel(GPTScratchPreTrainedModel):
             **{CACHE: past_key_values if use_cache else None},
         )
         return outputs if wants_dict(self.config, return_dict) else outputs.to_tuple()
-
-    def _mask_and_positions(self, tokens, attention_mask, position_ids, past_key_values) -> tuple[Any, torch.Tensor]:
-        """The mask as the attention function takes it, `None` where causality alone says it all, and positions (B, T) or (1, T)."""
-        T, implementation = tokens.shape[1], self.config._attn_implementation or "eager"
-        prepared = attention_mask is not None and not (isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2)
-        paged = past_key_values is not None and "flash" in implementation  # its cache may not know one length for all rows
-        if position_ids is not None and (prepared or paged):
-            return attention_mask, position_ids
-        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-        columns = torch.arange(T, device=tokens.device) + past_length  # (T,)
-        documents = None
-        if position_ids is None:
-            position_ids = count_positions(columns, attention_mask)
-        elif past_key_values is None:
-            documents = find_documents(position_ids.expand(tokens.shape[0], -1), attention_mask)
-        if prepared:
-            return attention_mask, position_ids
-        if attention_mask is not None and values_are_known(attention_mask) and bool((attention_mask != 0).all()):
-            attention_mask = None
-        if "flash" in implementation:
-            if documents is not None and (len(documents) > 1 or attention_mask is not None):
-                raise ValueError(
-                    f"{implementation} keeps packed documents apart only in a batch of one row without padding: "
-                    "flatten the batch into one row, or use sdpa or flex_attention"
-                )
-            return attention_mask, position_ids  # cut and made causal by the kernel
-        if implementation not in (
-            "eager",
-            "sdpa",
-            "flex_attention",
-        ):  # of somebody else's table, such as vLLM's: it has masks of its own
-            return attention_mask, position_ids
-        longest = fixed_length(past_key_values)
-        if attention_mask is documents is longest is None and (T == 1 or past_key_values is None or past_length == 0):
-            return None, position_ids
-        key_length = past_length + T if longest is None else longest
-        return causal_mask(columns, key_length, attention_mask, documents, implementation), position_ids
-
-    def _refuse_positions_beyond_the_table(self, position_ids: torch.Tensor) -> None:
-        limit = self.config.max_position_embeddings
-        # Under a tracer values are unknown; the length of the call still is not.
-        last = int(position_ids.max()) + 1 if values_are_known(position_ids) else position_ids.shape[1]
-        if last > limit:
-            raise ValueError(
-                f"the sequence reaches {last} positions, but this model has learned {limit} (max_position_embeddings): "
-                "shorten the input or generate fewer tokens"
-            )
 
 
 class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):
@@ -618,7 +572,7 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):
         inputs = super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
         positions = inputs.get("position_ids")
         if positions is not None and self.config.position_embedding_type == "learned":
-            self.model._refuse_positions_beyond_the_table(positions)
+            refuse_positions_beyond(self.config.max_position_embeddings, positions)
         cache, new = inputs.get("past_key_values", inputs.get("cache")), inputs.get("input_ids")
         cached = 0 if cache is None else cache.get_seq_length()
         if new is not None and isinstance(cached, int) and cached + new.shape[1] < input_ids.shape[1]:  # a tensor: a static cache

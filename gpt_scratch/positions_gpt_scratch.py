@@ -2,18 +2,76 @@
 
 Shapes: B batch, T tokens of this call, S tokens seen so far (cache included).
 
-This file is copied into every saved checkpoint: it imports torch only.
+This file is copied into every saved checkpoint: it imports torch and its neighbours only.
 """
 
 from typing import Any
 
 import torch
 
+from .releases_gpt_scratch import fixed_length
+
 
 def values_are_known(tensor: torch.Tensor) -> bool:
     """Whether Python may branch on the values of `tensor`: not under a tracer, on the meta device or under a fake tensor mode."""
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     return not traced and type(tensor) is torch.Tensor and not tensor.is_meta
+
+
+def mask_and_positions(
+    tokens: torch.Tensor, attention_mask: Any, position_ids: torch.Tensor | None, cache: Any, implementation: str | None
+) -> tuple[Any, torch.Tensor]:
+    """The mask as the attention function takes it, and positions (B, T) or (1, T).
+
+    Args:
+        tokens: ids (B, T) or embeddings (B, T, C); only their number and device count.
+        attention_mask: (B, S), nonzero for real tokens, or a mask that somebody else has prepared, which is returned as it is.
+        position_ids: where the caller gives them.
+        cache: keys and values of earlier tokens, or None.
+        implementation: of attention, as `config._attn_implementation` names it.
+
+    Returns `None` for the mask where causality alone says it all. Raises `ValueError` for packed documents that flash attention would
+    mix.
+    """
+    implementation, T = implementation or "eager", tokens.shape[1]
+    prepared = attention_mask is not None and not (isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2)
+    paged = cache is not None and "flash" in implementation  # such a cache may not know one length for all rows
+    if position_ids is not None and (prepared or paged):
+        return attention_mask, position_ids
+    past_length = 0 if cache is None else cache.get_seq_length()
+    columns = torch.arange(T, device=tokens.device) + past_length  # (T,)
+    documents = None
+    if position_ids is None:
+        position_ids = count_positions(columns, attention_mask)
+    elif cache is None:
+        documents = find_documents(position_ids.expand(tokens.shape[0], -1), attention_mask)
+    if prepared:
+        return attention_mask, position_ids
+    if attention_mask is not None and values_are_known(attention_mask) and bool((attention_mask != 0).all()):
+        attention_mask = None
+    if "flash" in implementation and documents is not None and (len(documents) > 1 or attention_mask is not None):
+        raise ValueError(
+            f"{implementation} keeps packed documents apart only in a batch of one row without padding: "
+            "flatten the batch into one row, or use sdpa or flex_attention"
+        )
+    if implementation not in ("eager", "sdpa", "flex_attention"):
+        return attention_mask, position_ids  # made causal by the kernel, or by somebody else's attention, such as vLLM's
+    longest = fixed_length(cache)
+    if attention_mask is documents is longest is None and (T == 1 or cache is None or past_length == 0):
+        return None, position_ids
+    key_length = past_length + T if longest is None else longest
+    return causal_mask(columns, key_length, attention_mask, documents, implementation), position_ids
+
+
+def refuse_positions_beyond(limit: int, position_ids: torch.Tensor) -> None:
+    """Raise `ValueError` where a table of `limit` learned positions ends too early."""
+    # Under a tracer values are unknown; the length of the call still is not.
+    last = int(position_ids.max()) + 1 if values_are_known(position_ids) else position_ids.shape[1]
+    if last > limit:
+        raise ValueError(
+            f"the sequence reaches {last} positions, but this model has learned {limit} (max_position_embeddings): "
+            "shorten the input or generate fewer tokens"
+        )
 
 
 def count_positions(columns: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
@@ -126,4 +184,13 @@ def last_real_token(attention_mask: torch.Tensor, length: int) -> torch.Tensor:
     return (positions * (attention_mask[:, -length:] != 0)).argmax(-1)
 
 
-__all__ = ["causal_mask", "count_positions", "find_documents", "last_real_token", "real_span", "values_are_known"]
+__all__ = [
+    "causal_mask",
+    "count_positions",
+    "find_documents",
+    "last_real_token",
+    "mask_and_positions",
+    "real_span",
+    "refuse_positions_beyond",
+    "values_are_known",
+]
