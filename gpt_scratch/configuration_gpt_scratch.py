@@ -51,9 +51,11 @@ CHOICES = {
 ROPE_FACTORS = {
     "default": (),
     "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor", "original_max_position_embeddings"),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
-
+ROPE_OPTIONS = {"yarn": ("attention_factor", "beta_fast", "beta_slow")}  # and what it may have besides
 
 # Beyond any model there is; building one would hang or exhaust the memory before it failed.
 LARGEST = {
@@ -99,8 +101,8 @@ class GPTScratchConfig(PretrainedConfig):
     Architecture:
         position_embedding_type (`str`): `"learned"` absolute positions added to the token embedding (GPT-2), or `"rope"`,
             rotary positions in every attention (Su et al. 2021).
-        rope_parameters (`dict`, *optional*): only with `"rope"`: `rope_theta` (default 10000), `rope_type` (`"default"`,
-            `"linear"` or `"llama3"`) and that type's factors, under transformers' names.
+        rope_parameters (`dict`, *optional*): only with `"rope"`: `rope_theta` (default 10000), `rope_type` (`"default"`, or, to stretch
+            the positions, `"linear"`, `"dynamic"`, `"yarn"` or `"llama3"`) and that type's factors, under transformers' names.
         norm_type (`str`): `"layernorm"` (Ba et al. 2016) or `"rmsnorm"` (Zhang & Sennrich 2019).
         norm_eps (`float`): added to the variance inside the square root.
         mlp_type (`str`): `"plain"` (up, activation, down) or `"gated"` (Shazeer 2020).
@@ -412,15 +414,16 @@ class GPTScratchConfig(PretrainedConfig):
         rope_type = rope["rope_type"]
         if rope_type not in ROPE_FACTORS:
             refuse(f"rope_type is {rope_type!r}: choose one of {', '.join(ROPE_FACTORS)}")
-        needed = ("rope_theta", *ROPE_FACTORS[rope_type])
-        for name in needed:
-            if name not in rope:
+        needed, optional = ("rope_theta", *ROPE_FACTORS[rope_type]), ROPE_OPTIONS.get(rope_type, ())
+        for name in (*needed, *optional):
+            if name not in rope and name in needed:
                 refuse(f"rope_parameters has no {name}: rope_type {rope_type!r} needs {', '.join(needed)}")
-            if type(rope[name]) not in (int, float) or not 0 < rope[name] < float("inf"):
+            if name in rope and not (type(rope[name]) in (int, float) and 0 < rope[name] < float("inf")):
                 refuse(f"rope_parameters {name} is {rope[name]!r}: it must be a number above 0")
         # What a model was trained with before is said by some, and used by llama3.
-        for name in rope.keys() - {"rope_type", "original_max_position_embeddings", *needed}:
-            refuse(f"rope_parameters {name} is {rope[name]!r}: rope_type {rope_type!r} knows only {', '.join(needed)}")
+        for name in rope.keys() - {"rope_type", "original_max_position_embeddings", *needed, *optional}:
+            known = ", ".join((*needed, *optional))
+            refuse(f"rope_parameters {name} is {rope[name]!r}: rope_type {rope_type!r} knows only {known}")
         if rope.get("factor", 1) < 1:
             refuse(f"rope_parameters factor is {rope['factor']}: it stretches the positions, so it must be at least 1")
         if rope_type == "llama3" and rope["high_freq_factor"] <= rope["low_freq_factor"]:

@@ -1,18 +1,12 @@
 """A GPT, written by hand: one readable file that covers GPT-2 and the Llama family.
 
-Read it top to bottom: norms, rotary positions, attention, MLP, block, base model, then the two heads. The mathematics is here;
-masks, key/value caches, attention kernels, `generate` and checkpoint loading are transformers'.
+Read it top to bottom: norms, rotary positions, attention, MLP, block, base model, then the two heads. The mathematics is here; key/value
+caches, fused attention kernels, `generate` and checkpoint loading are transformers'. Positions count real tokens, so that padding on
+either side changes nothing, and documents packed into one row do not attend to one another: see `positions_gpt_scratch.py`.
 
-Notable:
-- positions count real tokens: they are derived from `attention_mask` in every forward, so padding on either side
-  changes nothing, in training as in generation;
-- rows packed with restarting `position_ids` do not attend across, whatever `use_cache` says;
-- no buffers: nothing that a meta-device load could leave as garbage;
-- the classification head pools the last real token by `attention_mask`, not by the pad id.
-
-Sources: GPT-2 (Radford et al. 2019; OpenAI `gpt-2/src/model.py`), Llama (Touvron et al. 2023), rotary positions (Su et al.
-2021, arXiv:2104.09864), RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467), grouped-query attention (Ainslie et al.
-2023, arXiv:2305.13245), gated MLPs (Shazeer 2020, arXiv:2002.05202).
+Sources: GPT-2 (Radford et al. 2019; OpenAI `gpt-2/src/model.py`), Llama (Touvron et al. 2023), rotary positions (Su et al. 2021,
+arXiv:2104.09864), RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467), grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245),
+gated MLPs (Shazeer 2020, arXiv:2002.05202).
 
 Shapes: B batch, T tokens of this call, S tokens seen so far (cache included), C hidden_size, H query heads, K key/value heads,
 D head_dim, I intermediate_size, V vocab_size, L num_labels.
@@ -23,30 +17,30 @@ This file is copied into every saved checkpoint: it imports torch, transformers 
 # mypy: no-strict-optional
 # (what a configuration leaves open is filled in when it is built; its types still say None)
 
-import inspect
-import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import __version__ as transformers_version
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPast,
-    CausalLMOutputWithPast,
-    SequenceClassifierOutputWithPast,
-)
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, SequenceClassifierOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_gpt_scratch import GPTScratchConfig
 from .loss_gpt_scratch import chunked_language_modeling_loss, classification_loss, language_modeling_loss, problem_type_of
 from .positions_gpt_scratch import last_real_token, mask_and_positions, real_span, refuse_positions_beyond
 from .recomputation_gpt_scratch import recomputed
-from .releases_gpt_scratch import ALL_ATTENTION_FUNCTIONS, CACHE, only_cache, refuse_contradictions
+from .releases_gpt_scratch import (
+    CACHE,
+    AnyRelease,
+    attention_function,
+    only_cache,
+    refuse_contradictions,
+    refuse_lost_tokens,
+    scaled_rotary_frequencies,
+)
 
 
 class GPTScratchLayerNorm(nn.Module):
@@ -80,37 +74,21 @@ class GPTScratchRMSNorm(nn.Module):
 NORMS: dict[str, type[nn.Module]] = {"layernorm": GPTScratchLayerNorm, "rmsnorm": GPTScratchRMSNorm}
 
 
-def rotary_frequencies(config, device: torch.device) -> torch.Tensor:
-    """Angle in radians by which each pair of a head turns per position, fp32, shape (D/2,).
-
-    `rope_type` "default": theta^(-2i/D) (Su et al. 2021, section 3.2.2). "linear": divided by `factor` (Chen et al. 2023).
-    "llama3": wavelengths up to original_max_position_embeddings / high_freq_factor stay, those beyond
-    original_max_position_embeddings / low_freq_factor are stretched by `factor`, a linear blend in between
-    (Meta, llama-models `apply_scaling`).
-    """
-    rope = config.rope_parameters
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device) / config.head_dim
-    frequencies = 1.0 / rope["rope_theta"] ** exponents
-    if rope["rope_type"] == "linear":
-        return frequencies / rope["factor"]
-    if rope["rope_type"] == "llama3":
-        low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-        turns = rope["original_max_position_embeddings"] * frequencies / (2 * math.pi)  # full turns within the old context
-        keep = ((turns - low) / (high - low)).clamp(0, 1)  # 1: untouched, 0: stretched by factor
-        return (1 - keep) * frequencies / rope["factor"] + keep * frequencies
-    return frequencies
-
-
 def rotary_embedding(config, position_ids: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines of every position, each (B, 1, T, D), ready to broadcast over the heads.
 
-    Computed from the configuration at each call: a cached table would be a buffer, and a buffer is garbage after a
-    meta-device load. The angles are fp32 whatever `dtype` is, since bf16 cannot tell position 1000 from 1001.
+    Pair i of a head turns by theta^(-2i/D) radians per position (Su et al. 2021, section 3.2.2); the scaled types, which stretch that
+    to longer contexts, are transformers'. Computed at each call: a cached table would be a buffer, which a meta-device load leaves as
+    garbage. The angles are fp32 whatever `dtype` is, since bf16 cannot tell position 1000 from 1001.
     """
-    frequencies = rotary_frequencies(config, position_ids.device)
+    if config.rope_parameters["rope_type"] == "default":
+        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=position_ids.device) / config.head_dim
+        frequencies, scale = 1.0 / config.rope_parameters["rope_theta"] ** exponents, 1.0  # (D/2,)
+    else:
+        frequencies, scale = scaled_rotary_frequencies(config, position_ids)
     angles = position_ids[:, None, :, None].float() * frequencies  # (B, T) -> (B, 1, T, D/2)
     angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
 
 
 def apply_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -123,14 +101,7 @@ def apply_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
 
 
 def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask, scaling, dropout=0.0, **kwargs
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention written out: softmax(Q K^T * scaling + mask) V (Vaswani et al. 2017, equation 1).
 
@@ -143,47 +114,21 @@ def eager_attention_forward(
     if attention_mask is None:  # query t of the last T tokens sees the keys up to its own
         T, S = scores.shape[-2:]
         attention_mask = torch.ones(T, S, dtype=torch.bool, device=scores.device).tril(S - T)
-    scores = add_mask(scores, attention_mask)
+    if attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)  # not -inf: padding may see nothing
+    else:
+        scores = scores + attention_mask
     weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights  # (B, H, T, D) -> (B, T, H, D)
 
 
-def add_mask(scores: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    if attention_mask.dtype == torch.bool:
-        return scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)  # not -inf: padding may see nothing
-    return scores + attention_mask
-
-
-def single_query_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, scaling: float
-) -> torch.Tensor:
-    """The same for one query, as in every step of generation: no kernel for long sequences is faster than two small products.
-
-    query (B, H, 1, D), key and value (B, K, S, D), boolean or additive mask (B, 1, 1, S) or None -> (B, 1, H, D).
-    """
-    B, H, _, D = query.shape
-    query = query.view(B, key.shape[1], -1, D)  # (B, K, H/K, D): query heads of a group meet their keys without copies of these
-    scores = (query @ key.transpose(-1, -2)).float() * scaling  # (B, K, H/K, S)
-    if attention_mask is not None:
-        scores = add_mask(scores, attention_mask[..., : key.shape[2]])
-    weights = nn.functional.softmax(scores, dim=-1).to(value.dtype)
-    return (weights @ value).reshape(B, 1, H, D)
-
-
-def attention_function(implementation: str | None) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
-    """The function that computes attention under this name: the one above, or one of transformers' table.
-
-    Not `ALL_ATTENTION_FUNCTIONS.get_interface(...)` and not `ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]`: each
-    exists in some releases only. transformers looks for these words in this file before `set_attn_implementation` goes on.
-    """
-    if implementation in ("eager", None) or not ALL_ATTENTION_FUNCTIONS:
-        return eager_attention_forward
-    return ALL_ATTENTION_FUNCTIONS[implementation]
-
-
 class GPTScratchAttention(nn.Module):
-    """Causal multi-head self-attention with optional grouped key/value heads and rotary positions."""
+    """Causal multi-head self-attention with optional grouped key/value heads and rotary positions.
+
+    Any function of transformers' table computes it. Before `set_attn_implementation` goes on, transformers looks for the words
+    `ALL_ATTENTION_FUNCTIONS.get_interface(` or `ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]` in this file.
+    """
 
     def __init__(self, config: GPTScratchConfig, layer_idx: int):
         super().__init__()
@@ -205,13 +150,9 @@ class GPTScratchAttention(nn.Module):
             self.k_norm = GPTScratchRMSNorm(self.head_dim, eps=config.norm_eps)
 
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs: Any,
+        self, hidden_states: torch.Tensor, attention_mask=None, position_embeddings=None, past_key_values=None, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, T, C) -> (B, T, C), and the weights where the attention function returns any; cosines and sines (B, 1, T, D)."""
         B, T, _ = hidden_states.shape
         # (B, T, heads * D) -> (B, heads, T, D); a view, nothing is copied
         query = self.q_proj(hidden_states).view(B, T, -1, self.head_dim).transpose(1, 2)
@@ -225,32 +166,10 @@ class GPTScratchAttention(nn.Module):
         if past_key_values is not None:
             # kwargs in one piece: a static cache reads cache_position from it, a paged cache exchanges its settings
             key, value = past_key_values.update(key, value, self.layer_idx, kwargs)  # (B, K, S, D)
-        attend = attention_function(self.config._attn_implementation)
-        plain = self.config._attn_implementation == "sdpa" and query.device.type == "cpu" and "read_index" not in kwargs
-        if T == 1 and plain and not self.training:
-            output, weights = single_query_attention(query, key, value, attention_mask, self.scaling), None
-        else:
-            dropout = self.attention_dropout if self.training else 0.0
-            output, weights = attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
+        attend = attention_function(self.config._attn_implementation, eager_attention_forward)
+        dropout = self.attention_dropout if self.training else 0.0
+        output, weights = attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
         return self.o_proj(output.reshape(B, T, -1)), weights  # (B, T, H, D) -> (B, T, C)
-
-
-def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
-    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): OpenAI's GELU (`gpt-2/src/model.py`), as torch's fused kernel."""
-    return nn.functional.gelu(x, approximate="tanh")
-
-
-def gelu_exact(x: torch.Tensor) -> torch.Tensor:
-    """x Phi(x) with the error function (Hendrycks & Gimpel 2016): nanoGPT's GELU, up to 5e-4 away from the tanh form."""
-    return nn.functional.gelu(x)
-
-
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "gelu_new": gelu_tanh,
-    "gelu_pytorch_tanh": gelu_tanh,
-    "gelu": gelu_exact,
-    "silu": nn.functional.silu,
-}
 
 
 class GPTScratchMLP(nn.Module):
@@ -263,7 +182,8 @@ class GPTScratchMLP(nn.Module):
             self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
-        self.act_fn = ACTIVATIONS.get(config.hidden_act) or ACT2FN[config.hidden_act]
+        # GPT-2's GELU, 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), as one kernel: transformers spells "gelu_new" out in seven
+        self.act_fn = ACT2FN["gelu_pytorch_tanh" if config.hidden_act == "gelu_new" else config.hidden_act]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         wide = (self.gate_proj(x), self.up_proj(x)) if self.gated else (self.up_proj(x),)
@@ -300,11 +220,7 @@ class GPTScratchBlock(nn.Module):
         return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states))), weights
 
 
-def wants_dict(config: GPTScratchConfig, return_dict: bool | None) -> bool:
-    return config.return_dict if return_dict is None else return_dict
-
-
-class GPTScratchPreTrainedModel(PreTrainedModel):
+class GPTScratchPreTrainedModel(AnyRelease, PreTrainedModel):
     """What the base model and both heads share: initialization, and what transformers may ask of them."""
 
     config_class = GPTScratchConfig
@@ -313,13 +229,7 @@ class GPTScratchPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["GPTScratchBlock"]
     _skip_keys_device_placement = ["past_key_values", "cache"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-    # asked by transformers 4 only
-    _supports_cache_class = _supports_static_cache = _supports_quantized_cache = _supports_flash_attn_2 = True
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = _can_compile_fullgraph = True
 
     def __init__(self, config: GPTScratchConfig):
         config.validate_architecture()  # once more: from_pretrained(..., hidden_act="...") changes it after it was built
@@ -329,49 +239,24 @@ class GPTScratchPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Initialize the parameters of one module.
 
-        "gpt2" is OpenAI's: "A modified initialization which accounts for the accumulation on the residual path with model depth
-        is used. We scale the weights of residual layers at initialization by a factor of 1/sqrt(N) where N is the
-        number of residual layers" (Radford et al. 2019, section 2.3); N = 2 layers, one for attention, one for the MLP.
-        Normal with standard deviation 0.02 (`gpt-2/src/model.py`, conv1d, and wte; OpenAI draws wpe with 0.01, we follow
-        transformers and nanoGPT in using 0.02 for both).
-
-        "pytorch" is what nn.Linear and nn.Embedding do by themselves: kaiming-uniform with a = sqrt(5), which is uniform
-        in +-1/sqrt(fan_in) for weights and biases, and a standard normal embedding.
-
-        "gpt2_zero" is "gpt2" with zero in place of the scaled normal of the residual layers.
+        "gpt2" is OpenAI's, normal with standard deviation 0.02: "We scale the weights of residual layers at initialization by a factor
+        of 1/sqrt(N) where N is the number of residual layers" (Radford et al. 2019, section 2.3), N = 2 layers. "gpt2_zero" has zeros in
+        their place. "pytorch" is what nn.Linear and nn.Embedding do by themselves.
         """
-        init, std = nn.init, self.config.initializer_range  # by these names: transformers has them spare what was loaded
-        as_pytorch = self.config.initialization == "pytorch"
-        if isinstance(module, nn.Linear):
-            bound = 1 / math.sqrt(module.in_features)
-            if as_pytorch:
-                init.uniform_(module.weight, -bound, bound)
-            elif not getattr(module, "adds_to_residual", False):
-                init.normal_(module.weight, mean=0.0, std=std)
-            elif self.config.initialization == "gpt2_zero":
-                init.zeros_(module.weight)
-            else:
-                init.normal_(module.weight, mean=0.0, std=std / math.sqrt(2 * self.config.num_hidden_layers))
-            if module.bias is not None and as_pytorch:
-                init.uniform_(module.bias, -bound, bound)
-            elif module.bias is not None:
+        init = nn.init  # by this name: transformers has its functions spare what was loaded
+        if isinstance(module, nn.Linear | nn.Embedding) and self.config.initialization == "pytorch":
+            module.reset_parameters()
+        elif isinstance(module, nn.Linear | nn.Embedding):
+            std = self.config.initializer_range
+            if getattr(module, "adds_to_residual", False):
+                std *= 0 if self.config.initialization == "gpt2_zero" else (2 * self.config.num_hidden_layers) ** -0.5
+            init.normal_(module.weight, mean=0.0, std=std)
+            if getattr(module, "bias", None) is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight, mean=0.0, std=1.0 if as_pytorch else std)
-        elif isinstance(module, tuple(NORMS.values())):
+        elif isinstance(module, GPTScratchLayerNorm | GPTScratchRMSNorm):
             init.ones_(module.weight)
             if isinstance(module, GPTScratchLayerNorm):
                 init.zeros_(module.bias)
-
-    def save_pretrained(self, save_directory, **kwargs) -> None:  # type: ignore[override]
-        """As transformers' own, but always with this model's own parameter names.
-
-        A model that was loaded through a key mapping would otherwise be written with the foreign names again, which users
-        who do not have the mapping cannot load.
-        """
-        if "save_original_format" in inspect.signature(PreTrainedModel.save_pretrained).parameters:  # from 5.0 on
-            kwargs.setdefault("save_original_format", False)
-        super().save_pretrained(save_directory, **kwargs)
 
 
 class GPTScratchModel(GPTScratchPreTrainedModel):
@@ -387,12 +272,6 @@ class GPTScratchModel(GPTScratchPreTrainedModel):
         self.norm = NORMS[config.norm_type](config.hidden_size, eps=config.norm_eps)
         self.gradient_checkpointing = False  # transformers sets it, with _gradient_checkpointing_func beside it
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embed_tokens = value
 
     def forward(
         self,
@@ -411,36 +290,29 @@ class GPTScratchModel(GPTScratchPreTrainedModel):
         r"""
         input_ids (`torch.LongTensor`, (B, T)): token ids; or `inputs_embeds` (B, T, C) in their place.
         attention_mask (`torch.Tensor`, (B, S) or a prepared (B, 1, T, S)): 1 for tokens, 0 for padding, on either side.
-        position_ids (`torch.LongTensor`, (B, T) or (1, T)): by default the number of real tokens before each one. A row in
-            which they restart or jump holds several documents, which do not attend to one another (where no past_key_values
-            are given).
+        position_ids (`torch.LongTensor`, (B, T) or (1, T)): by default the number of real tokens before each one. Where they restart or
+            jump, and no cache is given, another document begins, which does not attend to the one before.
         past_key_values (`Cache`): keys and values of earlier calls, extended in place. `cache` is the same, as in transformers 5.24.
-        use_cache (`bool`): return a cache; `config.use_cache` by default.
 
         Returns last_hidden_state (B, T, C), the cache, and on request hidden_states and attentions (eager only).
 
-        Raises `ValueError` if both or neither of input_ids and inputs_embeds are given, for a mask that speaks of earlier tokens
-        where no cache holds them, and for sequences longer than `max_position_embeddings` where positions are learned;
-        `TypeError` for an argument that nothing here knows.
+        Raises `ValueError` for arguments that contradict each other, and for sequences longer than `max_position_embeddings` where
+        positions are learned; `TypeError` for an argument that nothing here knows.
         """
         past_key_values = only_cache(past_key_values, cache, kwargs)
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         checkpointing = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         use_cache = (self.config.use_cache if use_cache is None else use_cache) and not checkpointing
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        tokens = input_ids if inputs_embeds is None else inputs_embeds
-        refuse_contradictions(tokens, attention_mask, position_ids, past_key_values, kwargs)
+        refuse_contradictions(input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, kwargs)
 
+        hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         implementation = self.config._attn_implementation
-        mask, position_ids = mask_and_positions(tokens, attention_mask, position_ids, past_key_values, implementation)
+        mask, position_ids = mask_and_positions(hidden_states, attention_mask, position_ids, past_key_values, implementation)
         if self.config.position_embedding_type == "learned":
             refuse_positions_beyond(self.config.max_position_embeddings, position_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
-
-        hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         position_embeddings = None
         if self.config.position_embedding_type == "learned":
             hidden_states = hidden_states + self.embed_positions(position_ids)
@@ -467,7 +339,7 @@ class GPTScratchModel(GPTScratchPreTrainedModel):
             attentions=tuple(all_weights) if output_attentions else None,
             **{CACHE: past_key_values if use_cache else None},
         )
-        return outputs if wants_dict(self.config, return_dict) else outputs.to_tuple()
+        return self.as_asked(outputs, return_dict)
 
 
 class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):
@@ -485,20 +357,6 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):
         self.loss_implementation = config.loss_implementation
         self.label_smoothing = 0.0  # in training mode only
         self.post_init()
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.lm_head = new_embeddings
-
-    def tie_weights(self, *args, missing_keys: set[str] | None = None, **kwargs: Any) -> None:
-        """As transformers' own; release 5.3.0 forgets that the tied head of code from a checkpoint has not been loaded."""
-        if missing_keys is not None:
-            if self.lm_head.weight.is_meta and not self.model.embed_tokens.weight.is_meta and self.config.tie_word_embeddings:
-                missing_keys.add("lm_head.weight")
-            kwargs["missing_keys"] = missing_keys
-        super().tie_weights(*args, **kwargs)
 
     def forward(
         self,
@@ -518,68 +376,43 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):
         r"""
         As [`GPTScratchModel.forward`], and:
 
-        labels (`torch.LongTensor`, (B, T)): token ids, usually `input_ids` itself: they are shifted here, once, so that position
-            t is scored on token t + 1. Positions labelled -100 do not count.
+        labels (`torch.LongTensor`, (B, T)): token ids, usually `input_ids` itself: shifted here, once, so that position t is scored on
+            token t + 1; -100 does not count. `shift_labels`, in kwargs, are shifted already.
         logits_to_keep (`int` or `torch.Tensor`): compute logits for the last n positions, or for these; 0 for all.
-        num_items_in_batch (`int` or `torch.Tensor`): number of scored tokens over all accumulated batches and processes; the
-            summed loss is divided by it. Without it, the mean over this batch.
-        shift_labels (`torch.LongTensor`, (B, T), in kwargs): labels that are shifted already, in place of `labels`.
+        num_items_in_batch (`int` or `torch.Tensor`): the summed loss is divided by it: the number of scored tokens over all accumulated
+            batches and processes. Without it, the loss is the mean over this batch.
 
-        Returns loss (scalar, fp32) where labels are given and logits (B, T, V), which are `None` where the loss is computed without
-        keeping them: in training mode with labels and `loss_implementation` "chunked" (in `eval()` they are there).
+        Returns loss (scalar, fp32) where labels are given and logits (B, T, V); these are `None` in training mode with labels and
+        `loss_implementation` "chunked".
         """
         shift_labels = kwargs.pop("shift_labels", None)  # by name, Trainer would take it for a label that every batch must have
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            return_dict=True,
-            cache=cache,
-            **kwargs,
-        )
+        kwargs |= {"cache": cache, "return_dict": True}
+        outputs = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **kwargs)
         hidden_states, logits, loss = outputs.last_hidden_state, None, None
         scored = labels is not None or shift_labels is not None
         smoothing = self.label_smoothing if self.training else 0.0
-        if scored and self._without_logits():
+        # Past the module, the head's weight is taken only where no adapter and no quantization has replaced it.
+        if scored and self.training and self.loss_implementation == "chunked" and type(self.lm_head) is nn.Linear:
             loss = chunked_language_modeling_loss(
                 hidden_states, self.lm_head.weight, labels, smoothing, num_items_in_batch, shift_labels
             )
         else:
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
-            logits = self.lm_head(hidden_states[:, kept] if isinstance(kept, (slice, torch.Tensor)) else hidden_states)
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep  # -0: from the start
+            logits = self.lm_head(hidden_states[:, kept])
             if scored:
                 loss = language_modeling_loss(logits, labels, smoothing, num_items_in_batch, shift_labels)
-        result = CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            **{CACHE: getattr(outputs, CACHE)},
-        )
-        return result if wants_dict(self.config, return_dict) else result.to_tuple()
-
-    def _without_logits(self) -> bool:
-        """Whether the loss may take the head's weight past the module: not where an adapter or quantization has replaced it."""
-        return self.training and self.loss_implementation == "chunked" and type(self.lm_head) is nn.Linear
+        others = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+        return self.as_asked(CausalLMOutputWithPast(loss=loss, logits=logits, **others), return_dict)
 
     def prepare_inputs_for_generation(self, input_ids, *args, inputs_embeds=None, **kwargs):
-        """As transformers' own, checked here, outside of a forward that may be compiled: tokens that `generate` does not hand to
-        `forward` again must be in the cache, and the learned positions must reach far enough.
+        """As transformers' own, and checked outside of a forward that may be compiled: tokens that `generate` does not hand to `forward`
+        again must be in the cache, and the learned positions must reach far enough.
         """
         inputs = super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
         positions = inputs.get("position_ids")
         if positions is not None and self.config.position_embedding_type == "learned":
             refuse_positions_beyond(self.config.max_position_embeddings, positions)
-        cache, new = inputs.get("past_key_values", inputs.get("cache")), inputs.get("input_ids")
-        cached = 0 if cache is None else cache.get_seq_length()
-        if new is not None and isinstance(cached, int) and cached + new.shape[1] < input_ids.shape[1]:  # a tensor: a static cache
-            raise ValueError(
-                f"generate() continues with {new.shape[1]} of {input_ids.shape[1]} tokens, but the cache holds {cached} of the others: "
-                f"transformers {transformers_version} and this model do not agree about the cache"
-            )
+        refuse_lost_tokens(inputs, input_ids)
         return inputs
 
 
@@ -617,53 +450,23 @@ class GPTScratchForSequenceClassification(GPTScratchPreTrainedModel):
         labels: class ids (B,) for `problem_type` "single_label_classification", 0/1 floats (B, L) for
             "multi_label_classification", floats (B,) or (B, L) for "regression".
 
-        Returns loss (scalar, a mean over rows) where labels are given and logits (B, L).
-
-        Raises `ValueError` where the last token of each row cannot be known: more than one row, no attention_mask, and no
-        pad token in the configuration (or embeddings in place of ids).
+        Returns loss (scalar, a mean over rows) where labels are given and logits (B, L). Raises `ValueError` where the last token of each
+        of several rows cannot be known: no attention_mask, and no pad token in the configuration (or embeddings in place of ids).
         """
         knows_padding = input_ids is not None and self.config.pad_token_id is not None
         if attention_mask is None and past_key_values is None and cache is None and knows_padding:
             attention_mask = real_span(input_ids, self.config.pad_token_id)
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            return_dict=True,
-            cache=cache,
-            **kwargs,
-        )
+        kwargs |= {"cache": cache, "return_dict": True}
+        outputs = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **kwargs)
         hidden_states = outputs.last_hidden_state  # (B, T, C)
-        rows = torch.arange(hidden_states.shape[0], device=hidden_states.device)
-        logits = self.score(hidden_states[rows, self._last_token(hidden_states, attention_mask)])  # (B, C) -> (B, L)
+        rows = torch.arange(len(hidden_states), device=hidden_states.device)
+        logits = self.score(hidden_states[rows, last_real_token(attention_mask, hidden_states)])  # (B, C) -> (B, L)
         loss = None
         if labels is not None:
             self.config.problem_type = self.config.problem_type or problem_type_of(labels, self.num_labels)
             loss = classification_loss(logits, labels, self.config.problem_type)
-        result = SequenceClassifierOutputWithPast(
-            loss=loss,
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            **{CACHE: getattr(outputs, CACHE)},
-        )
-        return result if wants_dict(self.config, return_dict) else result.to_tuple()
-
-    @staticmethod
-    def _last_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """Index of the last real token of each row, (B,)."""
-        B, T, _ = hidden_states.shape
-        if attention_mask is not None and attention_mask.ndim == 2:
-            return last_real_token(attention_mask.to(hidden_states.device), T)
-        if B == 1:
-            return torch.full((1,), T - 1, device=hidden_states.device)
-        raise ValueError(
-            f"cannot tell the last token of each of {B} rows: pass a 2-dimensional attention_mask, or input_ids with "
-            "config.pad_token_id set"
-        )
+        others = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+        return self.as_asked(SequenceClassifierOutputWithPast(loss=loss, logits=logits, **others), return_dict)
 
 
 # Saving copies this file and its neighbours beside the weights. Here and not in the package, so that a model whose code came from a
@@ -672,9 +475,4 @@ GPTScratchModel.register_for_auto_class("AutoModel")
 GPTScratchForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 GPTScratchForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
 
-__all__ = [
-    "GPTScratchForCausalLM",
-    "GPTScratchForSequenceClassification",
-    "GPTScratchModel",
-    "GPTScratchPreTrainedModel",
-]
+__all__ = ["GPTScratchForCausalLM", "GPTScratchForSequenceClassification", "GPTScratchModel", "GPTScratchPreTrainedModel"]

@@ -174,14 +174,24 @@ def real_span(input_ids: torch.Tensor, pad_token_id: int) -> torch.Tensor:
     return (real.cumsum(-1) > 0).long() * (real.flip(-1).cumsum(-1).flip(-1) > 0).long()
 
 
-def last_real_token(attention_mask: torch.Tensor, length: int) -> torch.Tensor:
-    """Index of the last real token among the last `length` of each row, (B,).
+def last_real_token(attention_mask: torch.Tensor | None, hidden_states: torch.Tensor) -> torch.Tensor:
+    """Index of the last real token of each row of `hidden_states`, (B, T, C) -> (B,).
 
-    >>> last_real_token(torch.tensor([[1, 1, 1, 0], [0, 0, 1, 1]]), 4).tolist()
+    Raises `ValueError` where it cannot be known: several rows without a mask of two dimensions (B, S).
+
+    >>> last_real_token(torch.tensor([[1, 1, 1, 0], [0, 0, 1, 1]]), torch.zeros(2, 4, 1)).tolist()
     [2, 3]
     """
-    positions = torch.arange(length, device=attention_mask.device)
-    return (positions * (attention_mask[:, -length:] != 0)).argmax(-1)
+    B, T, _ = hidden_states.shape
+    if attention_mask is not None and attention_mask.ndim == 2:
+        real = attention_mask[:, -T:].to(hidden_states.device) != 0
+        return (torch.arange(T, device=hidden_states.device) * real).argmax(-1)
+    if B == 1:
+        return torch.full((1,), T - 1, device=hidden_states.device)
+    raise ValueError(
+        f"cannot tell the last token of each of {B} rows: pass a 2-dimensional attention_mask, or input_ids with "
+        "config.pad_token_id set"
+    )
 
 
 __all__ = [

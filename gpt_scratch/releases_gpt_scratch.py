@@ -3,11 +3,17 @@
 This file is copied into every saved checkpoint: it imports torch and transformers only.
 """
 
+import inspect
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from transformers import __version__ as transformers_version
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.modeling_utils import PreTrainedModel
 
 try:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -38,6 +44,67 @@ HANDED_ON = {
 }
 
 
+class AnyRelease:
+    """What a model needs besides its own code to be loaded and saved alike on every release; stands before `PreTrainedModel`."""
+
+    # asked by transformers 4 only
+    _supports_cache_class = _supports_static_cache = _supports_quantized_cache = _supports_flash_attn_2 = True
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        base: Any = getattr(self, "model", self)
+        return base.embed_tokens
+
+    def set_input_embeddings(self, value: torch.nn.Module) -> None:
+        base: Any = getattr(self, "model", self)
+        base.embed_tokens = value
+
+    def get_output_embeddings(self) -> torch.nn.Module | None:
+        return getattr(self, "lm_head", None)
+
+    def set_output_embeddings(self, new_embeddings: torch.nn.Module) -> None:
+        self.lm_head = new_embeddings
+
+    def as_asked(self, outputs: ModelOutput, return_dict: bool | None) -> ModelOutput | tuple:
+        """The outputs, or a tuple of them where the argument, or else the configuration, asks for that."""
+        wanted = self.config.return_dict if return_dict is None else return_dict  # type: ignore[attr-defined]
+        return outputs if wanted else outputs.to_tuple()
+
+    def save_pretrained(self, save_directory, **kwargs: Any) -> None:
+        """As transformers' own, but under the model's own names, also where foreign ones were read through a key mapping."""
+        if "save_original_format" in inspect.signature(PreTrainedModel.save_pretrained).parameters:  # from 5.0 on
+            kwargs.setdefault("save_original_format", False)
+        super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
+
+    def tie_weights(self, *args: Any, missing_keys: set[str] | None = None, **kwargs: Any) -> None:
+        """As transformers' own, but 5.3.0 forgets that the tied head of code from a checkpoint has not been loaded."""
+        if missing_keys is not None:  # given from 5.0 on, after loading
+            for name, source in getattr(self, "all_tied_weights_keys", {}).items():
+                if self.get_parameter(name).is_meta and not self.get_parameter(source).is_meta:  # type: ignore[attr-defined]
+                    missing_keys.add(name)
+            kwargs["missing_keys"] = missing_keys
+        super().tie_weights(*args, **kwargs)  # type: ignore[misc]
+
+
+def attention_function(implementation: str | None, eager: Callable) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+    """The attention function of this name: `eager`, or one of transformers' table."""
+    return eager if implementation in ("eager", None) or not ALL_ATTENTION_FUNCTIONS else ALL_ATTENTION_FUNCTIONS[implementation]
+
+
+def refuse_lost_tokens(inputs: dict[str, Any], input_ids: torch.Tensor) -> None:
+    """Refuse a step of `generate` whose `inputs` for `forward` leave out tokens of `input_ids` (B, T) that no cache holds.
+
+    Raises:
+        ValueError: the release passes the cache in a way that the model does not know.
+    """
+    cache, new = inputs.get("past_key_values", inputs.get("cache")), inputs.get("input_ids")
+    cached = 0 if cache is None else cache.get_seq_length()
+    if new is not None and isinstance(cached, int) and cached + new.shape[1] < input_ids.shape[1]:  # a tensor: a static cache
+        raise ValueError(
+            f"generate() continues with {new.shape[1]} of {input_ids.shape[1]} tokens, but the cache holds {cached} of the others: "
+            f"transformers {transformers_version} and this model do not agree about the cache"
+        )
+
+
 def only_cache(past_key_values: Cache | None, cache: Cache | None, kwargs: dict[str, Any]) -> Cache | None:
     """The key/value cache by either of its names.
 
@@ -60,8 +127,32 @@ def fixed_length(cache: Cache | None) -> int | None:
     return length if length is not None and length > 0 else None
 
 
+def scaled_rotary_frequencies(config, position_ids: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Rotary frequencies, fp32, (D/2,), and the factor of cosines and sines, for a scaled `rope_type`, as transformers computes them.
+
+    "dynamic" depends on the longest sequence of the call, which `position_ids` (B, T) tell.
+    """
+    rope = config.rope_parameters
+    original = rope.get("original_max_position_embeddings", config.max_position_embeddings)
+    read = SimpleNamespace(  # what the function reads from a configuration: rope_theta and rope_scaling until 4.57
+        rope_parameters=rope,
+        rope_scaling=rope,
+        rope_theta=rope["rope_theta"],
+        head_dim=config.head_dim,
+        hidden_size=config.hidden_size,
+        num_attention_heads=config.num_attention_heads,
+        partial_rotary_factor=1.0,
+        # yarn stretches from its original length, which 4.46 reads under this name
+        max_position_embeddings=original if rope["rope_type"] == "yarn" else config.max_position_embeddings,
+        standardize_rope_params=lambda: None,
+    )
+    longest = position_ids.max() + 1 if rope["rope_type"] == "dynamic" else None
+    return ROPE_INIT_FUNCTIONS[rope["rope_type"]](read, position_ids.device, seq_len=longest)
+
+
 def refuse_contradictions(
-    tokens: torch.Tensor,
+    input_ids: torch.Tensor | None,
+    inputs_embeds: torch.Tensor | None,
     attention_mask: Any,
     position_ids: torch.Tensor | None,
     past_key_values: Cache | None,
@@ -70,18 +161,20 @@ def refuse_contradictions(
     """Refuse arguments of `forward` that nothing would use, or that cannot all be meant.
 
     Args:
-        tokens: ids (B, T) or embeddings (B, T, C).
+        input_ids: (B, T), or `inputs_embeds` (B, T, C).
         others: the arguments that `forward` does not name.
 
     Raises:
         TypeError: an unknown name.
-        ValueError: a mask of earlier tokens without the cache that holds them; document bounds without positions; attention that is
-            not causal.
+        ValueError: both or neither of the first two; a mask of earlier tokens without the cache that holds them; document bounds without
+            positions; attention that is not causal.
     """
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("give exactly one of input_ids and inputs_embeds")
     unknown = others.keys() - HANDED_ON - {"cache"}
     if unknown:
         raise TypeError(f"forward() knows no argument {', '.join(sorted(unknown))}: nothing here would use it")
-    T = tokens.shape[1]
+    T = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]  # type: ignore[union-attr]
     if past_key_values is None and "cache" not in others and attention_mask is not None and attention_mask.shape[-1] != T:
         raise ValueError(
             f"attention_mask speaks of {attention_mask.shape[-1]} tokens, but {T} are given and no cache holds the others"
@@ -93,4 +186,14 @@ def refuse_contradictions(
         raise ValueError("is_causal is False: this model attends to earlier tokens only, unless a prepared mask says otherwise")
 
 
-__all__ = ["ALL_ATTENTION_FUNCTIONS", "CACHE", "HANDED_ON", "fixed_length", "only_cache", "refuse_contradictions"]
+__all__ = [
+    "CACHE",
+    "HANDED_ON",
+    "AnyRelease",
+    "attention_function",
+    "fixed_length",
+    "only_cache",
+    "refuse_contradictions",
+    "refuse_lost_tokens",
+    "scaled_rotary_frequencies",
+]

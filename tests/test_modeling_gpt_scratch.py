@@ -11,13 +11,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from gpt_scratch import GPTScratchForCausalLM, GPTScratchForSequenceClassification, GPTScratchModel
 from gpt_scratch.modeling_gpt_scratch import (
     GPTScratchLayerNorm,
+    GPTScratchMLP,
     GPTScratchRMSNorm,
     apply_rotary,
     eager_attention_forward,
-    gelu_exact,
-    gelu_tanh,
     rotary_embedding,
-    rotary_frequencies,
 )
 
 LLAMA3 = {
@@ -28,7 +26,15 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
-ROPES = [{"rope_theta": 10000.0}, {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0}, LLAMA3]
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+ROPES = {
+    "default": {"rope_theta": 10000.0},
+    "linear": {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0},
+    "llama3": LLAMA3,
+    "dynamic": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 500.0},
+    "yarn": YARN,
+    "yarn with all its settings": YARN | {"attention_factor": 1.3, "beta_fast": 8.0, "beta_slow": 2.0},
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------- the parts
@@ -55,28 +61,9 @@ def test_gelu_is_its_formula():
     x = torch.linspace(-6, 6, 1001, dtype=torch.float64)
     tanh = 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     exact = torch.tensor([0.5 * value * (1 + math.erf(value / math.sqrt(2))) for value in x.tolist()], dtype=torch.float64)
-    assert_equal(gelu_tanh(x.float()).double(), tanh, 1e-6)
-    assert_equal(gelu_exact(x.float()).double(), exact, 1e-6)
+    for name, expected in {"gelu_new": tanh, "gelu_pytorch_tanh": tanh, "gelu": exact, "silu": x * torch.sigmoid(x)}.items():
+        assert_equal(GPTScratchMLP(tiny_config(hidden_act=name)).act_fn(x.float()).double(), expected, 1e-6)
     assert 4e-4 < (tanh - exact).abs().max() < 6e-4  # so the tests here can tell one from the other
-
-
-def test_rotary_frequencies_are_their_formulas():
-    for rope in ROPES:
-        config = tiny_config("llama", head_dim=16, rope_parameters=dict(rope), max_position_embeddings=128)
-        expected = []
-        for i in range(8):
-            frequency = rope["rope_theta"] ** (-2 * i / 16)
-            if rope.get("rope_type") == "linear":
-                frequency /= rope["factor"]
-            if rope.get("rope_type") == "llama3":  # Meta's llama-models, apply_scaling
-                wavelength = 2 * math.pi / frequency
-                if wavelength > 16 / 1.0:
-                    frequency /= 8.0
-                elif wavelength >= 16 / 4.0:
-                    smooth = (16 / wavelength - 1.0) / (4.0 - 1.0)
-                    frequency = (1 - smooth) * frequency / 8.0 + smooth * frequency
-            expected.append(frequency)
-        assert_equal(rotary_frequencies(config, torch.device("cpu")).double(), torch.tensor(expected, dtype=torch.float64), 1e-6)
 
 
 def test_rotary_turns_pairs_half_a_head_apart():
@@ -156,7 +143,7 @@ def test_logits_equal_transformers_gpt2(attention):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("rope", ROPES, ids=["default", "linear", "llama3"])
+@pytest.mark.parametrize("rope", ROPES.values(), ids=ROPES)
 def test_logits_equal_transformers_llama(rope, tied):
     config = LlamaConfig(
         vocab_size=61,
@@ -169,15 +156,20 @@ def test_logits_equal_transformers_llama(rope, tied):
         rms_norm_eps=1e-5,
         rope_parameters=dict(rope),
         tie_word_embeddings=tied,
+        eos_token_id=None,
     )
     llama = randomize(LlamaForCausalLM(config)).eval()
     model = tiny_model(
         "llama", intermediate_size=128, max_position_embeddings=64, rope_parameters=dict(rope), tie_word_embeddings=tied
     )
     model.load_state_dict(llama.state_dict())  # the same names, every one
-    ids = token_ids(2, 64)
     with torch.no_grad():
-        assert_equal(model(ids).logits, llama(ids).logits)
+        for length in (64, 96, 40):  # beyond max_position_embeddings "dynamic" turns more slowly, and within them as before
+            ids = token_ids(2, length)
+            assert_equal(model(ids).logits, llama(ids).logits)
+        ids = token_ids(2, 60)
+        settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+        assert torch.equal(model.generate(ids, **settings), llama.generate(ids, **settings))
 
 
 def test_logits_equal_transformers_qwen3_whose_queries_and_keys_are_normed():

@@ -96,8 +96,11 @@ def test_each_row_has_its_own_mask_and_flex_attention_the_same_one():
 def test_the_span_of_real_tokens_and_its_end():
     ids = torch.tensor(rows("00506 50600 00000"))
     assert real_span(ids, 0).tolist() == rows("00111 11100 00000")
-    assert last_real_token(torch.tensor(rows("00111 11100")), 5).tolist() == [4, 2]
-    assert last_real_token(torch.tensor(rows("11011 01100")), 3).tolist() == [2, 0]  # of the last three
+    assert last_real_token(torch.tensor(rows("00111 11100")), torch.zeros(2, 5, 1)).tolist() == [4, 2]
+    assert last_real_token(None, torch.zeros(1, 4, 1)).tolist() == [3]
+    with pytest.raises(ValueError, match="last token of each of 2 rows"):
+        last_real_token(None, torch.zeros(2, 4, 1))
+    assert last_real_token(torch.tensor(rows("11011 01100")), torch.zeros(2, 3, 1)).tolist() == [2, 0]  # of the last three
 
 
 def test_values_are_not_known_under_a_tracer():

@@ -55,6 +55,12 @@ LANGUAGE_MODELS = {
     ),
     "llama2": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA | {"num_key_value_heads": 4}, rms_norm_eps=1e-3)),
     "llama3": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA, rope_parameters=LLAMA3_ROPE)),
+    "llama-yarn": lambda: LlamaForCausalLM(
+        LlamaConfig(
+            **LLAMA,
+            rope_parameters={"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 8},
+        )
+    ),
     "llama-linear": lambda: LlamaForCausalLM(
         LlamaConfig(**LLAMA, rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0})
     ),
@@ -262,9 +268,18 @@ CANNOT_COME = {
     "gpt2 attention by layer": (GPT2Config(**GPT2, scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx=True"),
     "gpt2 unscaled attention": (GPT2Config(**GPT2, scale_attn_weights=False), "scale_attn_weights=False"),
     "mistral window": (MistralConfig(**LLAMA, sliding_window=32), "sliding_window=32"),
-    "llama yarn": (
-        LlamaConfig(**LLAMA, rope_parameters={"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}),
-        "rope_type is 'yarn'",
+    "llama longrope": (
+        LlamaConfig(
+            **LLAMA,
+            rope_parameters={
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "original_max_position_embeddings": 16,
+                "short_factor": [1.0] * (LLAMA["hidden_size"] // LLAMA["num_attention_heads"] // 2),
+                "long_factor": [2.0] * (LLAMA["hidden_size"] // LLAMA["num_attention_heads"] // 2),
+            },
+        ),
+        "rope_type is 'longrope'",
     ),
 }
 
