@@ -143,6 +143,17 @@ def bf16(case: Case) -> None:
     same(short.dtype, torch.bfloat16, 'torch_dtype="auto"')
 
 
+@torch.no_grad()
+def rotary_scaling(case: Case) -> None:
+    """Each type, asked for when the model is loaded, on more tokens than max_position_embeddings."""
+    if case.config["position_embedding_type"] != "rope":
+        return
+    row = torch.tensor(case.texts["rope_row"])
+    for name, settings in case.texts["ropes"].items():
+        model = case.lm(rope_parameters=dict(settings))
+        near(model(row[None], use_cache=False).logits[0], case.expected[f"rope.{name}"], name)
+
+
 CHECKS = (
     config,
     tokenizer,
@@ -155,4 +166,5 @@ CHECKS = (
     saved_again,
     sharded,
     bf16,
+    rotary_scaling,
 )

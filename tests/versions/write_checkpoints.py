@@ -27,6 +27,19 @@ TEXT = (
 )
 PROMPTS = ["One day, Anna", "Tom had a cat. She looked by the river, and", "The"]
 LABELS = ["bad", "fair", "good"]
+ROPES = {
+    "linear": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0},
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 2.0},
+    "yarn": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16},
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 10000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+}
 NEW_TOKENS, BEAMS, BEAM_TOKENS = 12, 3, 6
 STYLES = {"gpt2_like": {}, "llama_like": {"qk_norm": True}}
 
@@ -104,6 +117,16 @@ def logits(model, rows: list[torch.Tensor], name: str) -> dict[str, torch.Tensor
     return {f"{name}.{i}": model(row[None], use_cache=False).logits[0] for i, row in enumerate(rows)}
 
 
+@torch.no_grad()
+def scaled(model, vocab_size: int) -> dict[str, torch.Tensor]:
+    """`rope.NAME`: logits (T, V) with each rotary scaling, of more tokens than max_position_embeddings."""
+    row, found = torch.arange(80) * 7 % vocab_size, {}
+    for name, settings in ROPES.items():
+        model.config.rope_parameters = dict(settings)
+        found[f"rope.{name}"] = model(row[None], use_cache=False).logits[0]
+    return found
+
+
 def write_style(folder: Path, style: str, tokenizer, rows: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     """All checkpoints of one style; returns what they compute."""
     lm = louder(tiny_model(**settings(style, tokenizer)))
@@ -128,6 +151,7 @@ def write_style(folder: Path, style: str, tokenizer, rows: list[torch.Tensor]) -
         **logits(lm, rows, "logits"),
         **logits(rounded.float(), rows, "bf16"),
         **logits(classifier, rows, "labels"),
+        **(scaled(lm, len(tokenizer)) if style == "llama_like" else {}),
     }
 
 
@@ -141,6 +165,8 @@ def main(folder: Path) -> None:
         "labels": LABELS,
         "ids": [row.tolist() for row in rows],
         "text": TEXT,
+        "ropes": ROPES,
+        "rope_row": (torch.arange(80) * 7 % len(tokenizer)).tolist(),
         "text_ids": tokenizer(TEXT)["input_ids"],
     }
     for style in STYLES:
