@@ -4,32 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TextStreamer,
-    set_seed,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer, set_seed
 
 from .errors import UserError
-
-
-def load(name: str, dtype: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model in eval mode and its tokenizer, from a directory or the Hub, on the GPU where there is one.
-
-    Raises:
-        UserError: one of the two cannot be loaded.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False)
-    except Exception as error:  # a wrong name, a broken file and a foreign format raise different kinds
-        raise UserError(f"{name} cannot be loaded as a language model: {' '.join(str(error).split())[:300]}") from error
-    if len(tokenizer) > model.config.vocab_size:
-        raise UserError(f"{name}: the tokenizer has {len(tokenizer)} tokens but the model only {model.config.vocab_size}")
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
 def encode_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, device: torch.device) -> dict[str, torch.Tensor]:

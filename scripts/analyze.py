@@ -46,7 +46,8 @@ from gpt_scratch.analysis.next_token import (
 from gpt_scratch.analysis.runs import plot_histories, read_history
 from gpt_scratch.analysis.summary import summarize_model, summary_table
 from gpt_scratch.errors import UserError, run_script
-from gpt_scratch.generation import encode_prompts, load
+from gpt_scratch.generation import encode_prompts
+from gpt_scratch.inference.loading import load_language_model
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -90,7 +91,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         if len(labels) != len(args.runs) or len(set(labels)) != len(labels):
             raise UserError(f"{len(set(labels))} different labels for {len(args.runs)} runs: give each its own with --labels")
         return _written(plot_histories(dict(zip(labels, map(read_history, args.runs))), args.output, args.x, args.title))
-    model, tokenizer = load(args.model)
+    model, tokenizer = load_language_model(args.model)
     if args.subject == "summary":
         summary = summarize_model(model, args.batch, args.length, args.tokens, args.flops)
         print(json.dumps(summary, indent=1) if args.json else summary_table(summary))

@@ -39,7 +39,7 @@ from gpt_scratch.evaluation.judge import RUBRICS, Judge, judge_replies, summariz
 from gpt_scratch.evaluation.perplexity import evaluate_loss
 from gpt_scratch.evaluation.replies import generate_replies, score_replies
 from gpt_scratch.files import write_json
-from gpt_scratch.generation import load
+from gpt_scratch.inference.loading import load_language_model
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -101,7 +101,7 @@ def check_alpaca(data: Conversations) -> None:
 
 def reply_and_measure(args: argparse.Namespace, data: Conversations) -> tuple[list[str], dict]:
     """Replies of the model, written to the output file, with loss, perplexity and how many ended by themselves."""
-    model, tokenizer = load(args.model, args.dtype)
+    model, tokenizer = load_language_model(args.model, args.dtype)
     if not tokenizer.chat_template:
         raise UserError(f"{args.model} has no chat template: finetune it with scripts/finetune_instructions.py")
     prompts = [prompt_text(record, tokenizer, args.prompt_style) for record in data.records]

@@ -17,7 +17,8 @@ from typing import Any
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
 from gpt_scratch.decoding import WEIGHTS, compiled_generation, prepare_for_decoding
 from gpt_scratch.errors import UserError, run_script
-from gpt_scratch.generation import generate_texts, load
+from gpt_scratch.generation import generate_texts
+from gpt_scratch.inference.loading import load_language_model
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 
 
@@ -59,7 +60,7 @@ def main(args: argparse.Namespace) -> list[str]:
     if args.weights and args.num_beams:
         raise UserError("--weights decodes one text at a time: leave out --num_beams")
     use_fast_fp32_matmul()
-    model, tokenizer = load(args.model, args.dtype)
+    model, tokenizer = load_language_model(args.model, args.dtype)
     if args.weights:
         model = prepare_for_decoding(model, args.weights)
         settings |= compiled_generation()

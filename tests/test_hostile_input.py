@@ -23,7 +23,8 @@ from gpt_scratch import chat_template
 from gpt_scratch.chat import Chat
 from gpt_scratch.data.instruction import encode_conversations, read_conversations
 from gpt_scratch.errors import UserError
-from gpt_scratch.generation import generate_texts, load
+from gpt_scratch.generation import generate_texts
+from gpt_scratch.inference.loading import load_language_model as load
 
 chat_template.SECONDS = 1
 
