@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer, set_seed
 
 from .errors import UserError
+from .ranges import check_ranges
 
 
 def encode_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, device: torch.device) -> dict[str, torch.Tensor]:
@@ -43,19 +44,6 @@ def check_unicode(text: str) -> None:
         raise UserError(f"the text is not valid Unicode at character {error.start}: {text[error.start]!r}") from error
 
 
-# Values outside these ranges are ignored or misread by transformers without a word. Lowest and highest value allowed.
-RANGES = {
-    "max_new_tokens": (1, float("inf")),
-    "temperature": (0, float("inf")),
-    "top_k": (1, float("inf")),
-    "top_p": (0, 1),
-    "min_p": (0, 1),
-    "num_beams": (1, float("inf")),
-    "repetition_penalty": (1e-6, float("inf")),
-    "no_repeat_ngram_size": (0, float("inf")),
-}
-
-
 def generate_texts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -81,10 +69,7 @@ def generate_texts(
         UserError: a setting out of range, a prompt that fills the model's positions, or what `generate` itself refuses.
     """
     given = {"max_new_tokens": max_new_tokens, "temperature": temperature, **settings}
-    for name in given.keys() & RANGES.keys():
-        value, (lowest, highest) = given[name], RANGES[name]
-        if not lowest <= value <= highest:
-            raise UserError(f"{name} is {value}: it must be between {lowest} and {highest}")
+    check_ranges(given if seed is None else given | {"seed": seed})
     if not prompts:
         return []
     if stream and len(prompts) > 1:

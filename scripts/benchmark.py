@@ -39,6 +39,7 @@ from gpt_scratch.data.readers import check_files
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import write_json
 from gpt_scratch.inference.loading import load_language_model, load_tokenizer
+from gpt_scratch.ranges import check_flags
 from gpt_scratch.training.run import describe_environment
 
 LENGTHS = (256, 512, 1024, 2048, 4096)
@@ -99,7 +100,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for name in ("n_layer", "n_head", "n_embd", "vocab_size"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Sizes(), name), help="of the model; default: GPT-2 small")
     parser.add_argument("--output", help="JSON file to write")
-    return parser.parse_args(argv)
+    return check_flags(parser.parse_args(argv))
 
 
 def main(args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from gpt_scratch.chat import Chat
 from gpt_scratch.decoding import WEIGHTS, prepare_for_decoding
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.inference.loading import load_language_model
+from gpt_scratch.ranges import check_flags
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 
 
@@ -31,7 +32,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--weights", choices=WEIGHTS, help="compile the decoding step, with weights kept so; see generate.py --help"
     )
-    return parser.parse_args(argv)
+    return check_flags(parser.parse_args(argv))
 
 
 def main(args: argparse.Namespace) -> None:

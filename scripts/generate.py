@@ -19,6 +19,7 @@ from gpt_scratch.decoding import WEIGHTS, compiled_generation, prepare_for_decod
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.generation import generate_texts
 from gpt_scratch.inference.loading import load_language_model
+from gpt_scratch.ranges import check_flags
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 
 
@@ -47,7 +48,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="compile the decoding step, with weights kept so: several times faster for one prompt, after some 20 s of compiling (once "
         "a machine; needs a C++ compiler). float32 gives the same text, bfloat16 and int8 nearly the same",
     )
-    return parser.parse_args(argv)
+    return check_flags(parser.parse_args(argv))
 
 
 def main(args: argparse.Namespace) -> list[str]:

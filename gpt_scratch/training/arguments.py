@@ -22,6 +22,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from ..errors import UserError
+from ..ranges import check_ranges
 from .lock import lock_output_directory
 
 
@@ -57,6 +58,12 @@ class _OneLineParser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists the flags")
 
+    def parse_known_args(self, args=None, namespace=None):
+        """Numbers are checked before `TrainingArguments` reckons with them."""
+        found, rest = super().parse_known_args(args, namespace)
+        check_ranges({name: value for name, value in vars(found).items() if name != "num_train_epochs"}, "--")
+        return found, rest
+
 
 def parse_arguments(types: Sequence[type], argv: Sequence[str], description: str | None = None) -> tuple[Any, ...]:
     """One instance of each dataclass in `types` from `argv`: `[recipe.yaml] [--flag value ...]`.
@@ -85,6 +92,7 @@ def parse_arguments(types: Sequence[type], argv: Sequence[str], description: str
     for part in parsed:
         if isinstance(part, TrainingArguments):
             _refuse_no_steps(part)
+            check_ranges({"num_train_epochs": part.num_train_epochs}, "--")
     return tuple(parsed)
 
 
