@@ -57,7 +57,7 @@ def main(script_args: ClassificationArguments, training_args: ScratchTrainingArg
     check_output_directory(training_args.output_dir, resume)
     push = PushToHub(training_args)
     use_fast_fp32_matmul()
-    model, tokenizer = make_model(script_args, ids, splits["train"], training_args.seed)
+    model, tokenizer = make_model(script_args, ids, splits["train"], training_args.seed, resume)
     data = encode_splits(script_args, splits, ids, description, model, tokenizer)
     model = choose_trainable(model, script_args)
     trainable = describe_trainable(model)
@@ -78,6 +78,7 @@ def main(script_args: ClassificationArguments, training_args: ScratchTrainingArg
         callbacks=[push, *([EarlyStoppingCallback(patience)] if patience is not None else [])],
         **make_loss(script_args, training_args, data),
     )
+    trainer.script_args = script_args
     result = trainer.train(resume_from_checkpoint=resume)
     if script_args.trainable == "lora":
         trainer.model.save_pretrained(f"{training_args.output_dir}/adapter")

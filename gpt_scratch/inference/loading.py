@@ -125,7 +125,7 @@ def load_model(
         return _put_adapter(load_model(_base_of(name, adapter), head, dtype, config=config, **overrides), name)
     config = load_config(name, **overrides) if config is None else config
     _refuse_another_head(name, config, head, new_head)
-    files = _weight_files(name)
+    files = weight_files(name)
     _refuse_beyond_files(name, config, head, files)
     verbosity = get_verbosity()
     set_verbosity_error()  # its table of what is missing is for those who go on
@@ -191,7 +191,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path.name} has more than {JSON_BYTES:,} bytes")
     try:
         content = json.loads(text)
-    except RecursionError as error:
+    except RecursionError:
         raise ValueError(f"{path.name} is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{path.name} is no JSON: {error}") from None
@@ -277,7 +277,7 @@ def _refuse_another_head(name: str, config: PreTrainedConfig, head: str, new_hea
         raise UserError(f"{name} has no trained classification head: finetune it with scripts/finetune_classifier.py")
 
 
-def _weight_files(name: str) -> list[Path]:
+def weight_files(name: str) -> list[Path]:
     """The files with the weights, fetched where `name` is one on the Hub.
 
     Raises:

@@ -151,9 +151,12 @@ def read_splits(args: ClassificationArguments) -> tuple[dict[str, LabelledTexts]
 
 
 def make_model(
-    args: ClassificationArguments, ids: dict[str, int], train: LabelledTexts, seed: int
+    args: ClassificationArguments, ids: dict[str, int], train: LabelledTexts, seed: int, resume: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The classifier to train, its head new unless the checkpoint is a classifier, and its tokenizer, with one pad token for both.
+
+    Args:
+        resume: the checkpoint that the run goes on from. Its tokenizer is taken where one would be trained.
 
     Raises:
         UserError: a checkpoint or tokenizer that cannot be loaded, or values that no model can have.
@@ -170,8 +173,8 @@ def make_model(
     else:
         overrides = parse_config_overrides(args.config_overrides, GPTScratchConfig)
         tokenizer = (
-            load_tokenizer(args.tokenizer_name)
-            if args.tokenizer_name
+            load_tokenizer(args.tokenizer_name or str(resume))
+            if args.tokenizer_name or resume
             else train_byte_level_bpe(train.texts, vocab_size=args.vocab_size)
         )
         try:

@@ -148,8 +148,6 @@ def check_arguments(args: PretrainingArguments, training_args: TrainingArguments
         )
     if args.model_name_or_path and args.config_overrides:
         raise UserError("--config_overrides is for new models: the checkpoint of --model_name_or_path has its own configuration")
-    if not 0 < args.validation_split_percentage < 100:
-        raise UserError(f"--validation_split_percentage is {args.validation_split_percentage}: it must be between 0 and 100")
     if args.optimizer == "muon" and args.weight_decay_on == "all":
         raise UserError("--weight_decay_on all is for --optimizer adamw: Muon leaves biases and norms to AdamW, without decay")
     if args.muon_learning_rate is not None and args.optimizer != "muon":
@@ -193,8 +191,13 @@ def open_tokenizer(name: str, model_max_length: int) -> PreTrainedTokenizerBase:
     return load_tokenizer(name)
 
 
-def prepare_data(args: PretrainingArguments, config: GPTScratchConfig) -> tuple[PretrainingData, PreTrainedTokenizerBase]:
+def prepare_data(
+    args: PretrainingArguments, config: GPTScratchConfig, resume: str | None = None
+) -> tuple[PretrainingData, PreTrainedTokenizerBase]:
     """Read, split, tokenize and cut; prints what came of each split.
+
+    Args:
+        resume: the checkpoint that the run goes on from. Its tokenizer is taken where one would be trained.
 
     Raises:
         UserError: data that cannot be read or is shorter than one block, a tokenizer that does not fit the model.
@@ -204,7 +207,7 @@ def prepare_data(args: PretrainingArguments, config: GPTScratchConfig) -> tuple[
         raise UserError(
             f"--block_size {block_size} is longer than the model's max_position_embeddings {config.max_position_embeddings}"
         )
-    name = args.tokenizer_name or args.model_name_or_path
+    name = args.tokenizer_name or args.model_name_or_path or resume
     tokenizer = open_tokenizer(name, block_size) if name else None
     train: TokenBlocks | StreamedBlocks
     cutting = {"block_size": block_size, "stride": args.stride, "isolate_documents": args.isolate_documents}
