@@ -105,8 +105,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure; returns the rows of the table."""
-    if args.repetitions < 1:
-        raise UserError(f"--repetitions {args.repetitions}: at least 1")
     rivals = dict(load_rival(text) for text in args.rival)
     rival_places = {text.partition("=")[0]: text for text in args.rival}
     longest = max(*(length for _, length in args.shape), args.prompt + args.new_tokens)

@@ -1,4 +1,4 @@
-"""What a training checkpoint was made with: written beside it as `made_with.json`, and compared when a run is resumed.
+"""What a training checkpoint was made with: written beside it as `.made_with.json`, and compared when a run is resumed.
 
 A resumed run goes on with the same function, ids, rows and random numbers, or it does not go on: another architecture or tokenizer, other
 data, classes, trained parameters or another seed are an error. Other settings, such as the learning rate or the number of epochs, may be
@@ -21,7 +21,7 @@ from ..errors import UserError
 from ..files import write_json
 from ..inference.loading import read_json_object
 
-FILE = "made_with.json"
+FILE = ".made_with.json"  # hidden, so that it does not go to the Hub
 ROWS = 4096  # of a data set whose content is compared, evenly spread; all of a smaller one. Their number is compared in any case
 STREAMED_ROWS = 32  # the first ones of a stream
 # Of a configuration: what says nothing about the function, or is named with the settings (dropout) or by itself (classes).
