@@ -46,7 +46,7 @@ from gpt_scratch.analysis.next_token import (
 from gpt_scratch.analysis.runs import plot_histories, read_history
 from gpt_scratch.analysis.summary import summarize_model, summary_table
 from gpt_scratch.errors import UserError, run_script
-from gpt_scratch.generation import encode_prompts
+from gpt_scratch.inference.generation import encode_prompts
 from gpt_scratch.inference.loading import load_language_model
 from gpt_scratch.ranges import check_flags
 

@@ -15,10 +15,10 @@ from collections.abc import Iterator, Sequence
 from tqdm import tqdm
 
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
-from gpt_scratch.classify import classify_texts
 from gpt_scratch.data.readers import ROW_READERS, check_files, texts_of_rows
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import atomic_path
+from gpt_scratch.inference.classify import classify_texts
 from gpt_scratch.inference.loading import load_classifier
 from gpt_scratch.ranges import check_flags
 from gpt_scratch.training.precision import use_fast_fp32_matmul

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
-from gpt_scratch.decoding import WEIGHTS, compiled_generation, prepare_for_decoding
 from gpt_scratch.errors import UserError, run_script
-from gpt_scratch.generation import generate_texts
+from gpt_scratch.inference.decoding import WEIGHTS, compiled_generation, prepare_for_decoding
+from gpt_scratch.inference.generation import generate_texts
 from gpt_scratch.inference.loading import load_language_model
 from gpt_scratch.ranges import check_flags
 from gpt_scratch.training.precision import use_fast_fp32_matmul

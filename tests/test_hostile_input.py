@@ -20,10 +20,10 @@ SECONDS, MEBIBYTES = 20, 600  # of one case; above what Python and its libraries
 DRIVER = """
 import json, resource, sys, time
 from gpt_scratch import chat_template
-from gpt_scratch.chat import Chat
+from gpt_scratch.inference.chat import Chat
 from gpt_scratch.data.instruction import encode_conversations, read_conversations
 from gpt_scratch.errors import UserError
-from gpt_scratch.generation import generate_texts
+from gpt_scratch.inference.generation import generate_texts
 from gpt_scratch.inference.loading import load_language_model as load
 
 chat_template.SECONDS = 1

@@ -20,7 +20,7 @@ from transformers import (
 from ..analysis.attention import token_texts
 from ..chat_template import apply_chat_template
 from ..errors import UserError
-from ..generation import encode_prompts
+from ..inference.generation import encode_prompts
 from ..inference.loading import load_classifier, load_config, load_language_model
 
 MAX_CHARACTERS = 20_000  # of any text given to the page

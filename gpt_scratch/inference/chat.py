@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer, set_seed
 
-from .chat_template import apply_chat_template
+from ..chat_template import apply_chat_template
+from ..errors import UserError
+from ..ranges import check_ranges
 from .decoding import compiled_generation
-from .errors import UserError
-from .ranges import check_ranges
 
 
 class Chat:
