@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .decoding import compiled_generation, prepare_for_decoding
 from .errors import UserError
+from .inference.decoding import compiled_generation, prepare_for_decoding
 from .modeling_gpt_scratch import GPTScratchForCausalLM
 from .releases_gpt_scratch import CACHE
 

@@ -46,7 +46,9 @@ from gpt_scratch.analysis.next_token import (
 from gpt_scratch.analysis.runs import plot_histories, read_history
 from gpt_scratch.analysis.summary import summarize_model, summary_table
 from gpt_scratch.errors import UserError, run_script
-from gpt_scratch.generation import encode_prompts, load
+from gpt_scratch.inference.generation import encode_prompts
+from gpt_scratch.inference.loading import load_language_model
+from gpt_scratch.ranges import check_flags
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -80,7 +82,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     runs.add_argument("--x", default="step", choices=["step", "epoch", "num_input_tokens_seen"], help="horizontal axis")
     runs.add_argument("--title", default="", help="heading")
     runs.add_argument("--output", default="runs-compared", help="file to write, without suffix")
-    return parser.parse_args(argv)
+    return check_flags(parser.parse_args(argv))
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -90,11 +92,13 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         if len(labels) != len(args.runs) or len(set(labels)) != len(labels):
             raise UserError(f"{len(set(labels))} different labels for {len(args.runs)} runs: give each its own with --labels")
         return _written(plot_histories(dict(zip(labels, map(read_history, args.runs))), args.output, args.x, args.title))
-    model, tokenizer = load(args.model)
+    model, tokenizer = load_language_model(args.model)
     if args.subject == "summary":
         summary = summarize_model(model, args.batch, args.length, args.tokens, args.flops)
         print(json.dumps(summary, indent=1) if args.json else summary_table(summary))
         return summary
+    if getattr(args, "top", 1) > model.config.vocab_size:
+        raise UserError(f"--top is {args.top}: the model knows {model.config.vocab_size:,} tokens")
     ids = encode_prompts([args.text], tokenizer, model.device)["input_ids"]
     tokens = token_texts(tokenizer, ids[0].tolist())
     figures, files = SUBJECTS[args.subject](args, model, tokenizer, ids, tokens)

@@ -28,8 +28,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from gpt_scratch.benchmarking.data_pipeline import data_pipeline
 from gpt_scratch.benchmarking.generation import generation, perplexity_of_weights
 from gpt_scratch.benchmarking.harness import Sizes, ceilings, load_rival, machine, table
@@ -40,7 +38,8 @@ from gpt_scratch.benchmarking.training import growth, import_time, peak_memory, 
 from gpt_scratch.data.readers import check_files
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import write_json
-from gpt_scratch.generation import load
+from gpt_scratch.inference.loading import load_language_model, load_tokenizer
+from gpt_scratch.ranges import check_flags
 from gpt_scratch.training.run import describe_environment
 
 LENGTHS = (256, 512, 1024, 2048, 4096)
@@ -101,13 +100,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for name in ("n_layer", "n_head", "n_embd", "vocab_size"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Sizes(), name), help="of the model; default: GPT-2 small")
     parser.add_argument("--output", help="JSON file to write")
-    return parser.parse_args(argv)
+    return check_flags(parser.parse_args(argv))
 
 
 def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure; returns the rows of the table."""
-    if args.repetitions < 1:
-        raise UserError(f"--repetitions {args.repetitions}: at least 1")
     rivals = dict(load_rival(text) for text in args.rival)
     rival_places = {text.partition("=")[0]: text for text in args.rival}
     longest = max(*(length for _, length in args.shape), args.prompt + args.new_tokens)
@@ -136,7 +133,7 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
         if args.model is None or args.text is None:
             raise UserError("--model or --text is missing: give a trained model and a text that it has not seen")
         check_files([args.text])
-        model, tokenizer = load(args.model, "float32")
+        model, tokenizer = load_language_model(args.model, "float32")
         ids = tokenizer(Path(args.text).read_text(encoding="utf-8"), return_tensors="pt", verbose=False)["input_ids"]
         windows = list(ids.split(256, dim=1))[: args.windows]
         perplexity = perplexity_of_weights(model, [window for window in windows if window.shape[1] > 1])
@@ -148,9 +145,7 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
         if args.tokenizer is None or args.text is None:
             raise UserError("--tokenizer or --text is missing: give a tokenizer and a text to cut into blocks")
         check_files([args.text])
-        rows = data_pipeline(
-            args.text, AutoTokenizer.from_pretrained(args.tokenizer, trust_remote_code=False), args.shape[0][1], args.repetitions
-        )
+        rows = data_pipeline(args.text, load_tokenizer(args.tokenizer), args.shape[0][1], args.repetitions)
     elif args.subject == "padding":
         for task in ("classification", "instruction"):
             rows += padding_waste(sizes, task, args.bf16, args.repetitions)

@@ -12,10 +12,11 @@ import sys
 from collections.abc import Sequence
 
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
-from gpt_scratch.chat import Chat
-from gpt_scratch.decoding import WEIGHTS, prepare_for_decoding
 from gpt_scratch.errors import UserError, run_script
-from gpt_scratch.generation import load
+from gpt_scratch.inference.chat import Chat
+from gpt_scratch.inference.decoding import WEIGHTS, prepare_for_decoding
+from gpt_scratch.inference.loading import load_language_model
+from gpt_scratch.ranges import check_flags
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 
 
@@ -31,13 +32,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--weights", choices=WEIGHTS, help="compile the decoding step, with weights kept so; see generate.py --help"
     )
-    return parser.parse_args(argv)
+    return check_flags(parser.parse_args(argv))
 
 
 def main(args: argparse.Namespace) -> None:
     """Hold the conversation on standard input and output."""
     use_fast_fp32_matmul()
-    model, tokenizer = load(args.model, args.dtype)
+    model, tokenizer = load_language_model(args.model, args.dtype)
     if args.weights:
         model = prepare_for_decoding(model, args.weights)
     max_new_tokens = min(args.max_new_tokens, model.config.max_position_embeddings // 2)

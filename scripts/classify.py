@@ -15,10 +15,12 @@ from collections.abc import Iterator, Sequence
 from tqdm import tqdm
 
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
-from gpt_scratch.classify import classify_texts, load_classifier
 from gpt_scratch.data.readers import ROW_READERS, check_files, texts_of_rows
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import atomic_path
+from gpt_scratch.inference.classify import classify_texts
+from gpt_scratch.inference.loading import load_classifier
+from gpt_scratch.ranges import check_flags
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 
 
@@ -33,7 +35,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--text_column", default="text", help="column of the texts in csv, jsonl, json and parquet")
     parser.add_argument("--output", help="file to write; default: standard output")
     parser.add_argument("--batch_size", type=int, default=32, help="texts a forward pass")
-    return parser.parse_args(argv)
+    return check_flags(parser.parse_args(argv))
 
 
 def read_texts(args: argparse.Namespace) -> Iterator[str]:
@@ -61,8 +63,6 @@ def read_texts(args: argparse.Namespace) -> Iterator[str]:
 
 def main(args: argparse.Namespace) -> int:
     """Classify, write jsonl, and return the number of texts."""
-    if args.batch_size < 1:
-        raise UserError(f"--batch_size is {args.batch_size}: it must be at least 1")
     if args.file:
         check_files([args.file])
     use_fast_fp32_matmul()

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import atomic_path, write_json
+from gpt_scratch.ranges import check_flags
 from gpt_scratch.training.classification import ClassificationArguments, read_splits
 from gpt_scratch.training.classifier_comparison import comparison_table, row_of_runs, tfidf_baseline
 
@@ -37,7 +38,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--split", default="clean", choices=["clean", "published"], help="see finetune_classifier.py --help")
     parser.add_argument("--model_name_or_path", help="pretrained model of every recipe but random")
     parser.add_argument("--output_dir", required=True, help="directory of the runs")
-    return parser.parse_known_args(argv)
+    args, others = parser.parse_known_args(argv)
+    return check_flags(args), others
 
 
 def find_recipe(name: str) -> Path:

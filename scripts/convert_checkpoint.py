@@ -25,6 +25,7 @@ from gpt_scratch.conversion.verify import verify
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import atomic_directory, write_json
 from gpt_scratch.hub.cards import write_conversion_card
+from gpt_scratch.ranges import check_flags
 from gpt_scratch.training.arguments import parse_config_overrides
 
 
@@ -51,7 +52,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--max_shard_size", default="5GB", help="data of one safetensors file, e.g. 500MB")
     parser.add_argument("--overwrite", action="store_true", help="replace a directory that this package wrote")
-    return parser.parse_args(argv)
+    return check_flags(parser.parse_args(argv))
 
 
 def main(args: argparse.Namespace) -> dict:

@@ -39,7 +39,8 @@ from gpt_scratch.evaluation.judge import RUBRICS, Judge, judge_replies, summariz
 from gpt_scratch.evaluation.perplexity import evaluate_loss
 from gpt_scratch.evaluation.replies import generate_replies, score_replies
 from gpt_scratch.files import write_json
-from gpt_scratch.generation import load
+from gpt_scratch.inference.loading import load_language_model
+from gpt_scratch.ranges import check_flags
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -64,7 +65,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds that one answer of the judge may take")
     parser.add_argument("--retries", type=int, default=4, help="further attempts, after 1, 2, 4, ... seconds")
     parser.add_argument("--concurrency", type=int, default=1, help="questions under way at once")
-    return parser.parse_args(argv)
+    return check_flags(parser.parse_args(argv))
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -75,8 +76,6 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError("--model needs --data_file (what to reply to) and --output (where to write the replies)")
     if bool(args.judge_url) != bool(args.judge_model):
         raise UserError("a judge needs both --judge_url and --judge_model")
-    if min(args.max_new_tokens, args.batch_size, args.concurrency) < 1 or args.retries < 0 or args.timeout <= 0:
-        raise UserError("--max_new_tokens, --batch_size, --concurrency and --timeout must be positive, --retries not negative")
 
 
 def read_replies(name: str, key: str) -> Conversations:
@@ -101,7 +100,7 @@ def check_alpaca(data: Conversations) -> None:
 
 def reply_and_measure(args: argparse.Namespace, data: Conversations) -> tuple[list[str], dict]:
     """Replies of the model, written to the output file, with loss, perplexity and how many ended by themselves."""
-    model, tokenizer = load(args.model, args.dtype)
+    model, tokenizer = load_language_model(args.model, args.dtype)
     if not tokenizer.chat_template:
         raise UserError(f"{args.model} has no chat template: finetune it with scripts/finetune_instructions.py")
     prompts = [prompt_text(record, tokenizer, args.prompt_style) for record in data.records]

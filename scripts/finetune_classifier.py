@@ -38,9 +38,9 @@ from gpt_scratch.training.classification import (
     choose_trainable,
     encode_splits,
     final_metrics,
-    load_model,
     make_compute_metrics,
     make_loss,
+    make_model,
     read_splits,
 )
 from gpt_scratch.training.finetuning import describe_trainable, padding_share
@@ -57,7 +57,7 @@ def main(script_args: ClassificationArguments, training_args: ScratchTrainingArg
     check_output_directory(training_args.output_dir, resume)
     push = PushToHub(training_args)
     use_fast_fp32_matmul()
-    model, tokenizer = load_model(script_args, ids, splits["train"], training_args.seed)
+    model, tokenizer = make_model(script_args, ids, splits["train"], training_args.seed, resume)
     data = encode_splits(script_args, splits, ids, description, model, tokenizer)
     model = choose_trainable(model, script_args)
     trainable = describe_trainable(model)
@@ -78,6 +78,7 @@ def main(script_args: ClassificationArguments, training_args: ScratchTrainingArg
         callbacks=[push, *([EarlyStoppingCallback(patience)] if patience is not None else [])],
         **make_loss(script_args, training_args, data),
     )
+    trainer.script_args = script_args
     result = trainer.train(resume_from_checkpoint=resume)
     if script_args.trainable == "lora":
         trainer.model.save_pretrained(f"{training_args.output_dir}/adapter")

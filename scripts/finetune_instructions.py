@@ -77,6 +77,7 @@ def main(script_args: InstructionArguments, training_args: ScratchTrainingArgume
             push,
         ],
     )
+    trainer.script_args = script_args
     set_language_modeling_loss(trainer, script_args.loss_implementation)
     batch_size = training_args.per_device_eval_batch_size
     before = held_out_losses(trainer.model, data, collator, batch_size)

@@ -47,6 +47,7 @@ def main(method: str, script_args: PreferenceArguments, training_args: Any) -> d
     push = PushToHub(training_args)
     use_fast_fp32_matmul()
     trainer = make_trainer(method, script_args, training_args, rows)
+    trainer.script_args = script_args
     trainer.allow_non_finite = script_args.allow_non_finite
     trainer.add_callback(push)
     result = trainer.train(resume_from_checkpoint=resume)

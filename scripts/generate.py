@@ -15,9 +15,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
-from gpt_scratch.decoding import WEIGHTS, compiled_generation, prepare_for_decoding
 from gpt_scratch.errors import UserError, run_script
-from gpt_scratch.generation import generate_texts, load
+from gpt_scratch.inference.decoding import WEIGHTS, compiled_generation, prepare_for_decoding
+from gpt_scratch.inference.generation import generate_texts
+from gpt_scratch.inference.loading import load_language_model
+from gpt_scratch.ranges import check_flags
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 
 
@@ -46,7 +48,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="compile the decoding step, with weights kept so: several times faster for one prompt, after some 20 s of compiling (once "
         "a machine; needs a C++ compiler). float32 gives the same text, bfloat16 and int8 nearly the same",
     )
-    return parser.parse_args(argv)
+    return check_flags(parser.parse_args(argv))
 
 
 def main(args: argparse.Namespace) -> list[str]:
@@ -59,7 +61,7 @@ def main(args: argparse.Namespace) -> list[str]:
     if args.weights and args.num_beams:
         raise UserError("--weights decodes one text at a time: leave out --num_beams")
     use_fast_fp32_matmul()
-    model, tokenizer = load(args.model, args.dtype)
+    model, tokenizer = load_language_model(args.model, args.dtype)
     if args.weights:
         model = prepare_for_decoding(model, args.weights)
         settings |= compiled_generation()

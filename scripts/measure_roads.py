@@ -20,6 +20,7 @@ from gpt_scratch.benchmarking.roads import ROADS, markdown, measure_roads
 from gpt_scratch.data.readers import check_files
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import atomic_path, write_json
+from gpt_scratch.ranges import check_flags
 from gpt_scratch.training.run import describe_environment
 
 
@@ -32,7 +33,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=128, help="tokens of a window")
     parser.add_argument("--roads", nargs="+", default=list(ROADS), choices=list(ROADS), help="default: all")
     parser.add_argument("--output", help="JSON file to write, and the table as .md beside it")
-    return parser.parse_args(argv)
+    return check_flags(parser.parse_args(argv))
 
 
 def main(args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -57,7 +57,7 @@ def main(script_args: PretrainingArguments, training_args: ScratchTrainingArgume
     config = model_config(script_args)
     push = PushToHub(training_args)
     use_fast_fp32_matmul()
-    data, tokenizer = prepare_data(script_args, config)
+    data, tokenizer = prepare_data(script_args, config, resume)
 
     set_seed(training_args.seed)
     model = make_model(script_args, config, tokenizer)
@@ -74,6 +74,7 @@ def main(script_args: PretrainingArguments, training_args: ScratchTrainingArgume
         callbacks=[*make_callbacks(script_args, data, tokenizer, title=training_args.run_name or "Pretraining"), push],
         **make_optimizers(script_args, training_args, model),
     )
+    trainer.script_args = script_args
     set_language_modeling_loss(trainer, script_args.loss_implementation)
     result = trainer.train(resume_from_checkpoint=resume)
     record = save_run(trainer, script_args, final_metrics(trainer, data, result.metrics, script_args.eval_train_blocks))

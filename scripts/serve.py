@@ -14,8 +14,8 @@ lists them. It listens on this machine only, unless --host says otherwise; it as
 import argparse
 
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
-from gpt_scratch.decoding import WEIGHTS
 from gpt_scratch.errors import run_script
+from gpt_scratch.inference.decoding import WEIGHTS
 from gpt_scratch.serving import serve
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 

@@ -18,6 +18,7 @@ from gpt_scratch.data.language_modeling import documents_from_files, split_by_ch
 from gpt_scratch.data.readers import check_files
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import atomic_directory
+from gpt_scratch.ranges import check_flags
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 from gpt_scratch.tokenization.byte_pair_files import read_book_bpe, read_minbpe
 from gpt_scratch.tokenization.portable import save_tokenizer
@@ -48,7 +49,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--example", nargs="+", help="texts to show cut into tokens; default: two lines of the held-out text")
     parser.add_argument("--output_dir", required=True, help="directory to write, whole or not at all")
     parser.add_argument("--overwrite", action="store_true", help="replace an --output_dir that this package wrote")
-    return parser.parse_args(argv)
+    return check_flags(parser.parse_args(argv))
 
 
 def main(args: argparse.Namespace) -> TokenizerReport:
@@ -81,8 +82,6 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError("--from_files takes minbpe's .model file or the book's vocabulary and merges, and --type bpe")
     if not args.train_file and (args.vocab_size is not None or args.min_frequency is not None):
         raise UserError("--vocab_size and --min_frequency need --train_file: nothing is learned without it")
-    if not 0 < args.validation_split_percentage < 100:
-        raise UserError(f"--validation_split_percentage is {args.validation_split_percentage}: it must be between 0 and 100")
     check_files([*(args.train_file or []), *(args.validation_file or [])])
 
 

@@ -20,10 +20,11 @@ SECONDS, MEBIBYTES = 20, 600  # of one case; above what Python and its libraries
 DRIVER = """
 import json, resource, sys, time
 from gpt_scratch import chat_template
-from gpt_scratch.chat import Chat
+from gpt_scratch.inference.chat import Chat
 from gpt_scratch.data.instruction import encode_conversations, read_conversations
 from gpt_scratch.errors import UserError
-from gpt_scratch.generation import generate_texts, load
+from gpt_scratch.inference.generation import generate_texts
+from gpt_scratch.inference.loading import load_language_model as load
 
 chat_template.SECONDS = 1
 
@@ -112,7 +113,7 @@ CASES = {
     "billions of layers": ("'One'", "num_hidden_layers is 1,000,000,000"),
     "a width beyond all memory": ("'One'", "hidden_size is 1,000,000,000"),
     "a vocabulary beyond all memory": ("'One'", "vocab_size is 1,000,000,000,000"),
-    "a tokenizer that is too large": ("'One'", "cannot be loaded"),
+    "a tokenizer that is too large": ("'One'", "cannot be used with this tokenizer"),
     "a broken tokenizer": ("'One'", "cannot be loaded"),
     "code without trust": ("'One'", "contains custom code"),
     "a pickle with code": ("'One'", "cannot be loaded"),

@@ -8,7 +8,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from ..configuration_gpt_scratch import GPTScratchConfig
-from ..decoding import WEIGHTS, compiled_generation, prepare_for_decoding
+from ..inference.decoding import WEIGHTS, compiled_generation, prepare_for_decoding
 from ..modeling_gpt_scratch import GPTScratchForCausalLM
 from ..training.precision import use_fast_fp32_matmul
 from .harness import Contender, Sizes, ceilings, device, measure, summarize

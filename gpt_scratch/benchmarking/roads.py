@@ -27,6 +27,7 @@ from ..errors import UserError
 from ..evaluation.perplexity import perplexity
 from ..export.gguf import export_gguf, open_gguf_model
 from ..export.onnx import export_onnx, open_session, run_session
+from ..inference.loading import load_model
 
 COMPARED = 2  # windows whose logits are compared
 NEW_TOKENS = 20
@@ -74,7 +75,7 @@ def prepare(model_directory: str, text: str, windows: int, length: int, scratch:
     if len(ids) < windows * length:
         raise UserError(f"the text has {len(ids):,} tokens: {windows} windows of {length} need {windows * length:,}")
     rows = torch.tensor(ids[: windows * length]).view(windows, length)
-    model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32).eval()
+    model = load_model(model_directory, "lm", torch.float32)
     logits, loss = score(forward_of(model), rows)
     return Setting(Path(model_directory), model, checkpoint.tokenizer, rows, scratch, logits, loss)
 

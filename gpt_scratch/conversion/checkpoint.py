@@ -11,8 +11,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ..configuration_gpt_scratch import GPTScratchConfig
 from ..errors import UserError
+from ..inference.loading import check_rows, load_tokenizer
 from ..tokenization.gpt2 import load_gpt2_tokenizer
-from ..tokenization.portable import load_tokenizer
 from .sources import Source
 from .weight_maps import WeightMap
 
@@ -92,15 +92,8 @@ def open_tokenizer(name: str, config: GPTScratchConfig) -> PreTrainedTokenizerBa
     if (Path(name) / "encoder.json").is_file():
         tokenizer: PreTrainedTokenizerBase = load_gpt2_tokenizer(name, model_max_length=config.max_position_embeddings)
     else:
-        try:
-            tokenizer = load_tokenizer(name)
-        except Exception as error:  # whatever its library raises: one message
-            raise UserError(f"the tokenizer of {name} cannot be opened: {one_line(error)}") from error
-    if len(tokenizer) > config.vocab_size:
-        raise UserError(
-            f"the tokenizer of {name} has {len(tokenizer):,} tokens, the model only {config.vocab_size:,} rows for them: "
-            "pass the one that belongs to it with --tokenizer"
-        )
+        tokenizer = load_tokenizer(name)
+    check_rows(tokenizer, config, name)
     return tokenizer
 
 

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import UserError
+from ..inference.loading import load_model
 from ..reference_outputs import reference_outputs, save_reference_outputs
 from ..verify_checkpoint import verify_checkpoint
 from .safetensors_writer import checksum
 
-AUTO = {"lm": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification}
 TOLERANCE = 1e-4  # largest logit difference allowed
 PROMPT_LENGTHS = (1, 7, 32)  # tokens
 GREEDY_TOKENS = 50
@@ -107,10 +107,10 @@ def verify(folder: Path, head: str, reference: Callable[[], PreTrainedModel] | N
             reference's outputs.
     """
 
-    model, report = AUTO[head].from_pretrained(folder, dtype="auto", output_loading_info=True)
-    wrong = sorted(set(report["missing_keys"]) | set(report["unexpected_keys"]))
-    if wrong:
-        raise UserError(f"verification failed: what was written does not load, because of {', '.join(wrong[:5])}")
+    try:
+        model = load_model(str(folder), head)
+    except UserError as error:
+        raise UserError(f"verification failed: {error}") from error
     tied = head == "lm" and model.get_output_embeddings().weight is model.get_input_embeddings().weight
     dtype = model.dtype
     proof = Proof(model.num_parameters(), str(dtype).removeprefix("torch."), tied, checksum(folder))
@@ -144,7 +144,7 @@ def verify(folder: Path, head: str, reference: Callable[[], PreTrainedModel] | N
         proof.greedy_tokens_equal = our_tokens == their_tokens
     difference = proof.max_logit_difference
     if not difference <= TOLERANCE:
-        model = AUTO[head].from_pretrained(folder, dtype=torch.float64).eval()
+        model = load_model(str(folder), head, torch.float64)
         ours, outputs = logits_of(model, asked), _outputs(model.float(), proof, stock)  # with its own rounding
         del model
         theirs = logits_of(build_reference().double(), asked)

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
     DynamicCache,
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -20,9 +19,9 @@ from transformers import (
 
 from ..analysis.attention import token_texts
 from ..chat_template import apply_chat_template
-from ..classify import load_classifier
 from ..errors import UserError
-from ..generation import encode_prompts, load
+from ..inference.generation import encode_prompts
+from ..inference.loading import load_classifier, load_config, load_language_model
 
 MAX_CHARACTERS = 20_000  # of any text given to the page
 MAX_NEW_TOKENS = 512
@@ -50,12 +49,9 @@ def load_model(name: str) -> LoadedModel:
     """
     if not name.strip():
         raise UserError("give the directory or the Hub name of a model")
-    try:
-        architectures = AutoConfig.from_pretrained(name, trust_remote_code=False).architectures or []
-    except Exception as error:  # a wrong name, a broken file and foreign code raise different kinds
-        raise UserError(f"{name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    architectures = load_config(name).architectures or []
     is_classifier = any("SequenceClassification" in architecture for architecture in architectures)
-    return LoadedModel(*(load_classifier(name) if is_classifier else load(name)), is_classifier)
+    return LoadedModel(*(load_classifier(name) if is_classifier else load_language_model(name)), is_classifier)
 
 
 def check_text(text: str) -> str:

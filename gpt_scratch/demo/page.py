@@ -6,8 +6,8 @@ from typing import Any
 import gradio as gr
 
 from ..analysis.attention import attention_maps, token_texts
-from ..classify import classify_texts
 from ..errors import UserError
+from ..inference.classify import classify_texts
 from ..plots import new_figure
 from .models import MAX_NEW_TOKENS, LoadedModel, Sampling, check_text, load_model, stream_reply, stream_text
 

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 
 from ..conversion.checkpoint import Options
 from ..conversion.formats import recognize
-from ..conversion.verify import AUTO
 from ..errors import UserError
 from ..files import atomic_directory
+from ..inference.loading import load_model
 from ..tokenization.portable import save_tokenizer
 from .comparison import Comparison, compare_logits
 
@@ -45,7 +45,7 @@ def export_onnx(model_directory: str, output: str, overwrite: bool = False) -> C
             raise UserError(
                 f"{model_directory} is of format {checkpoint.format}: convert it with scripts/convert_checkpoint.py first"
             )
-        model = AUTO[checkpoint.head].from_pretrained(model_directory, dtype=torch.float32).eval()
+        model = load_model(model_directory, checkpoint.head, torch.float32)
         write_onnx(model, folder)
         if checkpoint.tokenizer is not None:
             save_tokenizer(checkpoint.tokenizer, folder)

@@ -22,7 +22,10 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from ..errors import UserError
+from ..ranges import check_ranges
 from .lock import lock_output_directory
+
+OFF = {"top_k": 0}  # values of TRL's flags that are outside of the range and switch something off
 
 
 @dataclasses.dataclass
@@ -57,6 +60,16 @@ class _OneLineParser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists the flags")
 
+    def parse_known_args(self, args=None, namespace=None):
+        """Numbers are checked before `TrainingArguments` reckons with them."""
+        found, rest = super().parse_known_args(args, namespace)
+        later = ("max_steps", "num_train_epochs")  # of these one may make up for the other
+        check_ranges(
+            {name: value for name, value in vars(found).items() if name not in later and (name not in OFF or value != OFF[name])},
+            "--",
+        )
+        return found, rest
+
 
 def parse_arguments(types: Sequence[type], argv: Sequence[str], description: str | None = None) -> tuple[Any, ...]:
     """One instance of each dataclass in `types` from `argv`: `[recipe.yaml] [--flag value ...]`.
@@ -85,6 +98,7 @@ def parse_arguments(types: Sequence[type], argv: Sequence[str], description: str
     for part in parsed:
         if isinstance(part, TrainingArguments):
             _refuse_no_steps(part)
+            check_ranges({"max_steps": part.max_steps, "num_train_epochs": part.num_train_epochs}, "--")
     return tuple(parsed)
 
 

@@ -4,8 +4,9 @@ Trainer writes a checkpoint in place: a process killed on the way leaves a `chec
 optimizer state if it is only that file that is missing. [`ResumableTrainer`] writes into a hidden neighbour, flushes it to the disk, lists
 the files with their sizes in `.manifest.json`, and gives it its name last; older checkpoints go only then.
 
-SIGTERM, which schedulers and cloud machines send before they take a machine away, saves a checkpoint after the step in progress and
-ends the script with status 143 (128 + SIGTERM, what a shell reports of a program ended by it). More signals change nothing.
+SIGTERM and Ctrl-C save a checkpoint, too (`preemption.py`).
+
+Each checkpoint says what it was made with (`made_with.py`), and what it holds is checked before a run goes on from it (`resume.py`).
 """
 
 import json
@@ -13,27 +14,28 @@ import math
 import os
 import shutil
 import signal
-import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..data.readers import one_line
-from ..errors import Preempted, UserError
+from ..errors import INTERRUPTED_STATUS, PREEMPTED_STATUS, Preempted, UserError
+from ..inference.loading import refuse_non_finite
 from ..tokenization.portable import save_tokenizer
+from . import made_with
 from .arguments import ScratchTrainingArguments
+from .preemption import PreemptionCallback
+from .resume import TRAINER_STATE, check_callbacks, check_optimizer, check_weights, read_trainer_state
 
 MANIFEST = ".manifest.json"
 UNFINISHED = ".unfinished-checkpoint"  # in the output directory: the checkpoint that is being written
 REPLACED = ".replaced-"  # before the name of one that stood where it goes, until it is there
-TRAINER_STATE = "trainer_state.json"
 
 
 def damage(checkpoint: str | os.PathLike) -> str | None:
@@ -44,9 +46,11 @@ def damage(checkpoint: str | os.PathLike) -> str | None:
     """
     folder = Path(checkpoint)
     try:
-        json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return f"{TRAINER_STATE} is missing or broken"
+        read_trainer_state(folder)
+    except OSError:
+        return f"{TRAINER_STATE} is missing"
+    except ValueError as error:
+        return str(error)
     if not (folder / MANIFEST).exists():
         return None
     try:
@@ -103,66 +107,25 @@ def _publish(unfinished: Path, final: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
+def rotate(run: Path, newest: Path, limit: int | None, best: str | None) -> None:
+    """Remove checkpoints until `limit` are left: first those beyond the step of `newest`, left by an attempt that was given up, then the
+    lowest. `newest`, `best` and what [`ResumableTrainer`] did not write stay. Times are not asked: clocks go back.
+    """
+    if limit is None or limit <= 0:
+        return
+    steps = {path: int(path.name.rpartition("-")[2]) for path in run.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (path / MANIFEST).is_file()
+             and path.name.rpartition("-")[2].isdecimal()}  # fmt: skip
+    order = sorted(steps, key=lambda path: (steps[path] <= steps[newest], steps[path]))
+    kept = {newest} | ({Path(best)} & steps.keys() if best else set())
+    for path in order[: max(0, len(order) - max(limit, len(kept)))]:
+        if path not in kept:
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def _remove_leftovers(output_dir: Path) -> None:
     """Of a run that was killed while it saved."""
     for path in (output_dir / UNFINISHED, *output_dir.glob(f"{REPLACED}*")):
         shutil.rmtree(path, ignore_errors=True)
-
-
-class PreemptionCallback(TrainerCallback):
-    """After SIGTERM: a checkpoint at the end of the step in progress, then the end of training.
-
-    Processes agree on the step first, since the signal reaches each of them at another moment.
-    """
-
-    def __init__(self, trainer: "ResumableTrainer"):
-        self.trainer = trainer
-        self.requested = self.agreed = self.saved = False
-        self.group: Any = None
-        self.previous: Any = None
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        if threading.current_thread() is threading.main_thread():  # only there does Python let handlers be set
-            self.previous = signal.signal(signal.SIGTERM, self._request)
-        if args.world_size > 1 and self.group is None:
-            self.group = dist.new_group(backend="gloo")  # on the CPU: asking does not wait for the GPU
-
-    def _request(self, *_) -> None:
-        self.requested = True
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.agreed = self._ask_everyone()
-        if not self.agreed:
-            return
-        if control.should_evaluate:
-            # The evaluation that is due may outlast what time is left: first a checkpoint, then it, then the checkpoint with its figures.
-            self.trainer._save_checkpoint(self.trainer.model, trial=None)
-            self.saved = True
-        control.should_save = True
-
-    def _ask_everyone(self) -> bool:
-        if self.group is None:
-            return self.requested
-        flag = torch.tensor(int(self.requested))
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.group)
-        return bool(flag)
-
-    def on_save(self, args, state, control, **kwargs):
-        if self.agreed:
-            self.saved = True
-            control.should_training_stop = True  # and not before it is saved: a checkpoint holds this, too
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        if self.agreed and state.global_step < state.max_steps:
-            if state.epoch % 1:  # this epoch has not ended: nothing of what its end brings is due
-                control.should_log = control.should_evaluate = control.should_save = False
-            else:
-                control.should_training_stop = False  # until it is saved again, with the evaluation
-                control.should_save = True
-
-    def on_train_end(self, args, state, control, **kwargs):
-        if self.previous is not None:
-            signal.signal(signal.SIGTERM, self.previous)
 
 
 class ResumableTrainer(Trainer):
@@ -175,6 +138,8 @@ class ResumableTrainer(Trainer):
     """
 
     allow_non_finite = False
+    script_args: Any = None  # the script's own flags, a dataclass: a resumed run names what has changed
+    made_with: dict[str, Any] | None = None
     _unfinished: Path | None = None
     _was_finished = _evaluation_due = False
 
@@ -186,7 +151,33 @@ class ResumableTrainer(Trainer):
         self.add_callback(self.preemption)  # last, after those that decide whether to evaluate and to save
 
     def save_model(self, output_dir: str | None = None, **kwargs: Any) -> None:
-        """Every checkpoint and the finished model, with a tokenizer that older transformers open, too."""
+        """Every checkpoint and the finished model, with a tokenizer that older transformers open, too.
+
+        The finished model's files get their names when all are written: half of one would look like a run that has ended.
+        """
+        if self._unfinished is not None:
+            self._write_model(output_dir, **kwargs)
+            return
+        final = Path(output_dir or self.args.output_dir)
+        try:
+            self._write_model(str(final / UNFINISHED), **kwargs)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                for path in sorted((final / UNFINISHED).iterdir()):
+                    os.replace(path, final / path.name)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if not _is_about_writing(error):
+                raise
+            kept = newest_whole_checkpoint(str(final))
+            raise UserError(
+                f"the model could not be written to {final}: {one_line(error)}; "
+                + (f"{Path(kept).name} is whole: make room and go on by --resume_from_checkpoint latest" if kept else "make room")
+            ) from error
+        finally:
+            if self.args.should_save:
+                shutil.rmtree(final / UNFINISHED, ignore_errors=True)
+
+    def _write_model(self, output_dir: str | None, **kwargs: Any) -> None:
         super().save_model(output_dir, **kwargs)
         if self.args.should_save and self.processing_class is not None:
             save_tokenizer(self.processing_class, output_dir or self.args.output_dir)
@@ -206,6 +197,8 @@ class ResumableTrainer(Trainer):
             self._name_best_checkpoint(run, name)
             self.accelerator.wait_for_everyone()  # each process writes the state of its random numbers
             if self.args.should_save:
+                if self.made_with is not None:
+                    made_with.write(self.made_with, run / UNFINISHED / name)
                 _publish(run / UNFINISHED / name, run / name)
         except (OSError, RuntimeError, SafetensorError) as error:
             if not _is_about_writing(error):
@@ -221,8 +214,7 @@ class ResumableTrainer(Trainer):
                 shutil.rmtree(run / UNFINISHED, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
-            rotate_checkpoints(str(run), save_total_limit=limit, best_model_checkpoint=best, use_mtime=True)
+            rotate(run, run / name, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def _name_best_checkpoint(self, run: Path, name: str) -> None:
         """Trainer has noted the best checkpoint where it was written."""
@@ -232,8 +224,9 @@ class ResumableTrainer(Trainer):
                 self.state.save_to_json(str(run / UNFINISHED / name / TRAINER_STATE))
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        self.made_with = made_with.describe(self, self.script_args)
         if resume_from_checkpoint:
-            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE))
+            state = self._check_resumed(resume_from_checkpoint)
             control = state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
             # Stopped early, and not by its number of steps, which may have been raised since.
             self._was_finished = control.get("should_training_stop", False) and state.global_step < state.max_steps
@@ -243,10 +236,48 @@ class ResumableTrainer(Trainer):
             self._evaluation_due = control.get("should_evaluate", False) and not evaluated
         if self.args.should_save:
             _remove_leftovers(Path(self.args.output_dir))
-        result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        try:
+            result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        finally:
+            self.preemption.restore_signals()
         if self.state.global_step == 0:
             raise UserError("nothing was trained: there was not a single batch; give more text, or fewer rows a batch")
         return result
+
+    def _check_resumed(self, checkpoint: str) -> TrainerState:
+        """The state of the checkpoint; names what has changed since.
+
+        Raises:
+            UserError: it cannot be read, or this run is another one.
+        """
+        try:
+            state = read_trainer_state(checkpoint)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{checkpoint} cannot be resumed: {one_line(error)}") from error
+        check_callbacks(state, [*self.callback_handler.callbacks, self.control], checkpoint)
+        assert self.made_with is not None  # train
+        for change in made_with.compare(self.made_with, checkpoint):
+            if self.is_world_process_zero():
+                print(f"note: since {Path(checkpoint).name}: {change}")
+        return state
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not self._is_sharded(resume_from_checkpoint):
+            check_weights(resume_from_checkpoint, self.model if model is None else model)
+        try:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        except Exception as error:  # safetensors', torch's and peft's
+            raise UserError(f"{resume_from_checkpoint} cannot be resumed: {one_line(error)}") from error
+        refuse_non_finite(resume_from_checkpoint, (self.model if model is None else model).named_parameters())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and not self._is_sharded(checkpoint):
+            check_optimizer(checkpoint, self.optimizer, self.lr_scheduler)
+        super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _is_sharded(self, checkpoint: str) -> bool:
+        """Written by FSDP or DeepSpeed in forms of their own, which they check."""
+        return self.is_deepspeed_enabled or self.is_fsdp_enabled
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -272,7 +303,13 @@ class ResumableTrainer(Trainer):
         )
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(checkpoint)
+        try:
+            super()._load_rng_state(checkpoint)
+        except Exception as error:  # of torch.load, or of the three generators that it is for
+            said = " ".join(str(error).split(". ")[0].split())[:200] or type(error).__name__
+            raise UserError(
+                f"{checkpoint} cannot be resumed: rng_state cannot be read: {said}: it is damaged or foreign"
+            ) from error
         if self._evaluation_due:
             self._evaluation_due = False
             self._determine_best_metric(metrics=self._evaluate(None, None), trial=None)
@@ -288,9 +325,11 @@ class ResumableTrainer(Trainer):
         """Not of a run that goes on: with --save_total_limit 1 Trainer would delete all but the best checkpoint."""
         if self.preemption.saved:
             step = self.state.global_step
+            interrupted = self.preemption.agreed == signal.SIGINT
             raise Preempted(
-                f"stopped by SIGTERM after step {step:,} of {self.state.max_steps:,}; checkpoint-{step} is saved: "
-                "go on by --resume_from_checkpoint latest"
+                f"stopped by {'Ctrl-C' if interrupted else 'SIGTERM'} after step {step:,} of {self.state.max_steps:,}; checkpoint-{step} "
+                "is saved: go on by --resume_from_checkpoint latest",
+                INTERRUPTED_STATUS if interrupted else PREEMPTED_STATUS,
             )
         return super()._finalize_training(*args, **kwargs)
 

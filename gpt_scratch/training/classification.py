@@ -8,8 +8,6 @@ from typing import Any
 import datasets
 import numpy as np
 from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -35,6 +33,7 @@ from ..data.readers import one_line
 from ..errors import UserError
 from ..evaluation.classification import METRIC_PATH, softmax
 from ..files import atomic_path
+from ..inference.loading import check_rows, load_config, load_model, load_tokenizer
 from ..modeling_gpt_scratch import GPTScratchForSequenceClassification
 from ..plots import new_figure, save_figure, save_lines
 from ..tokenization.byte_pair import train_byte_level_bpe
@@ -151,10 +150,13 @@ def read_splits(args: ClassificationArguments) -> tuple[dict[str, LabelledTexts]
     return splits, ids, description
 
 
-def load_model(
-    args: ClassificationArguments, ids: dict[str, int], train: LabelledTexts, seed: int
+def make_model(
+    args: ClassificationArguments, ids: dict[str, int], train: LabelledTexts, seed: int, resume: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The classifier to train, its head new unless the checkpoint is a classifier, and its tokenizer, with one pad token for both.
+
+    Args:
+        resume: the checkpoint that the run goes on from. Its tokenizer is taken where one would be trained.
 
     Raises:
         UserError: a checkpoint or tokenizer that cannot be loaded, or values that no model can have.
@@ -163,39 +165,29 @@ def load_model(
     set_seed(seed)
     if args.model_name_or_path:
         overrides = dropout_overrides(args.config_overrides)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name or args.model_name_or_path, trust_remote_code=False)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                args.model_name_or_path,
-                dtype="float32",
-                trust_remote_code=False,
-                problem_type="single_label_classification",
-                **labels,
-                **overrides,
-            )
-        except UserError:
-            raise
-        except Exception as error:  # a wrong name, a broken file and a foreign head raise different kinds
-            raise UserError(f"--model_name_or_path {args.model_name_or_path}: {one_line(error)}") from error
+        name, settings = args.model_name_or_path, {"problem_type": "single_label_classification", **labels, **overrides}
+        base = load_config(name, **settings)
+        tokenizer = load_tokenizer(args.tokenizer_name or name)
+        check_rows(tokenizer, base, name)
+        model = load_model(name, "classifier", "float32", new_head=True, config=base)
     else:
         overrides = parse_config_overrides(args.config_overrides, GPTScratchConfig)
         tokenizer = (
-            AutoTokenizer.from_pretrained(args.tokenizer_name, trust_remote_code=False)
-            if args.tokenizer_name
+            load_tokenizer(args.tokenizer_name or str(resume))
+            if args.tokenizer_name or resume
             else train_byte_level_bpe(train.texts, vocab_size=args.vocab_size)
         )
         try:
-            settings: dict[str, Any] = {"vocab_size": len(tokenizer), **overrides, **labels}
-            config = GPTScratchConfig(**settings, problem_type="single_label_classification")
+            sizes: dict[str, Any] = {"vocab_size": len(tokenizer), **overrides, **labels}
+            config = GPTScratchConfig(**sizes, problem_type="single_label_classification")
         except (ValueError, TypeError) as error:
             raise UserError(f"--config_overrides: {one_line(error)}") from error
+        check_rows(tokenizer, config, "the model of --config_overrides")
         model = GPTScratchForSequenceClassification(config)
     if tokenizer.pad_token is None:
         # Safe, since this model pools by attention_mask: an end-of-text token inside a text is not taken for padding.
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
-    if len(tokenizer) > model.config.vocab_size:
-        raise UserError(f"the tokenizer has {len(tokenizer):,} tokens but the model's vocab_size is {model.config.vocab_size:,}")
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(model.config, name, getattr(tokenizer, name))
     return model, tokenizer

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_gpt_scratch import GPTScratchConfig
 from ..data.readers import one_line
 from ..errors import UserError
+from ..inference.loading import check_rows, load_config, load_model, load_tokenizer
 from .arguments import parse_config_overrides
 
 DROPOUTS = {"drop_rate", "embedding_dropout", "attention_dropout", "residual_dropout", "embd_pdrop", "attn_pdrop", "resid_pdrop"}
@@ -37,17 +38,13 @@ def load_language_model(
     Raises:
         UserError: no name, a checkpoint or tokenizer that cannot be loaded, more tokens than the model has rows.
     """
-    flag = "--model_name_or_path"
     overrides = dropout_overrides(config_overrides)
     if name is None:
-        raise UserError(f"{flag} is missing: give the checkpoint to start from")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_name or name, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype="float32", **overrides, trust_remote_code=False)
-    except Exception as error:  # a wrong name, a broken file and a foreign format raise different kinds
-        raise UserError(f"{flag} {name}: {one_line(error)}") from error
-    if len(tokenizer) > model.config.vocab_size:
-        raise UserError(f"the tokenizer has {len(tokenizer):,} tokens but the model's vocab_size is {model.config.vocab_size:,}")
+        raise UserError("--model_name_or_path is missing: give the checkpoint to start from")
+    config = load_config(name, **overrides)
+    tokenizer = load_tokenizer(tokenizer_name or name)
+    check_rows(tokenizer, config, name)
+    model = load_model(name, "lm", "float32", config=config)
     if tokenizer.eos_token is None:
         raise UserError("the tokenizer has no end-of-text token: a model trained with it could never end a reply")
     if tokenizer.pad_token is None:

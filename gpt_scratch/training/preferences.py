@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from ..data.instruction import PROMPT_STYLES, Conversations, set_prompt_style, split_conversations
 from ..data.preference import preference_rows, read_preferences
 from ..data.readers import one_line
 from ..errors import UserError
+from ..inference.loading import check_rows, load_config, load_model, load_tokenizer
 from ..plots import save_lines
 from .checkpoints import ResumableTrainer
 from .finetuning import load_language_model
@@ -113,16 +114,14 @@ def load_reward_model(name: str | None) -> tuple[Any, PreTrainedTokenizerBase]:
     """
     if name is None:
         raise UserError("grpo needs --reward_model: train one with the method reward")
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(name, dtype="float32", trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:
-        raise UserError(f"--reward_model {name}: {one_line(error)}") from error
-    if model.config.num_labels != 1 or "ForSequenceClassification" not in (model.config.architectures or [""])[0]:
+    config = load_config(name)
+    if config.num_labels != 1 or "ForSequenceClassification" not in (config.architectures or [""])[0]:
         raise UserError(
             f"--reward_model {name} is no reward model, which is a classifier with one label: train one with the method reward"
         )
-    return model.eval(), tokenizer
+    tokenizer = load_tokenizer(name)
+    check_rows(tokenizer, config, name)
+    return load_model(name, "classifier", "float32"), tokenizer
 
 
 def make_trainer(
@@ -149,9 +148,8 @@ def make_trainer(
             return _resumable(trl.DPOTrainer)(model=model, **common)  # its reference is a second copy of the same checkpoint
         if method == "reward":
             ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-            scorer = AutoModelForSequenceClassification.from_pretrained(
-                args.model_name_or_path, dtype="float32", trust_remote_code=False, num_labels=1, **ids
-            )
+            assert args.model_name_or_path is not None  # load_language_model
+            scorer = load_model(args.model_name_or_path, "classifier", "float32", new_head=True, num_labels=1, **ids)
             return _resumable(trl.RewardTrainer)(model=scorer, **common)
         prompts = {split: part.select_columns(["prompt"]) for split, part in rows.items()}
         common |= {"train_dataset": prompts["train"], "eval_dataset": prompts["validation"]}

@@ -6,11 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
     EarlyStoppingCallback,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -32,6 +28,7 @@ from ..data.language_modeling import (
 from ..data.readers import check_files, load_table, one_line
 from ..errors import UserError
 from ..evaluation.perplexity import evaluate_loss
+from ..inference.loading import check_rows, load_config, load_model, load_tokenizer
 from ..modeling_gpt_scratch import GPTScratchForCausalLM
 from ..tokenization.byte_pair import train_byte_level_bpe
 from ..tokenization.gpt2 import load_gpt2_tokenizer
@@ -151,8 +148,6 @@ def check_arguments(args: PretrainingArguments, training_args: TrainingArguments
         )
     if args.model_name_or_path and args.config_overrides:
         raise UserError("--config_overrides is for new models: the checkpoint of --model_name_or_path has its own configuration")
-    if not 0 < args.validation_split_percentage < 100:
-        raise UserError(f"--validation_split_percentage is {args.validation_split_percentage}: it must be between 0 and 100")
     if args.optimizer == "muon" and args.weight_decay_on == "all":
         raise UserError("--weight_decay_on all is for --optimizer adamw: Muon leaves biases and norms to AdamW, without decay")
     if args.muon_learning_rate is not None and args.optimizer != "muon":
@@ -168,10 +163,7 @@ def model_config(args: PretrainingArguments) -> GPTScratchConfig:
         UserError: values that no model can have, an unreadable checkpoint, a checkpoint of another architecture.
     """
     if args.model_name_or_path:
-        try:
-            config = AutoConfig.from_pretrained(args.model_name_or_path, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise UserError(f"--model_name_or_path {args.model_name_or_path}: {one_line(error)}") from error
+        config = load_config(args.model_name_or_path)
         if not isinstance(config, GPTScratchConfig):
             raise UserError(
                 f"--model_name_or_path {args.model_name_or_path} is a {config.model_type} model: "
@@ -188,7 +180,7 @@ def model_config(args: PretrainingArguments) -> GPTScratchConfig:
         raise UserError(f"--config_overrides: {one_line(error)}") from error
 
 
-def load_tokenizer(name: str, model_max_length: int) -> PreTrainedTokenizerBase:
+def open_tokenizer(name: str, model_max_length: int) -> PreTrainedTokenizerBase:
     """A tokenizer by Hub name or directory, OpenAI's two files included.
 
     Raises:
@@ -196,14 +188,16 @@ def load_tokenizer(name: str, model_max_length: int) -> PreTrainedTokenizerBase:
     """
     if (Path(name) / "encoder.json").is_file() and (Path(name) / "vocab.bpe").is_file():
         return load_gpt2_tokenizer(name, model_max_length=model_max_length)
-    try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises plain Exception
-        raise UserError(f"--tokenizer_name {name}: {one_line(error)}") from error
+    return load_tokenizer(name)
 
 
-def prepare_data(args: PretrainingArguments, config: GPTScratchConfig) -> tuple[PretrainingData, PreTrainedTokenizerBase]:
+def prepare_data(
+    args: PretrainingArguments, config: GPTScratchConfig, resume: str | None = None
+) -> tuple[PretrainingData, PreTrainedTokenizerBase]:
     """Read, split, tokenize and cut; prints what came of each split.
+
+    Args:
+        resume: the checkpoint that the run goes on from. Its tokenizer is taken where one would be trained.
 
     Raises:
         UserError: data that cannot be read or is shorter than one block, a tokenizer that does not fit the model.
@@ -213,8 +207,8 @@ def prepare_data(args: PretrainingArguments, config: GPTScratchConfig) -> tuple[
         raise UserError(
             f"--block_size {block_size} is longer than the model's max_position_embeddings {config.max_position_embeddings}"
         )
-    name = args.tokenizer_name or args.model_name_or_path
-    tokenizer = load_tokenizer(name, block_size) if name else None
+    name = args.tokenizer_name or args.model_name_or_path or resume
+    tokenizer = open_tokenizer(name, block_size) if name else None
     train: TokenBlocks | StreamedBlocks
     cutting = {"block_size": block_size, "stride": args.stride, "isolate_documents": args.isolate_documents}
     if args.streaming:
@@ -246,12 +240,9 @@ def prepare_data(args: PretrainingArguments, config: GPTScratchConfig) -> tuple[
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, args: PretrainingArguments, config: GPTScratchConfig) -> None:
     """Refuse a tokenizer with more tokens than the model has rows, before any text is tokenized."""
     fixed = args.model_name_or_path or "vocab_size" in (args.config_overrides or "") or "n_vocab" in (args.config_overrides or "")
-    if fixed and len(tokenizer) > config.vocab_size:
-        raise UserError(
-            f"the tokenizer has {len(tokenizer):,} tokens but the model's vocab_size is {config.vocab_size:,}: "
-            "choose a smaller tokenizer, or leave vocab_size out of --config_overrides"
-        )
-    if not fixed:
+    if fixed:
+        check_rows(tokenizer, config, args.model_name_or_path or "the model of --config_overrides")
+    else:
         config.vocab_size = len(tokenizer)
 
 
@@ -312,9 +303,7 @@ def make_model(args: PretrainingArguments, config: GPTScratchConfig, tokenizer: 
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(config, name, getattr(tokenizer, name))
     if args.model_name_or_path:
-        return AutoModelForCausalLM.from_pretrained(
-            args.model_name_or_path, config=config, dtype=torch.float32, trust_remote_code=False
-        )
+        return load_model(args.model_name_or_path, "lm", "float32", config=config)
     return GPTScratchForCausalLM(config)
 
 

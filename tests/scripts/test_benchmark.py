@@ -147,7 +147,10 @@ def test_trainer_and_import(script):
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--rival", "mine"], "NAME=path/to/file.py:factory is needed"), (["--repetitions", "0"], "--repetitions 0: at least 1")],
+    [
+        (["--rival", "mine"], "NAME=path/to/file.py:factory is needed"),
+        (["--repetitions", "0"], "--repetitions is 0: it must be between 1"),
+    ],
 )
 def test_bad_input(script, flags, message):
     with pytest.raises(UserError, match=message):

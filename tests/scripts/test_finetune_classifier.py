@@ -181,7 +181,7 @@ def test_files_any_classes_new_weights_and_early_stopping(script, tmp_path):
         (["--train_file", "SMS", "--split", "files"], "--split files needs"),
         (["--train_file", "SMS", "--split_fractions", "0.5", "0.1", "0.1"], "add up to 1"),
         (["--train_file", "SMS", "--class_names", "ham", "eggs"], "label 'spam' is not one of"),
-        (["--train_file", "SMS", "--model_name_or_path", "nowhere"], "--model_name_or_path nowhere"),
+        (["--train_file", "SMS", "--model_name_or_path", "nowhere"], "nowhere cannot be loaded"),
         (
             ["--train_file", "SMS", "--model_name_or_path", "BASE", "--config_overrides", "n_layer=2"],
             "only dropout can be changed",

@@ -206,10 +206,10 @@ def test_training_goes_on_from_a_checkpoint_of_this_package(script, finished, te
             "--weight_decay_on all is for --optimizer adamw",
         ),
         (["--train_file", "TEXT", "--block_size", "50000"], "fewer than one block"),
-        (["--train_file", "TEXT", "--tokenizer_name", "nowhere-at-all"], "--tokenizer_name nowhere-at-all"),
+        (["--train_file", "TEXT", "--tokenizer_name", "nowhere-at-all"], "nowhere-at-all: its tokenizer cannot be loaded"),
         (
             ["--train_file", "TEXT", "--tokenizer_name", "RUN", "--config_overrides", "vocab_size=50"],
-            "but the model's vocab_size is 50",
+            "and the model's vocab_size is 50",
         ),
         (["--train_file", "TEXT", "--config_overrides", "n_embd=30,n_head=4"], "hidden_size 30 is not a multiple"),
         (["--train_file", "TEXT", "--config_overrides", "n_embd=abc"], "must be of type int"),

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
-from gpt_scratch.chat import Chat
 from gpt_scratch.data.instruction import set_prompt_style
 from gpt_scratch.errors import UserError
+from gpt_scratch.inference.chat import Chat
 from gpt_scratch.serving import ServedGPTScratchForCausalLM, serve
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 

@@ -93,7 +93,7 @@ def test_the_result_is_the_tokenizer_of_the_library(script, files):
         (["--word_list", "train.txt", "--validation_file", "held_out.txt"], "--word_list is for"),
         (["--from_files", "a", "b", "c", "--validation_file", "held_out.txt"], "--from_files takes"),
         (["--from_files", "a", "--validation_file", "held_out.txt", "--vocab_size", "9"], "need --train_file"),
-        (["--train_file", "train.txt", "--validation_split_percentage", "100"], "must be between 0 and 100"),
+        (["--train_file", "train.txt", "--validation_split_percentage", "100"], "100.0: it must be between 0"),
         (["--train_file", "train.txt", "--vocab_size", "100"], "needs at least 258"),
         (["--train_file", "held_out.jsonl"], "has no column 'text'"),
     ],

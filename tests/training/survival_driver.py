@@ -4,6 +4,7 @@ Reads a JSON object a line: `script`, `argv`, `log` (a file for the output), and
 until a SIGKILL from outside. Answers with a line: the exit status, negative for a signal.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -33,6 +34,16 @@ ARGUMENTS = {
 }
 
 
+SIGNALS = {
+    "step": [signal.SIGKILL],
+    "sigterm": [signal.SIGTERM],
+    "two_sigterms": [signal.SIGTERM],
+    "replacing": [signal.SIGTERM],
+    "ctrl_c": [signal.SIGINT],
+    "two_ctrl_cs": [signal.SIGINT, signal.SIGINT],
+}  # at the end of a step
+
+
 def die(signals=(signal.SIGKILL,)) -> None:
     for number in signals:
         os.kill(os.getpid(), number)
@@ -41,7 +52,7 @@ def die(signals=(signal.SIGKILL,)) -> None:
 def plan(kill: dict) -> None:
     """Have this process die at a place, in the checkpoint of `step` or at that step.
 
-    Places: step, sigterm and two_sigterms (signals inside a step, one of them while it saves), evaluation_sigterm (in an evaluation),
+    Places: step, ctrl_c, two_ctrl_cs, sigterm and two_sigterms (signals inside a step, one of them while it saves), evaluation_sigterm (in an evaluation),
     weights, optimizer and state (half of that file written), flushed (nothing named yet), named (before older ones go), removed (the
     first file of an older one is gone), replacing (an evaluation after SIGTERM is done; the checkpoint before it has lost its
     name, and the one with it has none yet), full (the disk is full when the optimizer is written).
@@ -49,6 +60,7 @@ def plan(kill: dict) -> None:
     place, step = kill["place"], kill["step"]
     trainer_class = checkpoints.ResumableTrainer
     saving: list[int] = []
+    fired: list[int] = []
     save_checkpoint, training_step = trainer_class._save_checkpoint, trainer_class.training_step
 
     def note_saving(self, model, trial):
@@ -62,8 +74,9 @@ def plan(kill: dict) -> None:
 
     def note_step(self, *args, **kwargs):
         loss = training_step(self, *args, **kwargs)
-        if self.state.global_step + 1 == step and place in ("step", "sigterm", "two_sigterms", "replacing"):
-            die([signal.SIGKILL] if place == "step" else [signal.SIGTERM])
+        if self.state.global_step + 1 == step and place in SIGNALS and (place != "ctrl_c" or not fired):
+            fired.append(step)  # once, and not in each piece of an accumulated batch
+            die(SIGNALS[place])
         return loss
 
     trainer_class._save_checkpoint, trainer_class.training_step = note_saving, note_step
@@ -82,7 +95,9 @@ def plan(kill: dict) -> None:
 
         return written
 
-    if place == "weights":
+    if place in ("fill", "read_only"):
+        spoil(trainer_class, kill)
+    elif place == "weights":
         import transformers.modeling_utils as modeling
 
         modeling.safe_save_file = halved(safetensors.torch.save_file, lambda args: args[1])
@@ -143,6 +158,31 @@ def plan(kill: dict) -> None:
         torch.save = full
 
 
+def spoil(trainer_class, kill: dict) -> None:
+    """The file system of the run, `kill["disk"]`, is filled before the finished model is written, or its folders turn read-only at a step."""
+    disk, save_model, step_of = Path(kill["disk"]), trainer_class.save_model, trainer_class.training_step
+
+    def fill(self, *args, **kwargs):
+        if self._unfinished is None:
+            with (disk / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(4096))
+        save_model(self, *args, **kwargs)
+
+    def lock(self, *args, **kwargs):
+        if self.state.global_step + 1 == kill["step"]:
+            for folder in (disk, *(path for path in disk.rglob("*") if path.is_dir())):
+                folder.chmod(0o555)
+            if os.geteuid() == 0:  # who may write everywhere
+                os.seteuid(65534)
+        return step_of(self, *args, **kwargs)
+
+    if kill["place"] == "fill":
+        trainer_class.save_model = fill
+    else:
+        trainer_class.training_step = lock
+
+
 def run(job: dict) -> None:
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
@@ -155,12 +195,21 @@ def run(job: dict) -> None:
     spec.loader.exec_module(module)
     if job.get("kill"):
         plan(job["kill"])
-    run_script(lambda: module.main(*parse_arguments((ARGUMENTS[name], ScratchTrainingArguments), job["argv"])))
+    if name == "finetune_preferences":
+        run_script(lambda: module.main(*module.parse(job["argv"])))
+    else:
+        run_script(lambda: module.main(*parse_arguments((ARGUMENTS[name], ScratchTrainingArguments), job["argv"])))
 
 
 def main() -> None:
     for line in sys.stdin:
         job = json.loads(line)
+        if job["script"] == "finetune_preferences":
+            from gpt_scratch.training import preferences
+
+            for method in preferences.METHODS:  # imported here, once, and not in each fork
+                preferences.configuration_class(method)
+            from trl import DPOTrainer  # noqa: F401
         start = time.perf_counter()
         child = os.fork()
         if child == 0:

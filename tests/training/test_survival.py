@@ -7,13 +7,14 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
-from gpt_scratch.errors import PREEMPTED_STATUS, UserError
+from gpt_scratch.errors import INTERRUPTED_STATUS, PREEMPTED_STATUS, UserError
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 from gpt_scratch.training.checkpoints import MANIFEST, UNFINISHED, damage, newest_whole_checkpoint
 from gpt_scratch.training.run import checkpoint_to_resume
@@ -55,7 +56,20 @@ RUNS = {
         [*COMMON, *STEPS, "--train_file", "RECORDS", "--model_name_or_path", "BASE", "--prompt_style", "phi3", "--config_overrides", "drop_rate=0.1",
          "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2", "--max_steps", "12", "--sample_tokens", "4"],
     ),
+    "lora_packed": (
+        "finetune_instructions",
+        [*COMMON, *STEPS, "--train_file", "RECORDS", "--model_name_or_path", "BASE", "--prompt_style", "phi3", "--config_overrides", "drop_rate=0.1",
+         "--trainable", "lora", "--lora_rank", "4", "--packing", "--pack_length", "200", "--per_device_train_batch_size", "2", "--max_steps", "12",
+         "--sample_tokens", "4"],
+    ),
+    "dpo": (
+        "finetune_preferences",
+        ["dpo", *COMMON, *STEPS, "--train_file", "PAIRS", "--model_name_or_path", "BASE", "--per_device_train_batch_size", "4", "--max_steps", "12",
+         "--report_to", "none", "--gradient_checkpointing", "false", "--bf16", "false", "--max_length", "200"],
+    ),
 }  # fmt: skip
+SEED = int(os.environ.get("GPT_SCRATCH_SEED", random.SystemRandom().randrange(10**6)))  # of the random kills
+KILLS = int(os.environ.get("GPT_SCRATCH_KILLS", 5))  # of each run
 
 
 class Runner:
@@ -65,6 +79,7 @@ class Runner:
         self.root, self.names, self.whole_runs = root, names, {}
         self.faults: list[tuple[str, Path]] = []
         self.survived: Counter[str] = Counter()
+        self.bytes_lost = 0
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("survival_driver.py"))],
             stdin=subprocess.PIPE,
@@ -117,7 +132,7 @@ class Runner:
 def runner(tmp_path_factory):
     root = tmp_path_factory.mktemp("survival")
     names = {name: str(root / file) for name, file in
-             {"TEXT": "text.txt", "ROWS": "rows.jsonl", "SMS": "sms.csv", "RECORDS": "records.json", "BASE": "base"}.items()}  # fmt: skip
+             {"TEXT": "text.txt", "ROWS": "rows.jsonl", "SMS": "sms.csv", "RECORDS": "records.json", "PAIRS": "pairs.json", "BASE": "base"}.items()}  # fmt: skip
     (root / "text.txt").write_text(TEXT * 50, encoding="utf-8")
     (root / "rows.jsonl").write_text((json.dumps({"text": TEXT * 4}) + "\n") * 6, encoding="utf-8")
     (root / "sms.csv").write_text(
@@ -130,6 +145,9 @@ def runner(tmp_path_factory):
         {"instruction": f"Name the colour of {t} {i}.", "input": "", "output": c} for i in range(16) for t, c in things.items()
     ]
     (root / "records.json").write_text(json.dumps(records), encoding="utf-8")
+    pairs = [{"instruction": f"Name the colour of {t} {i}.", "input": "", "output": c, "chosen": c, "rejected": f"not {c}"}
+             for i in range(16) for t, c in things.items()]  # fmt: skip
+    (root / "pairs.json").write_text(json.dumps(pairs), encoding="utf-8")
     tokenizer = train_byte_level_bpe([TEXT], vocab_size=300)
     torch.manual_seed(0)
     GPTScratchForCausalLM(
@@ -204,6 +222,22 @@ def test_preemption(runner, tmp_path, name, place, step):
     runner.assert_same(output, name)
 
 
+@pytest.mark.parametrize("name", ["pretrain", "lora_packed"])
+def test_ctrl_c(runner, tmp_path, name):
+    """Saves like SIGTERM; a second one ends the run at once, and it goes on from the checkpoint before."""
+    output = tmp_path / "run"
+    stopped = runner(name, output, kill={"place": "ctrl_c", "step": 5})
+    assert stopped["status"] == INTERRUPTED_STATUS and "Traceback" not in stopped["log"], stopped["log"][-3000:]
+    assert stopped["log"].splitlines()[-1].startswith("stopped by Ctrl-C after step 5 of ")
+    assert newest_whole_checkpoint(str(output)) == str(output / "checkpoint-5")
+    stopped = runner.resume(name, output, kill={"place": "two_ctrl_cs", "step": 8})
+    assert stopped["status"] == INTERRUPTED_STATUS and "Traceback" not in stopped["log"], stopped["log"][-3000:]
+    assert stopped["log"].splitlines()[-1] == "stopped by Ctrl-C"
+    assert newest_whole_checkpoint(str(output)) == str(output / "checkpoint-6")
+    assert runner.resume(name, output)["status"] == 0
+    runner.assert_same(output, name)
+
+
 def test_killed_while_a_checkpoint_is_replaced(runner, tmp_path):
     """After SIGTERM at a step with an evaluation there is a checkpoint before it, which gives way to the one after it."""
     output = tmp_path / "run"
@@ -259,6 +293,44 @@ def test_a_disk_that_really_is_full(runner, tmp_path):
         subprocess.run(["umount", str(disk)], check=False)
 
 
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of 20 MiB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "none", str(path)], capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield path
+    subprocess.run(["umount", str(path)], check=False)
+
+
+@pytest.mark.parametrize("name", ["pretrain", "lora_packed"])
+def test_a_disk_that_fills_in_the_final_saves(runner, tmp_path, disk, name):
+    """A tmpfs that really is full: nothing looks finished, and the last checkpoint is whole."""
+    output = disk / "run"
+    stopped = runner(name, output, kill={"place": "fill", "step": 0, "disk": str(disk)})
+    assert stopped["status"] == 2 and "Traceback" not in stopped["log"], stopped["log"][-3000:]
+    last = stopped["log"].splitlines()[-1]
+    assert last.startswith("error: ") and "No space left on device" in last and "--resume_from_checkpoint latest" in last
+    assert not list(output.glob("*.safetensors")) and not (output / UNFINISHED).exists() and not (output / "README.md").exists()
+    (disk / "filler").unlink()
+    assert runner.resume(name, output)["status"] == 0
+    runner.assert_same(output, name)
+
+
+def test_a_folder_that_turns_read_only(runner, tmp_path):
+    output = tmp_path / "run"
+    stopped = runner("pretrain", output, kill={"place": "read_only", "step": 8, "disk": str(output)})
+    for folder in (output, *(path for path in output.rglob("*") if path.is_dir())):
+        folder.chmod(0o755)
+    assert stopped["status"] == 2 and "Traceback" not in stopped["log"], stopped["log"][-3000:]
+    last = stopped["log"].splitlines()[-1]
+    assert last.startswith("error: ") and "Permission denied" in last
+    assert newest_whole_checkpoint(str(output)) == str(output / "checkpoint-6")
+    assert runner.resume("pretrain", output)["status"] == 0
+    runner.assert_same(output, "pretrain")
+
+
 @pytest.mark.parametrize(
     ("harm", "told"),
     [
@@ -285,37 +357,68 @@ def test_half_a_checkpoint_is_passed_over(runner, tmp_path, capsys, harm, told):
             checkpoint_to_resume(str(output), str(newest))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", RUNS)
-def test_random_kills(runner, tmp_path, name):
-    """Until it has been killed five times, a run dies at random places and moments, and goes on from what is whole."""
-    seed = int(os.environ.get("GPT_SCRATCH_SEED", random.SystemRandom().randrange(10**6)))
-    print(f"{name}: GPT_SCRATCH_SEED={seed}")
-    rng = random.Random(f"{seed} {name}")
-    whole, output = runner.whole(name), tmp_path / "run"
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def survive(runner: Runner, name: str, folder: Path, rng: random.Random) -> None:
+    """Until it has been killed KILLS times, a run dies at random places and moments, and goes on from what is whole."""
+    whole, output = runner.whole(name), folder / "run"
     last = max(step for step, _ in curve(whole))
-    seconds = runner(name, tmp_path / "timed")["seconds"]
-    kills = 0
-    for attempt in range(40):
+    seconds = runner(name, folder / "timed")["seconds"]
+    kills, attempt = 0, 0
+    while kills < KILLS:
+        attempt += 1
+        assert attempt < 8 * KILLS, "it ends before it is killed"
         reached = newest_whole_checkpoint(str(output))
-        start = int(reached.rpartition("-")[2]) if reached else 0
-        if kills == 5:
-            break
+        start, saved = (int(reached.rpartition("-")[2]), size(Path(reached))) if reached else (0, 0)
         if attempt % 2:
-            how = {"after": rng.uniform(0.3, 1.0) * seconds}
+            how = {"after": rng.uniform(0.2, 1.0) * seconds}
         else:
             place = rng.choice(["step", "weights", "optimizer", "state", "flushed", "named", "removed"])
+            place = "step" if place == "weights" and name == "lora_packed" else place  # an adapter is written otherwise
             how = {"kill": {"place": place, "step": rng.randint(start + 1, max(start + 1, last))}}
         done = runner.resume(name, output, **how)
         if done["status"] == 0:  # it ended before it was to die: start again
             runner.assert_same(output, name)
             shutil.rmtree(output)
-            output = tmp_path / f"run-{attempt}"
+            output = folder / f"run-{attempt}"
             continue
         assert done["status"] == -9, done["log"][-3000:]
         kills += 1
+        left = newest_whole_checkpoint(str(output))
+        if reached and not (left and int(left.rpartition("-")[2]) >= start):
+            runner.bytes_lost += saved
         print(f"{name}: killed by {how}, at or after checkpoint {start}")
-    assert kills == 5
     done = runner.resume(name, output)
     assert done["status"] == 0, done["log"][-3000:]
     runner.assert_same(output, name)
+    assert runner.bytes_lost == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_random_kills(runner, tmp_path, name):
+    """`GPT_SCRATCH_KILLS=10 pytest -m slow -k random_kills tests/training/test_survival.py -s` kills 110 times."""
+    print(f"{name}: GPT_SCRATCH_SEED={SEED} GPT_SCRATCH_KILLS={KILLS}")
+    survive(runner, name, tmp_path, random.Random(f"{SEED} {name}"))
+    print(f"{name}: {KILLS} kills, {runner.bytes_lost} bytes lost")
+
+
+@pytest.mark.slow
+def test_random_kills_of_two_runs_at_once(runner, tmp_path):
+    """Beside each other in one directory, in two processes."""
+    print(f"two at once: GPT_SCRATCH_SEED={SEED} GPT_SCRATCH_KILLS={KILLS}")
+    other = Runner(runner.root, runner.names)
+    other.whole_runs = runner.whole_runs
+    for name in ("pretrain", "muon"):
+        runner.whole(name)
+        (tmp_path / name).mkdir()
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(survive, each, name, tmp_path / name, random.Random(f"{SEED} two {name}"))
+                for each, name in ((runner, "pretrain"), (other, "muon"))]  # fmt: skip
+        for one in both:
+            one.result()
+    other.process.stdin.close()
+    other.process.wait(30)
+    print(f"two at once: {2 * KILLS} kills, {runner.bytes_lost + other.bytes_lost} bytes lost")

@@ -6,10 +6,10 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
-from gpt_scratch.chat import Chat
 from gpt_scratch.data.instruction import set_prompt_style
-from gpt_scratch.decoding import prepare_for_decoding
 from gpt_scratch.errors import UserError
+from gpt_scratch.inference.chat import Chat
+from gpt_scratch.inference.decoding import prepare_for_decoding
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
 

@@ -8,8 +8,8 @@ import torch
 from tiny_models import assert_equal, tiny_model, token_ids
 from torch import nn
 
-from gpt_scratch.decoding import WEIGHTS, StreamedLinear, compiled_generation, prepare_for_decoding
 from gpt_scratch.errors import UserError
+from gpt_scratch.inference.decoding import WEIGHTS, StreamedLinear, compiled_generation, prepare_for_decoding
 
 
 @pytest.fixture(params=["highest", "medium"])
@@ -25,7 +25,7 @@ def precision(request):
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (3, 1), (2, 6)])
 def test_every_road_through_it_gives_the_same(weights, bias, shape, precision, monkeypatch):
-    monkeypatch.setattr("gpt_scratch.decoding.PIECE_BYTES", 24 * 4 * 5)  # several pieces, the last one smaller
+    monkeypatch.setattr("gpt_scratch.inference.decoding.PIECE_BYTES", 24 * 4 * 5)  # several pieces, the last one smaller
     linear, x = nn.Linear(24, 17, bias=bias), torch.randn(*shape, 24)
     streamed = StreamedLinear(linear, weights)
     kept = linear.weight.detach()

@@ -4,28 +4,9 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .errors import UserError
 from .generation import check_unicode
-
-
-def load_classifier(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A classifier in eval mode and its tokenizer, from a directory or the Hub, on the GPU where there is one.
-
-    Raises:
-        UserError: it cannot be loaded, or what is there has no trained classification head.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            name, output_loading_info=True, trust_remote_code=False
-        )
-    except Exception as error:  # a wrong name, a broken file and a foreign format raise different kinds
-        raise UserError(f"{name} cannot be loaded as a classifier: {' '.join(str(error).split())[:300]}") from error
-    if report["missing_keys"]:
-        raise UserError(f"{name} has no trained classification head: finetune it with scripts/finetune_classifier.py")
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
 @torch.inference_mode()

@@ -7,7 +7,8 @@ import torch
 
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from gpt_scratch.errors import UserError
-from gpt_scratch.generation import encode_prompts, generate_texts, load
+from gpt_scratch.inference.generation import encode_prompts, generate_texts
+from gpt_scratch.inference.loading import load_language_model as load
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
 PROMPTS = ["One day, Anna", "Tom", ""]

@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer, set_seed
 
-from .chat_template import apply_chat_template
+from ..chat_template import apply_chat_template
+from ..errors import UserError
+from ..ranges import check_ranges
 from .decoding import compiled_generation
-from .errors import UserError
 
 
 class Chat:
@@ -41,8 +42,7 @@ class Chat:
         self.limit = model.config.max_position_embeddings
         if not 1 <= max_new_tokens < self.limit:
             raise UserError(f"max_new_tokens is {max_new_tokens}: it must be between 1 and {self.limit - 1} for this model")
-        if temperature < 0:
-            raise UserError(f"temperature is {temperature}: it must not be negative")
+        check_ranges({"temperature": temperature} | ({} if seed is None else {"seed": seed}))
         self.model, self.tokenizer = model, tokenizer
         self.max_new_tokens, self.temperature, self.compiled = max_new_tokens, temperature, compiled
         self.start = [{"role": "system", "content": system}] if system else []

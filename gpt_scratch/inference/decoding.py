@@ -13,8 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel, StaticCache
 from transformers.generation import CompileConfig
 
-from .errors import UserError
-from .releases_gpt_scratch import CACHE
+from ..errors import UserError
+from ..releases_gpt_scratch import CACHE
 
 WEIGHTS = ("float32", "bfloat16", "int8")
 PIECE_BYTES = 1 << 20  # of a weight that is widened for a matrix product

@@ -4,32 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TextStreamer,
-    set_seed,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer, set_seed
 
-from .errors import UserError
-
-
-def load(name: str, dtype: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model in eval mode and its tokenizer, from a directory or the Hub, on the GPU where there is one.
-
-    Raises:
-        UserError: one of the two cannot be loaded.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False)
-    except Exception as error:  # a wrong name, a broken file and a foreign format raise different kinds
-        raise UserError(f"{name} cannot be loaded as a language model: {' '.join(str(error).split())[:300]}") from error
-    if len(tokenizer) > model.config.vocab_size:
-        raise UserError(f"{name}: the tokenizer has {len(tokenizer)} tokens but the model only {model.config.vocab_size}")
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+from ..errors import UserError
+from ..ranges import check_ranges
 
 
 def encode_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, device: torch.device) -> dict[str, torch.Tensor]:
@@ -66,19 +44,6 @@ def check_unicode(text: str) -> None:
         raise UserError(f"the text is not valid Unicode at character {error.start}: {text[error.start]!r}") from error
 
 
-# Values outside these ranges are ignored or misread by transformers without a word. Lowest and highest value allowed.
-RANGES = {
-    "max_new_tokens": (1, float("inf")),
-    "temperature": (0, float("inf")),
-    "top_k": (1, float("inf")),
-    "top_p": (0, 1),
-    "min_p": (0, 1),
-    "num_beams": (1, float("inf")),
-    "repetition_penalty": (1e-6, float("inf")),
-    "no_repeat_ngram_size": (0, float("inf")),
-}
-
-
 def generate_texts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -104,10 +69,7 @@ def generate_texts(
         UserError: a setting out of range, a prompt that fills the model's positions, or what `generate` itself refuses.
     """
     given = {"max_new_tokens": max_new_tokens, "temperature": temperature, **settings}
-    for name in given.keys() & RANGES.keys():
-        value, (lowest, highest) = given[name], RANGES[name]
-        if not lowest <= value <= highest:
-            raise UserError(f"{name} is {value}: it must be between {lowest} and {highest}")
+    check_ranges(given if seed is None else given | {"seed": seed})
     if not prompts:
         return []
     if stream and len(prompts) > 1:

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM, GPTScratchForSequenceClassification
-from gpt_scratch.classify import classify_texts, load_classifier
 from gpt_scratch.errors import UserError
+from gpt_scratch.inference.classify import classify_texts
+from gpt_scratch.inference.loading import load_classifier
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
 TEXTS = ["One day", "", "Anna lost her key, and it was by the river.", "a b " * 200, "key"] * 9

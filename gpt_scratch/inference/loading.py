@@ -1,0 +1,354 @@
+"""The one way in which every script opens a trained model and its tokenizer, from a directory or the Hub.
+
+transformers fills in what a checkpoint lacks with random numbers and drops what it does not know, with a warning at most. Here a model is
+whole or an error of one line: nothing missing but a head that is to be trained, nothing left over, every shape as the configuration has it,
+every number finite, a row for every token. Sizes are compared with the weights files before memory is taken for them.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from safetensors import safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import cached_file
+from transformers.utils.logging import get_verbosity, set_verbosity, set_verbosity_error
+
+from ..errors import UserError
+from ..tokenization import portable
+
+AUTO = {"lm": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification}
+KINDS = {"lm": "a language model", "classifier": "a classifier"}
+NEW_HEADS = ("score.", "classifier.", "classification_head.", "pre_classifier.")  # names that transformers' models give them
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+JSON_BYTES = 64 * 2**20  # of a configuration or an index of shards at most
+LARGEST = {
+    "layer": 10_000,
+    "label": 1_000_000,
+    "expert": 100_000,
+}  # of a size with this word in its name: each costs before any weight is read
+COMPILED = "_orig_mod."
+PARAMETERS_A_BYTE = 8  # no format packs more than a parameter a bit
+
+
+def load_language_model(name: str, dtype: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model (or an adapter on one) in eval mode and its tokenizer, on the GPU where there is one.
+
+    Raises:
+        UserError: as [`load_model`] and [`load_tokenizer`].
+    """
+    return _load_for_inference(name, "lm", dtype)
+
+
+def load_classifier(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A classifier with a trained head, in eval mode, and its tokenizer, on the GPU where there is one.
+
+    Raises:
+        UserError: as [`load_model`] and [`load_tokenizer`].
+    """
+    return _load_for_inference(name, "classifier", "auto")
+
+
+def _load_for_inference(name: str, head: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    adapter = _adapter_config(name)
+    config = load_config(name if adapter is None else _base_of(name, adapter))
+    tokenizer = load_tokenizer(name)
+    check_rows(tokenizer, config, name)
+    model = load_model(name, head, dtype)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a directory or Hub name; it cuts text as its files say, which transformers' own loading does not always do.
+
+    Raises:
+        UserError: there is none, or it is broken.
+    """
+    try:
+        return portable.load_tokenizer(name)
+    except BaseException as error:
+        raise _refusal(f"{name}: its tokenizer cannot be loaded", error) from error
+
+
+def load_config(name: str, **overrides: Any) -> PreTrainedConfig:
+    """The configuration of a directory or Hub name, none of whose sizes is beyond reason.
+
+    Raises:
+        UserError: there is none, it is broken, or a size that no model has.
+    """
+    try:
+        path = cached_file(name, "config.json")
+        if path is None:
+            raise ValueError("it holds no config.json")
+        check_sizes(read_json_object(Path(path)) | overrides)
+        return AutoConfig.from_pretrained(name, trust_remote_code=False, **overrides)
+    except BaseException as error:
+        raise _refusal(f"{name} cannot be loaded", error) from error
+
+
+def load_model(
+    name: str,
+    head: str,
+    dtype: str | torch.dtype = "auto",
+    new_head: bool = False,
+    config: PreTrainedConfig | None = None,
+    **overrides: Any,
+) -> PreTrainedModel:
+    """A model from a directory or the Hub, on the CPU, in eval mode.
+
+    Args:
+        name: with an `adapter_config.json` and no `config.json` it is an adapter (peft), which is put on its base model.
+        head: "lm" or "classifier".
+        dtype: of the weights; "auto" as they were saved.
+        new_head: a classification head that the checkpoint lacks is drawn at random, to be trained.
+        config: in place of the checkpoint's.
+        overrides: of the configuration, as `from_pretrained` takes them.
+
+    Raises:
+        UserError: names the first thing that is wrong: files missing or unreadable, tensors missing, left over, of another shape or with
+            values that are not finite, sizes that the weights files or the memory cannot hold.
+    """
+    adapter = _adapter_config(name)
+    if adapter is not None:
+        if head != "lm":
+            raise UserError(f"{name} is an adapter: name the directory of the merged model")
+        return _put_adapter(load_model(_base_of(name, adapter), head, dtype, config=config, **overrides), name)
+    config = load_config(name, **overrides) if config is None else config
+    _refuse_another_head(name, config, head, new_head)
+    files = weight_files(name)
+    _refuse_beyond_files(name, config, head, files)
+    verbosity = get_verbosity()
+    set_verbosity_error()  # its table of what is missing is for those who go on
+    try:
+        model, report = AUTO[head].from_pretrained(
+            name, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except BaseException as error:
+        raise _refusal(f"{name} cannot be loaded as {KINDS[head]}", error) from error
+    finally:
+        set_verbosity(verbosity)
+    lacks_head = all(key.startswith(NEW_HEADS) for key in report["missing_keys"])
+    if head == "classifier" and not new_head and report["missing_keys"] and lacks_head:
+        raise UserError(f"{name} has no trained classification head: finetune it with scripts/finetune_classifier.py")
+    _refuse_incomplete(
+        name,
+        {key for key in report["missing_keys"] if not (new_head and key.startswith(NEW_HEADS))},
+        {key for key in report["unexpected_keys"] if not (new_head and key.startswith("lm_head."))},
+        report["mismatched_keys"],
+    )
+    refuse_non_finite(name, model.named_parameters())
+    return model.eval()
+
+
+def check_rows(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, name: str) -> None:
+    """Refuse a tokenizer with ids that the model has no row for.
+
+    Raises:
+        UserError: names both numbers.
+    """
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    if max(len(tokenizer), highest + 1) > config.vocab_size:
+        what = f"has {len(tokenizer):,} tokens" if len(tokenizer) > config.vocab_size else f"has an id {highest:,}"
+        raise UserError(
+            f"{name} cannot be used with this tokenizer: it {what}, and the model's vocab_size is {config.vocab_size:,}: "
+            "give the tokenizer that belongs to the model"
+        )
+
+
+def refuse_non_finite(name: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """One pass over the values, without a copy.
+
+    Raises:
+        UserError: names the tensor.
+    """
+    for key, tensor in tensors:
+        if tensor.is_floating_point() and tensor.itemsize > 1 and tensor.numel() and not tensor.is_meta:
+            low, high = torch.aminmax(tensor.detach())  # NaN if there is one
+            if not (torch.isfinite(low) and torch.isfinite(high)):
+                what = "NaN" if torch.isnan(low) else "infinite values"
+                raise UserError(f"{name}: {key} holds {what}: the weights are damaged, or of a training that diverged")
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON object of a bounded size.
+
+    Raises:
+        ValueError: it is none, or too long; OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        text = file.read(JSON_BYTES + 1)
+    if len(text) > JSON_BYTES:
+        raise ValueError(f"{path.name} has more than {JSON_BYTES:,} bytes")
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{path.name} is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{path.name} is no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} must hold a JSON object, not a {type(content).__name__}")
+    return content
+
+
+def check_sizes(config: dict[str, Any]) -> None:
+    """Of a configuration as it is written, before a class makes labels and layers of it.
+
+    Raises:
+        ValueError: names the size.
+    """
+    for key, value in config.items():
+        for word, largest in LARGEST.items():
+            if word in key and type(value) is int and value > largest:
+                raise ValueError(f"{key} is {value:,}: more than {largest:,} is surely a mistake")
+    if not isinstance(config.get("auto_map", {}), dict):
+        raise ValueError(f"auto_map must be a JSON object, not a {type(config['auto_map']).__name__}")
+
+
+def _refusal(what: str, error: BaseException) -> BaseException:
+    """A wrong name, a broken file and a foreign format raise different kinds; a panic of a Rust library is no `Exception`."""
+    if isinstance(error, UserError):
+        return error
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        return error
+    while error.__cause__ is not None:
+        error = error.__cause__
+    said = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())[:300]
+    if isinstance(error, MemoryError):
+        said = "there is not enough memory"
+    return UserError(f"{what}: {said or type(error).__name__}")
+
+
+def _adapter_config(name: str) -> dict[str, Any] | None:
+    """Of an adapter's directory or repository; `None` where there is a whole model."""
+    optional: dict[str, Any] = {
+        "_raise_exceptions_for_missing_entries": False,
+        "_raise_exceptions_for_connection_errors": False,
+        "_raise_exceptions_for_gated_repo": False,
+    }
+    try:
+        if cached_file(name, "config.json", **optional) is not None:
+            return None
+        path = cached_file(name, "adapter_config.json", **optional)
+        return None if path is None else read_json_object(Path(path))
+    except BaseException as error:
+        raise _refusal(f"{name} cannot be loaded", error) from error
+
+
+def _base_of(name: str, adapter: dict[str, Any]) -> str:
+    base = adapter.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{name}: adapter_config.json names no base model: base_model_name_or_path is {base!r}")
+    return base
+
+
+def _put_adapter(model: PreTrainedModel, name: str) -> PreTrainedModel:
+    verbosity = get_verbosity()
+    set_verbosity_error()
+    try:
+        import peft  # noqa: F401
+
+        report = model.load_adapter(name, ignore_mismatched_sizes=True)
+    except ImportError as error:
+        raise UserError(f'{name} is an adapter, which needs peft: pip install "gpt_scratch[peft]"') from error
+    except BaseException as error:
+        raise _refusal(f"{name} cannot be loaded as an adapter", error) from error
+    finally:
+        set_verbosity(verbosity)
+    _refuse_incomplete(name, report.missing_keys, report.unexpected_keys, report.mismatched_keys)
+    refuse_non_finite(name, model.named_parameters())
+    return model.eval()
+
+
+def _refuse_another_head(name: str, config: PreTrainedConfig, head: str, new_head: bool) -> None:
+    written = (getattr(config, "architectures", None) or [""])[0] or ""
+    if head == "lm" and written.endswith("ForSequenceClassification"):
+        raise UserError(f"{name} cannot be loaded as a language model: it is a classifier ({written})")
+    if head == "classifier" and not new_head and written.endswith("ForCausalLM"):
+        raise UserError(f"{name} has no trained classification head: finetune it with scripts/finetune_classifier.py")
+
+
+def weight_files(name: str) -> list[Path]:
+    """The files with the weights, fetched where `name` is one on the Hub.
+
+    Raises:
+        UserError: there are none, or an index that names what is not beside it.
+    """
+    for wanted in WEIGHTS:
+        try:
+            found = cached_file(name, wanted, _raise_exceptions_for_missing_entries=False)
+            if found is None:
+                continue
+            if not wanted.endswith(".json"):
+                return [_regular(Path(found))]
+            shards = read_json_object(Path(found)).get("weight_map")
+            if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+                raise ValueError(f"{wanted} has no weight_map of tensors to files")
+            names = sorted(set(shards.values()))
+            if outside := [shard for shard in names if Path(shard).name != shard or shard in (".", "..")]:
+                raise ValueError(f"{wanted} names {outside[0]!r}, which is no file beside it")
+            return [_regular(Path(cached_file(name, shard))) for shard in names]
+        except BaseException as error:
+            raise _refusal(f"{name} cannot be loaded", error) from error
+    raise UserError(f"{name} cannot be loaded: it holds no weights ({', '.join(WEIGHTS[::2])} or an index of shards)")
+
+
+def _regular(path: Path) -> Path:
+    if not path.is_file():  # a device never ends
+        raise ValueError(f"{path.name} is not a regular file")
+    return path
+
+
+def _refuse_beyond_files(name: str, config: PreTrainedConfig, head: str, files: Sequence[Path]) -> None:
+    """Before any memory is taken: files without tensors, and sizes that neither they nor the memory can hold."""
+    try:
+        if files[0].suffix == ".safetensors":
+            count = 0
+            for file in files:
+                with safe_open(file, framework="pt") as opened:
+                    count += len(opened.keys())
+            if not count:
+                raise ValueError(f"{', '.join(file.name for file in files[:3])} holds no tensors")
+        with torch.device("meta"):
+            model = AUTO[head].from_config(config, trust_remote_code=False)
+        parameters = sum(parameter.numel() for parameter in set(model.parameters()))
+        held = sum(file.stat().st_size for file in files)
+        new_head = getattr(config, "num_labels", 0) * getattr(config, "hidden_size", 0)
+        if parameters > PARAMETERS_A_BYTE * held + new_head:
+            raise ValueError(f"config.json describes {parameters:,} parameters, and its weights have only {held:,} bytes")
+        free = psutil.virtual_memory().available
+        if parameters > free:  # at a byte each
+            raise ValueError(f"it has {parameters:,} parameters, and {free:,} bytes of memory are free")
+    except BaseException as error:
+        raise _refusal(f"{name} cannot be loaded", error) from error
+
+
+def _refuse_incomplete(
+    name: str, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]]
+) -> None:
+    """
+    Raises:
+        UserError: names up to three tensors of the first kind.
+    """
+    for key, there, wanted in sorted(mismatched, key=lambda entry: entry[0]):
+        raise UserError(f"{name}: {key} has the shape {tuple(there)} in the weights file, and {tuple(wanted)} by config.json")
+    if any(key.startswith(COMPILED) for key in unexpected):
+        raise UserError(
+            f"{name}: the names of its tensors begin with {COMPILED!r}: save the model itself and not what torch.compile made of it"
+        )
+    for keys, what in (
+        (missing, "the weights files lack"),
+        (unexpected, "the weights files hold what the model has no place for:"),
+    ):
+        if listed := sorted(keys):
+            more = f" and {len(listed) - 3:,} more" if len(listed) > 3 else ""
+            raise UserError(f"{name}: {what} {', '.join(listed[:3])}{more}: the checkpoint is damaged or of another kind")

@@ -1,0 +1,248 @@
+"""What a training checkpoint was made with: written beside it as `.made_with.json`, and compared when a run is resumed.
+
+A resumed run goes on with the same function, ids, rows and random numbers, or it does not go on: another architecture or tokenizer, other
+data, classes, trained parameters or another seed are an error. Other settings, such as the learning rate or the number of epochs, may be
+changed, and each change is named.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, Trainer
+
+from ..errors import UserError
+from ..files import write_json
+from ..inference.loading import read_json_object
+
+FILE = ".made_with.json"  # hidden, so that it does not go to the Hub
+ROWS = 4096  # of a data set whose content is compared, evenly spread; all of a smaller one. Their number is compared in any case
+STREAMED_ROWS = 32  # the first ones of a stream
+# Of a configuration: what says nothing about the function, or is named with the settings (dropout) or by itself (classes).
+NOT_ARCHITECTURE = {
+    *(
+        "_name_or_path",
+        "architectures",
+        "auto_map",
+        "dtype",
+        "torch_dtype",
+        "gpt_scratch_version",
+        "transformers_version",
+        "use_cache",
+    ),
+    *(
+        "id2label",
+        "label2id",
+        "problem_type",
+        "embedding_dropout",
+        "attention_dropout",
+        "residual_dropout",
+        "_attn_implementation",
+    ),
+    *("bos_token_id", "eos_token_id", "pad_token_id"),
+}
+# Beginnings of the names of flags that do not change what is learned, or that are compared by what they lead to.
+NOT_COMPARED = (
+    *(
+        "_",
+        "allow_non_finite",
+        "auto_find",
+        "batch_eval",
+        "bf16_full_eval",
+        "data_seed",
+        "dataloader_",
+        "dataset_",
+        "ddp_",
+        "debug",
+    ),
+    *("disable_tqdm", "do_", "eval", "fp16_full_eval", "full_determinism", "gradient_accumulation_steps", "greater", "hub_"),
+    *(
+        "ignore_data_skip",
+        "include",
+        "jit",
+        "label_names",
+        "length_column",
+        "load_best",
+        "local_rank",
+        "log",
+        "max_steps",
+        "metric_for",
+    ),
+    *(
+        "model_name_or_path",
+        "num_train_epochs",
+        "output_dir",
+        "overwrite",
+        "parallelism",
+        "past_index",
+        "per_device_",
+        "prediction",
+    ),
+    *(
+        "preprocessing",
+        "project",
+        "push_",
+        "remove_unused",
+        "report_to",
+        "restore",
+        "resume",
+        "run_name",
+        "sample_",
+        "save",
+        "seed",
+    ),
+    *("skip_memory", "split_seed", "test_file", "text_column", "tokenizer_name", "torch_compile", "tpu", "trackio", "train_file"),
+    *("use_cpu", "use_liger", "validation_file"),
+)
+REFUSED = {
+    "model": "another architecture",
+    "classes": "other classes",
+    "trained": "other trained parameters",
+    "tokenizer": "another tokenizer, whose ids mean other tokens",
+    "training data": "other training data",
+    "validation data": "other validation data",
+    "seed": "another seed",
+}
+
+
+def describe(trainer: Trainer, script_args: Any = None) -> dict[str, Any]:
+    """Everything that is compared, as JSON has it.
+
+    Args:
+        trainer: with model, data and tokenizer as it trains them.
+        script_args: the script's own flags, a dataclass.
+    """
+    args, model = trainer.args, trainer.model
+    config = model.config.to_dict() if hasattr(model, "config") else {}
+    trained = [(name, list(parameter.shape)) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    flags = {**(dataclasses.asdict(script_args) if script_args is not None else {}), **args.to_dict()}
+    made_with = {
+        "model": {name: value for name, value in config.items() if name not in NOT_ARCHITECTURE},
+        "classes": config.get("id2label") if "ForSequenceClassification" in type(model).__name__ else None,
+        "trained": {"tensors": len(trained), "sha256": _sha256(json.dumps(trained))},
+        "tokenizer": _tokenizer(trainer.processing_class),
+        "training data": fingerprint(trainer.train_dataset),
+        "validation data": fingerprint(trainer.eval_dataset),
+        "seed": {"seed": args.seed, "data_seed": args.data_seed},
+        "rows a step": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "length": {"max_steps": args.max_steps, "num_train_epochs": args.num_train_epochs},
+        "dropout": {name: config[name] for name in sorted(NOT_ARCHITECTURE) if name.endswith("_dropout") and name in config},
+        "flags": {name: value for name, value in sorted(flags.items()) if not name.startswith(NOT_COMPARED)},
+    }
+    return json.loads(json.dumps(made_with, default=str))
+
+
+def write(made_with: dict[str, Any], checkpoint: Path) -> None:
+    """Into a checkpoint's directory."""
+    write_json(checkpoint / FILE, made_with)
+
+
+def compare(made_with: dict[str, Any], checkpoint: str) -> list[str]:
+    """What differs between a run and the checkpoint it goes on from, a line each, without what is refused.
+
+    Raises:
+        UserError: what cannot be changed in the middle of a run; names each change and how to go on.
+    """
+    path = Path(checkpoint) / FILE
+    if not path.exists():
+        return [
+            f"{path.parent.name} does not say what it was made with ({FILE}): make sure yourself that data, tokenizer and seed are the same"
+        ]
+    try:
+        before = read_json_object(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{checkpoint} cannot be resumed: {error}") from error
+    go_on = (
+        f"resume with what the run began with, or start another one from its weights (--model_name_or_path {checkpoint}, "
+        "another --output_dir)"
+    )
+    wrong = [
+        f"{what} ({_difference(before.get(key), made_with[key])})"
+        for key, what in REFUSED.items()
+        if before.get(key) != made_with[key]
+    ]
+    if wrong:
+        raise UserError(f"{checkpoint} was made with {'; '.join(wrong)}: {go_on}")
+    rows, now = before.get("rows a step"), made_with["rows a step"]
+    if rows != now and made_with["length"]["max_steps"] <= 0:
+        raise UserError(
+            f"{checkpoint} was made with {rows} rows a step, and now it would be {now}: the place in the data is counted in steps, so "
+            f"keep the product of batch size, accumulation and processes, or {go_on}"
+        )
+    changes = [f"rows a step: {rows} before, {now} now"] if rows != now else []
+    for key in ("length", "dropout", "flags"):
+        then = before.get(key)
+        then = then if isinstance(then, dict) else {}
+        for name in sorted(then.keys() | made_with[key].keys()):
+            if then.get(name) != made_with[key].get(name):
+                changes.append(f"{name}: {_short(then.get(name))} before, {_short(made_with[key].get(name))} now")
+    return changes
+
+
+def fingerprint(rows: Any) -> dict[str, Any] | None:
+    """The number of rows and a checksum of their content; of a stream that of its first rows and the sizes of its files."""
+    if rows is None:
+        return None
+    if isinstance(rows, dict):
+        return {name: fingerprint(part) for name, part in rows.items()}
+    if isinstance(rows, torch.utils.data.IterableDataset):
+        source = getattr(rows, "source", None)
+        files = [name for name in source if os.path.isfile(name)] if isinstance(source, (list, tuple)) else []
+        return {
+            "sha256": _sha256(*map(_as_text, islice(rows, STREAMED_ROWS))),
+            "bytes": [os.path.getsize(file) for file in files],
+        }
+    if not hasattr(rows, "__len__"):  # a stream of another library, which may be read once only
+        return None
+    return {"rows": len(rows), "sha256": _sha256(*map(_as_text, _spread(rows)))}
+
+
+def _spread(rows: Any) -> Iterator[Any]:
+    count = min(len(rows), ROWS)
+    return (rows[i * len(rows) // count] for i in range(count))
+
+
+def _as_text(row: Any) -> str:
+    if isinstance(row, dict):
+        row = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in row.items()}
+    return json.dumps(row, sort_keys=True, default=str)
+
+
+def _tokenizer(tokenizer: Any) -> dict[str, Any] | None:
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    pipeline = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+    pipeline.pop("truncation", None)  # these two are settings of the last call
+    pipeline.pop("padding", None)
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.chat_template]
+    return {"tokens": len(tokenizer), "sha256": _sha256(json.dumps([pipeline, special], sort_keys=True, default=str))}
+
+
+def _sha256(*texts: str) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\n")
+    return digest.hexdigest()
+
+
+def _difference(before: Any, now: Any) -> str:
+    """The first setting that differs, or that the content does."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted(now.keys() | before.keys(), key=lambda name: (name == "sha256", name)):
+            if before.get(name) != now.get(name):
+                if name == "sha256":
+                    return "as many, and others"
+                return f"{name} {_short(before.get(name))} before, {_short(now.get(name))} now"
+    return f"{_short(before)} before, {_short(now)} now"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=True)
+    return text if len(text) < 80 else f"{text[:77]}..."
