@@ -6,7 +6,7 @@ from itertools import islice
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from .errors import UserError
+from .errors import UserError, one_line
 from .generation import check_unicode
 
 
@@ -22,7 +22,7 @@ def load_classifier(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
             name, output_loading_info=True, trust_remote_code=False
         )
     except Exception as error:  # a wrong name, a broken file and a foreign format raise different kinds
-        raise UserError(f"{name} cannot be loaded as a classifier: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"{name} cannot be loaded as a classifier: {one_line(error)}") from error
     if report["missing_keys"]:
         raise UserError(f"{name} has no trained classification head: finetune it with scripts/finetune_classifier.py")
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer

@@ -13,7 +13,7 @@ from transformers import (
     set_seed,
 )
 
-from .errors import UserError
+from .errors import UserError, one_line
 
 
 def load(name: str, dtype: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -26,7 +26,7 @@ def load(name: str, dtype: str = "auto") -> tuple[PreTrainedModel, PreTrainedTok
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False)
     except Exception as error:  # a wrong name, a broken file and a foreign format raise different kinds
-        raise UserError(f"{name} cannot be loaded as a language model: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"{name} cannot be loaded as a language model: {one_line(error)}") from error
     if len(tokenizer) > model.config.vocab_size:
         raise UserError(f"{name}: the tokenizer has {len(tokenizer)} tokens but the model only {model.config.vocab_size}")
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
@@ -133,5 +133,5 @@ def generate_texts(
         with torch.inference_mode():
             output = model.generate(**inputs, **settings)
     except (ValueError, TypeError) as error:
-        raise UserError(" ".join(str(error).split())[:300]) from error
+        raise UserError(one_line(error)) from error
     return tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)

@@ -21,7 +21,7 @@ from transformers import (
 from ..analysis.attention import token_texts
 from ..chat_template import apply_chat_template
 from ..classify import load_classifier
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..generation import encode_prompts, load
 
 MAX_CHARACTERS = 20_000  # of any text given to the page
@@ -53,7 +53,7 @@ def load_model(name: str) -> LoadedModel:
     try:
         architectures = AutoConfig.from_pretrained(name, trust_remote_code=False).architectures or []
     except Exception as error:  # a wrong name, a broken file and foreign code raise different kinds
-        raise UserError(f"{name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"{name} cannot be loaded: {one_line(error)}") from error
     is_classifier = any("SequenceClassification" in architecture for architecture in architectures)
     return LoadedModel(*(load_classifier(name) if is_classifier else load(name)), is_classifier)
 

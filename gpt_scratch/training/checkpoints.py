@@ -25,8 +25,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from ..data.readers import one_line
-from ..errors import Preempted, UserError
+from ..errors import Preempted, UserError, innermost, one_line
 from ..tokenization.portable import save_tokenizer
 from .arguments import ScratchTrainingArguments
 
@@ -212,8 +211,8 @@ class ResumableTrainer(Trainer):
                 raise
             free = shutil.disk_usage(run).free / 2**20
             raise UserError(
-                f"{name} could not be written to {run}: {one_line(error)}; {free:,.1f} MiB were free; what was saved before is as it was: "
-                "make room and go on by --resume_from_checkpoint latest"
+                f"{name} could not be written to {run}: {one_line(innermost(error))}; {free:,.1f} MiB were free; what was saved before is "
+                "as it was: make room and go on by --resume_from_checkpoint latest"
             ) from error
         finally:
             self._unfinished = None

@@ -31,8 +31,7 @@ from ..data.classification import (
     read_labelled_texts,
     stratified_split,
 )
-from ..data.readers import one_line
-from ..errors import UserError
+from ..errors import UserError, innermost, one_line
 from ..evaluation.classification import METRIC_PATH, softmax
 from ..files import atomic_path
 from ..modeling_gpt_scratch import GPTScratchForSequenceClassification
@@ -176,7 +175,7 @@ def load_model(
         except UserError:
             raise
         except Exception as error:  # a wrong name, a broken file and a foreign head raise different kinds
-            raise UserError(f"--model_name_or_path {args.model_name_or_path}: {one_line(error)}") from error
+            raise UserError(f"--model_name_or_path {args.model_name_or_path}: {one_line(innermost(error))}") from error
     else:
         overrides = parse_config_overrides(args.config_overrides, GPTScratchConfig)
         tokenizer = (
@@ -188,7 +187,7 @@ def load_model(
             settings: dict[str, Any] = {"vocab_size": len(tokenizer), **overrides, **labels}
             config = GPTScratchConfig(**settings, problem_type="single_label_classification")
         except (ValueError, TypeError) as error:
-            raise UserError(f"--config_overrides: {one_line(error)}") from error
+            raise UserError(f"--config_overrides: {one_line(innermost(error))}") from error
         model = GPTScratchForSequenceClassification(config)
     if tokenizer.pad_token is None:
         # Safe, since this model pools by attention_mask: an end-of-text token inside a text is not taken for padding.

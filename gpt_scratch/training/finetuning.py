@@ -6,8 +6,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_gpt_scratch import GPTScratchConfig
-from ..data.readers import one_line
-from ..errors import UserError
+from ..errors import UserError, innermost, one_line
 from .arguments import parse_config_overrides
 
 DROPOUTS = {"drop_rate", "embedding_dropout", "attention_dropout", "residual_dropout", "embd_pdrop", "attn_pdrop", "resid_pdrop"}
@@ -45,7 +44,7 @@ def load_language_model(
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_name or name, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(name, dtype="float32", **overrides, trust_remote_code=False)
     except Exception as error:  # a wrong name, a broken file and a foreign format raise different kinds
-        raise UserError(f"{flag} {name}: {one_line(error)}") from error
+        raise UserError(f"{flag} {name}: {one_line(innermost(error))}") from error
     if len(tokenizer) > model.config.vocab_size:
         raise UserError(f"the tokenizer has {len(tokenizer):,} tokens but the model's vocab_size is {model.config.vocab_size:,}")
     if tokenizer.eos_token is None:
@@ -88,7 +87,9 @@ def add_lora(
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        raise UserError(f"--lora_targets {' '.join([names] if isinstance(names, str) else names)}: {one_line(error)}") from error
+        raise UserError(
+            f"--lora_targets {' '.join([names] if isinstance(names, str) else names)}: {one_line(innermost(error))}"
+        ) from error
 
 
 def train_last_blocks(model: PreTrainedModel, count: int) -> None:

@@ -14,8 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from ..data.instruction import PROMPT_STYLES, Conversations, set_prompt_style, split_conversations
 from ..data.preference import preference_rows, read_preferences
-from ..data.readers import one_line
-from ..errors import UserError
+from ..errors import UserError, innermost, one_line
 from ..plots import save_lines
 from .checkpoints import ResumableTrainer
 from .finetuning import load_language_model
@@ -117,7 +116,7 @@ def load_reward_model(name: str | None) -> tuple[Any, PreTrainedTokenizerBase]:
         model = AutoModelForSequenceClassification.from_pretrained(name, dtype="float32", trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
-        raise UserError(f"--reward_model {name}: {one_line(error)}") from error
+        raise UserError(f"--reward_model {name}: {one_line(innermost(error))}") from error
     if model.config.num_labels != 1 or "ForSequenceClassification" not in (model.config.architectures or [""])[0]:
         raise UserError(
             f"--reward_model {name} is no reward model, which is a classifier with one label: train one with the method reward"
@@ -159,7 +158,7 @@ def make_trainer(
             model=model, reward_funcs=reward_model, reward_processing_classes=reward_tokenizer, **common
         )
     except ValueError as error:
-        raise UserError(f"{method}: {one_line(error)}") from error
+        raise UserError(f"{method}: {one_line(innermost(error))}") from error
 
 
 def _resumable(trainer_class: type[Trainer]) -> Any:

@@ -29,8 +29,8 @@ from ..data.language_modeling import (
     split_by_characters,
     tokenize_documents,
 )
-from ..data.readers import check_files, load_table, one_line
-from ..errors import UserError
+from ..data.readers import check_files, load_table
+from ..errors import UserError, innermost, one_line
 from ..evaluation.perplexity import evaluate_loss
 from ..modeling_gpt_scratch import GPTScratchForCausalLM
 from ..tokenization.byte_pair import train_byte_level_bpe
@@ -171,7 +171,7 @@ def model_config(args: PretrainingArguments) -> GPTScratchConfig:
         try:
             config = AutoConfig.from_pretrained(args.model_name_or_path, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            raise UserError(f"--model_name_or_path {args.model_name_or_path}: {one_line(error)}") from error
+            raise UserError(f"--model_name_or_path {args.model_name_or_path}: {one_line(innermost(error))}") from error
         if not isinstance(config, GPTScratchConfig):
             raise UserError(
                 f"--model_name_or_path {args.model_name_or_path} is a {config.model_type} model: "
@@ -185,7 +185,7 @@ def model_config(args: PretrainingArguments) -> GPTScratchConfig:
     try:
         return GPTScratchConfig(**overrides)
     except (ValueError, TypeError) as error:
-        raise UserError(f"--config_overrides: {one_line(error)}") from error
+        raise UserError(f"--config_overrides: {one_line(innermost(error))}") from error
 
 
 def load_tokenizer(name: str, model_max_length: int) -> PreTrainedTokenizerBase:
@@ -199,7 +199,7 @@ def load_tokenizer(name: str, model_max_length: int) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises plain Exception
-        raise UserError(f"--tokenizer_name {name}: {one_line(error)}") from error
+        raise UserError(f"--tokenizer_name {name}: {one_line(innermost(error))}") from error
 
 
 def prepare_data(args: PretrainingArguments, config: GPTScratchConfig) -> tuple[PretrainingData, PreTrainedTokenizerBase]:
