@@ -9,11 +9,11 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TextStreamer,
     set_seed,
 )
 
-from .errors import UserError, one_line
+from .errors import UserError, one_line, printable
+from .inference.streaming import PrintableStreamer
 
 
 def load(name: str, dtype: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -125,8 +125,8 @@ def generate_texts(
     settings |= {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
     settings |= {"pad_token_id": tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id}
     if stream:
-        print(prompts[0], end="", flush=True)
-        settings["streamer"] = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        print(printable(prompts[0]), end="", flush=True)
+        settings["streamer"] = PrintableStreamer(tokenizer)
     if seed is not None:
         set_seed(seed)
     try:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
 from gpt_scratch.chat import Chat
 from gpt_scratch.decoding import WEIGHTS, prepare_for_decoding
-from gpt_scratch.errors import UserError, run_script
+from gpt_scratch.errors import UserError, printable, run_script
 from gpt_scratch.generation import load
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 
@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> None:
             try:
                 chat.say(text)
             except UserError as error:
-                print(f"({error})")
+                print(f"({printable(str(error))})")
             except KeyboardInterrupt:
                 print("\n(stopped)")
                 chat.messages.pop()

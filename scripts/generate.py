@@ -16,7 +16,7 @@ from typing import Any
 
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
 from gpt_scratch.decoding import WEIGHTS, compiled_generation, prepare_for_decoding
-from gpt_scratch.errors import UserError, run_script
+from gpt_scratch.errors import UserError, printable, run_script
 from gpt_scratch.generation import generate_texts, load
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 
@@ -68,7 +68,7 @@ def main(args: argparse.Namespace) -> list[str]:
     )
     if not args.stream:
         for prompt, text in zip(args.prompt, texts):
-            print(prompt + text, end="\n\n")
+            print(printable(prompt + text), end="\n\n")
     return texts
 
 

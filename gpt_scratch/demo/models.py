@@ -19,10 +19,10 @@ from transformers import (
 )
 
 from ..analysis.attention import token_texts
-from ..chat_template import apply_chat_template
 from ..classify import load_classifier
 from ..errors import UserError, one_line
 from ..generation import encode_prompts, load
+from ..inference.chat_template import apply_chat_template
 
 MAX_CHARACTERS = 20_000  # of any text given to the page
 MAX_NEW_TOKENS = 512

@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from ..data.instruction import PROMPT_STYLES, Conversations, set_prompt_style, split_conversations
 from ..data.preference import preference_rows, read_preferences
 from ..errors import UserError, innermost, one_line
+from ..inference.chat_template import bound_chat_templates
 from ..plots import save_lines
 from .checkpoints import ResumableTrainer
 from .finetuning import load_language_model
@@ -67,7 +68,7 @@ class PreferenceArguments:
 
 
 def import_trl() -> Any:
-    """The module trl.
+    """The module trl, which renders chat templates itself, here within their limits.
 
     Raises:
         UserError: it is not installed.
@@ -76,6 +77,7 @@ def import_trl() -> Any:
         import trl
     except ImportError as error:
         raise UserError('learning from preferences needs trl: pip install "gpt_scratch[trl]"') from error
+    bound_chat_templates()
     return trl
 
 
