@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,6 +12,44 @@ Result = TypeVar("Result")
 
 class UserError(ValueError):
     """Bad input. The message is one line: what is wrong, where (file, row, key, value) and what to do."""
+
+
+# What Python raises without a word of its own.
+WORDS = {MemoryError: "out of memory", RecursionError: "nested too deeply", EOFError: "it ends early", TimeoutError: "timed out"}
+# Control characters but tab and newline (a terminal obeys them), marks that turn the direction of the text around them, and halves of
+# surrogate pairs, which cannot be printed. Joiners and wide spaces, which scripts and emoji need, are none of these.
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def printable(text: str) -> str:
+    r"""Text from elsewhere as it may be printed in a terminal: what the terminal would obey stands there in Python's notation.
+
+    >>> printable("a\x1b]0;title\x07b")
+    'a\\x1b]0;title\\x07b'
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def one_line(error: object, length: int = 300) -> str:
+    r"""The message of an error, or another text of others, on one line, printable, without colours, cut to `length` characters.
+
+    An error without a message gets words.
+
+    >>> one_line(MemoryError()), one_line(ValueError("a\n  b"))
+    ('out of memory', 'a b')
+    """
+    text = " ".join(printable(_COLOURS.sub("", str(error))).split())
+    if not text and isinstance(error, BaseException):
+        text = next((words for kind, words in WORDS.items() if isinstance(error, kind)), type(error).__name__)
+    return text[:length]
+
+
+def innermost(error: BaseException) -> BaseException:
+    """The first cause of an error that a library has wrapped in its own."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 PREEMPTED_STATUS = 143  # 128 + SIGTERM, what a shell reports of a program that SIGTERM ends: schedulers take it as "start again"
@@ -31,13 +70,16 @@ def run_script(main: Callable[[], Result]) -> Result:
     """Run a script's main function; a [`UserError`] prints as one line on standard error and exits with status 2.
 
     [`Preempted`] prints its line on standard output and exits with status 143, or 130 after Ctrl-C. A full or read-only file system is one
-    line and status 2, too; a bug keeps its traceback. A reader of a pipe that goes away (`... | head`) ends the script quietly, with
-    status 1.
+    line and status 2, too, and so is running out of memory; a bug keeps its traceback. A reader of a pipe that goes away (`... | head`)
+    ends the script quietly, with status 1.
     """
     try:
         return main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error)).replace(chr(10), ' ')}", file=sys.stderr)
+        sys.exit(2)
+    except MemoryError as error:
+        print(f"error: {one_line(error)}: free some, or give smaller files or sizes", file=sys.stderr)
         sys.exit(2)
     except Preempted as stopped:
         print(stopped, flush=True)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
-from gpt_scratch.errors import UserError, run_script
+from gpt_scratch.errors import UserError, printable, run_script
 from gpt_scratch.inference.chat import Chat
 from gpt_scratch.inference.decoding import WEIGHTS, prepare_for_decoding
 from gpt_scratch.inference.loading import load_language_model
@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
             try:
                 chat.say(text)
             except UserError as error:
-                print(f"({error})")
+                print(f"({printable(str(error))})")
             except KeyboardInterrupt:
                 print("\n(stopped)")
                 chat.messages.pop()

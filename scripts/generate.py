@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
-from gpt_scratch.errors import UserError, run_script
+from gpt_scratch.errors import UserError, printable, run_script
 from gpt_scratch.inference.decoding import WEIGHTS, compiled_generation, prepare_for_decoding
 from gpt_scratch.inference.generation import generate_texts
 from gpt_scratch.inference.loading import load_language_model
@@ -70,7 +70,7 @@ def main(args: argparse.Namespace) -> list[str]:
     )
     if not args.stream:
         for prompt, text in zip(args.prompt, texts):
-            print(prompt + text, end="\n\n")
+            print(printable(prompt + text), end="\n\n")
     return texts
 
 

@@ -7,6 +7,7 @@ them are killed at the bound.
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,9 +57,13 @@ def run_bounded(
     """Run `command` (for Python code: `[sys.executable, "-c", code]`); it and its children are killed at either bound."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | (env or {})
     start, peak, exceeded = time.monotonic(), 0, None
+    # A file, since communicate, called again after a timeout, forgets what a pipe has not taken yet.
+    given = tempfile.TemporaryFile("w+", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115  the child keeps it
+    given.write(stdin)
+    given.seek(0)
     process = subprocess.Popen(
         [str(word) for word in command],
-        stdin=subprocess.PIPE,
+        stdin=given,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -67,13 +72,12 @@ def run_bounded(
         env=environment,
         start_new_session=True,
     )
-    given: str | None = stdin
+    given.close()
     while True:
         try:
-            stdout, stderr = process.communicate(given, timeout=0.05)
+            stdout, stderr = process.communicate(timeout=0.05)
             break
         except subprocess.TimeoutExpired:
-            given = None  # communicate goes on with what it was given first
             peak = max(peak, resident(process.pid))
             if peak > mebibytes * 2**20:
                 exceeded = f"{peak / 2**20:.0f} MiB"

@@ -11,6 +11,11 @@ def test_a_command_that_ends_is_reported_as_it_ended():
     assert (outcome.status, len(outcome.stdout), outcome.exceeded) == (3, 100_001, None)
 
 
+def test_a_command_that_reads_late_gets_all_of_its_input():
+    code = "import sys, time; time.sleep(0.3); print(len(sys.stdin.read()))"
+    assert run_bounded([sys.executable, "-c", code], 20, 200, stdin="x" * 300_000).stdout == "300000\n"
+
+
 def test_time_is_bounded():
     outcome = run_bounded([sys.executable, "-c", "while True: pass"], 0.5, 200)
     assert outcome.exceeded == "0.5 s" and outcome.seconds < 5 and outcome.status == -9

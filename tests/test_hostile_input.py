@@ -19,7 +19,7 @@ SECONDS, MEBIBYTES = 20, 600  # of one case; above what Python and its libraries
 
 DRIVER = """
 import json, resource, sys, time
-from gpt_scratch import chat_template
+from gpt_scratch.inference import chat_template
 from gpt_scratch.inference.chat import Chat
 from gpt_scratch.data.instruction import encode_conversations, read_conversations
 from gpt_scratch.errors import UserError
@@ -98,11 +98,7 @@ def damage(name: str, folder) -> None:
 RANGE = "{% for i in range(90000) %}"
 TEMPLATES = {
     "a chat template that loops": 6 * RANGE + "{{ messages[0].content }}" + 6 * "{% endfor %}",
-    "a chat template that loops without a word": 6 * RANGE + 6 * "{% endfor %}",
-    "a chat template that calls itself": "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
-    "a chat template of a long range": "{% for i in range(10 ** 12) %}a{% endfor %}",
     "a chat template with code": "{{ messages.__class__.__mro__[-1].__subclasses__() }}",
-    "a broken chat template": "{% for %}",
 }
 
 CASES = {
@@ -118,12 +114,8 @@ CASES = {
     "code without trust": ("'One'", "contains custom code"),
     "a pickle with code": ("'One'", "cannot be loaded"),
     "a prompt of a million characters": ("'One day ' * 125000", "leave no room"),
-    "a chat template that loops": ("'One'", "it loops"),
-    "a chat template that loops without a word": ("'One'", "it loops"),
-    "a chat template that calls itself": ("'One'", "chat template cannot be rendered: maximum recursion depth"),
-    "a chat template of a long range": ("'One'", "chat template cannot be rendered: Range too big"),
+    "a chat template that loops": ("'One'", "chat template cannot be rendered: it was not done after 1 seconds"),
     "a chat template with code": ("'One'", "chat template cannot be rendered: access to attribute '__class__'"),
-    "a broken chat template": ("'One'", "chat template cannot be rendered"),
     "ids out of range": ("records", "records.jsonl row 1: input_ids holds 5000000000, and the tokenizer's ids are 0 to"),
     "labels out of range": ("records", "records.jsonl row 0: labels holds -7"),
     "a prompt of half a surrogate pair": ("'One ' + chr(0xd83d)", "not valid Unicode at character 4"),

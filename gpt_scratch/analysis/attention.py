@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..plots import new_figure, save_figure
 
 SUFFIXES = (".png", ".svg")
@@ -56,7 +56,7 @@ def attention_rollout(maps: torch.Tensor) -> torch.Tensor:
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
     """Each token as a person can read it: a space at its edge as `·`, a line break as `⏎`."""
-    return [tokenizer.decode([token]).replace(" ", "·").replace("\n", "⏎") for token in ids]
+    return [printable(tokenizer.decode([token])).replace(" ", "·").replace("\n", "⏎") for token in ids]
 
 
 def plot_attention(weights: torch.Tensor, tokens: Sequence[str], path: str | Path, title: str = "") -> list[Path]:

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..conversion.checkpoint import Options, one_line
+from ..conversion.checkpoint import Options
 from ..conversion.formats import recognize
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..evaluation.perplexity import perplexity
 from ..export.gguf import export_gguf, open_gguf_model
 from ..export.onnx import export_onnx, open_session, run_session

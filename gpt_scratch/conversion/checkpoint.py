@@ -1,7 +1,6 @@
 """What a recognized checkpoint is: its tensors, their weight map, the configuration and tokenizer that go with them."""
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_gpt_scratch import GPTScratchConfig
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..inference.loading import check_rows, load_tokenizer
 from ..tokenization.gpt2 import load_gpt2_tokenizer
 from .sources import Source
@@ -76,11 +75,6 @@ def build_config(values: dict[str, Any], overrides: dict[str, Any]) -> GPTScratc
         return GPTScratchConfig(**values | overrides)
     except (ValueError, TypeError) as error:
         raise UserError(f"configuration: {one_line(error)}") from error
-
-
-def one_line(error: Exception, length: int = 300) -> str:
-    """The message of an error of another library, without line breaks and colours, cut to `length` characters."""
-    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())[:length]
 
 
 def open_tokenizer(name: str, config: GPTScratchConfig) -> PreTrainedTokenizerBase:

@@ -8,9 +8,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import GPT2Config, LlamaConfig, PreTrainedConfig
 
 from ..configuration_gpt_scratch import GPTScratchConfig
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..files import write_json
-from .checkpoint import one_line
 from .weight_maps import HF_GPT2, LLAMA, Layout
 
 CLASSES = {

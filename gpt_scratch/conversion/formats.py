@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ..errors import UserError
-from .checkpoint import Checkpoint, Options, join_tokenizer, one_line, open_tokenizer, read_json
+from ..errors import UserError, one_line
+from .checkpoint import Checkpoint, Options, join_tokenizer, open_tokenizer, read_json
 from .hub_directories import open_gguf, open_hub_directory
 from .openai import open_openai
 from .state_dicts import open_book, open_nanogpt, read_state_dict

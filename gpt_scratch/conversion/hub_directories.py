@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from ..configuration_gpt_scratch import GPTScratchConfig
-from ..errors import UserError
-from .checkpoint import Checkpoint, Options, build_config, one_line, open_tokenizer, read_json
+from ..errors import UserError, one_line
+from .checkpoint import Checkpoint, Options, build_config, open_tokenizer, read_json
 from .sources import RenamedSource, SafetensorsSource, Source, StateDictSource, load_pickle_safely, shards_of
 from .weight_maps import HF_GPT2, LLAMA, WeightMap
 

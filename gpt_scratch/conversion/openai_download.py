@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .tensorflow_bundle import TensorFlowCheckpoint
 
 SIZES = ("124M", "355M", "774M", "1558M")
@@ -126,7 +126,7 @@ def transfer(url: str, part: Path, known_bytes: int | None) -> None:
     except urllib.error.URLError as error:
         raise TransferError(str(error.reason)) from error
     except (OSError, http.client.HTTPException) as error:
-        raise TransferError(str(error) or type(error).__name__) from error
+        raise TransferError(one_line(error)) from error
 
 
 def placement(response: http.client.HTTPResponse, start: int) -> tuple[int, int]:

@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..chat_template import apply_chat_template
 from ..errors import UserError
+from ..inference.chat_template import apply_chat_template
 from .readers import read_table
 
 Message = dict[str, str]
@@ -174,6 +174,8 @@ def set_prompt_style(tokenizer: PreTrainedTokenizerBase, style: str) -> None:
         raise UserError("the tokenizer has no end-of-text token: a model trained with it could never end a reply")
     if style != "tokenizer":
         tokenizer.chat_template = CHAT_TEMPLATES[style]
+    if isinstance(tokenizer.chat_template, dict):  # several templates by name
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
     if not tokenizer.chat_template:
         raise UserError("--prompt_style tokenizer: this tokenizer has no chat template; choose alpaca, phi3 or chatml")
     if not re.search(r"\{%-?\s*generation\b", tokenizer.chat_template):

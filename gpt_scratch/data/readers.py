@@ -18,7 +18,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
-from ..errors import UserError
+from ..errors import UserError, innermost, one_line
 
 PIECE_CHARACTERS = 1 << 13  # tokenizers are several times as fast on short texts, and use all cores on many
 READ_BYTES = 1 << 20
@@ -133,17 +133,10 @@ def _rows_of_parquet(name: str) -> Iterator[dict[str, Any]]:
             for batch in file.iter_batches(batch_size=256):
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{name} is not a readable parquet file: {one_line(error)}") from error
+        raise UserError(f"{name} is not a readable parquet file: {one_line(innermost(error))}") from error
 
 
 ROW_READERS = {".jsonl": _rows_of_jsonl, ".json": _rows_of_json, ".csv": _rows_of_csv, ".parquet": _rows_of_parquet}
-
-
-def one_line(error: BaseException) -> str:
-    """The innermost message of a chain of exceptions, on one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(error).split())[:300]
 
 
 def _read_text_file(name: str) -> Iterator[Piece]:
@@ -202,7 +195,7 @@ def load_table(name: str, config_name: str | None, split: str, streaming: bool):
             return None
         return datasets.load_dataset(name, config_name, split=split, streaming=streaming)
     except Exception as error:
-        raise UserError(f"data set {name!r} cannot be loaded: {one_line(error)}") from error
+        raise UserError(f"data set {name!r} cannot be loaded: {one_line(innermost(error))}") from error
 
 
 def read_table(name: str, split: str) -> Iterable[Mapping[str, Any]]:

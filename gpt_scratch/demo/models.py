@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from ..analysis.attention import token_texts
-from ..chat_template import apply_chat_template
 from ..errors import UserError
+from ..inference.chat_template import apply_chat_template
 from ..inference.generation import encode_prompts
 from ..inference.loading import load_classifier, load_config, load_language_model
 

@@ -21,7 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..data.instruction import ALPACA_PREAMBLE
-from ..errors import UserError
+from ..errors import UserError, one_line
 
 # Lowest and highest score of each rubric.
 RUBRICS = {"0-100": (0, 100), "1-5": (1, 5)}
@@ -149,11 +149,11 @@ class Judge:
         except HfHubHTTPError as error:
             raise self._refused(error.response.status_code, error.response.text) from error
         except OSError as error:
-            raise Unreachable(_short(error)) from error
+            raise Unreachable(one_line(error, 200)) from error
         except Exception as error:
             if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "httpcore"):
                 raise
-            raise Unreachable(_short(error)) from error
+            raise Unreachable(one_line(error, 200)) from error
         return completion.choices[0].message.content or ""
 
     def _ask_ollama(self, prompt: str) -> str:
@@ -172,17 +172,13 @@ class Judge:
         except urllib.error.HTTPError as error:
             raise self._refused(error.code, error.read().decode("utf-8", "replace")) from error
         except OSError as error:
-            raise Unreachable(_short(error)) from error
+            raise Unreachable(one_line(error, 200)) from error
 
     def _refused(self, status: int, text: str) -> Exception:
-        message = f"status {status}: {' '.join(text.split())[:200]}"
+        message = f"status {status}: {one_line(text, 200)}"
         if status >= 500 or status in RETRIED_STATUS:
             return Unreachable(message)
         return UserError(f"the judge at {self.url} refuses the model {self.model!r} or the question, with {message}")
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def judge_replies(
@@ -260,7 +256,7 @@ def read_verdicts(path: str | Path) -> dict[str, Verdict]:
             verdict = Verdict(**json.loads(line))
         except (ValueError, TypeError) as error:
             raise UserError(
-                f"{path} line {number} is no verdict of an earlier run: {_short(error)}; give another file"
+                f"{path} line {number} is no verdict of an earlier run: {one_line(error, 200)}; give another file"
             ) from error
         verdicts[verdict.key] = verdict
     return verdicts

@@ -22,11 +22,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_gpt_scratch import GPTScratchConfig
-from ..conversion.checkpoint import Checkpoint, Options, one_line
+from ..conversion.checkpoint import Checkpoint, Options
 from ..conversion.export import foreign_config, inverted
 from ..conversion.formats import recognize
 from ..conversion.verify import logits_of, prompts
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..files import atomic_path
 from .comparison import Comparison, compare_logits
 

@@ -14,12 +14,12 @@ from typing import Any
 from huggingface_hub import ModelCard
 from yaml import YAMLError
 
-from ..conversion.checkpoint import Options, one_line
+from ..conversion.checkpoint import Options
 from ..conversion.convert import export_weights
 from ..conversion.export import CLASSES
 from ..conversion.formats import recognize
 from ..conversion.verify import verify
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..files import atomic_path, write_json
 from .cards import NAME, write_conversion_card
 from .contents import Contents, list_contents

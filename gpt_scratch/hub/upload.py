@@ -28,7 +28,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from safetensors.torch import load_file
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..verify_checkpoint import FILE as REFERENCE_OUTPUTS
 from ..verify_checkpoint import verify_checkpoint
 from .contents import Contents
@@ -200,7 +200,7 @@ def _clear_errors(name: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         raise UserError(_explain(name, error)) from error
     except ValueError as error:  # the metadata of README.md
-        raise UserError(f"{name}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{name}: {one_line(error)}") from error
     except KeyboardInterrupt as error:
         raise UserError(f"interrupted: {AGAIN}") from error
     except (HTTPError, RuntimeError) as error:

@@ -3,12 +3,13 @@
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from ..chat_template import apply_chat_template
 from ..errors import UserError
 from ..ranges import check_ranges
+from .chat_template import apply_chat_template
 from .decoding import compiled_generation
+from .streaming import PrintableStreamer
 
 
 class Chat:
@@ -85,7 +86,7 @@ class Chat:
         inputs = torch.tensor([self.prompt_ids()], device=self.model.device)
         settings: dict[str, Any] = {"do_sample": self.temperature > 0}
         settings |= {"temperature": self.temperature} if self.temperature > 0 else {}
-        settings |= {"streamer": TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)} if stream else {}
+        settings |= {"streamer": PrintableStreamer(self.tokenizer)} if stream else {}
         settings |= compiled_generation(self.model, inputs.shape[1] + self.max_new_tokens) if self.compiled else {}
         with torch.inference_mode():
             output = self.model.generate(

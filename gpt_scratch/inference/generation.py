@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from ..errors import UserError
+from ..errors import UserError, one_line, printable
 from ..ranges import check_ranges
+from .streaming import PrintableStreamer
 
 
 def encode_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, device: torch.device) -> dict[str, torch.Tensor]:
@@ -87,13 +88,13 @@ def generate_texts(
     settings |= {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
     settings |= {"pad_token_id": tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id}
     if stream:
-        print(prompts[0], end="", flush=True)
-        settings["streamer"] = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        print(printable(prompts[0]), end="", flush=True)
+        settings["streamer"] = PrintableStreamer(tokenizer)
     if seed is not None:
         set_seed(seed)
     try:
         with torch.inference_mode():
             output = model.generate(**inputs, **settings)
     except (ValueError, TypeError) as error:
-        raise UserError(" ".join(str(error).split())[:300]) from error
+        raise UserError(one_line(error)) from error
     return tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)

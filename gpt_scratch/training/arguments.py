@@ -21,7 +21,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..ranges import check_ranges
 from .lock import lock_output_directory
 
@@ -92,7 +92,7 @@ def parse_arguments(types: Sequence[type], argv: Sequence[str], description: str
     except UserError:
         raise
     except (ValueError, TypeError, ImportError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(one_line(error, 3000)) from error
     if rest:
         raise UserError(_unknown(rest[0].lstrip("-").split("=")[0], known, "flag"))
     for part in parsed:
@@ -121,7 +121,7 @@ def _recipe_arguments(path: str, known: Sequence[str]) -> list[str]:
     try:
         recipe = yaml.load(Path(path).read_text(encoding="utf-8"), _RecipeLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"recipe {path} cannot be read: {' '.join(str(error).split())}") from error
+        raise UserError(f"recipe {path} cannot be read: {one_line(error)}") from error
     if not isinstance(recipe, dict):
         raise UserError(f"recipe {path} must hold `flag: value` lines")
     arguments: list[str] = []

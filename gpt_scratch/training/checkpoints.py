@@ -24,8 +24,7 @@ from transformers import Trainer
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..data.readers import one_line
-from ..errors import INTERRUPTED_STATUS, PREEMPTED_STATUS, Preempted, UserError
+from ..errors import INTERRUPTED_STATUS, PREEMPTED_STATUS, Preempted, UserError, innermost, one_line
 from ..inference.loading import refuse_non_finite
 from ..tokenization.portable import save_tokenizer
 from . import made_with
@@ -205,8 +204,8 @@ class ResumableTrainer(Trainer):
                 raise
             free = shutil.disk_usage(run).free / 2**20
             raise UserError(
-                f"{name} could not be written to {run}: {one_line(error)}; {free:,.1f} MiB were free; what was saved before is as it was: "
-                "make room and go on by --resume_from_checkpoint latest"
+                f"{name} could not be written to {run}: {one_line(innermost(error))}; {free:,.1f} MiB were free; what was saved before is "
+                "as it was: make room and go on by --resume_from_checkpoint latest"
             ) from error
         finally:
             self._unfinished = None

@@ -29,8 +29,7 @@ from ..data.classification import (
     read_labelled_texts,
     stratified_split,
 )
-from ..data.readers import one_line
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..evaluation.classification import METRIC_PATH, softmax
 from ..files import atomic_path
 from ..inference.loading import check_rows, load_config, load_model, load_tokenizer

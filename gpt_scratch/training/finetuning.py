@@ -6,8 +6,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_gpt_scratch import GPTScratchConfig
-from ..data.readers import one_line
-from ..errors import UserError
+from ..errors import UserError, innermost, one_line
 from ..inference.loading import check_rows, load_config, load_model, load_tokenizer
 from .arguments import parse_config_overrides
 
@@ -85,7 +84,9 @@ def add_lora(
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        raise UserError(f"--lora_targets {' '.join([names] if isinstance(names, str) else names)}: {one_line(error)}") from error
+        raise UserError(
+            f"--lora_targets {' '.join([names] if isinstance(names, str) else names)}: {one_line(innermost(error))}"
+        ) from error
 
 
 def train_last_blocks(model: PreTrainedModel, count: int) -> None:

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from ..data.instruction import PROMPT_STYLES, Conversations, set_prompt_style, split_conversations
 from ..data.preference import preference_rows, read_preferences
-from ..data.readers import one_line
-from ..errors import UserError
+from ..errors import UserError, innermost, one_line
+from ..inference.chat_template import bound_chat_templates
 from ..inference.loading import check_rows, load_config, load_model, load_tokenizer
 from ..plots import save_lines
 from .checkpoints import ResumableTrainer
@@ -69,7 +69,7 @@ class PreferenceArguments:
 
 
 def import_trl() -> Any:
-    """The module trl.
+    """The module trl, which renders chat templates itself, here within their limits.
 
     Raises:
         UserError: it is not installed.
@@ -78,6 +78,7 @@ def import_trl() -> Any:
         import trl
     except ImportError as error:
         raise UserError('learning from preferences needs trl: pip install "gpt_scratch[trl]"') from error
+    bound_chat_templates()
     return trl
 
 
@@ -157,7 +158,7 @@ def make_trainer(
             model=model, reward_funcs=reward_model, reward_processing_classes=reward_tokenizer, **common
         )
     except ValueError as error:
-        raise UserError(f"{method}: {one_line(error)}") from error
+        raise UserError(f"{method}: {one_line(innermost(error))}") from error
 
 
 def _resumable(trainer_class: type[Trainer]) -> Any:

@@ -25,8 +25,8 @@ from ..data.language_modeling import (
     split_by_characters,
     tokenize_documents,
 )
-from ..data.readers import check_files, load_table, one_line
-from ..errors import UserError
+from ..data.readers import check_files, load_table
+from ..errors import UserError, innermost, one_line
 from ..evaluation.perplexity import evaluate_loss
 from ..inference.loading import check_rows, load_config, load_model, load_tokenizer
 from ..modeling_gpt_scratch import GPTScratchForCausalLM
@@ -177,7 +177,7 @@ def model_config(args: PretrainingArguments) -> GPTScratchConfig:
     try:
         return GPTScratchConfig(**overrides)
     except (ValueError, TypeError) as error:
-        raise UserError(f"--config_overrides: {one_line(error)}") from error
+        raise UserError(f"--config_overrides: {one_line(innermost(error))}") from error
 
 
 def open_tokenizer(name: str, model_max_length: int) -> PreTrainedTokenizerBase:

@@ -18,8 +18,7 @@ import transformers
 from transformers import Trainer
 
 from .. import __version__
-from ..data.readers import one_line
-from ..errors import UserError
+from ..errors import UserError, innermost, one_line
 from ..files import write_json
 from ..reference_outputs import FILE, write_reference_outputs
 from .checkpoints import damage, newest_whole_checkpoint
@@ -118,7 +117,7 @@ def _write_reference_outputs(folder: Path) -> None:
     except Exception as error:  # the model is saved, whatever went wrong here
         (folder / FILE).unlink(missing_ok=True)  # of a run before this one
         print(
-            f"warning: the model is saved, but not what it computes ({FILE}), so it cannot be verified later: {one_line(error)}"
+            f"warning: the model is saved, but not what it computes ({FILE}), so it cannot be verified later: {one_line(innermost(error))}"
         )
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
-from gpt_scratch.errors import UserError
+from gpt_scratch.errors import UserError, printable
 from gpt_scratch.inference.generation import encode_prompts, generate_texts
 from gpt_scratch.inference.loading import load_language_model as load
+from gpt_scratch.inference.streaming import PrintableStreamer
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
 PROMPTS = ["One day, Anna", "Tom", ""]
@@ -47,7 +48,17 @@ def test_a_seed_fixes_the_text(pair):
 def test_streamed_text_is_the_returned_text(pair, capsys):
     texts = generate_texts(*pair, ["Tom", "Anna"], max_new_tokens=10, stream=True)
     assert texts == [generate_texts(*pair, [prompt], max_new_tokens=10)[0] for prompt in ("Tom", "Anna")]
-    assert capsys.readouterr().out == f"Tom{texts[0]}\nAnna{texts[1]}\n"
+    assert capsys.readouterr().out == printable(f"Tom{texts[0]}\nAnna{texts[1]}\n")
+
+
+def test_a_terminal_obeys_nothing_that_is_streamed(pair, capsys):
+    text = generate_texts(*pair, ["\x1b[2JTom"], max_new_tokens=10, stream=True)[0]
+    assert capsys.readouterr().out.startswith("\\x1b[2JTom")
+    streamer = PrintableStreamer(pair[1])
+    streamer.put(torch.tensor([0]))
+    streamer.put(torch.tensor(pair[1]("a\x1b]0;b\x07")["input_ids"]))
+    streamer.end()
+    assert capsys.readouterr().out == "a\\x1b]0;b\\x07\n" and isinstance(text, str)
 
 
 def test_a_stop_string_ends_the_text(pair):

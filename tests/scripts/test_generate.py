@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
-from gpt_scratch.errors import UserError
+from gpt_scratch.errors import UserError, printable
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
 
@@ -26,7 +26,7 @@ def run(script, *argv: str) -> list[str]:
 
 def test_prompts_are_printed_with_their_continuations(script, model_directory, capsys):
     texts = run(script, model_directory, "--prompt", "One day", "Anna", "--max_new_tokens", "8")
-    assert capsys.readouterr().out == f"One day{texts[0]}\n\nAnna{texts[1]}\n\n"
+    assert capsys.readouterr().out == printable(f"One day{texts[0]}\n\nAnna{texts[1]}\n\n")
     assert run(script, model_directory, "--prompt", "One day", "--max_new_tokens", "8") == texts[:1]
 
 

@@ -1,0 +1,16 @@
+"""Text printed as it grows, without what a terminal would obey: what a model writes is its publisher's."""
+
+from transformers import PreTrainedTokenizerBase, TextStreamer
+
+from ..errors import printable
+
+
+class PrintableStreamer(TextStreamer):
+    """transformers' `TextStreamer` for replies: without the prompt and special tokens, and [`printable`]."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Print a piece of the text."""
+        super().on_finalized_text(printable(text), stream_end)
