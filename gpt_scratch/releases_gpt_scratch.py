@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import __version__ as transformers_version
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.modeling_utils import PreTrainedModel
 
@@ -64,7 +64,7 @@ class AnyRelease:
     def set_output_embeddings(self, new_embeddings: torch.nn.Module) -> None:
         self.lm_head = new_embeddings
 
-    def as_asked(self, outputs: ModelOutput, return_dict: bool | None) -> ModelOutput | tuple:
+    def as_asked(self, outputs: Any, return_dict: bool | None) -> Any:
         """The outputs, or a tuple of them where the argument, or else the configuration, asks for that."""
         wanted = self.config.return_dict if return_dict is None else return_dict  # type: ignore[attr-defined]
         return outputs if wanted else outputs.to_tuple()

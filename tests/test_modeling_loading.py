@@ -253,3 +253,11 @@ def test_remote_code_where_the_package_is_not_installed(tmp_path):
                 expected[f"{style}-{head}"] = model(ids)[0].contiguous()
     save_file(expected, tmp_path / "expected.safetensors")
     assert run_python(REMOTE, tmp_path).endswith("all equal\n")
+
+
+def test_a_tied_head_that_was_not_loaded_is_tied_though_nobody_calls_it_missing():
+    """transformers 5.3.0 takes it off the list of missing tensors for code from a checkpoint, and then left it without memory."""
+    model = tiny_model("gpt2")
+    model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight, device="meta"))
+    model.tie_weights(missing_keys=set(), recompute_mapping=False)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
