@@ -50,6 +50,7 @@ FORMATS: list[tuple[str, tuple[bytes, ...], bytes]] = [
      rb"|[A-Z]_TOKEN|(?i:(?:hf|hub)_token))[\"']?\]?\s{0,9}(?:=>?|:)\s{0,9}[\"']?([\w+/.=~!#%^&*-]{8,})"),
 ]  # fmt: skip
 RULES = [(kind, literals, re.compile(pattern)) for kind, literals, pattern in FORMATS]
+REPLACED = ("generic-credential-uri",)  # by the rule on addresses here, which leaves out examples as user:password@host
 NEED_A_DIGIT = (
     "credentials of an HTTP header",
     "a password or key in a setting",
@@ -113,7 +114,7 @@ class Rules:
     def search(self, text: bytes, paths: bool = True) -> Iterator[Match]:
         """Everything in `text` that must not be published; absolute paths only if `paths` is set."""
         for finding in self.scanner.scan(text):
-            if finding.visible:
+            if finding.visible and finding.rule_id.rsplit(".")[-1] not in REPLACED:
                 location = finding.location
                 # The rules' names are sentences, some with advice; their ids end in words such as "github-pat".
                 kind = re.split(r"[./]", finding.rule_id)[-1]

@@ -173,7 +173,7 @@ def _members(kind: str, file: BinaryIO) -> Iterator[tuple[str, BinaryIO, bool]]:
     elif kind == "xz":
         yield "unpacked", cast(BinaryIO, _Xz(file)), False
     else:
-        with gzip.GzipFile(fileobj=file) if kind == "gzip" else bz2.BZ2File(file) as unpacked:
+        with gzip.GzipFile(fileobj=file, mode="rb") if kind == "gzip" else bz2.BZ2File(file) as unpacked:
             yield "unpacked", cast(BinaryIO, unpacked), False
 
 
