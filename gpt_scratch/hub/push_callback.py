@@ -24,7 +24,8 @@ class PushToHub(TrainerCallback):
     "every_save".
 
     Raises:
-        UserError: before training, where it could not be uploaded afterwards: not logged in, no permission, no network, nothing to look for secrets with.
+        UserError: before training, where it could not be uploaded afterwards: not logged in, no permission, no network, or the
+            scanner for secrets is not installed.
     """
 
     def __init__(self, args: TrainingArguments):

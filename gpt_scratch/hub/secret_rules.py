@@ -1,7 +1,7 @@
 """What must not be published, as rules on bytes: tokens, keys and passwords, values of this environment's secrets, paths of a machine.
 
-The formats of some hundred services come from kingfisher (github.com/mongodb/kingfisher, Apache 2.0), run in this process and offline; none of
-them goes by entropy alone. The rules here are those that it lacks: it leaves out what it cannot verify with the service, as a password.
+The formats of some hundred services come from kingfisher (github.com/mongodb/kingfisher, Apache 2.0), run in this process and offline.
+None of its rules goes by entropy alone. The rules here are those that it lacks: it leaves out what it cannot verify with a service.
 """
 
 import os
@@ -24,8 +24,8 @@ KINDS = (
 )  # fmt: skip
 
 # Where a format begins with letters, it may stand within a word: the strings of an Arrow file follow each other without a gap. A long
-# unbroken run of such letters is base64 (see `_in_a_long_run`). In front of each rule: literals, one of which a text must hold for the rule to
-# be tried at all (in lower case for the last two rules), since most texts hold none of them and finding that out takes next to no time.
+# unbroken run of such letters is base64 (see `_in_a_long_run`). With each rule go literals, one of which a text must hold for the rule
+# to be tried at all (those of NEED_A_DIGIT in lower case): most texts hold none of them, and that is seen in next to no time.
 FORMATS: list[tuple[str, tuple[bytes, ...], bytes]] = [
     ("a Hugging Face token", (b"hf_", b"api_org_"), rb"(?:hf|api_org)_[A-Za-z0-9]{30,}"),
     ("a GitHub token", (b"gh", b"github_pat_"), rb"github_pat_\w{20,}|gh[oprsu]_[A-Za-z0-9]{30,}"),
@@ -41,7 +41,8 @@ FORMATS: list[tuple[str, tuple[bytes, ...], bytes]] = [
     ("a Kaggle key", (b'"username"',), rb'"username"\s{0,9}:\s{0,9}"[^"\n]{1,99}"\s{0,9},\s{0,9}"key"\s{0,9}:\s{0,9}"[0-9a-f]{32}"'),
     ("a JSON web token", (b"eyJ",), rb"eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{16,}"),
     ("a private key", (b"PRIVATE KEY", b"PuTTY-"), rb"-----BEGIN [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----|PuTTY-User-Key-File-\d"),
-    ("a password in a .netrc line", (b"machine",), rb"\bmachine\s{1,9}\S{1,99}\s{1,9}login\s{1,9}\S{1,99}\s{1,9}password\s{1,9}([^\s\"']{4,99})"),
+    ("a password in a .netrc line", (b"machine",),
+     rb"\bmachine\s{1,9}\S{1,99}\s{1,9}login\s{1,9}\S{1,99}\s{1,9}password\s{1,9}([^\s\"']{4,99})"),
     ("a password in an address", (b"://",), rb"://[^\s/:@\"'<>{}$]{0,99}:([^\s/:@\"'<>{}$]{3,199})@[A-Za-z0-9\[]"),
     ("credentials of an HTTP header", (b"authorization",),
      rb"(?i:authorization)[\"']?\s{0,9}[:=]\s{0,9}[\"']?(?i:bearer|basic|token)\s{1,9}([\w+/.=~-]{16,})"),

@@ -1,7 +1,7 @@
-"""Find what must not be published in the files of an upload: in texts and binary files, in what is packed and encoded in them, in their names.
+"""Find what must not be published in the files of an upload: in texts and binary files, in what is packed and encoded in them, in names.
 
-Files are read in windows that overlap, so that a checkpoint of any size takes the memory of one window. Of binary data the printable runs are
-looked at; random weights hold no run that a rule takes for a secret. Findings say where they are, never what they are.
+Files are read in windows that overlap, so that a checkpoint of any size takes the memory of one window. Of binary data the printable
+runs are looked at; random weights hold none that a rule takes for a secret. Findings say where they are, never what they are.
 """
 
 import base64
@@ -180,8 +180,8 @@ def _runs(data: bytes, alphabet: bytes, least: int) -> list[tuple[int, int]]:
 def _printable_runs(data: bytes) -> tuple[bytes, list[int], list[int]]:
     """The runs of printable bytes in binary data, one a line, and for each the place in this text and in `data`.
 
-    Each stands there three times, without its first byte and without its first two: before a string stand its type and its length, which may be
-    printable too, and then a rule for whole words would not see it.
+    Each stands there three times, whole, without its first byte and without its first two: before a string stand its type and its length,
+    which may be printable too, and then a rule for whole words would not see it.
     """
     parts, places, origins, length = [], [0], [0], 0
     for start, end in _runs(data, PRINTABLE, RUN):

@@ -1,5 +1,6 @@
-"""What is packed in a file that goes to the Hub: the members of zip (which .pth, .npz and .docx are), tar, gzip, bzip2 and xz, at any place within
-each other up to three deep. Everything is read as a stream; what unpacks to far more than it takes is refused.
+"""What is packed in a file that goes to the Hub: the members of zip (which .pth, .npz and .docx are), tar, gzip, bzip2 and xz.
+
+They may lie within each other up to three deep. All is read as a stream; what unpacks to far more than it takes is refused.
 """
 
 import bz2
@@ -21,8 +22,10 @@ FREE, RATIO = 256 * 2**20, 10  # bytes that a file may unpack to, in all: this m
 DIRECTORY = 32 * 2**20  # bytes of the list of a zip file's members, which is read at once
 MEMBERS = 100_000
 PIECE = 2**20
-DAMAGE = (zlib.error, EOFError, zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, OSError, NotImplementedError, RuntimeError, ValueError,
-          struct.error, OverflowError, MemoryError)  # fmt: skip
+DAMAGE = (
+    zlib.error, EOFError, zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, OSError, NotImplementedError, RuntimeError,
+    ValueError, struct.error, OverflowError, MemoryError,
+)  # fmt: skip
 # Packed in ways that nothing here reads: shown, so that nobody takes them for checked.
 SEALED = {
     b"PAR1": "parquet", b"ARROW1": "Arrow", b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!": "rar", b"\x28\xb5\x2f\xfd": "Zstandard", b"%PDF": "PDF",
@@ -166,7 +169,7 @@ def _members(kind: str, file: BinaryIO) -> Iterator[tuple[str, BinaryIO, bool]]:
     elif kind == "tar":
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for item in tar:
-                tar.members = []  # type: ignore[misc]  # else each is kept
+                tar.members = []  # type: ignore[attr-defined]  # else each is kept
                 content = tar.extractfile(item) if item.isreg() else None
                 if content is not None:
                     yield item.name, cast(BinaryIO, content), True
