@@ -22,7 +22,8 @@ from pathlib import Path
 from gpt_scratch.conversion.export import LAYOUTS
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.hub.cards import name_repository
-from gpt_scratch.hub.contents import Contents, find_secrets, list_contents
+from gpt_scratch.hub.contents import Contents, list_contents, shown
+from gpt_scratch.hub.secret_scan import Scan, find_secrets
 from gpt_scratch.hub.stock_layout import write_stock_checkpoint
 from gpt_scratch.hub.upload import open_repository, upload, verify_outputs, verify_upload
 
@@ -69,27 +70,36 @@ def main(args: argparse.Namespace) -> str | None:
         return push(args, write_stock_checkpoint(args.folder, args.layout, Path(folder), tuple(args.exclude)))
 
 
+def refuse_secrets(args: argparse.Namespace, scan: Scan) -> None:
+    """Print what was looked for and found."""
+    print(f"looked for: {scan.looks_for()}")
+    for name, kind in scan.sealed.items():
+        print(f"note: {name} is packed as {kind}, which is not unpacked here: look yourself whether it holds a secret")
+    for finding in scan.findings:
+        print(f"found {finding}")
+    if not all(finding.is_path for finding in scan.findings):
+        raise UserError(
+            f"{shown(args.folder)} holds an access token, key or password: remove it from the files named above, and revoke it"
+        )
+    if scan.findings and not args.allow_paths:
+        raise UserError(
+            f"{shown(args.folder)} names paths of a machine: remove them from the files named above, --exclude these, or --allow_paths"
+        )
+    print("no secrets found" + (", and no paths of this machine" if not scan.findings else ""))
+
+
 def push(args: argparse.Namespace, contents: Contents) -> str | None:
     """Upload and verify what `contents` lists."""
+    scan = find_secrets(contents)
     for name in contents.files:
-        print(f"{size(contents.size(name)):>12}  {name}")
+        print(f"{size(contents.size(name)):>12}  {scan.names[name]}")
     print(f"{size(sum(map(contents.size, contents.files))):>12}  in {len(contents.files)} files")
     for reason in sorted(set(contents.left_out.values())):
-        names = [name for name, why in contents.left_out.items() if why == reason]
+        names = [scan.names[name] for name, why in contents.left_out.items() if why == reason]
         print(f"stays here, {reason}: {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}")
     if "README.md" not in contents.files:
         print("note: there is no README.md; the Hub will show no model card")
-    findings = find_secrets(contents)
-    for finding in findings:
-        print(f"found {finding}")
-    kinds = {finding.kind for finding in findings}
-    if "token" in kinds:
-        raise UserError(f"{args.folder} holds an access token or key: remove it from the files named above, and revoke it")
-    if "path" in kinds and not args.allow_paths:
-        raise UserError(
-            f"{args.folder} names paths of a machine: remove them from the files named above, --exclude these, or --allow_paths"
-        )
-    print("no tokens found" + (", and no paths of this machine" if not kinds else ""))
+    refuse_secrets(args, scan)
     verifiable = verify_outputs(contents)
     if verifiable:
         print("computes its reference_outputs.json without this package, with and without the cache")

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,29 @@ def script():
         return module
 
     return load
+
+
+def _memory(field: str) -> float:
+    """MiB of this process: VmRSS is resident now, VmHWM the peak since it was last reset."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
+
+
+@pytest.fixture(autouse=True)
+def bounds_of_a_fault(request):
+    """A test marked as a fault fails if it takes more time, or its process grows by more memory, than its mark says (memory: on Linux)."""
+    mark = request.node.get_closest_marker("fault")
+    if mark is None or "seconds" not in mark.kwargs:
+        yield
+        return
+    measurable = Path("/proc/self/clear_refs").is_file()
+    if measurable:
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak begins anew
+        before = _memory("VmRSS")
+    start = time.monotonic()
+    yield
+    seconds = time.monotonic() - start
+    assert seconds <= mark.kwargs["seconds"], f"took {seconds:.1f} s, its mark says {mark.kwargs['seconds']}"
+    if measurable and "mebibytes" in mark.kwargs:
+        grown = _memory("VmHWM") - before
+        assert grown <= mark.kwargs["mebibytes"], f"grew by {grown:.0f} MiB, its mark says {mark.kwargs['mebibytes']}"

@@ -1,4 +1,4 @@
-"""What of a directory goes to the Hub, and what in it must not: secrets, paths of this machine, the state of a training run.
+"""Which files of a directory go to the Hub, and which do not: the state of a training run, links, what is of no use to others.
 
 A directory is complete when whoever downloads it can load it with transformers alone: `config.json`, safetensors, and each code file that
 the config's `auto_map` names. Pickles of a run (`training_args.bin`, which also holds this machine's paths) never go up.
@@ -7,11 +7,12 @@ the config's `auto_map` names. Pickles of a run (`training_args.bin`, which also
 import json
 import os
 import re
-import tempfile
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 
@@ -19,17 +20,6 @@ from ..errors import UserError
 NEVER = ("training_args.bin", ".*", "__pycache__", "*.pyc", "events.out.tfevents.*")
 # What only training needs to go on: two to three times the size of the weights, and pickled.
 TRAINING_STATE = ("checkpoint-*", "optimizer.*", "scheduler.pt", "scaler.pt", "rng_state*.pth", "random_states_*.pkl")
-
-TOKENS = re.compile(
-    rb"hf_[A-Za-z0-9]{30,}|github_pat_\w{20,}|gh[opsu]_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|AKIA[0-9A-Z]{16}|AIza[\w-]{35}"
-    rb"|xox[baprs]-[\w-]{10,}|glpat-[\w-]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY-----"
-)
-SECRET_VARIABLES = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$")
-# Folders that machines keep users' files in; /usr or /dev in a text say nothing about anybody.
-PATHS = re.compile(
-    rb"(?<![\w:/.~])/(?:home|Users|root|tmp|mnt|media|srv|opt|var|private|Volumes|work|workspace|scratch|content|kaggle|gpfs|lustre|nfs)"
-    rb"/[\w.-]+|[A-Za-z]:(?:\\\\?|/)Users(?:\\\\?|/)[\w.-]+"
-)
 
 
 @dataclass(frozen=True)
@@ -45,20 +35,6 @@ class Contents:
         return (self.folder / name).stat().st_size
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Something that should not be published."""
-
-    file: str
-    line: int
-    kind: str  # "token" or "path"
-    text: str
-
-    def __str__(self) -> str:
-        what = "an access token or key" if self.kind == "token" else "an absolute path"
-        return f"{self.file}:{self.line}: {what}: {self.text}"
-
-
 def list_contents(folder: str | os.PathLike, with_training_state: bool = False, exclude: tuple[str, ...] = ()) -> Contents:
     """Sort the files of `folder`; `exclude` holds further patterns of relative paths to leave out.
 
@@ -71,6 +47,8 @@ def list_contents(folder: str | os.PathLike, with_training_state: bool = False, 
     files, left_out = [], {}
     for path in sorted(_entries(folder)):
         name = path.relative_to(folder).as_posix()
+        if not name.isprintable() and any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+            raise UserError(f"{str(path)!r}: a name with control characters, or that is not UTF-8, is none on the Hub: rename it")
         reason = _reason_to_stay(folder, name, with_training_state, exclude)
         if reason is None and path.is_symlink():
             raise UserError(
@@ -84,6 +62,11 @@ def list_contents(folder: str | os.PathLike, with_training_state: bool = False, 
             files.append(name)
     _refuse_incomplete(folder, files)
     return Contents(folder, files, left_out)
+
+
+def shown(name: str) -> str:
+    """A name as it may be printed: whatever would end the line, move the cursor or turn the order of letters is shown as its code."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name)
 
 
 def _entries(folder: Path) -> Iterator[Path]:
@@ -103,7 +86,7 @@ def _reason_to_stay(folder: Path, name: str, with_training_state: bool, exclude:
         return "excluded"
     adapter = folder / parts[0] / "adapter_config.json"
     if len(parts) > 1 and adapter.is_file():
-        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
+        base = str(_read_settings(adapter).get("base_model_name_or_path") or "")
         if os.path.isabs(base) or Path(base).exists():
             return "an adapter of a model that only this machine has"
     return None
@@ -113,14 +96,15 @@ def _refuse_incomplete(folder: Path, files: list[str]) -> None:
     if "adapter_config.json" in files:
         needed = ["adapter_model.safetensors"]
     elif "config.json" in files:
-        try:
-            auto_map = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map", {})
-        except ValueError as error:
-            raise UserError(f"{folder / 'config.json'} is not JSON: {error}") from error
+        auto_map = _read_settings(folder / "config.json").get("auto_map") or {}
+        if not isinstance(auto_map, dict) or not all(isinstance(target, str) for target in auto_map.values()):
+            raise UserError(
+                f"{folder / 'config.json'}: auto_map does not name a class for each kind of model: save the model again"
+            )
         foreign = [target for target in auto_map.values() if "--" in target]
         if foreign:
             raise UserError(
-                f"{folder / 'config.json'}: auto_map points to another repository, {foreign[0]}: save the model again"
+                f"{folder / 'config.json'}: auto_map points to another repository, {foreign[0]!r}: save the model again"
             )
         needed = sorted({target.split(".")[0] + ".py" for target in auto_map.values()})
         for name in needed:  # grows while it is read: what the code files import from their neighbours
@@ -129,39 +113,25 @@ def _refuse_incomplete(folder: Path, files: list[str]) -> None:
                 other for module in re.findall(r"^from \.(\w+) import", text, re.M) if (other := f"{module}.py") not in needed
             ]
         index = folder / "model.safetensors.index.json"
-        shards = (
-            json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else ["model.safetensors"]
-        )
+        shards: Any = ["model.safetensors"]
+        if index.is_file():
+            weight_map = _read_settings(index).get("weight_map")
+            shards = weight_map.values() if isinstance(weight_map, dict) else [None]
+        if not all(isinstance(name, str) for name in shards):
+            raise UserError(f"{index}: weight_map does not name a file for each tensor: save the model again")
         needed += sorted(set(shards))
     else:
         raise UserError(f"{folder} holds no config.json: push a directory that save_pretrained or a training script wrote")
     for name in needed:
         if name not in files:
-            raise UserError(f"{folder} is not complete, {name} is missing: save the model again")
+            raise UserError(f"{folder} is not complete, {shown(name)} is missing: save the model again")
 
 
-def find_secrets(contents: Contents) -> list[Finding]:
-    """Tokens, the values of this environment's secrets, and paths of this machine, in every file that goes up.
-
-    Of safetensors only the header is text. A vocabulary may hold anything, so that paths do not count in `tokenizer.json`.
-    """
-    secrets = [value.encode() for name, value in os.environ.items() if SECRET_VARIABLES.search(name) and len(value) >= 12]
-    folders = {str(folder.resolve()) for folder in (Path.home(), Path.cwd(), contents.folder, Path(tempfile.gettempdir()))}
-    here = [folder.encode() for folder in folders if folder.count("/") > 1 or "\\" in folder]
-    findings = []
-    for name in contents.files:
-        for number, line in enumerate(_lines(contents.folder / name), 1):
-            found = [("token", match[:6] + b"...") for match in TOKENS.findall(line)]
-            found += [("token", secret[:4] + b"...") for secret in secrets if secret in line]
-            if not name.endswith("tokenizer.json"):
-                found += [("path", match) for match in PATHS.findall(line) or [folder for folder in here if folder in line]]
-            findings += [Finding(name, number, kind, text.decode(errors="replace")) for kind, text in dict.fromkeys(found)]
-    return findings
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        if path.suffix == ".safetensors":
-            yield file.read(int.from_bytes(file.read(8), "little"))
-        elif path.suffix not in (".pt", ".pth"):
-            yield from file
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} holds no settings, but {type(settings).__name__}: save the model again")
+    return settings

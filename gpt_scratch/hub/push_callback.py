@@ -11,7 +11,9 @@ from transformers.trainer_utils import HubStrategy
 
 from ..errors import UserError
 from .cards import name_repository
-from .contents import Contents, find_secrets, list_contents
+from .contents import Contents, list_contents
+from .secret_rules import scanner
+from .secret_scan import find_secrets
 from .upload import Repository, Upload, open_repository, upload, verify_outputs
 
 
@@ -22,7 +24,8 @@ class PushToHub(TrainerCallback):
     "every_save".
 
     Raises:
-        UserError: before training, where it could not be uploaded afterwards: not logged in, no permission, no network.
+        UserError: before training, where it could not be uploaded afterwards: not logged in, no permission, no network, or the
+            scanner for secrets is not installed.
     """
 
     def __init__(self, args: TrainingArguments):
@@ -35,6 +38,7 @@ class PushToHub(TrainerCallback):
         self.token, self.every_save = args.hub_token, args.hub_strategy == HubStrategy.EVERY_SAVE
         self.output_dir = args.output_dir
         if args.process_index == 0:
+            scanner()  # before training, if it is not installed
             name = args.hub_model_id or Path(args.output_dir).resolve().name
             self.repository = open_repository(name, args.hub_private_repo, args.hub_revision or "main", self.token)
 
@@ -70,7 +74,7 @@ class PushToHub(TrainerCallback):
 
     def _upload(self, contents: Contents, message: str) -> Upload:
         assert self.repository is not None  # the callers' condition
-        findings = find_secrets(contents)
+        findings = find_secrets(contents).findings
         if findings:
             raise UserError(f"found {findings[0]}")
         return upload(contents, self.repository, message, self.token, update=True)

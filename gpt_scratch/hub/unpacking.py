@@ -1,0 +1,202 @@
+"""What is packed in a file that goes to the Hub: the members of zip (which .pth, .npz and .docx are), tar, gzip, bzip2 and xz.
+
+They may lie within each other up to three deep. All is read as a stream; what unpacks to far more than it takes is refused.
+"""
+
+import bz2
+import gzip
+import io
+import lzma
+import struct
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO, cast
+
+from ..errors import UserError
+
+DEPTH = 3
+FREE, RATIO = 256 * 2**20, 10  # bytes that a file may unpack to, in all: this much, and so many times its size
+DIRECTORY = 32 * 2**20  # bytes of the list of a zip file's members, which is read at once
+MEMBERS = 100_000
+PIECE = 2**20
+DAMAGE = (
+    zlib.error, EOFError, zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, OSError, NotImplementedError, RuntimeError,
+    ValueError, struct.error, OverflowError, MemoryError,
+)  # fmt: skip
+# Packed in ways that nothing here reads: shown, so that nobody takes them for checked.
+SEALED = {
+    b"PAR1": "parquet", b"ARROW1": "Arrow", b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!": "rar", b"\x28\xb5\x2f\xfd": "Zstandard", b"%PDF": "PDF",
+    b"\x04\x22\x4d\x18": "LZ4", b"\xff\x06\x00\x00sNaPpY": "Snappy",
+}  # fmt: skip
+
+
+class Budget:
+    """How much a file may still unpack to."""
+
+    def __init__(self, name: str, size: int):
+        self.name, self.left = name, FREE + RATIO * size
+
+    def take(self, count: int) -> None:
+        """Raises:
+        UserError: it is spent.
+        """
+        self.left -= count
+        if self.left < 0:
+            raise UserError(
+                f"{self.name} unpacks to more than {RATIO} times its size and cannot be checked for secrets: "
+                "leave it out by --exclude, or unpack it"
+            )
+
+
+def streams(file: BinaryIO, budget: Budget, where: str = "", depth: int = 0) -> Iterator[tuple[str, BinaryIO]]:
+    """`file` and everything packed in it, each with where it lies (empty for `file` itself); each is to be read before the next.
+
+    Args:
+        file: seekable, at its start.
+
+    Raises:
+        UserError: something packed is damaged, encrypted, packed too often or too large, so that it cannot be checked.
+    """
+    yield where, file
+    file.seek(0)
+    kind = _kind(file)
+    if kind is None:
+        return
+    place = f"{budget.name}{where and ': '}{where}"
+    if depth == DEPTH:
+        raise UserError(f"{place} is packed more than {DEPTH} times and cannot be checked for secrets: leave it out by --exclude")
+    try:
+        for number, (name, member, plain) in enumerate(_members(kind, file)):
+            if number == MEMBERS:
+                raise ValueError(f"more than {MEMBERS:,} members")
+            inner = f"{where}{where and ' > '}{name}"
+            stream = cast(BinaryIO, io.BufferedReader(_Counted(member, budget, place, kind), PIECE))
+            if _kind(stream) is not None:
+                with tempfile.SpooledTemporaryFile(max_size=8 * PIECE) as copy:
+                    while piece := stream.read(PIECE):
+                        copy.write(piece)
+                    copy.seek(0)
+                    yield from streams(cast(BinaryIO, copy), budget, inner, depth + 1)
+            elif not plain:  # else it has been read as a part of the file
+                yield inner, stream
+    except UserError:
+        raise
+    except DAMAGE as error:
+        raise _refusal(place, kind, error) from error
+
+
+def _refusal(place: str, kind: str, error: BaseException) -> UserError:
+    return UserError(
+        f"{place} is a {kind} file that cannot be unpacked, and so not be checked for secrets "
+        f"({' '.join(str(error).split()) or type(error).__name__}): leave it out by --exclude, or write it again"
+    )
+
+
+class _Counted(io.RawIOBase):
+    """A member's content, taken from the budget; what is wrong with it is found out only here, while it is read."""
+
+    def __init__(self, stream: BinaryIO, budget: Budget, place: str, kind: str):
+        self.stream, self.budget, self.place, self.kind = stream, budget, place, kind
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
+        try:
+            piece = self.stream.read(len(buffer))
+        except DAMAGE as error:
+            raise _refusal(self.place, self.kind, error) from error
+        self.budget.take(len(piece))
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+class _Xz(io.RawIOBase):
+    """Like `lzma.open`, which has no limit on the memory that a header asks for."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.decoder = file, lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=128 * 2**20)
+
+    def read(self, count: int = -1) -> bytes:
+        while True:
+            data = self.decoder.unused_data if self.decoder.eof else self.file.read(PIECE) if self.decoder.needs_input else b""
+            if self.decoder.eof:
+                data = (data or self.file.read(PIECE)).lstrip(b"\0")  # padding between streams
+                if not data:
+                    return b""
+                self.decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=128 * 2**20)
+            elif not data and self.decoder.needs_input:
+                raise EOFError("it ends in the midst")
+            if piece := self.decoder.decompress(data, count):
+                return piece
+
+
+def _kind(stream: BinaryIO) -> str | None:
+    """The format of what begins here; the stream stays where it is."""
+    if isinstance(stream, io.BufferedReader) and not stream.seekable():
+        head = stream.peek(512)[:512]
+    else:
+        head = stream.read(512)
+        stream.seek(0)
+        if b"PK\5\6" in _tail(stream) and zipfile.is_zipfile(stream):  # also behind something else
+            stream.seek(0)
+            return "zip"
+        stream.seek(0)
+    if head[257:262] == b"ustar":
+        return "tar"
+    magic = {b"PK\3\4": "zip", b"PK\5\6": "zip", b"\x1f\x8b\x08": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz"}
+    return next((kind for start, kind in magic.items() if head.startswith(start)), None)
+
+
+def _tail(stream: BinaryIO) -> bytes:
+    end = stream.seek(0, io.SEEK_END)
+    stream.seek(max(0, end - 65_557))  # of zip's last record and the longest comment behind it
+    return stream.read()
+
+
+def _members(kind: str, file: BinaryIO) -> Iterator[tuple[str, BinaryIO, bool]]:
+    """Name, content, and whether it stands in the file as it is."""
+    if kind == "zip":
+        _check_directory(_tail(file), file)
+        with zipfile.ZipFile(file) as archive:
+            for entry in archive.infolist():
+                if not entry.is_dir():
+                    with archive.open(entry) as member:
+                        yield entry.filename, cast(BinaryIO, member), entry.compress_type == zipfile.ZIP_STORED
+    elif kind == "tar":
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for item in tar:
+                tar.members = []  # type: ignore[attr-defined]  # else each is kept
+                content = tar.extractfile(item) if item.isreg() else None
+                if content is not None:
+                    yield item.name, cast(BinaryIO, content), True
+    elif kind == "xz":
+        yield "unpacked", cast(BinaryIO, _Xz(file)), False
+    else:
+        with gzip.GzipFile(fileobj=file, mode="rb") if kind == "gzip" else bz2.BZ2File(file) as unpacked:
+            yield "unpacked", cast(BinaryIO, unpacked), False
+
+
+def _check_directory(tail: bytes, file: BinaryIO) -> None:
+    """Refuse a list of members that would take all memory, before `zipfile` reads it (appnote.txt of PKWARE, 4.3.14 to 4.3.16)."""
+    end = tail.rfind(b"PK\5\6")
+    if end < 0 or len(tail) < end + 22:
+        raise zipfile.BadZipFile("its list of members is missing")
+    size = int.from_bytes(tail[end + 12 : end + 16], "little")
+    if end >= 20 and tail[end - 20 : end - 16] == b"PK\6\7":  # zip64
+        file.seek(int.from_bytes(tail[end - 12 : end - 4], "little"))
+        record = file.read(56)
+        if record[:4] != b"PK\6\6":
+            raise zipfile.BadZipFile("its list of members is missing")
+        size = int.from_bytes(record[40:48], "little")
+    if size > DIRECTORY:
+        raise zipfile.BadZipFile(f"its list of members takes {size:,} bytes")
+    file.seek(0)
+
+
+def sealed(head: bytes) -> str | None:
+    """The name of a format that packs its content in a way that is not read here."""
+    return next((name for start, name in SEALED.items() if head.startswith(start)), None)
