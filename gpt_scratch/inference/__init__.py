@@ -1,0 +1,1 @@
+"""Loading, generation, chat, classification and serving of trained models."""
