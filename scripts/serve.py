@@ -47,7 +47,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Serve until interrupted."""
-    use_fast_fp32_matmul()
+    if args.weights:
+        # Without compiled steps every length of the cache is a matrix product of its own, whose kernels oneDNN keeps: a gigabyte.
+        use_fast_fp32_matmul()
     limits = Limits(**{field.name: getattr(args, field.name) for field in fields(Limits)})
     key = os.environ.pop(KEY_VARIABLE, None)  # out of the environment of whatever is started from here
     serve(

@@ -24,6 +24,7 @@ from .worker import Answer, Turns, Worker
 logger = logging.getLogger("gpt_scratch.serving")
 
 GRACE = 5.0  # seconds a generation gets to notice that it is to end
+DISCARDED_BYTES = 4 * 2**20  # of a refused request: a client that still sends when the connection closes may never see the answer
 READ = ("/health", "/v1/models")
 # The stock app writes a failure into the stream without escaping it.
 STREAMED_ERROR = re.compile(rb'(?:\A|(?<=\n\n))data: \{"error": "(.*)"\}\n\n\Z', re.DOTALL)
@@ -62,6 +63,7 @@ class Guard:
         try:
             await self._handle(exchange)
         except Refusal as refusal:
+            await exchange.discard(DISCARDED_BYTES, self.limits.send_seconds)
             await exchange.refuse(refusal)
         except Exception:
             logger.exception("a request failed")
@@ -169,6 +171,7 @@ class Exchange:
         self.scope, self.receive, self._send = scope, receive, send
         self.path: str = scope["path"]
         self.started = False
+        self.begin = time.monotonic()
         self.read = scope["method"] in ("GET", "HEAD", "OPTIONS")  # whether the whole body has come
 
     def header(self, name: bytes) -> str | None:
@@ -205,6 +208,17 @@ class Exchange:
         except TimeoutError:
             raise Refusal(408, f"the request was not complete after {seconds:g} s", code="too_slow") from None
         return b"".join(parts)
+
+    async def discard(self, most: int, seconds: float) -> None:
+        """Read on, without keeping it, until the body ends, `most` bytes have come or `seconds` are over since the request began."""
+        try:
+            async with asyncio.timeout(seconds - (time.monotonic() - self.begin)):
+                while not self.read and most > 0:
+                    message = await self.receive()
+                    most -= len(message.get("body", b""))
+                    self.read = message["type"] == "http.disconnect" or not message.get("more_body", False)
+        except TimeoutError:
+            pass
 
     async def gone(self) -> None:
         """Returns when the client is no longer there; to be called when the body is read."""
