@@ -1,27 +1,70 @@
-"""Serve a model of this package over the OpenAI API: transformers' own server, with this package registered.
+"""Serve a model of this package over the OpenAI API: transformers' own server, kept behind limits.
 
     python scripts/serve.py runs/instruct --port 8000
     curl http://127.0.0.1:8000/v1/chat/completions -H "Content-Type: application/json" \
         -d '{"model": "runs/instruct", "messages": [{"role": "user", "content": "Name a colour."}], "max_tokens": 50}'
     transformers chat runs/instruct http://127.0.0.1:8000/v1
 
-    python scripts/serve.py runs/instruct --port 8000 --weights int8      # the step compiled, weights in fewer bytes; or bfloat16, float32
+    python scripts/serve.py runs/instruct --weights int8     # the step compiled, weights in fewer bytes; or bfloat16, float32
+    GPT_SCRATCH_API_KEY=... python scripts/serve.py runs/instruct --host 0.0.0.0
 
-Chat (also streamed), completions, responses. Clients name the model as it was named here. All flags of `transformers serve` work; --help
-lists them. It listens on this machine only, unless --host says otherwise; it asks nobody for a password.
+Chat (also streamed), completions, responses; clients name the model as it was named here. It listens on this machine only, unless --host
+says otherwise: then every request needs the API key. What requests may hold: gpt_scratch/inference/README.md.
 """
 
 import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
 
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
 from gpt_scratch.errors import run_script
 from gpt_scratch.inference.decoding import WEIGHTS
-from gpt_scratch.serving import serve
+from gpt_scratch.inference.limits import Limits
+from gpt_scratch.inference.serving import KEY_VARIABLE, serve
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags of this script."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("model", help="directory or Hub name of a causal language model")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default this machine alone")
+    parser.add_argument("--port", type=int, default=8000, help="default 8000; 0 takes a free one")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; default the best there is")
+    parser.add_argument("--dtype", default="auto", help="bfloat16, float32, ...; default as saved")
+    parser.add_argument("--weights", choices=WEIGHTS, help="compile the decoding step, with weights kept so")
+    parser.add_argument("--allowed_hosts", nargs="+", default=[], help="further names of this machine in requests")
+    parser.add_argument("--allowed_origins", nargs="+", default=[], help="pages that may ask, such as https://example.org")
+    for field in fields(Limits):
+        parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default,
+                            help=f"{field.metadata['help']}; default {field.default:,g}")  # fmt: skip
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Serve until interrupted."""
+    if args.weights:
+        # Without compiled steps every length of the cache is a matrix product of its own, whose kernels oneDNN keeps: a gigabyte.
+        use_fast_fp32_matmul()
+    limits = Limits(**{field.name: getattr(args, field.name) for field in fields(Limits)})
+    key = os.environ.pop(KEY_VARIABLE, None)  # out of the environment of whatever is started from here
+    serve(
+        args.model,
+        args.host,
+        args.port,
+        limits,
+        key,
+        args.allowed_hosts,
+        args.allowed_origins,
+        args.weights,
+        args.device,
+        args.dtype,
+    )
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--weights", choices=WEIGHTS)
-    own, others = parser.parse_known_args()
-    use_fast_fp32_matmul()
-    run_script(lambda: serve(others, own.weights))
+    run_script(lambda: main(parse(sys.argv[1:])))

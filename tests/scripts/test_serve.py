@@ -17,7 +17,7 @@ from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from gpt_scratch.data.instruction import set_prompt_style
 from gpt_scratch.errors import UserError
 from gpt_scratch.inference.chat import Chat
-from gpt_scratch.serving import ServedGPTScratchForCausalLM, serve
+from gpt_scratch.inference.served_model import ServedModel
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,19 +42,13 @@ def checkpoint(tmp_path_factory):
 
 def test_replies_end_where_the_positions_do(checkpoint):
     path, _, tokenizer = checkpoint
-    model = ServedGPTScratchForCausalLM.from_pretrained(path).eval()
-    model.generation_config.max_new_tokens = 1024
-    model.generation_config.eos_token_id = None
+    served = ServedModel(GPTScratchForCausalLM.from_pretrained(path).eval())
+    config = served.model.generation_config
+    config.max_new_tokens, config.eos_token_id = 1024, None
     ids = torch.tensor([tokenizer("one two three")["input_ids"]])
-    assert model.generate(ids, generation_config=model.generation_config, do_sample=False).shape == (1, 96)
-    with pytest.raises(ValueError, match="has 96 tokens"):
-        model.generate(ids.repeat(1, 96)[:, :96], generation_config=model.generation_config)
-
-
-def test_a_directory_without_a_model_is_told(tmp_path):
-    pytest.importorskip("uvicorn")
-    with pytest.raises(UserError, match="holds no config.json"):
-        serve([str(tmp_path)])
+    assert served.model.generate(input_ids=ids, generation_config=config).shape == (1, 96)
+    with pytest.raises(UserError, match="has 96 tokens"):
+        served.model.generate(input_ids=ids.repeat(1, 96)[:, :96], generation_config=config)
 
 
 @pytest.mark.slow

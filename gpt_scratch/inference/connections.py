@@ -1,0 +1,67 @@
+"""uvicorn's HTTP/1.1 protocol with an end for every phase of a connection: it has none of its own for headers that drip, a client
+that does not read its answer, or a connection that sends nothing after the first.
+
+`H11Protocol` is given to `uvicorn.Config(http=...)`, which takes any protocol class; overridden are the callbacks of
+`asyncio.Protocol`, and `handle_events` and `on_response_complete`, which uvicorn does not document; run with 0.54.
+"""
+
+import asyncio
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from .limits import Limits
+from .refusal import Refusal
+
+MAX_HEADER_BYTES = 16_384
+MARGIN = 10.0  # seconds for everything that is not sending, waiting or generating
+
+
+def bounded_protocol(limits: Limits) -> type[H11Protocol]:
+    """The protocol class with the bounds of `limits`."""
+    whole_request = limits.send_seconds + 2 * limits.time_limit + MARGIN
+    busy = Refusal(503, "too many connections", code="busy").body()
+    full = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n"
+    full += b"Content-Length: %d\r\n\r\n%b" % (len(busy), busy)
+
+    class BoundedProtocol(H11Protocol):
+        deadline: asyncio.TimerHandle | None = None
+        idle = True
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._end_after(limits.send_seconds)
+            if len(self.connections) > limits.max_connections:
+                transport.write(full)
+                transport.close()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            self._end_after(None)
+
+        def data_received(self, data: bytes) -> None:
+            if self.transport.is_closing():
+                return
+            if self.idle and self.cycle is not None:  # the first bytes of a further request
+                self._end_after(limits.send_seconds)
+            self.idle = False
+            super().data_received(data)
+
+        def handle_events(self) -> None:
+            before = self.cycle
+            super().handle_events()
+            if self.cycle is not before and not self.cycle.response_complete:
+                self._end_after(whole_request)
+
+        def on_response_complete(self) -> None:
+            self.idle = self.conn.our_state is h11.DONE
+            # Also for what the client has not read yet: closing waits until all is sent, aborting does not.
+            self._end_after(limits.send_seconds)
+            super().on_response_complete()
+
+        def _end_after(self, seconds: float | None) -> None:
+            if self.deadline is not None:
+                self.deadline.cancel()
+            self.deadline = None if seconds is None else self.loop.call_later(seconds, self.transport.abort)
+
+    return BoundedProtocol

@@ -1,0 +1,201 @@
+"""What a request to the server may hold: the fields of each endpoint with their types and bounds. Everything else is refused by name."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from .refusal import Refusal
+from .strict_json import parse_object
+
+MAX_MESSAGES = 256
+MAX_STOPS = 4  # as many as OpenAI's
+MAX_STOP_CHARACTERS = 64
+CHAT, COMPLETIONS, RESPONSES, LOAD_MODEL = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/load_model"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The bounds of a server; each is a flag of scripts/serve.py."""
+
+    max_tokens: int = field(default=1024, metadata={"help": "new tokens of a reply; also where a request names no number"})
+    max_characters: int = field(default=65_536, metadata={"help": "characters of all texts of a request together"})
+    time_limit: float = field(default=60.0, metadata={"help": "seconds of one generation; as many it may wait for its turn"})
+    max_waiting: int = field(default=16, metadata={"help": "requests that wait while one is answered; more get status 429"})
+    max_connections: int = field(default=512, metadata={"help": "open connections; more are closed at once"})
+    send_seconds: float = field(
+        default=10.0, metadata={"help": "seconds a client may take to send its headers, and again for its body"}
+    )
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Bytes of a request: every character may be written as six (`\\u00e9`), and the rest of it is small."""
+        return 6 * self.max_characters + 16_384
+
+    def problem(self) -> str | None:
+        """What is wrong with these bounds, in one line."""
+        for name, value in vars(self).items():
+            if not 1 <= value <= 10**9 and not (name in ("send_seconds", "time_limit") and 0 < value < 1):
+                return f"--{name} is {value}: it must be between 1 and 1,000,000,000"
+        return None
+
+
+class RequestReader:
+    """Reads and checks the JSON of a request.
+
+    Args:
+        limits: the bounds.
+        model: the name of the served model.
+    """
+
+    def __init__(self, limits: Limits, model: str):
+        self.limits, self.model = limits, model
+        self.schemas = _schemas(limits)
+
+    def read(self, path: str, data: bytes) -> tuple[dict[str, Any], bool | None]:
+        """The request as the stock app takes it, and whether to sample (None: as the model's own settings say).
+
+        Raises:
+            Refusal: what is wrong, with the name of the field.
+        """
+        try:
+            given = parse_object(data)
+        except ValueError as error:
+            raise Refusal(400, f"the request cannot be read: {error}", code="invalid_json") from None
+        body = self._checked(self.schemas[path], given)
+        characters = sum(map(len, _texts(body)))
+        if characters > self.limits.max_characters:
+            raise Refusal(400, f"the texts have {characters:,} characters; this server takes {self.limits.max_characters:,}")
+        if body["model"] != self.model:
+            raise Refusal(404, "this server has no such model; GET /v1/models names the one it has", "model", "model_not_found")
+        if path == LOAD_MODEL:
+            return body, None
+        sample = self._translate_generation_config(body)
+        tokens = "max_output_tokens" if path == RESPONSES else "max_tokens"
+        body[tokens] = body.pop("max_completion_tokens", None) or body.get(tokens) or self.limits.max_tokens
+        body.setdefault("stream", False)  # the stock app streams /v1/responses unless told otherwise, unlike OpenAI's
+        for name in ("n", "stream_options"):  # with the one value that is allowed they change nothing
+            body.pop(name, None)
+        if isinstance(body.get("stop"), str):
+            body["stop"] = [body["stop"]]
+        if body.get("temperature") is not None:
+            sample = body["temperature"] > 0
+        elif body.get("top_p") is not None:
+            sample = True
+        return body, sample
+
+    def _checked(self, schema: Any, given: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        from pydantic import ValidationError
+
+        try:
+            return schema.model_validate(given).model_dump(exclude_none=True)
+        except ValidationError as failed:
+            errors = failed.errors(include_url=False, include_context=False, include_input=False)
+        unknown = [error for error in errors if error["type"] == "extra_forbidden"]
+        if unknown:
+            names = ", ".join(_place(error["loc"])[:60] for error in unknown[:10])
+            raise Refusal(
+                400,
+                f"unknown field {prefix}{names}; this endpoint takes {', '.join(schema.model_fields)}",
+                prefix + _place(unknown[0]["loc"])[:60],
+                "unknown_field",
+            )
+        place = prefix + _place(errors[0]["loc"])
+        raise Refusal(400, f"{place}: {errors[0]['msg']}", place, "invalid_value")
+
+    def _translate_generation_config(self, body: dict[str, Any]) -> bool | None:
+        """`transformers chat` sends its settings as the JSON text of a GenerationConfig: the few known ones become plain fields."""
+        text = body.pop("generation_config", None)
+        if text is None:
+            return None
+        try:
+            given = parse_object(text.encode())
+        except ValueError as error:
+            raise Refusal(400, f"generation_config: {error}", "generation_config", "invalid_json") from None
+        config = self._checked(self.schemas["generation_config"], given, prefix="generation_config.")
+        if "max_new_tokens" in config:
+            body.setdefault("max_tokens", config["max_new_tokens"])
+        for name in ("temperature", "top_p"):
+            if name in config:
+                body.setdefault(name, config[name])
+        return config.get("do_sample")
+
+
+def _schemas(limits: Limits) -> dict[str, Any]:
+    """A pydantic model for each endpoint, and one for the settings that `transformers chat` sends."""
+    from pydantic import BaseModel, ConfigDict, Field, create_model
+
+    strict = ConfigDict(extra="forbid", strict=True)
+
+    def schema(name: str, **fields: Any) -> type[BaseModel]:
+        return create_model(name, __config__=strict, **fields)
+
+    def optional(kind: Any, **bounds: Any) -> tuple[Any, None]:
+        return (Annotated[kind, Field(**bounds)] | None, None)
+
+    text = Annotated[str, Field(max_length=limits.max_characters)]
+    name = (Annotated[str, Field(max_length=1000)], ...)
+    tokens = optional(int, ge=1, le=limits.max_tokens)
+    sampling = {"temperature": optional(float, ge=0, le=2), "top_p": optional(float, gt=0, le=1)}
+    stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+    common = {
+        "model": name,
+        **sampling,
+        "seed": optional(int, ge=0, lt=2**32),
+        "stream": optional(bool),
+    }
+    legacy = {
+        **common,
+        "max_tokens": tokens,
+        "frequency_penalty": optional(float, ge=0, le=2),
+        "stop": (stop | Annotated[list[stop], Field(max_length=MAX_STOPS)] | None, None),
+        "n": (Literal[1] | None, None),
+        "stream_options": (schema("stream_options", include_usage=(Literal[True], ...)) | None, None),
+    }
+
+    def messages(part_type: Any) -> Any:
+        part = schema("part", type=(part_type, ...), text=(text, ...))
+        content = text | Annotated[list[part], Field(min_length=1, max_length=MAX_MESSAGES)]  # type: ignore[valid-type]
+        message = schema("message", role=(Literal["system", "user", "assistant"], ...), content=(content, ...))
+        return Annotated[list[message], Field(min_length=1, max_length=MAX_MESSAGES)]  # type: ignore[valid-type]
+
+    return {
+        CHAT: schema(
+            "chat",
+            messages=(messages(Literal["text"]), ...),
+            **legacy,
+            max_completion_tokens=tokens,
+            generation_config=optional(str, max_length=4096),
+        ),
+        COMPLETIONS: schema("completions", prompt=(text, ...), **legacy),
+        RESPONSES: schema(
+            "responses",
+            input=(text | messages(Literal["input_text", "output_text"]), ...),
+            instructions=optional(str, max_length=limits.max_characters),
+            **common,
+            max_output_tokens=tokens,
+        ),
+        LOAD_MODEL: schema("load_model", model=name),
+        "generation_config": schema(
+            "generation_config",
+            **sampling,
+            max_new_tokens=tokens,
+            do_sample=optional(bool),
+            transformers_version=optional(str, max_length=50),
+        ),
+    }
+
+
+def _place(loc: tuple[int | str, ...]) -> str:
+    """`messages.0.content` of `("messages", 0, "content", "constrained-str")`: pydantic adds the member of a union."""
+    return ".".join(str(part) for part in loc if isinstance(part, int) or not ("[" in part or part in ("str", "constrained-str")))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for child in value.values():
+            yield from _texts(child)
+    elif isinstance(value, list):
+        for child in value:
+            yield from _texts(child)

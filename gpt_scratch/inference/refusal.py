@@ -1,0 +1,37 @@
+"""What a server answers where it does not answer the question: OpenAI's form of an error."""
+
+import json
+
+KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+class Refusal(Exception):
+    """A request ends with `status` and one JSON object: `{"error": {"message", "type", "param", "code"}}`.
+
+    Args:
+        param: the field that is wrong.
+        code: a word that programs compare, such as `model_not_found`.
+        headers: to add to the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.param, self.code, self.headers = status, param, code, headers or {}
+
+    def body(self) -> bytes:
+        """The JSON object."""
+        kind = KINDS.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        error = {"message": one_line(str(self)), "type": kind, "param": self.param, "code": self.code}
+        return json.dumps({"error": error}).encode()
+
+
+def one_line(message: str, characters: int = 500) -> str:
+    """A message without line breaks and not longer than `characters`."""
+    return " ".join(message.split())[:characters]

@@ -1,0 +1,186 @@
+"""A model behind the OpenAI API: transformers' own server, kept behind [`Guard`].
+
+The app of `transformers serve` is used as it is, with this package's model registered: the stock command looks a checkpoint's class up
+as an attribute of the module `transformers`, where it cannot find a class from elsewhere, whatever is registered or trusted.
+
+Debt to transformers: `cli.serving` has no public entry that gives the app without running it. Used here, with the names and arguments
+of 5.23 and 5.24: `ModelManager`, `GenerationState`, the three handlers and `build_server`; that replies are made by
+`model.generate(...)` and `processor.apply_chat_template(...)` of `ModelManager.loaded_models`; and the form of errors in a stream.
+"""
+
+import inspect
+import logging
+import socket
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError, one_line
+from ..modeling_gpt_scratch import GPTScratchForCausalLM
+from .limits import Limits, RequestReader
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from .guard import Guard
+    from .served_model import ServedModel
+
+KEY_VARIABLE = "GPT_SCRATCH_API_KEY"
+MIN_KEY_CHARACTERS = 16
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def serve(
+    model: str,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    limits: Limits | None = None,
+    key: str | None = None,
+    hosts: Collection[str] = (),
+    origins: Collection[str] = (),
+    weights: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> None:
+    """Serve a model until interrupted.
+
+    Args:
+        model: directory or Hub name.
+        host, port: where to listen; port 0 takes a free one.
+        limits: bounds of requests.
+        key: API key that requests must carry; it may be None where only this machine reaches the server.
+        hosts, origins: names of this machine in requests, and pages elsewhere that may ask, beside its own.
+        weights: compile the decoding step, with weights kept so: see `decoding.prepare_for_decoding`.
+        device, dtype: of the model, as `transformers serve` takes them.
+
+    Raises:
+        UserError: a flag out of range, no key for a server that others reach, an address in use, no model, or a package is missing.
+    """
+    limits = limits or Limits()
+    _check(host, port, limits, key)
+    _check_installed()
+    import uvicorn
+
+    from .connections import MAX_HEADER_BYTES, bounded_protocol
+
+    with _bind(host, port) as listening:
+        address, number = listening.getsockname()[:2]
+        where = f"[{address}]" if ":" in address else address
+        guard = build_guard(model, limits, key, _host_names(host, hosts), origins, weights, device, dtype)
+        config = uvicorn.Config(
+            guard,  # type: ignore[arg-type]
+            http=bounded_protocol(limits),
+            ws="none",
+            lifespan="off",
+            access_log=False,  # the key and the texts of requests are nobody's business, and a flood must not fill a disk
+            log_level="error",
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=5,
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        )
+        server = uvicorn.Server(config)
+        print(f"{model} at http://{where}:{number}/v1 {'with' if key else 'without'} an API key; Ctrl-C ends it", flush=True)
+        server.run(sockets=[listening])
+    guard.served.current.ended = "the server is shutting down"
+
+
+def _check(host: str, port: int, limits: Limits, key: str | None) -> None:
+    from .guard import is_loopback
+
+    if not 0 <= port <= 65535:
+        raise UserError(f"--port is {port}: it must be between 0 and 65535")
+    if problem := limits.problem():
+        raise UserError(problem)
+    if key is not None and (len(key) < MIN_KEY_CHARACTERS or not key.isascii() or not key.isprintable() or " " in key):
+        raise UserError(f"{KEY_VARIABLE} must be at least {MIN_KEY_CHARACTERS} printable ASCII characters without spaces")
+    if key is None and not is_loopback(host):
+        raise UserError(f"--host {host} lets others reach this server: set an API key in the variable {KEY_VARIABLE} first")
+
+
+def _check_installed() -> None:
+    from transformers.utils.import_utils import is_serve_available
+
+    if not is_serve_available():
+        raise UserError('serving needs fastapi and uvicorn: pip install "gpt_scratch[serving]"')
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A socket bound before the model is loaded, so that a port in use is known at once; it listens when the server starts."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listening = socket.socket(family, kind)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"cannot listen on --host {host} --port {port}: {error}") from error
+    return listening
+
+
+def _host_names(host: str, others: Collection[str]) -> set[str] | None:
+    """What the Host header may name. On all addresses, without a list, any name: there the key keeps pages elsewhere out."""
+    if host in ("0.0.0.0", "::", "") and not others:
+        return None
+    return {name.lower() for name in LOOPBACK_NAMES | {host} | set(others)}
+
+
+def build_guard(
+    model: str,
+    limits: Limits,
+    key: str | None = None,
+    hosts: Collection[str] | None = LOOPBACK_NAMES,
+    origins: Collection[str] = (),
+    weights: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> "Guard":
+    """Load the model and put the guard before the stock app; arguments as those of [`serve`].
+
+    Raises:
+        UserError: the model cannot be loaded.
+    """
+    from .guard import Guard
+    from .worker import Worker
+
+    app, served = _stock_app(model, weights, device, dtype)
+    return Guard(Worker(app), served, RequestReader(limits, model), key, hosts, origins)
+
+
+def _stock_app(name: str, weights: str | None, device: str, dtype: str) -> "tuple[FastAPI, ServedModel]":
+    """The app of `transformers serve` with this one model loaded."""
+    for file, what in {"config.json": "model", "tokenizer_config.json": "tokenizer"}.items():
+        if Path(name).is_dir() and not (Path(name) / file).is_file():
+            raise UserError(f"{name} holds no {file}, so it has no {what} to serve")
+    from transformers.cli.serving import model_manager
+    from transformers.cli.serving.chat_completion import ChatCompletionHandler
+    from transformers.cli.serving.completion import CompletionHandler
+    from transformers.cli.serving.response import ResponseHandler
+    from transformers.cli.serving.server import build_server
+    from transformers.cli.serving.utils import GenerationState
+
+    from .served_model import BoundedTemplate, ServedModel
+
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # it warns of every request
+    # This module object and no other is where the server looks: `import transformers` may give another one.
+    model_manager.transformers.GPTScratchForCausalLM = GPTScratchForCausalLM
+    try:
+        manager = model_manager.ModelManager(device=device, dtype=dtype, trust_remote_code=False, force_model=name)
+    except Exception as error:  # a wrong name, a broken file and a foreign format raise different kinds
+        raise UserError(f"{name} cannot be loaded: {one_line(error)}") from error
+    (loaded,) = manager.loaded_models.values()
+    served = ServedModel(loaded.model, weights)
+    if served.ignored:
+        print(f"not used of {name}'s generation_config.json: {', '.join(served.ignored)}", file=sys.stderr)
+    BoundedTemplate(loaded.processor)
+    state = GenerationState()
+    parts: dict[str, Any] = {
+        "model_manager": manager,
+        "generation_state": state,
+        "chat_handler": ChatCompletionHandler(manager, state),
+        "completion_handler": CompletionHandler(manager, state),
+        "response_handler": ResponseHandler(manager, state),
+    }
+    # Handlers that this server has no route for (speech, and whatever a later release adds) are given as None.
+    needed = [name for name, value in inspect.signature(build_server).parameters.items() if value.default is value.empty]
+    return build_server(**(dict.fromkeys(needed) | parts)), served
