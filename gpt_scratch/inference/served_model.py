@@ -6,6 +6,7 @@ so that it works for every architecture.
 
 import copy
 import logging
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -119,6 +120,13 @@ class BoundedTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer = copy.copy(tokenizer)  # whose own method is not replaced
         tokenizer.apply_chat_template = self
+
+    def try_out(self) -> None:
+        """Render once, which starts the process for it; a template that fails is named on stderr, and completions still work."""
+        try:
+            self([{"role": "user", "content": "Hello"}])
+        except UserError as error:
+            print(f"/v1/chat/completions will not answer: {error}", file=sys.stderr)
 
     def __call__(self, messages: list[dict[str, str]], **settings: Any) -> Any:
         """`input_ids` and `attention_mask` of the conversation, (1, T).

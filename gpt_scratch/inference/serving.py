@@ -1,11 +1,12 @@
 """A model behind the OpenAI API: transformers' own server, kept behind [`Guard`].
 
-The app of `transformers serve` is used as it is, with this package's model registered: the stock command looks a checkpoint's class up
-as an attribute of the module `transformers`, where it cannot find a class from elsewhere, whatever is registered or trusted.
+The app of `transformers serve` is used as it is, with a model that our own loader has loaded and checked. (The stock command looks a
+checkpoint's class up as an attribute of the module `transformers`, where it cannot find a class from elsewhere.)
 
 Debt to transformers: `cli.serving` has no public entry that gives the app without running it. Used here, with the names and arguments
-of 5.23 and 5.24: `ModelManager`, `GenerationState`, the three handlers and `build_server`; that replies are made by
-`model.generate(...)` and `processor.apply_chat_template(...)` of `ModelManager.loaded_models`; and the form of errors in a stream.
+of 5.23 and 5.24: `ModelManager` with its `_load_model` and `_load_processor`, `GenerationState`, the three handlers and `build_server`;
+that replies are made by `model.generate(...)` and `processor.apply_chat_template(...)` of `ModelManager.loaded_models`; and the form of
+errors in a stream.
 """
 
 import inspect
@@ -13,12 +14,11 @@ import logging
 import socket
 import sys
 from collections.abc import Collection
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, one_line
-from ..modeling_gpt_scratch import GPTScratchForCausalLM
 from .limits import Limits, RequestReader
+from .loading import load_language_model
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -149,12 +149,9 @@ def build_guard(
 
 def _stock_app(name: str, weights: str | None, device: str, dtype: str) -> "tuple[FastAPI, ServedModel]":
     """The app of `transformers serve` with this one model loaded."""
-    for file, what in {"config.json": "model", "tokenizer_config.json": "tokenizer"}.items():
-        if Path(name).is_dir() and not (Path(name) / file).is_file():
-            raise UserError(f"{name} holds no {file}, so it has no {what} to serve")
-    from transformers.cli.serving import model_manager
     from transformers.cli.serving.chat_completion import ChatCompletionHandler
     from transformers.cli.serving.completion import CompletionHandler
+    from transformers.cli.serving.model_manager import ModelManager
     from transformers.cli.serving.response import ResponseHandler
     from transformers.cli.serving.server import build_server
     from transformers.cli.serving.utils import GenerationState
@@ -162,17 +159,28 @@ def _stock_app(name: str, weights: str | None, device: str, dtype: str) -> "tupl
     from .served_model import BoundedTemplate, ServedModel
 
     logging.getLogger("transformers").setLevel(logging.ERROR)  # it warns of every request
-    # This module object and no other is where the server looks: `import transformers` may give another one.
-    model_manager.transformers.GPTScratchForCausalLM = GPTScratchForCausalLM
-    try:
-        manager = model_manager.ModelManager(device=device, dtype=dtype, trust_remote_code=False, force_model=name)
-    except Exception as error:  # a wrong name, a broken file and a foreign format raise different kinds
-        raise UserError(f"{name} cannot be loaded: {one_line(error)}") from error
+    model, tokenizer = load_language_model(name, dtype)
+    if device != "auto":
+        try:
+            model = model.to(device)
+        except Exception as error:  # an unknown name, no such device, a device that is full
+            raise UserError(f"--device {device}: {one_line(error)}") from error
+
+    class Loaded(ModelManager):
+        """Has this one model, which our loader has checked; the stock one takes any, with random weights where tensors are missing."""
+
+        def _load_model(self, *args: Any, **kwargs: Any) -> Any:
+            return model
+
+        def _load_processor(self, *args: Any, **kwargs: Any) -> Any:
+            return tokenizer
+
+    manager = Loaded(device=str(model.device), dtype="auto", trust_remote_code=False, force_model=name)
     (loaded,) = manager.loaded_models.values()
     served = ServedModel(loaded.model, weights)
     if served.ignored:
         print(f"not used of {name}'s generation_config.json: {', '.join(served.ignored)}", file=sys.stderr)
-    BoundedTemplate(loaded.processor)
+    BoundedTemplate(loaded.processor).try_out()
     state = GenerationState()
     parts: dict[str, Any] = {
         "model_manager": manager,
