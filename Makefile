@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup quickstart test test-slow test-versions test-versions-quick quality format clean
+.PHONY: setup quickstart test test-slow test-versions test-versions-quick faults quality format clean
 
 setup: .venv/installed
 
@@ -30,6 +30,10 @@ test-versions: setup
 # Three columns of that table, and the last release that the checkpoints of 0.1.0 open in by their own code.
 test-versions-quick: setup
 	$(BIN)/python tests/versions/run_matrix.py --releases oldest pinned newest 5.23.0
+
+# The table of hostile and broken input that the tests hold.
+faults: setup
+	$(BIN)/python tests/faults_table.py
 
 quality: setup
 	$(BIN)/ruff check .

@@ -306,13 +306,13 @@ class GPTScratchModel(GPTScratchPreTrainedModel):
         use_cache = (self.config.use_cache if use_cache is None else use_cache) and not checkpointing
         refuse_contradictions(input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, kwargs)
 
-        hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        implementation = self.config._attn_implementation
-        mask, position_ids = mask_and_positions(hidden_states, attention_mask, position_ids, past_key_values, implementation)
+        implementation, tokens = self.config._attn_implementation, input_ids if inputs_embeds is None else inputs_embeds
+        mask, position_ids = mask_and_positions(tokens, attention_mask, position_ids, past_key_values, implementation)
         if self.config.position_embedding_type == "learned":
             refuse_positions_beyond(self.config.max_position_embeddings, position_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
+        hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         position_embeddings = None
         if self.config.position_embedding_type == "learned":
             hidden_states = hidden_states + self.embed_positions(position_ids)

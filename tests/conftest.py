@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from faults_table import table_of
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported: a test that reaches out fails at once
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -20,6 +21,23 @@ if (
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 SHARED = Path(os.environ.get("GPT_SCRATCH_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+FAULTS = pytest.StashKey[str]()
+
+
+@pytest.hookimpl(tryfirst=True)  # before any are deselected
+def pytest_collection_modifyitems(config, items):
+    if [Path(argument).resolve() for argument in config.args] == [Path(__file__).resolve().parent]:  # the whole suite
+        config.stash[FAULTS] = table_of(items)
+
+
+@pytest.fixture(scope="session")
+def faults(pytestconfig) -> str:
+    """FAULTS.md as the tests that are collected would write it; skips where these are not all."""
+    if FAULTS not in pytestconfig.stash:
+        pytest.skip("only a run of the whole suite knows all faults")
+    return pytestconfig.stash[FAULTS]
 
 
 @pytest.fixture(scope="session")

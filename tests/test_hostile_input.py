@@ -155,6 +155,7 @@ def results(tmp_path_factory):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="memory limits are POSIX's")
+@pytest.mark.fault("a model or prompt with {}", seconds=SECONDS, mebibytes=MEBIBYTES)
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_refused_clearly_quickly_and_in_little_memory(results, name):
     result = results[name]

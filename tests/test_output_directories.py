@@ -137,6 +137,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.fault("--overwrite of {}", seconds=20, mebibytes=200)
 @pytest.mark.parametrize("shape", REFUSED)
 def test_what_must_stay_stays(home, shape):
     before = snapshot(home.parent)
@@ -188,6 +189,7 @@ def test_what_is_new_empty_or_ours_is_written(home, shape):
     }
 
 
+@pytest.mark.fault("--overwrite of the root or mount point {}", seconds=20, mebibytes=200)
 @pytest.mark.parametrize("place", ["/", "//", "/..", "/proc", "/proc/", "/sys", "/dev"])
 def test_roots_and_mount_points_stay(place, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
@@ -352,6 +354,7 @@ run_script(main)
 )
 
 
+@pytest.mark.fault("four programs that write one directory at once: {}", seconds=60, mebibytes=200)
 @pytest.mark.parametrize("output", ["new", "ours", "empty"])
 def test_of_several_writers_at_once_one_wins_and_the_others_end_in_one_line(home, output):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

@@ -56,6 +56,7 @@ def test_an_adapter_goes_up_only_with_a_base_that_others_have(folder, tmp_path):
             assert ("adapter/adapter_config.json" in list_contents(folder).files) == goes, base
 
 
+@pytest.mark.fault("a link in an upload: {}", seconds=20, mebibytes=200)
 @pytest.mark.parametrize("place", ["notes.txt", "README.md", "config.json", "model.safetensors", "adapter/x", "data"])
 @pytest.mark.parametrize("target", ["outside", "inside", "nowhere"])
 def test_a_link_is_never_followed(folder, tmp_path, place, target):

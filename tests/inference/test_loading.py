@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from bounds import run_bounded
 from safetensors.torch import load_file, save_file
 
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM, GPTScratchForSequenceClassification
 from gpt_scratch.errors import UserError
 from gpt_scratch.inference.loading import load_classifier, load_language_model, load_model, load_tokenizer
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
-from tests.bounds import run_bounded
 
 SECONDS, MEBIBYTES = 20, 900
 

@@ -64,6 +64,7 @@ def test_a_second_run_is_refused_in_one_line_that_names_the_first(running, tmp_p
     assert (tmp_path / ".replaced-checkpoint-5").is_dir()  # the first run is about to replace it
 
 
+@pytest.mark.fault("a run killed while it holds its directory: signal {}", seconds=120, mebibytes=200)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_run_leaves_no_lock(running, tmp_path, number):
     running.send_signal(number)

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from bounds import run_bounded
 from safetensors.torch import load_file, save_file
 
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 from gpt_scratch.training.checkpoints import MANIFEST, rotate
 from gpt_scratch.training.made_with import FILE, fingerprint
-from tests.bounds import run_bounded
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forks")
 
