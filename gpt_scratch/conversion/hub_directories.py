@@ -23,8 +23,8 @@ from transformers import (
 
 from ..configuration_gpt_scratch import GPTScratchConfig
 from ..errors import UserError, one_line
-from .checkpoint import Checkpoint, Options, build_config, open_tokenizer, read_json
-from .sources import RenamedSource, SafetensorsSource, Source, StateDictSource, load_pickle_safely, shards_of
+from .checkpoint import Checkpoint, Options, build_config, open_tokenizer
+from .sources import RenamedSource, SafetensorsSource, Source, StateDictSource, load_pickle_safely, read_json, shards_of
 from .weight_maps import HF_GPT2, LLAMA, WeightMap
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
@@ -77,7 +77,13 @@ def _weights(path: Path) -> Source:
     files = shards_of(index) if index.is_file() else [path / "pytorch_model.bin"]
     if not index.is_file() and not files[0].is_file():
         raise UserError(f"{path} holds no model.safetensors and no pytorch_model.bin")
-    return StateDictSource({name: tensor for file in files for name, tensor in load_pickle_safely(file).items()})
+    tensors: dict[str, torch.Tensor] = {}
+    for file in files:
+        content = load_pickle_safely(file)
+        if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+            raise UserError(f"{file} holds something else than tensors by name")
+        tensors |= content
+    return StateDictSource(tensors)
 
 
 def _with_one_head(source: Source, embedding: str, config: GPTScratchConfig, notes: list[str]) -> Source:
