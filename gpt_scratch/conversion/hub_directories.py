@@ -23,7 +23,9 @@ from transformers import (
 
 from ..configuration_gpt_scratch import GPTScratchConfig
 from ..errors import UserError, one_line
+from ..inference.loading import refusal, refuse_beyond_files, refuse_incomplete
 from .checkpoint import Checkpoint, Options, build_config, open_tokenizer
+from .gguf_header import check_gguf
 from .sources import RenamedSource, SafetensorsSource, Source, StateDictSource, load_pickle_safely, read_json, shards_of
 from .weight_maps import HF_GPT2, LLAMA, WeightMap
 
@@ -187,11 +189,13 @@ def open_gguf(path: Path, options: Options) -> Checkpoint:
         raise UserError('GGUF files are read through the gguf package: pip install "gpt_scratch[gguf]"')
     if not path.is_file():
         raise UserError(f"{path}: the file is missing")
+    check_gguf(path)
     try:
+        refuse_beyond_files(str(path), AutoConfig.from_pretrained(path.parent, gguf_file=path.name), "lm", [path])
         model = read_gguf(path)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except Exception as error:  # whatever gguf or transformers raise
-        raise UserError(f"{path} cannot be read as GGUF: {one_line(error)}") from error
+    except BaseException as error:  # whatever gguf or transformers raise
+        raise refusal(f"{path} cannot be read as GGUF", error) from error
     if model.config.model_type not in ("llama", "mistral"):
         raise UserError(f"{path} holds a {model.config.model_type} model; llama and mistral can be converted from GGUF")
     with tempfile.TemporaryDirectory() as folder:  # once through a file, as if it had been read from one
@@ -204,9 +208,20 @@ def open_gguf(path: Path, options: Options) -> Checkpoint:
 
 
 def read_gguf(path: Path) -> PreTrainedModel:
-    """The model of a GGUF file, in float32."""
+    """The model of a GGUF file, in float32.
+
+    Raises:
+        UserError: tensors that are missing, left over or of another shape.
+    """
     from transformers import GgufConfig
 
-    return AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    model, report = AutoModelForCausalLM.from_pretrained(
+        path.parent,
+        gguf_file=path.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
     )
+    refuse_incomplete(str(path), report["missing_keys"], report["unexpected_keys"], report["mismatched_keys"])
+    return model

@@ -87,11 +87,11 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: the file is missing, broken or holds something else.
     """
     if not path.is_file():
-        raise UserError(f"{path} cannot be read as JSON: there is no such file")
+        raise UserError(f"{path} cannot be read as JSON: No such file or directory")
     try:
         return read_json_object(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {one_line(error)}") from error
+        raise UserError(f"{path.parent}: {one_line(error)}") from error
 
 
 def shards_of(index: Path) -> list[Path]:
