@@ -1,6 +1,5 @@
 """What a recognized checkpoint is: its tensors, their weight map, the configuration and tokenizer that go with them."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ..configuration_gpt_scratch import GPTScratchConfig
 from ..errors import UserError, one_line
-from ..inference.loading import check_rows, load_tokenizer
+from ..inference.loading import check_rows, check_sizes, load_tokenizer
 from ..tokenization.gpt2 import load_gpt2_tokenizer
 from .sources import Source
 from .weight_maps import WeightMap
@@ -50,21 +49,6 @@ class Checkpoint:
     reason: str = ""
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        UserError: the file is missing, broken or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {getattr(error, 'strerror', None) or error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object, not a {type(content).__name__}")
-    return content
-
-
 def build_config(values: dict[str, Any], overrides: dict[str, Any]) -> GPTScratchConfig:
     """A configuration from what the checkpoint tells and what the user adds.
 
@@ -72,8 +56,9 @@ def build_config(values: dict[str, Any], overrides: dict[str, Any]) -> GPTScratc
         UserError: an impossible value.
     """
     try:
+        check_sizes(values | overrides)
         return GPTScratchConfig(**values | overrides)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise UserError(f"configuration: {one_line(error)}") from error
 
 

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from ..errors import UserError, one_line
-from .checkpoint import Checkpoint, Options, join_tokenizer, open_tokenizer, read_json
+from .checkpoint import Checkpoint, Options, join_tokenizer, open_tokenizer
 from .hub_directories import open_gguf, open_hub_directory
 from .openai import open_openai
+from .sources import read_json
 from .state_dicts import open_book, open_nanogpt, read_state_dict
 
 OPENERS = {

@@ -23,8 +23,10 @@ from transformers import (
 
 from ..configuration_gpt_scratch import GPTScratchConfig
 from ..errors import UserError, one_line
-from .checkpoint import Checkpoint, Options, build_config, open_tokenizer, read_json
-from .sources import RenamedSource, SafetensorsSource, Source, StateDictSource, load_pickle_safely, shards_of
+from ..inference.loading import refusal, refuse_beyond_files, refuse_incomplete
+from .checkpoint import Checkpoint, Options, build_config, open_tokenizer
+from .gguf_header import check_gguf
+from .sources import RenamedSource, SafetensorsSource, Source, StateDictSource, load_pickle_safely, read_json, shards_of
 from .weight_maps import HF_GPT2, LLAMA, WeightMap
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
@@ -77,7 +79,13 @@ def _weights(path: Path) -> Source:
     files = shards_of(index) if index.is_file() else [path / "pytorch_model.bin"]
     if not index.is_file() and not files[0].is_file():
         raise UserError(f"{path} holds no model.safetensors and no pytorch_model.bin")
-    return StateDictSource({name: tensor for file in files for name, tensor in load_pickle_safely(file).items()})
+    tensors: dict[str, torch.Tensor] = {}
+    for file in files:
+        content = load_pickle_safely(file)
+        if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+            raise UserError(f"{file} holds something else than tensors by name")
+        tensors |= content
+    return StateDictSource(tensors)
 
 
 def _with_one_head(source: Source, embedding: str, config: GPTScratchConfig, notes: list[str]) -> Source:
@@ -181,11 +189,13 @@ def open_gguf(path: Path, options: Options) -> Checkpoint:
         raise UserError('GGUF files are read through the gguf package: pip install "gpt_scratch[gguf]"')
     if not path.is_file():
         raise UserError(f"{path}: the file is missing")
+    check_gguf(path)
     try:
+        refuse_beyond_files(str(path), AutoConfig.from_pretrained(path.parent, gguf_file=path.name), "lm", [path])
         model = read_gguf(path)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except Exception as error:  # whatever gguf or transformers raise
-        raise UserError(f"{path} cannot be read as GGUF: {one_line(error)}") from error
+    except BaseException as error:  # whatever gguf or transformers raise
+        raise refusal(f"{path} cannot be read as GGUF", error) from error
     if model.config.model_type not in ("llama", "mistral"):
         raise UserError(f"{path} holds a {model.config.model_type} model; llama and mistral can be converted from GGUF")
     with tempfile.TemporaryDirectory() as folder:  # once through a file, as if it had been read from one
@@ -198,9 +208,20 @@ def open_gguf(path: Path, options: Options) -> Checkpoint:
 
 
 def read_gguf(path: Path) -> PreTrainedModel:
-    """The model of a GGUF file, in float32."""
+    """The model of a GGUF file, in float32.
+
+    Raises:
+        UserError: tensors that are missing, left over or of another shape.
+    """
     from transformers import GgufConfig
 
-    return AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    model, report = AutoModelForCausalLM.from_pretrained(
+        path.parent,
+        gguf_file=path.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
     )
+    refuse_incomplete(str(path), report["missing_keys"], report["unexpected_keys"], report["mismatched_keys"])
+    return model

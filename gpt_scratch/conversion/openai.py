@@ -7,7 +7,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from ..errors import UserError
-from .checkpoint import PUBLISHED_HEADS, Checkpoint, Options, build_config, open_tokenizer, read_json
+from .checkpoint import PUBLISHED_HEADS, Checkpoint, Options, build_config, open_tokenizer
+from .sources import read_json
 from .tensorflow_bundle import TensorFlowCheckpoint
 from .weight_maps import OPENAI
 

@@ -1,6 +1,5 @@
 """Checkpoints as lazy collections of named tensors: nothing is read before it is asked for, and no pickle beyond `weights_only`."""
 
-import json
 import pickle
 import re
 import zipfile
@@ -11,7 +10,8 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..errors import UserError
+from ..errors import UserError, one_line
+from ..inference.loading import read_json_object
 
 # safetensors' names of the dtypes that weights may have, and of others that occur in masks and quantized weights.
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -23,6 +23,9 @@ OTHER_DTYPES = {
     "I32": torch.int32,
     "I64": torch.int64,
 }
+
+
+MOST_SHARED = 4  # times that the tensors of a file may use its bytes: tied weights stand there under two names
 
 
 class Source(Protocol):
@@ -77,17 +80,33 @@ class SafetensorsSource:
             return opened.get_tensor(name)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        UserError: the file is missing, broken or holds something else.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} cannot be read as JSON: No such file or directory")
+    try:
+        return read_json_object(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path.parent}: {one_line(error)}") from error
+
+
 def shards_of(index: Path) -> list[Path]:
     """The files that an index (`*.index.json`) names, beside it.
 
     Raises:
         UserError: the index is broken.
     """
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{index} is not an index of shards: {error}") from error
-    return [index.parent / Path(name).name for name in names]
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(isinstance(shard, str) for shard in shards.values()):
+        raise UserError(f"{index} is not an index of shards: it has no weight_map of tensors to files")
+    names = sorted(set(shards.values()))
+    if outside := [name for name in names if Path(name).name != name or name == ".." or "\0" in name or len(name) > 250]:
+        raise UserError(f"{index} names {outside[0][:100]!r}, which is no file beside it")
+    return [index.parent / name for name in names]
 
 
 class StateDictSource:
@@ -203,10 +222,11 @@ def load_pickle_safely(path: Path) -> Any:
         raise UserError(f"{path}: the file is missing")
     try:
         mapped = zipfile.is_zipfile(path)  # files from before torch 1.6 are no zip archives
-        broken = zipfile.ZipFile(path).testzip() if mapped else None  # mapping would skip the archive's checksums
-        if broken:
-            raise UserError(f"{path} is damaged: the checksum of its part {broken} is wrong")
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        if mapped:
+            _verify_archive(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         needed = re.search(r"GLOBAL ([\w.]+)", str(error))
         if needed is None:
@@ -215,6 +235,41 @@ def load_pickle_safely(path: Path) -> Any:
             f"{path} holds {needed[1]}, which only running code of the file could load; it was not run. Where you trust its "
             "origin, make a safe file in the program that wrote it: torch.save(model.state_dict(), 'weights.pth')"
         ) from error
-    except (RuntimeError, OSError, EOFError, KeyError, IndexError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{path} is broken, cut short, or was not written by torch.save ({reason or 'it ends early'})") from error
+    except Exception as error:  # torch and zipfile raise many kinds
+        raise UserError(f"{path} is broken, cut short, or was not written by torch.save ({one_line(error, 160)})") from error
+    _refuse_tensors_beyond_the_file(content, path)
+    return content
+
+
+def _verify_archive(path: Path) -> None:
+    """Checksums, which mapping would skip. torch.save packs nothing: what its archives hold is no more than they are long.
+
+    Raises:
+        UserError: names the part that is wrong.
+    """
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+        for part in parts:
+            if part.compress_type != zipfile.ZIP_STORED or part.flag_bits & 1 or part.file_size != part.compress_size:
+                raise UserError(
+                    f"{path}: its part {one_line(part.filename, 100)} is packed or encrypted, which torch.save never does"
+                )
+        held, size = sum(part.file_size for part in parts), path.stat().st_size
+        if held > size:
+            raise UserError(f"{path} has {size:,} bytes, and its parts claim {held:,}")
+        if broken := archive.testzip():
+            raise UserError(f"{path} is damaged: the checksum of its part {one_line(broken, 100)} is wrong")
+
+
+def _refuse_tensors_beyond_the_file(content: Any, path: Path) -> None:
+    """A tensor may repeat one number without end, and many tensors may share one storage: a small file then holds terabytes."""
+    total, size, todo, seen = 0, path.stat().st_size, [content], set[int]()
+    while todo:
+        value = todo.pop()
+        if isinstance(value, torch.Tensor):
+            total += value.numel() * value.itemsize
+        elif isinstance(value, Mapping) and id(value) not in seen:  # it may hold itself
+            seen.add(id(value))
+            todo += value.values()
+        if total > MOST_SHARED * size:
+            raise UserError(f"{path} has {size:,} bytes, and its tensors have more than {MOST_SHARED} times as many")

@@ -2,7 +2,8 @@
 
 A bundle `PREFIX` is `PREFIX.index`, a LevelDB table from variable name to a protocol buffer with dtype, shape, shard, offset, size
 and checksum, and `PREFIX.data-0000i-of-0000n`, the raw little-endian values. Everything that carries a checksum is verified: each
-block of the table, and each tensor when it is read.
+block of the table, and each tensor when it is read. A checksum is no proof of good will: every size that a file claims is compared with
+the file, or with a bound, before memory is taken.
 
 Sources: tensorflow/core/protobuf/tensor_bundle.proto, tensorflow/core/util/tensor_bundle/tensor_bundle.cc, leveldb
 doc/table_format.md; checksums are CRC-32C, masked as in leveldb util/crc32c.h.
@@ -26,6 +27,12 @@ from ..errors import UserError
 TABLE_MAGIC = 0xDB4775248B80FB57
 FOOTER_BYTES = 48
 TRAILER_BYTES = 5  # type of compression, then the masked checksum of contents and type
+INDEX_BYTES = 1 << 25  # of an index, packed or not; GPT-2's of 1.5 billion parameters has 17 kB
+LARGEST_BLOCK = 1 << 24  # TensorFlow begins a new block after 262,144 bytes
+LONGEST_NAME = 1 << 12
+MOST_VARIABLES = 100_000
+MOST_DIMENSIONS = 64
+LARGEST_RATIO = 32  # of unpacked to packed: snappy's densest element says 64 bytes in 3
 DTYPES = {
     1: torch.float32,
     2: torch.float64,
@@ -70,8 +77,11 @@ class TensorFlowCheckpoint:
         for key, value in read_table(self.index):
             if key == b"":
                 self.num_shards = self._header(value)
-            else:
-                self.tensors[key.decode("utf-8", errors="replace")] = self._entry(key, value)
+                continue
+            name = key.decode("utf-8", errors="replace")
+            if name in self.tensors or len(self.tensors) == MOST_VARIABLES:
+                raise UserError(f"{self.index} has {name} twice, or more than {MOST_VARIABLES:,} variables")
+            self.tensors[name] = self._entry(name, value)
         if self.num_shards < 1:
             raise UserError(f"{self.index} has no bundle header: it is not the index of a TensorFlow V2 checkpoint")
 
@@ -81,18 +91,21 @@ class TensorFlowCheckpoint:
             raise UserError(f"{self.index}: written on a big-endian machine, which is not supported")
         return _number(fields, 1, self.index)
 
-    def _entry(self, key: bytes, value: bytes) -> TensorInfo:
+    def _entry(self, name: str, value: bytes) -> TensorInfo:
         fields = proto_fields(value, self.index)
         shape = []
         for message in _messages(fields, 2, self.index):  # TensorShapeProto: dim = 2, each with size = 1
             for dimension in _messages(message, 2, self.index):
                 shape.append(_number(dimension, 1, self.index))
         if fields.get(7):
-            raise UserError(f"{self.index}: {key.decode(errors='replace')} is stored in slices, which is not supported")
+            raise UserError(f"{self.index}: {name} is stored in slices, which is not supported")
+        held = math.prod(filter(None, shape[:MOST_DIMENSIONS])) if len(shape) <= MOST_DIMENSIONS else math.inf
+        if held >= 1 << 59:  # torch counts bytes in 64 bits
+            raise UserError(f"{self.index}: {name} has a shape of {len(shape)} dimensions that no tensor has")
         dtype = DTYPES.get(_number(fields, 1, self.index))
         shard, offset, size, crc = (_number(fields, field, self.index) for field in (3, 4, 5, 6))
         if dtype is not None and math.prod(shape) * dtype.itemsize != size:
-            raise UserError(f"{self.index}: {key.decode(errors='replace')} of shape {shape} cannot have {size:,} bytes")
+            raise UserError(f"{self.index}: {name} of shape {shape} cannot have {size:,} bytes")
         return TensorInfo(dtype, tuple(shape), shard, offset, size, crc)
 
     def read(self, name: str) -> torch.Tensor:
@@ -154,15 +167,27 @@ def read_table(file: Path) -> Iterator[tuple[bytes, bytes]]:
     Raises:
         UserError: not such a table, or a block with a wrong checksum.
     """
+    if file.stat().st_size > INDEX_BYTES:
+        raise UserError(
+            f"{file} has {file.stat().st_size:,} bytes, more than the {INDEX_BYTES:,} of the longest index: it is none"
+        )
     data = file.read_bytes()
     if len(data) < FOOTER_BYTES or struct.unpack("<Q", data[-8:])[0] != TABLE_MAGIC:
         raise UserError(f"{file} is cut short or is no TensorFlow checkpoint index: its footer is missing")
     footer = data[-FOOTER_BYTES:-8]
     _, place = _handle(footer, 0, file)  # the metaindex, which TensorFlow leaves empty
     (offset, size), _ = _handle(footer, place, file)
+    end, unpacked = 0, 0
     for _, handle in block_entries(read_block(data, offset, size, file), file):
         (offset, size), _ = _handle(handle, 0, file)
-        yield from block_entries(read_block(data, offset, size, file), file)
+        if offset < end:
+            raise UserError(f"{file} names the block at byte {offset:,} after one that ends at byte {end:,}: the file is damaged")
+        end = offset + size + TRAILER_BYTES
+        block = read_block(data, offset, size, file)
+        unpacked += len(block)
+        if unpacked > INDEX_BYTES:
+            raise UserError(f"{file} unpacks to more than {INDEX_BYTES:,} bytes: it is no index")
+        yield from block_entries(block, file)
 
 
 def read_block(data: bytes, offset: int, size: int, file: Path) -> bytes:
@@ -176,6 +201,9 @@ def read_block(data: bytes, offset: int, size: int, file: Path) -> bytes:
     if kind == 0:
         return contents
     if kind == 1:
+        claimed, _ = varint(contents, 0, file)
+        if claimed > min(LARGEST_BLOCK, LARGEST_RATIO * size):
+            raise UserError(f"{file}: the block at byte {offset:,} has {size:,} bytes and claims to unpack to {claimed:,}")
         try:
             return bytes(cramjam.snappy.decompress_raw(contents))
         except cramjam.DecompressionError as error:
@@ -189,6 +217,8 @@ def block_entries(block: bytes, file: Path) -> Iterator[tuple[bytes, bytes]]:
         raise UserError(f"{file}: a block is too short")
     (restarts,) = struct.unpack_from("<I", block, len(block) - 4)
     end = len(block) - 4 - 4 * restarts
+    if end < 0:
+        raise UserError(f"{file}: a block of {len(block):,} bytes claims {restarts:,} restarts")
     place, key = 0, b""
     while place < end:
         shared, place = varint(block, place, file)
@@ -196,6 +226,8 @@ def block_entries(block: bytes, file: Path) -> Iterator[tuple[bytes, bytes]]:
         length, place = varint(block, place, file)
         if shared > len(key) or place + fresh + length > end:
             raise UserError(f"{file}: an entry of a block reaches beyond it")
+        if shared + fresh > LONGEST_NAME:
+            raise UserError(f"{file}: a name of {shared + fresh:,} bytes")
         key = key[:shared] + block[place : place + fresh]
         place += fresh
         yield key, block[place : place + length]

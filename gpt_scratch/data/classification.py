@@ -19,11 +19,11 @@ import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .readers import ROW_READERS, load_table
 
 SMS_MEMBER = "SMSSpamCollection"  # the file inside UCI's zip
-MAX_UNPACKED_BYTES = 1 << 30
+MAX_UNPACKED_BYTES = 1 << 26  # the collection has half a megabyte
 
 
 @dataclass
@@ -95,10 +95,16 @@ def _sms_bytes(path: Path) -> bytes:
         with zipfile.ZipFile(path) as archive:
             info = archive.getinfo(SMS_MEMBER)
             if info.file_size > MAX_UNPACKED_BYTES:
-                raise UserError(f"{path}: {SMS_MEMBER} would unpack to {info.file_size:,} bytes")
+                raise UserError(
+                    f"{path}: {SMS_MEMBER} would unpack to {info.file_size:,} bytes, {MAX_UNPACKED_BYTES:,} at most are read"
+                )
             return archive.read(info)  # into memory: nothing is extracted to a folder
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise UserError(f"{path} is not the SMS Spam Collection's zip, with a member {SMS_MEMBER}: {error}") from error
+    except UserError:
+        raise
+    except KeyError as error:
+        raise UserError(f"{path} is not the SMS Spam Collection's zip: it has no member {SMS_MEMBER}") from error
+    except Exception as error:  # encrypted, damaged, packed in a way that this Python lacks: zipfile raises many kinds
+        raise UserError(f"{path} is not the SMS Spam Collection's zip, or damaged: {one_line(error)}") from error
 
 
 def _lines_of_sms(data: bytes, name: str) -> list[tuple[str, str]]:
@@ -136,13 +142,20 @@ def _listed(numbers: Sequence[int], most: int = 10) -> str:
     return ", ".join(map(str, numbers[:most])) + (f" and {len(numbers) - most} more" if len(numbers) > most else "")
 
 
+def _order(label: str) -> tuple[bool, int, str, str]:
+    """Whole numbers first, by value whatever their length (int() refuses more than 4,300 digits), then names."""
+    number = label.isdecimal()  # isdigit() is true of a superscript digit, too
+    digits = "".join(str(int(digit)) for digit in label).lstrip("0") if number else ""
+    return not number, len(digits), digits, label
+
+
 def label_ids(labels: Iterable[str], names: Sequence[str] | None = None) -> dict[str, int]:
     """Label to class id, sorted by name (integers by value), so that ham is 0 and spam 1; `names` gives another order.
 
     Raises:
         UserError: fewer than two classes, or a label that `names` does not list.
     """
-    found = sorted(set(labels), key=lambda label: (not label.isdigit(), int(label) if label.isdigit() else 0, label))
+    found = sorted(set(labels), key=_order)
     if len(found) < 2:
         raise UserError(f"all texts have the label {found[0]!r}: a classifier needs at least two classes")
     if names:

@@ -1,7 +1,7 @@
 """Documents from files: txt, jsonl, json, csv and parquet, or a `datasets` name or directory, in memory or streamed.
 
-A document is one txt file, or one row of the other formats. It travels as pieces of about `PIECE_CHARACTERS`, so that a
-file of any size is read, tokenized and cached in constant memory.
+A document is one txt file, or one row of the other formats. It travels as pieces of about `PIECE_CHARACTERS`, and never more than
+`LONGEST_PIECE`, so that a file of any size is read, tokenized and cached in constant memory.
 """
 
 import codecs
@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, AnyStr
 
 import datasets
 import pyarrow
@@ -22,7 +22,11 @@ from ..errors import UserError, innermost, one_line
 
 PIECE_CHARACTERS = 1 << 13  # tokenizers are several times as fast on short texts, and use all cores on many
 READ_BYTES = 1 << 20
+LONGEST_PIECE = 1 << 16  # text without spaces or lines: base64, minified code, some scripts
+ROW_BYTES = 1 << 28  # of a row at most: it is held in memory, several times over
+LARGEST_RATIO = 200  # of unpacked to packed bytes; text has 3 to 10
 CUTTING_PLACE = re.compile(r"(?<=\S)(?= \S)|(?<=\S\n)(?=\S)")
+END_OF_WORD = re.compile(r"(?<=[^\W_])(?=\s)")
 TEXT_SUFFIXES = {".txt", ".text", ".md", ""}
 
 
@@ -90,9 +94,20 @@ def _rows_of_jsonl(name: str) -> Iterator[dict[str, Any]]:
     # Read by hand and not by datasets' streaming readers: these share files out among loader workers by themselves,
     # and a single file then goes to the first worker only.
     with open(name, "rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(_lines(file, name), start=1):
             if line.strip():
                 yield _parsed(line, dict, f"{name} line {number}")
+
+
+def _lines(file: IO[AnyStr], name: str) -> Iterator[AnyStr]:
+    number = 0
+    while line := file.readline(ROW_BYTES):
+        number += 1
+        if len(line) == ROW_BYTES:
+            raise UserError(
+                f"{name} line {number} is longer than {ROW_BYTES:,}: give long documents as txt files, or in several rows"
+            )
+        yield line
 
 
 def _rows_of_json(name: str) -> Iterator[dict[str, Any]]:
@@ -117,10 +132,10 @@ def _parsed(data: bytes, kind: type, place: str) -> Any:
 
 
 def _rows_of_csv(name: str) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(1 << 30)  # the default of 128 KiB is shorter than a long document
+    csv.field_size_limit(ROW_BYTES)  # the default of 128 KiB is shorter than a long document
     try:
         with open(name, encoding="utf-8", newline="") as file:
-            yield from csv.DictReader(file, strict=True)
+            yield from csv.DictReader(_lines(file, name), strict=True)
     except UnicodeDecodeError as error:
         raise UserError(f"{name} is not UTF-8 ({error.reason}); convert the file to UTF-8") from error
     except csv.Error as error:
@@ -130,10 +145,29 @@ def _rows_of_csv(name: str) -> Iterator[dict[str, Any]]:
 def _rows_of_parquet(name: str) -> Iterator[dict[str, Any]]:
     try:
         with pyarrow.parquet.ParquetFile(name) as file:
-            for batch in file.iter_batches(batch_size=256):
+            _refuse_unpacking_beyond_reason(file.metadata, name)
+            first = 0
+            for batch in file.iter_batches(batch_size=16):  # few rows: one value of a dictionary may fill many with megabytes
+                if batch.nbytes > ROW_BYTES:
+                    raise UserError(
+                        f"{name}: rows {first} to {first + batch.num_rows - 1} hold {batch.nbytes:,} bytes: give long texts as txt files"
+                    )
                 yield from batch.to_pylist()
+                first += batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{name} is not a readable parquet file: {one_line(innermost(error))}") from error
+
+
+def _refuse_unpacking_beyond_reason(footer: pyarrow.parquet.FileMetaData, name: str) -> None:
+    """A part of a column is unpacked page by page, but a page may be all of it."""
+    for group in range(footer.num_row_groups):
+        for column in range(footer.num_columns):
+            part = footer.row_group(group).column(column)
+            packed, unpacked = part.total_compressed_size, part.total_uncompressed_size
+            if unpacked > ROW_BYTES and unpacked > LARGEST_RATIO * packed:
+                raise UserError(
+                    f"{name}: row group {group} of {part.path_in_schema} has {packed:,} bytes that unpack to {unpacked:,}: no text does"
+                )
 
 
 ROW_READERS = {".jsonl": _rows_of_jsonl, ".json": _rows_of_json, ".csv": _rows_of_csv, ".parquet": _rows_of_parquet}
@@ -166,17 +200,34 @@ def _cut(chunks: Iterator[str]) -> Iterator[Piece]:
     That is before a single space between two visible characters, since GPT-2's pre-tokenization, and that of its successors, joins
     such a space with what follows or keeps it alone; and after a single newline between two visible characters, which they
     join with what precedes or keep alone, for scripts without spaces.
+
+    Where LONGEST_PIECE characters hold no such place, the text is cut at the last end of a word, or else at that length; there, and only
+    there, tokens may differ from those of the whole.
     """
     buffer, searched = "", 0
     for chunk in chunks:
         buffer += chunk
         start = 0
-        while found := CUTTING_PLACE.search(buffer, max(start + PIECE_CHARACTERS, searched)):
-            yield Piece(buffer[start : found.start()], end=False)
-            start = found.start()
+        while True:
+            found = CUTTING_PLACE.search(buffer, max(start + PIECE_CHARACTERS, searched))
+            known = found.start() if found else len(buffer)
+            while known - start > LONGEST_PIECE:
+                place = _forced_place(buffer, start)
+                yield Piece(buffer[start:place], end=False)
+                start = place
+            if not found:
+                break
+            yield Piece(buffer[start:known], end=False)
+            start = known
         searched = max(0, len(buffer) - 2 - start)  # a place needs two characters after it
         buffer = buffer[start:]
     yield Piece(buffer, end=True)
+
+
+def _forced_place(text: str, start: int) -> int:
+    limit = start + LONGEST_PIECE
+    *_, last = [start, *(found.start() for found in END_OF_WORD.finditer(text, start + PIECE_CHARACTERS, limit))]
+    return last if last > start else limit
 
 
 def load_table(name: str, config_name: str | None, split: str, streaming: bool):

@@ -77,7 +77,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         return portable.load_tokenizer(name)
     except BaseException as error:
-        raise _refusal(f"{name}: its tokenizer cannot be loaded", error) from error
+        raise refusal(f"{name}: its tokenizer cannot be loaded", error) from error
 
 
 def load_config(name: str, **overrides: Any) -> PreTrainedConfig:
@@ -93,7 +93,7 @@ def load_config(name: str, **overrides: Any) -> PreTrainedConfig:
         check_sizes(read_json_object(Path(path)) | overrides)
         return AutoConfig.from_pretrained(name, trust_remote_code=False, **overrides)
     except BaseException as error:
-        raise _refusal(f"{name} cannot be loaded", error) from error
+        raise refusal(f"{name} cannot be loaded", error) from error
 
 
 def load_model(
@@ -126,7 +126,7 @@ def load_model(
     config = load_config(name, **overrides) if config is None else config
     _refuse_another_head(name, config, head, new_head)
     files = weight_files(name)
-    _refuse_beyond_files(name, config, head, files)
+    refuse_beyond_files(name, config, head, files)
     verbosity = get_verbosity()
     set_verbosity_error()  # its table of what is missing is for those who go on
     try:
@@ -134,13 +134,13 @@ def load_model(
             name, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except BaseException as error:
-        raise _refusal(f"{name} cannot be loaded as {KINDS[head]}", error) from error
+        raise refusal(f"{name} cannot be loaded as {KINDS[head]}", error) from error
     finally:
         set_verbosity(verbosity)
     lacks_head = all(key.startswith(NEW_HEADS) for key in report["missing_keys"])
     if head == "classifier" and not new_head and report["missing_keys"] and lacks_head:
         raise UserError(f"{name} has no trained classification head: finetune it with scripts/finetune_classifier.py")
-    _refuse_incomplete(
+    refuse_incomplete(
         name,
         {key for key in report["missing_keys"] if not (new_head and key.startswith(NEW_HEADS))},
         {key for key in report["unexpected_keys"] if not (new_head and key.startswith("lm_head."))},
@@ -214,7 +214,7 @@ def check_sizes(config: dict[str, Any]) -> None:
         raise ValueError(f"auto_map must be a JSON object, not a {type(config['auto_map']).__name__}")
 
 
-def _refusal(what: str, error: BaseException) -> BaseException:
+def refusal(what: str, error: BaseException) -> BaseException:
     """A wrong name, a broken file and a foreign format raise different kinds; a panic of a Rust library is no `Exception`."""
     if isinstance(error, UserError):
         return error
@@ -241,7 +241,7 @@ def _adapter_config(name: str) -> dict[str, Any] | None:
         path = cached_file(name, "adapter_config.json", **optional)
         return None if path is None else read_json_object(Path(path))
     except BaseException as error:
-        raise _refusal(f"{name} cannot be loaded", error) from error
+        raise refusal(f"{name} cannot be loaded", error) from error
 
 
 def _base_of(name: str, adapter: dict[str, Any]) -> str:
@@ -261,10 +261,10 @@ def _put_adapter(model: PreTrainedModel, name: str) -> PreTrainedModel:
     except ImportError as error:
         raise UserError(f'{name} is an adapter, which needs peft: pip install "gpt_scratch[peft]"') from error
     except BaseException as error:
-        raise _refusal(f"{name} cannot be loaded as an adapter", error) from error
+        raise refusal(f"{name} cannot be loaded as an adapter", error) from error
     finally:
         set_verbosity(verbosity)
-    _refuse_incomplete(name, report.missing_keys, report.unexpected_keys, report.mismatched_keys)
+    refuse_incomplete(name, report.missing_keys, report.unexpected_keys, report.mismatched_keys)
     refuse_non_finite(name, model.named_parameters())
     return model.eval()
 
@@ -298,7 +298,7 @@ def weight_files(name: str) -> list[Path]:
                 raise ValueError(f"{wanted} names {outside[0]!r}, which is no file beside it")
             return [_regular(Path(cached_file(name, shard))) for shard in names]
         except BaseException as error:
-            raise _refusal(f"{name} cannot be loaded", error) from error
+            raise refusal(f"{name} cannot be loaded", error) from error
     raise UserError(f"{name} cannot be loaded: it holds no weights ({', '.join(WEIGHTS[::2])} or an index of shards)")
 
 
@@ -308,7 +308,7 @@ def _regular(path: Path) -> Path:
     return path
 
 
-def _refuse_beyond_files(name: str, config: PreTrainedConfig, head: str, files: Sequence[Path]) -> None:
+def refuse_beyond_files(name: str, config: PreTrainedConfig, head: str, files: Sequence[Path]) -> None:
     """Before any memory is taken: files without tensors, and sizes that neither they nor the memory can hold."""
     try:
         if files[0].suffix == ".safetensors":
@@ -329,10 +329,10 @@ def _refuse_beyond_files(name: str, config: PreTrainedConfig, head: str, files: 
         if parameters > free:  # at a byte each
             raise ValueError(f"it has {parameters:,} parameters, and {free:,} bytes of memory are free")
     except BaseException as error:
-        raise _refusal(f"{name} cannot be loaded", error) from error
+        raise refusal(f"{name} cannot be loaded", error) from error
 
 
-def _refuse_incomplete(
+def refuse_incomplete(
     name: str, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]]
 ) -> None:
     """

@@ -14,6 +14,8 @@ from operator import add
 from .pretokenization import split_gpt2
 
 Pair = tuple[int, int]
+LONGEST_WORD = 1024
+LONG_CHARACTERS = 1 << 20
 
 
 def _gpt2_byte_order() -> list[int]:
@@ -27,11 +29,22 @@ _WORD_THEN_NEWLINE = re.compile(r"\S\n")
 
 
 def count_pieces(texts: Iterable[str]) -> Counter[str]:
-    """How often each piece of GPT-2's pre-tokenization occurs. Special tokens in the text count as text, as in `tokenizers`."""
+    """How often each piece of GPT-2's pre-tokenization occurs. Special tokens in the text count as text, as in `tokenizers`.
+
+    Pieces of more than LONGEST_WORD characters are no words but base64 or text without spaces, hardly any of them twice the same. They
+    are cut there, and only the first LONG_CHARACTERS of them in all are counted, so that memory is bounded.
+    """
     counts: Counter[str] = Counter()
+    room = LONG_CHARACTERS
     for text in texts:
         for part in _parts(text):
-            counts.update(split_gpt2(part))
+            pieces = split_gpt2(part)
+            if len(part) > LONGEST_WORD and max(map(len, pieces)) > LONGEST_WORD:
+                longer = "".join(piece for piece in pieces if len(piece) > LONGEST_WORD)[:room]
+                room -= len(longer)
+                pieces = [piece for piece in pieces if len(piece) <= LONGEST_WORD]
+                pieces += [longer[start : start + LONGEST_WORD] for start in range(0, len(longer), LONGEST_WORD)]
+            counts.update(pieces)
     return counts
 
 
