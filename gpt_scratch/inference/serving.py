@@ -4,7 +4,7 @@ The app of `transformers serve` is used as it is, with a model that our own load
 checkpoint's class up as an attribute of the module `transformers`, where it cannot find a class from elsewhere.)
 
 Debt to transformers: `cli.serving` has no public entry that gives the app without running it. Used here, with the names and arguments
-of 5.23 and 5.24: `ModelManager` with its `_load_model` and `_load_processor`, `GenerationState`, the three handlers and `build_server`;
+of 5.21 to 5.24: `ModelManager` with its `_load_model` and `_load_processor`, `GenerationState`, the three handlers and `build_server`;
 that replies are made by `model.generate(...)` and `processor.apply_chat_template(...)` of `ModelManager.loaded_models`; and the form of
 errors in a stream.
 """
