@@ -1,17 +1,15 @@
 """One question to a server as JSON over HTTP, and its answer, within one deadline and one size, from the server itself and nobody else."""
 
-import contextlib
 import http.client
 import json
-import socket
-import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import one_line
+from ..watched_http import Deadline
 
 ANSWER_BYTES = 1 << 20  # an answer of some words, and what servers tell about it
 
@@ -42,30 +40,6 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None  # becomes an HTTPError with the redirect's status
 
 
-class _Watched(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
-    """Hands over each socket as soon as it is connected, so that it can be shut down from outside."""
-
-    def __init__(self, watch: Callable[[socket.socket], None]):
-        super().__init__()
-        self.watch = watch
-
-    def _opener(self, kind: type[http.client.HTTPConnection]) -> Callable[..., http.client.HTTPConnection]:
-        watch = self.watch
-
-        class Connection(kind):  # type: ignore[valid-type, misc]
-            def connect(self) -> None:
-                super().connect()
-                watch(self.sock)
-
-        return Connection
-
-    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(self._opener(http.client.HTTPConnection), req)  # type: ignore[arg-type]
-
-    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(self._opener(http.client.HTTPSConnection), req)  # type: ignore[arg-type]
-
-
 def post_json(url: str, question: Mapping[str, Any], headers: Mapping[str, str], timeout: float) -> Any:
     """The answer, parsed.
 
@@ -83,21 +57,13 @@ def post_json(url: str, question: Mapping[str, Any], headers: Mapping[str, str],
     """
     if not url.startswith(("http://", "https://")):
         raise ValueError("it begins with neither http:// nor https://")
-    sockets: list[socket.socket] = []
     deadline = time.monotonic() + timeout
-
-    def shut_down() -> None:
-        for each in sockets:
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)  # ends a read that waits: each has a timeout of its own, but many may follow
-
     headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **headers}
     request = urllib.request.Request(url, json.dumps(question).encode("utf-8"), headers)
-    timer = threading.Timer(timeout, shut_down)
-    timer.daemon = True
-    timer.start()
     try:
-        return _parsed(*_read(urllib.request.build_opener(_NoRedirect, _Watched(sockets.append)), request, timeout, deadline))
+        with Deadline(timeout) as watched:
+            answer = _read(urllib.request.build_opener(_NoRedirect, watched), request, timeout, deadline)
+        return _parsed(*answer)
     except urllib.error.HTTPError as error:
         with error:
             if 300 <= error.code < 400:
@@ -106,8 +72,6 @@ def post_json(url: str, question: Mapping[str, Any], headers: Mapping[str, str],
     except (OSError, http.client.HTTPException) as error:
         late = time.monotonic() >= deadline
         raise Unreachable(f"no answer within {timeout:g} s" if late else one_line(error, 200)) from error
-    finally:
-        timer.cancel()
 
 
 def _read(
