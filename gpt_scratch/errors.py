@@ -91,6 +91,14 @@ def run_script(main: Callable[[], Result]) -> Result:
         # Python flushes standard output once more at exit, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        # A library in Rust that panics raises what is no Exception. Most often it is a tokenizer.json with an expression that never ends.
+        print(
+            f"error: a library gave up, most often on a regular expression of tokenizer.json: {one_line(error)}", file=sys.stderr
+        )
+        sys.exit(2)
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise

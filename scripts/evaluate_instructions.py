@@ -156,7 +156,7 @@ def main(args: argparse.Namespace) -> dict:
         verdicts = judge_replies(judge, data.records, replies, f"{stem}.verdicts.jsonl", args.concurrency)
         metrics["judge"] = {"model": Path(args.judge_model).name, "rubric": args.rubric, **summarize(verdicts)}
         for verdict in [verdict for verdict in verdicts if verdict.score is None][:5]:
-            print(f"no usable score in the answer {verdict.answer[:80]!r}")
+            print(verdict.unanswered or f"no usable score in the answer {verdict.answer[:80]!r}")
         write_json(f"{stem}.metrics.json", metrics)
     print(json.dumps(metrics, indent=2))
     return metrics

@@ -9,7 +9,9 @@ import http.client
 import os
 import re
 import shutil
+import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +19,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..errors import UserError, one_line
-from .tensorflow_bundle import TensorFlowCheckpoint
+from ..watched_http import Deadline
+from .tensorflow_bundle import INDEX_BYTES, TensorFlowCheckpoint
 
 SIZES = ("124M", "355M", "774M", "1558M")
 # Asked in turn. The second is the copy that the book "Build a Large Language Model (From Scratch)" names.
@@ -37,12 +40,24 @@ FILES = (
     DATA,
 )
 KNOWN_BYTES = {"encoder.json": 1_042_301, "vocab.bpe": 456_318}  # the same at every size of the model
+# At most, where nothing tells the size; of the data more than the 6,230,000,000 of 1558M.
+LARGEST_BYTES = {DATA: 7 * 10**9, "model.ckpt.index": INDEX_BYTES, "model.ckpt.meta": 1 << 26}
+LARGEST_OTHER = 1 << 22
 CHUNK_BYTES = 1 << 20
-TIMEOUT_SECONDS = 60
+TIMEOUT_SECONDS = 60.0  # for a connection and the headers, and for each SLOWEST_BYTES after that
+SLOWEST_BYTES = 1 << 16
 
 
 class TransferError(Exception):
     """One server did not give the whole file; the next may."""
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        scheme = urllib.parse.urlsplit(newurl).scheme
+        if scheme not in (urllib.parse.urlsplit(req.full_url).scheme, "https"):
+            raise TransferError(f"the server redirects to {one_line(scheme, 20)}:, which is not followed")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def download_openai_checkpoint(size: str, directory: str | os.PathLike, base_urls: Sequence[str] = BASE_URLS) -> Path:
@@ -96,6 +111,8 @@ def fetch(urls: Sequence[str], file: Path, known_bytes: int | None) -> None:
             transfer(url, part, known_bytes)
         except TransferError as error:
             failures.append(f"{url}: {error}")
+            if part.exists() and not part.stat().st_size:
+                part.unlink()
         else:
             os.replace(part, file)
             return
@@ -112,21 +129,32 @@ def transfer(url: str, part: Path, known_bytes: int | None) -> None:
     """
     start = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    deadline = Deadline(TIMEOUT_SECONDS)
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+        with (
+            deadline,
+            urllib.request.build_opener(_Redirects, deadline).open(request, timeout=TIMEOUT_SECONDS) as response,
+        ):
+            deadline.cancel()
+            if response.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
+                raise TransferError("the server answers with a web page")
             start, total = placement(response, start)
+            largest = LARGEST_BYTES.get(part.stem, LARGEST_OTHER)
             if known_bytes is not None and total != known_bytes:
                 raise TransferError(f"the file has {total:,} bytes instead of {known_bytes:,}")
+            if total > largest:
+                raise TransferError(f"the file has {total:,} bytes, more than the {largest:,} that it may have")
             receive(response, part, start, total)
     except urllib.error.HTTPError as error:
         if error.code == 416 and start:  # nothing there behind `start`: what was begun is no part of this file
             part.unlink()
             return transfer(url, part, known_bytes)
-        raise TransferError(f"HTTP {error.code} {error.reason}") from error
-    except urllib.error.URLError as error:
-        raise TransferError(str(error.reason)) from error
+        raise TransferError(f"HTTP {error.code} {one_line(error.reason, 150)}") from error
     except (OSError, http.client.HTTPException) as error:
-        raise TransferError(one_line(error)) from error
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        if deadline.expired or isinstance(reason, TimeoutError):
+            raise TransferError(f"nothing came within {TIMEOUT_SECONDS:g} s") from error
+        raise TransferError(one_line(reason)) from error
 
 
 def placement(response: http.client.HTTPResponse, start: int) -> tuple[int, int]:
@@ -136,12 +164,14 @@ def placement(response: http.client.HTTPResponse, start: int) -> tuple[int, int]
     """
     if response.status == 206:
         told = response.headers.get("Content-Range", "")
-        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", told)
+        found = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18})", told)
         if not found or int(found[1]) != start:
-            raise TransferError(f"asked for the bytes from {start:,} on, the server answered with the range {told!r}")
+            raise TransferError(
+                f"asked for the bytes from {start:,} on, the server answered with the range {one_line(told, 100)!r}"
+            )
         return start, int(found[2])
     length = response.headers.get("Content-Length", "")
-    if not length.isdecimal():
+    if not length.isdecimal() or len(length) > 18:
         raise TransferError("the server does not tell the size of the file, so nobody could tell whether it is whole")
     return 0, int(length)
 
@@ -150,7 +180,7 @@ def receive(response: http.client.HTTPResponse, part: Path, start: int, total: i
     """Write the body of a response behind the first `start` bytes of `part`, with a progress bar.
 
     Raises:
-        TransferError: the body ended before byte `total`.
+        TransferError: the body ended before byte `total`, goes on behind it, is a web page, or comes too slowly.
         UserError: the file cannot be written.
     """
     free = shutil.disk_usage(part.parent).free
@@ -161,12 +191,23 @@ def receive(response: http.client.HTTPResponse, part: Path, start: int, total: i
     except OSError as error:
         raise UserError(f"cannot write {part}: {error.strerror}") from error
     with file, tqdm(desc=part.stem, initial=start, total=total, unit="B", unit_scale=True, unit_divisor=1024) as bar:
-        while chunk := response.read(CHUNK_BYTES):
+        window, received = time.monotonic(), 0
+        while chunk := response.read1(CHUNK_BYTES):
+            if not file.tell() and chunk.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
+                raise TransferError("the server answers with a web page")
+            if file.tell() + len(chunk) > total:
+                file.truncate(start)  # nothing of such an answer is believed
+                raise TransferError(f"the server sends more than the {total:,} bytes that it promised")
             try:
                 file.write(chunk)
             except OSError as error:
                 raise UserError(f"cannot write {part}: {error.strerror}") from error
             bar.update(len(chunk))
+            received += len(chunk)
+            if received >= SLOWEST_BYTES:
+                window, received = time.monotonic(), 0
+            elif time.monotonic() - window > TIMEOUT_SECONDS:
+                raise TransferError(f"the transfer is too slow: {received:,} bytes in {TIMEOUT_SECONDS:g} s")
         size = file.tell()
     if size != total:
         raise TransferError(f"the transfer broke off at byte {size:,} of {total:,}")

@@ -10,8 +10,6 @@ import json
 import os
 import re
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -22,23 +20,22 @@ from tqdm import tqdm
 
 from ..data.instruction import ALPACA_PREAMBLE
 from ..errors import UserError, one_line
+from .bounded_post import Refused, Unreachable, Unusable, post_json
 
 # Lowest and highest score of each rubric.
 RUBRICS = {"0-100": (0, 100), "1-5": (1, 5)}
+LONGEST_ANSWER = 4_096  # characters of an answer that may hold a score
 RETRIED_STATUS = {408, 409, 425, 429}  # and every 5xx: the server may recover
-
-
-class Unreachable(Exception):
-    """No answer, but perhaps the next time: the connection, a timeout, or a status that passes."""
 
 
 @dataclass
 class Verdict:
-    """What the judge said of one reply; `score` is None where it gave no usable number."""
+    """What the judge said of one reply; `score` is None where it gave no usable number, `unanswered` says why there is no answer."""
 
     key: str
     answer: str
     score: int | None
+    unanswered: str | None = None
 
 
 def judge_prompt(record: Mapping[str, Any], reply: str, rubric: str) -> str:
@@ -70,8 +67,10 @@ def parse_score(answer: str, rubric: str) -> int | None:
     (85, 4, None, None)
     """
     lowest, highest = RUBRICS[rubric]
+    if len(answer) > LONGEST_ANSWER:  # the expression's time grows with the square of it
+        return None
     found = re.fullmatch(rf"[^\d]*?(?<![-\d.,])(\d+)\s*(?:(?:/|out of)\s*{highest}\b)?[^\d]*", answer.strip())
-    score = int(found[1]) if found else None
+    score = int(found[1]) if found and len(found[1]) <= 9 else None  # int() refuses more than 4,300 digits
     return score if score is not None and lowest <= score <= highest else None
 
 
@@ -110,11 +109,12 @@ class Judge:
 
         Raises:
             UserError: the server refuses the question (wrong model name, ...), or cannot be reached any more.
+            Unusable: its answer has another form, does not end, or is too large.
         """
         pause = self.first_pause
         for attempt in range(self.retries + 1):
             try:
-                return self._ask_ollama(prompt) if self.api == "ollama" else self._ask_openai(prompt)
+                return self._ask_once(prompt)
             except Unreachable as error:
                 if attempt == self.retries:
                     tries = f"{attempt + 1} attempts" if attempt else "1 attempt"
@@ -125,60 +125,48 @@ class Judge:
                 pause *= 2
         raise AssertionError("the loop returns or raises")
 
-    def _ask_openai(self, prompt: str) -> str:
-        from huggingface_hub import InferenceClient
-        from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError, OfflineModeIsEnabled
-
-        client = InferenceClient(
-            base_url=self.url, api_key=os.environ.get("JUDGE_API_KEY", "none"), timeout=self.timeout
-        )  # fmt: skip
+    def _ask_once(self, prompt: str) -> str:
+        """
+        Raises:
+            Unreachable, Unusable, UserError: no answer; none that can be used; the server refuses the question.
+        """
+        messages = [{"role": "user", "content": prompt}]
+        root, headers = self.url.rstrip("/"), {}
+        question: dict[str, Any] = {"model": self.model, "messages": messages, "stream": False}
+        if self.api == "ollama":
+            url = f"{root}/api/chat"
+            question["options"] = {"seed": self.seed, "temperature": 0, "num_ctx": 2048, "num_predict": self.max_tokens}
+        else:
+            url = f"{root}/chat/completions" if root.endswith("/v1") else f"{root}/v1/chat/completions"
+            question |= {"temperature": 0.0, "seed": self.seed, "max_tokens": self.max_tokens}
+            headers["Authorization"] = f"Bearer {os.environ.get('JUDGE_API_KEY', 'none')}"
         try:
-            completion = client.chat_completion(
-                [{"role": "user", "content": prompt}],
-                model=self.model,
-                temperature=0.0,
-                seed=self.seed,
-                max_tokens=self.max_tokens,
-            )
-        except OfflineModeIsEnabled as error:
-            raise UserError(
-                "HF_HUB_OFFLINE is set, and huggingface_hub then refuses every server, this machine's own too: unset it for judging"
-            ) from error
-        except InferenceTimeoutError as error:
-            raise Unreachable(f"timeout after {self.timeout:g} s") from error
-        except HfHubHTTPError as error:
-            raise self._refused(error.response.status_code, error.response.text) from error
-        except OSError as error:
-            raise Unreachable(one_line(error, 200)) from error
-        except Exception as error:
-            if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "httpcore"):
-                raise
-            raise Unreachable(one_line(error, 200)) from error
-        return completion.choices[0].message.content or ""
+            answer = post_json(url, question, headers, self.timeout)
+        except ValueError as error:  # an address that is none
+            raise UserError(f"the judge's address {self.url!r} cannot be used: {one_line(error, 200)}") from error
+        except Refused as refused:
+            if refused.status >= 500 or refused.status in RETRIED_STATUS:
+                raise Unreachable(str(refused)) from refused
+            message = f"the judge at {self.url} refuses the model {self.model!r} or the question, with {refused}"
+            raise UserError(message) from refused
+        path = ("message", "content") if self.api == "ollama" else ("choices", 0, "message", "content")
+        return _text_at(answer, path)
 
-    def _ask_ollama(self, prompt: str) -> str:
-        question = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": prompt}],
-            "stream": False,
-            "options": {"seed": self.seed, "temperature": 0, "num_ctx": 2048, "num_predict": self.max_tokens},
-        }
-        request = urllib.request.Request(
-            f"{self.url.rstrip('/')}/api/chat", json.dumps(question).encode("utf-8"), {"Content-Type": "application/json"}
-        )
+
+def _text_at(answer: Any, path: Sequence[str | int]) -> str:
+    """The text at a place in an answer; halves of surrogate pairs, which no file takes, become question marks.
+
+    >>> _text_at({"choices": ["a", "b"]}, ("choices", 1))
+    'b'
+    """
+    for step in path:
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                return json.load(response)["message"]["content"]
-        except urllib.error.HTTPError as error:
-            raise self._refused(error.code, error.read().decode("utf-8", "replace")) from error
-        except OSError as error:
-            raise Unreachable(one_line(error, 200)) from error
-
-    def _refused(self, status: int, text: str) -> Exception:
-        message = f"status {status}: {one_line(text, 200)}"
-        if status >= 500 or status in RETRIED_STATUS:
-            return Unreachable(message)
-        return UserError(f"the judge at {self.url} refuses the model {self.model!r} or the question, with {message}")
+            answer = answer[step]
+        except (KeyError, IndexError, TypeError) as error:
+            raise Unusable(f"its answer has no {'.'.join(map(str, path))}") from error
+    if not isinstance(answer, str):
+        raise Unusable(f"its answer's {'.'.join(map(str, path))} is {type(answer).__name__}, not text")
+    return answer.encode("utf-8", "replace").decode("utf-8")
 
 
 def judge_replies(
@@ -193,13 +181,17 @@ def judge_replies(
 
     Equal questions are asked once. The first question is asked alone, so that a wrong name or address ends the run after one request.
 
+    An answer that cannot be used (of another form, without end, too large) is counted as unanswered, and the run goes on; it is not in
+    `path`, so that the next run asks again.
+
     Raises:
-        UserError: the judge cannot be asked (any more); what was scored until then is in `path`.
+        UserError: the judge cannot be asked (any more), or gave no answer that can be used; what was scored until then is in `path`.
     """
     prompts = [judge_prompt(record, reply, judge.rubric) for record, reply in zip(records, replies)]
     keys = [judge.key(prompt) for prompt in prompts]
     known = read_verdicts(path)
     questions = {key: prompt for key, prompt in zip(keys, prompts) if key not in known}
+    unanswered: dict[str, Verdict] = {}
     done = len(set(keys)) - len(questions)
     if done:
         print(f"{done} of {len(set(keys))} answers are in {path} already")
@@ -207,19 +199,29 @@ def judge_replies(
     bar = tqdm(total=len(set(keys)), initial=done, desc="judged", disable=not progress)
     with open(path, "a", encoding="utf-8") as file, ThreadPoolExecutor(concurrency) as pool:
 
-        def keep(key: str, answer: str) -> None:
+        def keep(key: str, answer: str | None) -> None:
+            if answer is None:
+                bar.update()
+                return
             known[key] = Verdict(key, answer, parse_score(answer, judge.rubric))
-            file.write(json.dumps(known[key].__dict__, ensure_ascii=False) + "\n")
+            file.write(json.dumps({"key": key, "answer": answer, "score": known[key].score}, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
             bar.update()
+
+        def ask(key: str, prompt: str) -> str | None:
+            try:
+                return judge.ask(prompt)
+            except Unusable as error:
+                unanswered[key] = Verdict(key, "", None, unanswered=str(error))
+                return None
 
         waiting = list(questions.items())
         futures: dict[Any, str] = {}
         try:
             for key, prompt in waiting[:1]:
-                keep(key, judge.ask(prompt))
-            futures = {pool.submit(judge.ask, prompt): key for key, prompt in waiting[1:]}
+                keep(key, ask(key, prompt))
+            futures = {pool.submit(ask, key, prompt): key for key, prompt in waiting[1:]}
             for future in as_completed(futures):
                 keep(futures[future], future.result())
         except UserError as error:
@@ -234,7 +236,10 @@ def judge_replies(
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             bar.close()
-    return [known[key] for key in keys]
+    if unanswered and not any(key in known for key in keys):
+        why = next(iter(unanswered.values())).unanswered
+        raise UserError(f"the judge at {judge.url} gave no answer that can be used to any of {len(unanswered)} questions: {why}")
+    return [known[key] if key in known else unanswered[key] for key in keys]
 
 
 def read_verdicts(path: str | Path) -> dict[str, Verdict]:
@@ -254,7 +259,13 @@ def read_verdicts(path: str | Path) -> dict[str, Verdict]:
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
             verdict = Verdict(**json.loads(line))
-        except (ValueError, TypeError) as error:
+            if (
+                not isinstance(verdict.key, str)
+                or not isinstance(verdict.answer, str)
+                or not isinstance(verdict.score, int | None)
+            ):
+                raise TypeError("key and answer must be text, score a whole number or null")
+        except (ValueError, TypeError, RecursionError) as error:
             raise UserError(
                 f"{path} line {number} is no verdict of an earlier run: {one_line(error, 200)}; give another file"
             ) from error
@@ -263,11 +274,13 @@ def read_verdicts(path: str | Path) -> dict[str, Verdict]:
 
 
 def summarize(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """How many were scored, how many answers held no usable number, and the mean of those that did."""
+    """How many were scored, how many answers held no usable number, how many were none, and the mean of those that were scored."""
+    unanswered = sum(verdict.unanswered is not None for verdict in verdicts)
     scores = [verdict.score for verdict in verdicts if verdict.score is not None]
     return {
         "judged": len(verdicts),
         "scored": len(scores),
-        "unparsable": len(verdicts) - len(scores),
+        "unparsable": len(verdicts) - len(scores) - unanswered,
+        "unanswered": unanswered,
         "mean_score": sum(scores) / len(scores) if scores else None,
     }

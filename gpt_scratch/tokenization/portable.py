@@ -25,6 +25,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.utils import cached_file
 
 from ..files import write_json
+from .tokenizer_file import check_tokenizer_file
 
 CONFIG_FILE = "tokenizer_config.json"
 OF_THIS_SESSION = ("backend", "is_local", "local_files_only", "extra_special_tokens")  # the last one under its old name
@@ -50,18 +51,27 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     Raises:
         Exception: what AutoTokenizer raises, which is anything.
     """
+    path = _tokenizer_file(name)
+    if path is not None:
+        check_tokenizer_file(path)
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     kind = type(tokenizer)
-    if kind is not PreTrainedTokenizerFast and issubclass(kind, PreTrainedTokenizerFast) and _is_its_file(kind):
-        _take_pipeline(tokenizer, name)
+    is_other_class = kind is not PreTrainedTokenizerFast and issubclass(kind, PreTrainedTokenizerFast)
+    if path is not None and is_other_class and _is_its_file(kind):
+        _take_pipeline(tokenizer, path)
     return tokenizer
 
 
-def _take_pipeline(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+def _tokenizer_file(name: str) -> Path | None:
+    """`None` where a tokenizer is made from other files, such as a sentencepiece model."""
     try:
-        written = Tokenizer.from_file(cached_file(name, "tokenizer.json"))
-    except OSError:  # made from other files, such as a sentencepiece model
-        return
+        return Path(cached_file(name, "tokenizer.json"))
+    except OSError:
+        return None
+
+
+def _take_pipeline(tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
+    written = Tokenizer.from_file(str(path))
     backend, space = tokenizer.backend_tokenizer, tokenizer.init_kwargs.get("add_prefix_space")
     for part in ("normalizer", "pre_tokenizer", "model", "decoder"):
         setattr(backend, part, getattr(written, part))

@@ -1,0 +1,111 @@
+"""One question to a server as JSON over HTTP, and its answer, within one deadline and one size, from the server itself and nobody else."""
+
+import http.client
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import one_line
+from ..watched_http import Deadline
+
+ANSWER_BYTES = 1 << 20  # an answer of some words, and what servers tell about it
+
+
+class Unreachable(Exception):
+    """No answer, but perhaps the next time: the connection, a timeout, or a status that passes."""
+
+
+class Unusable(Exception):
+    """An answer that cannot be used: of another form, without end, too large, or from elsewhere."""
+
+
+class Refused(Exception):
+    """A status that tells of an error.
+
+    Args:
+        status: of HTTP.
+        text: what the server says about it.
+    """
+
+    def __init__(self, status: int, text: str):
+        super().__init__(f"status {status}: {one_line(text, 200)}")
+        self.status = status
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        return None  # becomes an HTTPError with the redirect's status
+
+
+def post_json(url: str, question: Mapping[str, Any], headers: Mapping[str, str], timeout: float) -> Any:
+    """The answer, parsed.
+
+    Args:
+        url: http or https; a redirect is not followed.
+        question: sent as JSON.
+        headers: beside the content's type.
+        timeout: seconds for the whole answer; a server that sends a byte now and then gains nothing.
+
+    Raises:
+        Unreachable: no connection, or no answer in time.
+        Unusable: an answer that is no JSON, is packed, has more than ANSWER_BYTES, does not end in time, or a redirect.
+        Refused: another status than success.
+        ValueError: an address that is none of http or https.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise ValueError("it begins with neither http:// nor https://")
+    deadline = time.monotonic() + timeout
+    headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **headers}
+    request = urllib.request.Request(url, json.dumps(question).encode("utf-8"), headers)
+    try:
+        with Deadline(timeout) as watched:
+            answer = _read(urllib.request.build_opener(_NoRedirect, watched), request, timeout, deadline)
+        return _parsed(*answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            if 300 <= error.code < 400:
+                raise Unusable(f"it redirects (status {error.code}), which is not followed") from error
+            raise Refused(error.code, _beginning(error)) from error
+    except (OSError, http.client.HTTPException) as error:
+        late = time.monotonic() >= deadline
+        raise Unreachable(f"no answer within {timeout:g} s" if late else one_line(error, 200)) from error
+
+
+def _read(
+    opener: urllib.request.OpenerDirector, request: urllib.request.Request, timeout: float, deadline: float
+) -> tuple[bytes, str]:
+    with opener.open(request, timeout=timeout) as response:
+        data = bytearray()
+        try:
+            while chunk := response.read1(1 << 16):
+                data += chunk
+                if len(data) > ANSWER_BYTES:
+                    raise Unusable(f"its answer has more than {ANSWER_BYTES:,} bytes")
+        except (OSError, http.client.HTTPException) as error:
+            if time.monotonic() < deadline:
+                raise
+            raise Unusable("its answer did not end in time") from error
+        if time.monotonic() >= deadline:  # what the shutdown has ended may look like a whole answer
+            raise Unusable("its answer did not end in time")
+        if response.length:  # bytes that were promised and did not come
+            raise Unreachable(f"the connection broke off after {len(data):,} bytes")
+        return bytes(data), response.headers.get("Content-Encoding", "identity")
+
+
+def _parsed(data: bytes, encoding: str) -> Any:
+    if encoding != "identity":
+        raise Unusable(f"its answer is packed ({one_line(encoding, 20)}), which was not asked for")
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:  # nested too deeply, or a number of more digits than Python takes
+        raise Unusable(f"its answer is no JSON: {one_line(error, 100)}") from error
+
+
+def _beginning(error: urllib.error.HTTPError) -> str:
+    try:
+        return error.read(2_000).decode("utf-8", "replace")
+    except (OSError, http.client.HTTPException):
+        return ""
