@@ -1,7 +1,6 @@
 """What a visitor may give to the page. The sliders show the same bounds, but a request can skip them, so each value is checked here."""
 
 import html
-import math
 import re
 from collections.abc import Collection
 from typing import Any
@@ -57,7 +56,7 @@ def check_number(name: str, value: Any, lowest: float, highest: float, whole: bo
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise UserError(f"{name} must be a number, not {type(value).__name__}")
-    if not math.isfinite(value) or not lowest <= value <= highest or (whole and value != int(value)):
+    if not lowest <= value <= highest or (whole and value != int(value)):  # NaN and infinite numbers are in no range
         shown = "too large" if isinstance(value, int) and abs(value) > 10**300 else f"{value:g}"
         raise UserError(f"{name} is {shown}: it must be {'a whole number ' if whole else ''}between {lowest:,} and {highest:,}")
     return value
