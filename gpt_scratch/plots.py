@@ -43,7 +43,7 @@ def plot_losses(history: History, path: str | Path, title: str = "", warning_ste
         axes.axvline(warning_step, color="gray", linestyle="--", linewidth=0.8, label=f"overfitting from step {warning_step:g}")
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per token)")
-    axes.set_title(title)
+    axes.set_title(title, parse_math=False)
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()

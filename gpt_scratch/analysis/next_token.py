@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..files import atomic_path
 from ..modeling_gpt_scratch import GPTScratchForCausalLM
 from ..plots import new_figure, save_figure
@@ -98,6 +98,7 @@ def logit_lens(model: GPTScratchForCausalLM, input_ids: torch.Tensor) -> torch.T
 def write_surprise_html(places: Sequence[Place], path: str | Path, title: str = "") -> Path:
     """The text, each token on a ground that is the redder the less it was expected; hovering tells the figures."""
     spans = []
+    heading = html.escape(printable(title))
     for place in places:
         text = html.escape(place.token.replace("·", " "))
         shown = text.replace("⏎", "⏎<br>")
@@ -111,9 +112,9 @@ def write_surprise_html(places: Sequence[Place], path: str | Path, title: str = 
     scored = [place.surprise for place in places if place.surprise is not None]
     mean = sum(scored) / max(len(scored), 1)
     page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{heading}</title>'
         '<body style="font: 16px/1.7 Georgia, serif; max-width: 48em; margin: 2em auto">'
-        f"<h1>{html.escape(title)}</h1><p>{len(scored)} tokens, {mean:.2f} bits each on average.</p>"
+        f"<h1>{heading}</h1><p>{len(scored)} tokens, {mean:.2f} bits each on average.</p>"
         f'<p style="white-space: pre-wrap">{"".join(spans)}</p></body></html>\n'
     )
     with atomic_path(path) as temporary:

@@ -74,8 +74,9 @@ def plot_histories(runs: Mapping[str, History], path: str | Path, x: str = "step
         axes.grid(alpha=0.3)
         if panel == "perplexity":
             axes.set_yscale("log")
-    grid[0, 0].legend(fontsize=8)
-    grid[0, 0].set_title(title or STYLES, fontsize=9)
+    for text in grid[0, 0].legend(fontsize=8).get_texts():
+        text.set_parse_math(False)  # names of directories, where a dollar sign is one
+    grid[0, 0].set_title(title or STYLES, fontsize=9, parse_math=False)
     grid[-1, 0].set_xlabel(x.replace("num_input_tokens_seen", "tokens seen"))
     return save_figure(figure, path)
 

@@ -3,17 +3,23 @@
     python -m gpt_scratch.demo --model runs/quickstart
     python -m gpt_scratch.demo --model runs/quickstart runs/spam HuggingFaceTB/SmolLM2-135M-Instruct --port 8080
 
-The page is at http://127.0.0.1:7860, for this machine alone; --host 0.0.0.0 opens it to the network. As a Space: an `app.py` of
+The page is at http://127.0.0.1:7860, for this machine alone, and loads other models by name. --host 0.0.0.0 opens it to the network, with
+the models given here alone. As a Space: an `app.py` of
 `from gpt_scratch.demo.__main__ import main, parse; main(parse(["--model", "you/your-model", "--host", "0.0.0.0"]))`.
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from .. import __version__  # registers the model with the Auto classes
-from ..errors import UserError, run_script
+from ..errors import UserError, one_line, run_script
+from ..inference.guard import is_loopback
+from ..inference.serving import LOOPBACK_NAMES
+from .limits import MAX_SESSIONS
+from .page_guard import PageGuard
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -32,18 +38,57 @@ def main(args: argparse.Namespace) -> None:
     """Load the models and serve until interrupted.
 
     Raises:
-        UserError: Gradio is not installed, or the port is taken.
+        UserError: Gradio is not installed, the port is taken or is none, or others would reach a page without models.
     """
+    if not 0 < args.port <= 65535:
+        raise UserError(f"--port is {args.port}: it must be between 1 and 65535")
+    private = is_loopback(args.host)
+    if not private and not args.model:
+        raise UserError(
+            f"--host {args.host} lets others reach this page, where only you may choose its models: give them with --model"
+        )
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
         from .page import build_page
     except ImportError as error:
         raise UserError('the page needs Gradio: pip install "gpt_scratch[demo]"') from error
-    page = build_page(args.model)
+    page = build_page(args.model, may_load=private)
+    functions = frozenset(number for number, function in page.fns.items() if function.fn)
     try:
-        page.launch(server_name=args.host, server_port=args.port, show_error=True, footer_links=[])
-    except OSError as error:
-        raise UserError(f"--port {args.port}: {error}") from error
+        page.launch(server_name=args.host, server_port=args.port, **launch_settings(private, functions))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--host {args.host} --port {args.port}: {one_line(error)}") from error
+
+
+def launch_settings(private: bool, functions: Collection[int]) -> dict[str, Any]:
+    """How Gradio serves the page: nothing that environment variables or its defaults would open beside it.
+
+    Args:
+        private: only this machine reaches it; pages elsewhere, under another name, are kept out too.
+        functions: the numbers of the page's functions that a request may call.
+    """
+    from starlette.middleware import Middleware
+
+    return {
+        "app_kwargs": {
+            "middleware": [Middleware(PageGuard, hosts=LOOPBACK_NAMES if private else None, functions=functions)],
+            "docs_url": None,
+            "redoc_url": None,
+            "openapi_url": None,
+        },
+        "show_error": False,  # what is meant for visitors is raised as gr.Error; the rest belongs in the log
+        "footer_links": [],
+        "share": False,
+        "ssr_mode": False,
+        "mcp_server": False,
+        "pwa": False,
+        "enable_monitoring": False,
+        "run_history": False,
+        "allowed_paths": [],
+        "max_file_size": 0,
+        "max_threads": 8,
+        "state_session_capacity": MAX_SESSIONS,
+    }
 
 
 if __name__ == "__main__":

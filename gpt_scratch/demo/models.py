@@ -1,5 +1,6 @@
 """The models of the page: loaded by directory or Hub name, each a language model or a classifier; and text from them, step by step."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,9 +23,11 @@ from ..errors import UserError
 from ..inference.chat_template import apply_chat_template
 from ..inference.generation import encode_prompts
 from ..inference.loading import load_classifier, load_config, load_language_model
+from .limits import MAX_NEW_TOKENS, MAX_SECONDS, check_settings, check_text
 
-MAX_CHARACTERS = 20_000  # of any text given to the page
-MAX_NEW_TOKENS = 512
+
+class TimeIsUp(UserError):
+    """A generation took longer than the page allows; what it has written stands."""
 
 
 @dataclass
@@ -54,17 +57,6 @@ def load_model(name: str) -> LoadedModel:
     return LoadedModel(*(load_classifier(name) if is_classifier else load_language_model(name)), is_classifier)
 
 
-def check_text(text: str) -> str:
-    """Refuse a text that is too long for the page.
-
-    Raises:
-        UserError: names both lengths.
-    """
-    if len(text) > MAX_CHARACTERS:
-        raise UserError(f"the text has {len(text):,} characters; this page takes {MAX_CHARACTERS:,}")
-    return text
-
-
 @dataclass(frozen=True)
 class Sampling:
     """Settings of the page; a temperature of 0 takes the most likely token, top_k 0, top_p 1, min_p 0 and penalty 1 do nothing."""
@@ -76,6 +68,10 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises [`UserError`] for a setting out of range."""
+        check_settings(vars(self))
 
     def processors(self) -> LogitsProcessorList:
         """transformers' own, in the order of `generate`."""
@@ -99,6 +95,7 @@ def stream_text(loaded: LoadedModel, prompt: str, sampling: Sampling, top: int =
 
     Raises:
         UserError: a prompt that is too long for the page or for the model.
+        TimeIsUp: after `MAX_SECONDS`.
     """
     model: Any = loaded.model
     tokenizer = loaded.tokenizer
@@ -111,7 +108,10 @@ def stream_text(loaded: LoadedModel, prompt: str, sampling: Sampling, top: int =
     processors, cache, fresh = sampling.processors(), DynamicCache(config=model.config), ids
     ends = model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends])
+    end = time.monotonic() + MAX_SECONDS
     for _ in range(steps):
+        if time.monotonic() > end:
+            raise TimeIsUp(f"stopped after {MAX_SECONDS:g} s, the longest that this page generates: ask for fewer new tokens")
         logits = model(input_ids=fresh, past_key_values=cache, logits_to_keep=1).logits[:, -1].float()
         probabilities = processors(ids, logits).softmax(-1)
         fresh = (
@@ -129,7 +129,13 @@ def stream_text(loaded: LoadedModel, prompt: str, sampling: Sampling, top: int =
 
 
 def stream_reply(loaded: LoadedModel, messages: list[dict[str, str]], sampling: Sampling) -> Iterator[str]:
-    """The assistant's reply so far, by the tokenizer's chat template; the oldest exchanges go where the history is too long."""
+    """The assistant's reply so far, by the tokenizer's chat template; the oldest exchanges go where the history is too long.
+
+    Raises:
+        UserError: a message or the template cannot be used; the rest as [`stream_text`].
+    """
+    for message in messages:
+        check_text(message["content"])
     limit = loaded.model.config.max_position_embeddings - int(sampling.max_new_tokens)
     while True:
         prompt = apply_chat_template(loaded.tokenizer, messages, tokenize=False, add_generation_prompt=True)

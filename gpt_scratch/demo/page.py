@@ -1,6 +1,11 @@
-"""The page itself, in Gradio: generation, next-token probabilities, attention, tokenizers, classifier, chat."""
+"""The page itself, in Gradio: generation, next-token probabilities, attention, tokenizers, classifier, chat.
 
-from collections.abc import Iterator
+Whatever comes from a visitor is checked in the functions here (see `limits`), since a request can skip the sliders.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import wraps
+from inspect import isgeneratorfunction
 from typing import Any
 
 import gradio as gr
@@ -9,199 +14,269 @@ from ..analysis.attention import attention_maps, token_texts
 from ..errors import UserError
 from ..inference.classify import classify_texts
 from ..plots import new_figure
-from .models import MAX_NEW_TOKENS, LoadedModel, Sampling, check_text, load_model, stream_reply, stream_text
+from .limits import (
+    MAX_ATTENTION_TOKENS,
+    MAX_CHARACTERS,
+    MAX_MESSAGES,
+    MAX_NAME_CHARACTERS,
+    MAX_TOKENIZER_CHARACTERS,
+    MAX_WAITING,
+    SETTINGS,
+    check_choice,
+    check_new_name,
+    check_number,
+    check_text,
+    plain_markdown,
+    plain_message,
+)
+from .models import LoadedModel, Sampling, TimeIsUp, load_model, stream_reply, stream_text
 
-MAX_ATTENTION_TOKENS = 64
+# One visitor at a time uses the models; the others wait in the queue. No function is offered as an API.
+MODEL_WORK: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "models", "api_visibility": "private"}
 
 
-def attention_figure(loaded: LoadedModel, text: str, layer: int, head: int):
+def attention_figure(loaded: LoadedModel, text: str, layer: float, head: float):
     """One attention map with its tokens.
 
     Raises:
         UserError: too long a text, no such layer or head.
     """
-    ids = loaded.tokenizer(check_text(text), return_tensors="pt")["input_ids"][:, :MAX_ATTENTION_TOKENS].to(loaded.model.device)
+    ids = loaded.tokenizer(check_text(text), return_tensors="pt", verbose=False)["input_ids"].to(loaded.model.device)
     if ids.shape[1] == 0:
         raise UserError("write a text whose attention to show")
-    maps = attention_maps(loaded.model, ids.long())
-    layer, head = min(int(layer), maps.shape[0] - 1), min(int(head), maps.shape[1] - 1)
-    tokens = token_texts(loaded.tokenizer, ids[0].tolist())
+    maps = attention_maps(loaded.model, ids[:, :MAX_ATTENTION_TOKENS].long())
+    layer = int(check_number("layer", layer, 0, maps.shape[0] - 1, whole=True))
+    head = int(check_number("head", head, 0, maps.shape[1] - 1, whole=True))
+    tokens = token_texts(loaded.tokenizer, ids[0, :MAX_ATTENTION_TOKENS].tolist())
     side = 2 + 0.25 * len(tokens)
     figure, axes = new_figure(size=(side, side))
     axes.imshow(maps[layer, head].float().cpu(), cmap="viridis", vmin=0)
     axes.set_xticks(range(len(tokens)), tokens, rotation=90, parse_math=False)
     axes.set_yticks(range(len(tokens)), tokens, parse_math=False)
-    axes.set_title(f"layer {layer}, head {head}")
+    cut = f", first {len(tokens)} of {ids.shape[1]:,} tokens" if len(tokens) < ids.shape[1] else ""
+    axes.set_title(f"layer {layer}, head {head}{cut}")
     return figure
 
 
 def coloured_tokens(loaded: LoadedModel, text: str) -> list[tuple[str, str]]:
     """Each token of a text with its id."""
-    ids = loaded.tokenizer(check_text(text), verbose=False)["input_ids"]
+    ids = loaded.tokenizer(check_text(text, MAX_TOKENIZER_CHARACTERS), verbose=False)["input_ids"]
     return [(piece, str(token)) for piece, token in zip(token_texts(loaded.tokenizer, ids), ids)]
 
 
-def build_page(names: list[str]) -> gr.Blocks:
-    """The page with these models; one that cannot be loaded is told on the page, not raised."""
-    models: dict[str, LoadedModel] = {}
+def shown_errors(function: Callable) -> Callable:
+    """The same function, with a [`UserError`] shown on the page; what was generated before the time was up stays there."""
 
-    def add(name: str) -> str:
+    def show(error: UserError) -> None:
+        if not isinstance(error, TimeIsUp):
+            raise gr.Error(plain_message(error), print_exception=False) from error
+        gr.Warning(plain_message(error))
+
+    @wraps(function)
+    def call(*arguments):
         try:
-            models[name] = load_model(name)
+            return function(*arguments)
         except UserError as error:
-            return f"⚠ {error}"
-        return f"{name}: {models[name].model.num_parameters():,} parameters"
+            return show(error)
 
-    notes = [add(name) for name in names]
-
-    def choices(kind: str) -> list[str]:
-        wanted = {
-            "language": lambda loaded: not loaded.is_classifier,
-            "classifier": lambda loaded: loaded.is_classifier,
-            "chat": lambda loaded: loaded.can_chat,
-            "any": lambda loaded: True,
-        }[kind]
-        return [name for name, loaded in models.items() if wanted(loaded)]
-
-    def pick(name: str | None) -> LoadedModel:
-        if name not in models:
-            raise gr.Error("choose a model first, or load one above", print_exception=False)
-        return models[name]
-
-    def dropdown(kind: str) -> gr.Dropdown:
-        names = choices(kind)
-        return gr.Dropdown(names, value=names[0] if names else None, label="model", elem_id=f"model-{kind}")
-
-    def generate(name: str, prompt: str, *settings: Any) -> Iterator[tuple[str, dict[str, float]]]:
+    @wraps(function)
+    def stream(*arguments):
         try:
-            for text, bars in stream_text(pick(name), prompt, Sampling(*settings)):
-                yield prompt + text, bars
+            yield from function(*arguments)
         except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            show(error)
 
-    def reply(name: str, history: list[dict[str, Any]], message: str, *settings: Any) -> Iterator[tuple[list, str]]:
-        loaded = pick(name)
-        messages = [{"role": m["role"], "content": _plain(m["content"])} for m in history] + [
-            {"role": "user", "content": message}
-        ]
+    return stream if isgeneratorfunction(function) else call
+
+
+class Models:
+    """The models of the page. Visitors choose among them; whether they may load others is the page's decision."""
+
+    KINDS: dict[str, Callable[[LoadedModel], bool]] = {
+        "language": lambda loaded: not loaded.is_classifier,
+        "classifier": lambda loaded: loaded.is_classifier,
+        "chat": lambda loaded: loaded.can_chat,
+    }
+
+    def __init__(self) -> None:
+        self.loaded: dict[str, LoadedModel] = {}
+
+    def add(self, name: str) -> str:
+        """Load a model; how large it is, or why it cannot be loaded, in Markdown."""
         try:
-            for text in stream_reply(loaded, messages, Sampling(*settings)):
-                yield [*messages, {"role": "assistant", "content": text}], ""
+            name = check_new_name(name, self.loaded)
+            self.loaded[name] = load_model(name)
         except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            return plain_markdown(f"⚠ {error}")
+        return plain_markdown(f"{name}: {self.loaded[name].model.num_parameters():,} parameters")
 
-    def guarded(function):
-        def call(*arguments):
-            try:
-                return function(*arguments)
-            except UserError as error:
-                raise gr.Error(str(error), print_exception=False) from error
+    def names(self, kind: str) -> list[str]:
+        """Of the models of one kind."""
+        return [name for name, loaded in self.loaded.items() if self.KINDS[kind](loaded)]
 
-        return call
+    def pick(self, name: Any, kind: str) -> LoadedModel:
+        """Raises [`UserError`] for any name that is not among those of this kind."""
+        return self.loaded[check_choice(name, self.names(kind))]
 
-    def classify(name: str, text: str) -> dict[str, float]:
-        loaded = pick(name)
+    def dropdown(self, kind: str, elem_id: str) -> gr.Dropdown:
+        """To choose one of them."""
+        names = self.names(kind)
+        return gr.Dropdown(names, value=names[0] if names else None, label="model", elem_id=elem_id)
+
+    def generate(self, name: str, prompt: str, *settings: Any) -> Iterator[tuple[str, dict[str, float]]]:
+        """The text so far and the probabilities of its last token."""
+        for text, bars in stream_text(self.pick(name, "language"), prompt, Sampling(*settings)):
+            yield prompt + text, bars
+
+    def reply(self, name: str, history: list[dict[str, str]], message: str, *settings: Any) -> Iterator[tuple[list, list, str]]:
+        """The conversation so far, as it is kept on the server and as it is shown, and the emptied field of the message."""
+        if not check_text(message).strip():
+            raise UserError("write a message")
+        messages = [*history[2 - MAX_MESSAGES :], {"role": "user", "content": message}]
+        for text in stream_reply(self.pick(name, "chat"), messages, Sampling(*settings)):
+            now = [*messages, {"role": "assistant", "content": text}]
+            yield now, [said | {"content": plain_markdown(said["content"])} for said in now], ""
+
+    def attention(self, name: str, text: str, layer: float, head: float):
+        """See [`attention_figure`]."""
+        return attention_figure(self.pick(name, "language"), text, layer, head)
+
+    def classify(self, name: str, text: str) -> dict[str, float]:
+        """The score of each label."""
+        loaded = self.pick(name, "classifier")
         result = next(classify_texts(loaded.model, loaded.tokenizer, [check_text(text)], window=1))
         if "error" in result:
             raise UserError(result["error"])
         return result["scores"]
 
-    def sampling_controls(prefix: str) -> list[gr.Slider | gr.Number]:
-        with gr.Accordion("sampling", open=prefix == "generate"):
-            return [
-                gr.Slider(1, MAX_NEW_TOKENS, 60, step=1, label="new tokens at most", elem_id=f"{prefix}-tokens"),
-                gr.Slider(0, 2, 0.8, step=0.05, label="temperature (0: most likely)", elem_id=f"{prefix}-temperature"),
-                gr.Slider(0, 200, 50, step=1, label="top-k (0: off)", elem_id=f"{prefix}-top-k"),
-                gr.Slider(0.05, 1, 1, step=0.05, label="top-p (1: off)", elem_id=f"{prefix}-top-p"),
-                gr.Slider(0, 1, 0, step=0.01, label="min-p (0: off)", elem_id=f"{prefix}-min-p"),
-                gr.Slider(1, 2, 1, step=0.05, label="repetition penalty (1: off)", elem_id=f"{prefix}-penalty"),
-                gr.Number(0, label="seed", precision=0, elem_id=f"{prefix}-seed"),
-            ]
 
-    with gr.Blocks(title="gpt_scratch") as page:
+def build_page(names: list[str], may_load: bool = False) -> gr.Blocks:
+    """The page with these models; one that cannot be loaded is named on the page, not raised.
+
+    Args:
+        may_load: visitors may load any directory or Hub name; only for a page that nobody else reaches.
+    """
+    models = Models()
+    notes = [models.add(name) for name in names]
+    with gr.Blocks(title="gpt_scratch", analytics_enabled=False) as page:
         gr.Markdown("# gpt_scratch\nText, probabilities, attention and tokens of your models.")
-        status = gr.Markdown("  \n".join(notes), elem_id="status")
-        with gr.Row():
-            name = gr.Textbox(label="load a model: directory or Hub name", scale=4, elem_id="load-name")
-            load_button = gr.Button("Load", elem_id="load")
-        dropdowns: list[tuple[str, gr.Dropdown]] = []
-        with gr.Tab("Generate"):
+        status = gr.Markdown("  \n".join(notes), elem_id="status", latex_delimiters=[])
+        if may_load:
             with gr.Row():
-                with gr.Column(scale=3):
-                    language = dropdown("language")
-                    prompt = gr.Textbox("One day", label="prompt", lines=2, elem_id="prompt")
-                    with gr.Row():
-                        start = gr.Button("Generate", variant="primary", elem_id="generate")
-                        stop = gr.Button("Stop", elem_id="stop")
-                    text = gr.Textbox(label="text", lines=8, elem_id="text")
-                with gr.Column(scale=2):
-                    bars = gr.Label(label="probabilities of the last token", num_top_classes=10, elem_id="bars")
-                    controls = sampling_controls("generate")
-            running = start.click(generate, [language, prompt, *controls], [text, bars], concurrency_limit=1)
-            stop.click(None, cancels=[running])
-        with gr.Tab("Attention"):
-            with gr.Row():
-                with gr.Column():
-                    looked_at = gr.Dropdown(choices("language"), value=language.value, label="model", elem_id="model-attention")
-                    seen = gr.Textbox("One day, Anna went to the river.", label="text", elem_id="attention-text")
-                    layer = gr.Slider(0, 47, 0, step=1, label="layer", elem_id="layer")
-                    head = gr.Slider(0, 31, 0, step=1, label="head", elem_id="head")
-                    show = gr.Button("Show", elem_id="show-attention")
-                picture = gr.Plot(label="attention", elem_id="attention")
-            show.click(guarded(lambda n, *rest: attention_figure(pick(n), *rest)), [looked_at, seen, layer, head], picture)
-            for slider in (layer, head):
-                slider.release(
-                    guarded(lambda n, *rest: attention_figure(pick(n), *rest)), [looked_at, seen, layer, head], picture
-                )
-        with gr.Tab("Tokenizer"):
-            sentence = gr.Textbox("One day, Anna's 3 friends went home. 🙂", label="text", elem_id="tokenizer-text")
-
-            @gr.render(inputs=sentence, triggers=[page.load, sentence.change, status.change])
-            def tokenizers(sentence: str) -> None:
-                with gr.Row():
-                    for label, loaded in models.items():
-                        pieces: Any = coloured_tokens(loaded, sentence[:2000])
-                        with gr.Column(min_width=280):
-                            gr.HighlightedText(pieces, label=f"{label}: {len(pieces)} tokens", show_legend=False)
-
-        with gr.Tab("Classify", visible=bool(choices("classifier"))) as classify_tab:
-            classifier = dropdown("classifier")
-            judged = gr.Textbox(label="text", elem_id="classify-text")
-            judge = gr.Button("Classify", elem_id="classify")
-            scores = gr.Label(label="scores", elem_id="scores")
-            judge.click(guarded(classify), [classifier, judged], scores)
-        with gr.Tab("Chat", visible=bool(choices("chat"))) as chat_tab:
-            talker = dropdown("chat")
-            conversation = gr.Chatbot(label="conversation", elem_id="conversation")
-            message = gr.Textbox(label="message", elem_id="message")
-            with gr.Row():
-                send = gr.Button("Send", variant="primary", elem_id="send")
-                halt = gr.Button("Stop", elem_id="chat-stop")
-                clear = gr.Button("Clear", elem_id="clear")
-            chat_controls = sampling_controls("chat")
-            inputs = [talker, conversation, message, *chat_controls]
-            talking: Any = [
-                trigger(reply, inputs, [conversation, message], concurrency_limit=1) for trigger in (send.click, message.submit)
-            ]
-            halt.click(None, cancels=talking)
-            clear.click(lambda: [], None, conversation)
-        dropdowns = [("language", language), ("language", looked_at), ("classifier", classifier), ("chat", talker)]
+                label = "load a model: directory or Hub name"
+                name = gr.Textbox(label=label, scale=4, elem_id="load-name", max_length=MAX_NAME_CHARACTERS)
+                load_button = gr.Button("Load", elem_id="load")
+        boxes = [("language", _generate_tab(models)), ("language", _attention_tab(models))]
+        _tokenizer_tab(models, page, status)
+        with gr.Tab("Classify", visible=bool(models.names("classifier"))) as classify_tab:
+            boxes.append(("classifier", _classifier(models)))
+        with gr.Tab("Chat", visible=bool(models.names("chat"))) as chat_tab:
+            boxes.append(("chat", _chat(models)))
 
         def load_more(name: str) -> list[Any]:
-            note = add(name)
-            updates = [gr.update(choices=choices(kind), value=name if name in choices(kind) else None) for kind, _ in dropdowns]
-            for (kind, _), update in zip(dropdowns, updates):
-                if name not in choices(kind):
-                    update.pop("value", None)
-            tabs = [gr.update(visible=bool(choices(kind))) for kind in ("classifier", "chat")]
+            note, new = models.add(name), name.strip() if isinstance(name, str) else name
+            updates = []
+            for kind, _ in boxes:
+                choices = models.names(kind)
+                updates.append(gr.update(choices=choices, value=new) if new in choices else gr.update(choices=choices))
+            tabs = [gr.update(visible=bool(models.names(kind))) for kind in ("classifier", "chat")]
             return [note, *updates, *tabs]
 
-        load_button.click(load_more, name, [status, *(box for _, box in dropdowns), classify_tab, chat_tab])
-    return page.queue(max_size=16, default_concurrency_limit=2)
+        if may_load:
+            changed = [status, *(box for _, box in boxes), classify_tab, chat_tab]
+            load_button.click(load_more, name, changed, concurrency_limit=1, api_visibility="private")
+    return page.queue(max_size=MAX_WAITING, default_concurrency_limit=2, api_open=False)
 
 
-def _plain(content: Any) -> str:
-    """The words of a message, which Gradio keeps as parts."""
-    if isinstance(content, str):
-        return content
-    return "".join(part if isinstance(part, str) else part.get("text", "") for part in content)
+def _sampling_controls(prefix: str) -> list[gr.Slider | gr.Number]:
+    lowest, highest = SETTINGS["seed"]
+    with gr.Accordion("sampling", open=prefix == "generate"):
+        return [
+            _slider("max_new_tokens", 60, 1, "new tokens at most", f"{prefix}-tokens"),
+            _slider("temperature", 0.8, 0.05, "temperature (0: most likely)", f"{prefix}-temperature"),
+            _slider("top_k", 50, 1, "top-k (0: off)", f"{prefix}-top-k"),
+            _slider("top_p", 1, 0.01, "top-p (1: off)", f"{prefix}-top-p"),
+            _slider("min_p", 0, 0.01, "min-p (0: off)", f"{prefix}-min-p"),
+            _slider("repetition_penalty", 1, 0.05, "repetition penalty (1: off)", f"{prefix}-penalty"),
+            gr.Number(0, label="seed", precision=0, minimum=lowest, maximum=highest, elem_id=f"{prefix}-seed"),
+        ]
+
+
+def _slider(setting: str, value: float, step: float, label: str, elem_id: str) -> gr.Slider:
+    return gr.Slider(*SETTINGS[setting], value, step=step, label=label, elem_id=elem_id)
+
+
+def _generate_tab(models: Models) -> gr.Dropdown:
+    with gr.Tab("Generate"), gr.Row():
+        with gr.Column(scale=3):
+            language = models.dropdown("language", "model-language")
+            prompt = gr.Textbox("One day", label="prompt", lines=2, elem_id="prompt", max_length=MAX_CHARACTERS)
+            with gr.Row():
+                start = gr.Button("Generate", variant="primary", elem_id="generate")
+                stop = gr.Button("Stop", elem_id="stop")
+            text = gr.Textbox(label="text", lines=8, elem_id="text")
+        with gr.Column(scale=2):
+            bars = gr.Label(label="probabilities of the last token", num_top_classes=10, elem_id="bars")
+            controls = _sampling_controls("generate")
+    running = start.click(shown_errors(models.generate), [language, prompt, *controls], [text, bars], **MODEL_WORK)
+    stop.click(None, cancels=[running])
+    return language
+
+
+def _attention_tab(models: Models) -> gr.Dropdown:
+    with gr.Tab("Attention"), gr.Row():
+        with gr.Column():
+            language = models.dropdown("language", "model-attention")
+            example = "One day, Anna went to the river."
+            text = gr.Textbox(example, label="text", elem_id="attention-text", max_length=MAX_CHARACTERS)
+            layer = gr.Slider(0, 47, 0, step=1, label="layer", elem_id="layer")
+            head = gr.Slider(0, 31, 0, step=1, label="head", elem_id="head")
+            show = gr.Button("Show", elem_id="show-attention")
+        picture = gr.Plot(label="attention", elem_id="attention")
+    for trigger in (show.click, layer.release, head.release):
+        trigger(shown_errors(models.attention), [language, text, layer, head], picture, **MODEL_WORK)
+    return language
+
+
+def _tokenizer_tab(models: Models, page: gr.Blocks, status: gr.Markdown) -> None:
+    with gr.Tab("Tokenizer"):
+        example = "One day, Anna's 3 friends went home. 🙂"
+        sentence = gr.Textbox(example, label="text", elem_id="tokenizer-text", max_length=MAX_TOKENIZER_CHARACTERS)
+
+        @gr.render(inputs=sentence, triggers=[page.load, sentence.change, status.change], concurrency_limit=2)
+        @shown_errors
+        def tokenizers(sentence: str) -> None:
+            with gr.Row():
+                for label, loaded in list(models.loaded.items()):
+                    pieces: Any = coloured_tokens(loaded, sentence)
+                    with gr.Column(min_width=280):
+                        gr.HighlightedText(pieces, label=f"{label}: {len(pieces)} tokens", show_legend=False)
+
+
+def _classifier(models: Models) -> gr.Dropdown:
+    classifier = models.dropdown("classifier", "model-classifier")
+    text = gr.Textbox(label="text", elem_id="classify-text", max_length=MAX_CHARACTERS)
+    button = gr.Button("Classify", elem_id="classify")
+    scores = gr.Label(label="scores", elem_id="scores")
+    button.click(shown_errors(models.classify), [classifier, text], scores, **MODEL_WORK)
+    return classifier
+
+
+def _chat(models: Models) -> gr.Dropdown:
+    talker = models.dropdown("chat", "model-chat")
+    # Kept on the server: a history from the client could hold files, components and roles of its own making.
+    history = gr.State([], time_to_live=3600)
+    conversation = gr.Chatbot(label="conversation", elem_id="conversation", allow_tags=False, latex_delimiters=[], buttons=[])
+    message = gr.Textbox(label="message", elem_id="message", max_length=MAX_CHARACTERS)
+    with gr.Row():
+        send = gr.Button("Send", variant="primary", elem_id="send")
+        halt = gr.Button("Stop", elem_id="chat-stop")
+        clear = gr.Button("Clear", elem_id="clear")
+    inputs = [talker, history, message, *_sampling_controls("chat")]
+    outputs = [history, conversation, message]
+    talking: Any = [
+        trigger(shown_errors(models.reply), inputs, outputs, **MODEL_WORK) for trigger in (send.click, message.submit)
+    ]
+    halt.click(None, cancels=talking)
+    clear.click(lambda: ([], []), None, [history, conversation], api_visibility="private")
+    return talker

@@ -94,13 +94,13 @@ class Guard:
         Raises:
             Refusal: with 400, 401 or 403.
         """
-        host = _name(exchange.header(b"host"))
+        host = host_name(exchange.header(b"host"))
         if host is None:
             raise Refusal(400, "the Host header is missing or broken", code="bad_host")
         if self.hosts is not None and host not in self.hosts:
             raise Refusal(403, "the Host header names another machine; --allowed_hosts lists those allowed", code="bad_host")
         origin = exchange.header(b"origin")
-        if origin is not None and origin not in self.origins and _netloc(origin) != exchange.header(b"host"):
+        if origin is not None and origin not in self.origins and netloc(origin) != exchange.header(b"host"):
             raise Refusal(
                 403, "pages elsewhere may not talk to this server; --allowed_origins lists those allowed", code="bad_origin"
             )
@@ -286,7 +286,7 @@ def _streamed_error(generation: Generation, match: re.Match) -> bytes:
     return b"data: " + refusal.body() + b"\n\n"
 
 
-def _name(host: str | None) -> str | None:
+def host_name(host: str | None) -> str | None:
     """The name in a Host header, in lower case and without the port; None where it is none."""
     try:
         parts = urlsplit(f"//{host}")
@@ -298,7 +298,7 @@ def _name(host: str | None) -> str | None:
     return parts.hostname.rstrip(".")
 
 
-def _netloc(origin: str) -> str | None:
+def netloc(origin: str) -> str | None:
     """Host and port of an origin; None where it is none, as `null`."""
     try:
         return urlsplit(origin).netloc or None

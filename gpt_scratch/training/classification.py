@@ -312,8 +312,8 @@ def plot_confusion(matrix: list[list[int]], names: list[str], path: Path) -> Non
     for i, row in enumerate(matrix):
         for j, count in enumerate(row):
             axes.text(j, i, str(count), ha="center", va="center", color="white" if count > highest / 2 else "black")
-    axes.set_xticks(range(len(names)), names)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_xticks(range(len(names)), names, parse_math=False)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     save_figure(figure, path)

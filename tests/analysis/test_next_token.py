@@ -1,6 +1,7 @@
 """Ranks, surprises, the lens and sampling settings against the definition, transformers and the book."""
 
 import math
+from html.parser import HTMLParser
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from tiny_models import assert_equal, tiny_model, token_ids
 from transformers import GPT2Config, GPT2LMHeadModel, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from gpt_scratch.analysis.next_token import (
+    Place,
     lens_table,
     logit_lens,
     next_token_places,
@@ -17,7 +19,9 @@ from gpt_scratch.analysis.next_token import (
     sampling_distribution,
     write_surprise_html,
 )
+from gpt_scratch.analysis.runs import plot_histories
 from gpt_scratch.errors import UserError
+from gpt_scratch.plots import plot_losses
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
 # results.md: the nine logits of the book's section 5.3.1, and what it prints for them
@@ -107,3 +111,46 @@ def test_pictures_and_page(model, tokenizer, tmp_path):
     assert all(file.stat().st_size > 2000 for file in files) and len(files) == 6
     table = lens_table(lens, tokenizer)
     assert len(table) == 3 and table[-1][0][1] == pytest.approx(lens[-1, 0].softmax(-1).max().item())
+
+
+class Tags(HTMLParser):
+    """Tags and attributes of a page."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.seen: set[tuple[str, tuple[str, ...]]] = set()
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.add((tag, tuple(name for name, _ in attrs)))
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onmouseover='alert(1)",
+    "</p></body>",
+    "&lt;b&gt;",
+    "<!--",
+    "]]>",
+]
+
+
+@pytest.mark.fault("tokens and the name of a model that are HTML, in the page of coloured text", seconds=20, mebibytes=300)
+def test_tokens_and_names_are_no_html(tmp_path):
+    def tags(words: list[str], title: str) -> set:
+        places = [Place(word, 1, 2, 0.5, 1.0, ((word, 0.5),)) for word in words]
+        return Tags(write_surprise_html(places, tmp_path / "text.html", title).read_text(encoding="utf-8")).seen
+
+    plain = tags(["word"], "model")
+    for word in HOSTILE:
+        assert tags([word], word) == plain
+    assert "title>bad\\udce9<" in write_surprise_html([], tmp_path / "text.html", "bad\udce9").read_text(encoding="utf-8")
+
+
+@pytest.mark.fault("names of runs and models that are formulas which matplotlib cannot read, in plots", seconds=30, mebibytes=300)
+def test_names_are_no_formulas(tmp_path):
+    log = [{"loss": 2.0, "step": 1}, {"loss": 1.0, "step": 2}]
+    name = "a$\\frac$b"
+    assert len(plot_histories({name: log}, tmp_path / "runs", title=name)) == 2
+    assert len(plot_losses(log, tmp_path / "losses", title=name)) == 2

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM, GPTScratchForSequenceClassification
-from gpt_scratch.demo.models import MAX_CHARACTERS, Sampling, load_model, stream_reply, stream_text
+from gpt_scratch.demo.limits import MAX_CHARACTERS
+from gpt_scratch.demo.models import Sampling, load_model, stream_reply, stream_text
 from gpt_scratch.errors import UserError
 from gpt_scratch.inference.generation import generate_texts
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe

@@ -1,0 +1,138 @@
+"""An ASGI middleware in front of Gradio's app: only the addresses that the page needs, short requests, and no page elsewhere.
+
+Gradio's app also takes uploads, gives out files, fetches addresses on behalf of clients, describes and serves an API, and more. The page
+uses none of that; requests to it get 404.
+"""
+
+import asyncio
+import json
+import re
+from collections.abc import Callable, Collection
+from typing import Any
+
+from ..inference.guard import host_name, netloc
+
+MAX_BODY_BYTES = 256 * 1024  # 20,000 characters, each written as up to six or twelve bytes (`\\ud83d\\ude42`), and the rest
+BODY_SECONDS = 10.0  # that a client may take to send it
+MAX_VALUES = 16  # of one request
+MAX_SESSION_CHARACTERS = 100
+MAX_REQUESTS = 128  # open at once; each visitor holds up to three
+
+READ = re.compile(
+    r"/|/config/?|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json|/pwa_icon(/\d{1,4})?|/(static|assets|svelte)/[^\\]*"
+    r"|/gradio_api/(startup-events|app_id|theme\.css|queue/data|heartbeat/[\w.-]{1,100})"
+)
+WRITE = re.compile(r"/gradio_api/(queue/join|cancel|reset/?)")
+
+
+class PageGuard:
+    """The middleware.
+
+    Args:
+        app: Gradio's app.
+        hosts: what the Host header may name, without the port; None allows any name, and pages elsewhere.
+        functions: the numbers of the page's functions that a request may call.
+    """
+
+    def __init__(self, app: Callable, hosts: Collection[str] | None, functions: Collection[int]):
+        self.app, self.hosts, self.functions, self.open = app, hosts, functions, 0
+
+    async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        if scope["type"] != "http":  # Gradio's page uses no web sockets
+            return await send({"type": "websocket.close", "code": 1008})
+        if self.open >= MAX_REQUESTS:
+            return await _refuse(send, 503, "too many requests are open; try again later")
+        self.open += 1
+        try:
+            refusal = self._refusal(scope)
+            if refusal is not None:
+                return await _refuse(send, *refusal)
+            if scope["method"] == "POST":
+                body = await _read(receive)
+                refusal = body if isinstance(body, tuple) else self._malformed(scope["path"], body)
+                if refusal is not None:
+                    return await _refuse(send, *refusal)
+                receive = _replay(body, receive)  # type: ignore[arg-type]  # bytes, since it is not refused
+            await self.app(scope, receive, send)
+        finally:
+            self.open -= 1
+
+    def _refusal(self, scope: dict[str, Any]) -> tuple[int, str] | None:
+        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        if self.hosts is not None:
+            if host_name(headers.get(b"host")) not in self.hosts:
+                return 403, "the Host header names another machine"
+            origin = headers.get(b"origin")
+            if origin is not None and netloc(origin) != headers[b"host"]:
+                return 403, "pages elsewhere may not talk to this one"
+        path, method = scope["path"], scope["method"]
+        allowed = READ if method in ("GET", "HEAD") else WRITE if method == "POST" else None
+        if allowed is None or not allowed.fullmatch(path) or ".." in path:
+            return 404, "this page has no such address"
+        return None
+
+    def _malformed(self, path: str, body: bytes) -> tuple[int, str] | None:
+        """Why a body is refused. Gradio would log a traceback for each, and looks for files and components in what is nested."""
+        try:
+            given = json.loads(body)
+        except (ValueError, RecursionError):
+            return 400, "the request is not JSON, or nested too deeply"
+        if not isinstance(given, dict) or not _is_short(given.get("session_hash")) or not _is_short(given.get("event_id", "")):
+            return 400, "the request must be an object with a session_hash"
+        if path.endswith("/join"):
+            if type(given.get("fn_index")) is not int or given["fn_index"] not in self.functions:
+                return 404, "this page has no such function"
+            data = given.get("data")
+            if not isinstance(data, list) or len(data) > MAX_VALUES or any(isinstance(value, (dict, list)) for value in data):
+                return 400, f"data must be a list of at most {MAX_VALUES} texts and numbers"
+        return None
+
+
+def _is_short(name: Any) -> bool:
+    return name is None or (isinstance(name, str) and len(name) <= MAX_SESSION_CHARACTERS)
+
+
+async def _read(receive: Callable) -> bytes | tuple[int, str]:
+    """The body, or why it is refused."""
+    parts: list[bytes] = []
+    size = 0
+
+    async def read() -> tuple[int, str] | None:
+        nonlocal size
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return 400, "the client went away"
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > MAX_BODY_BYTES:
+                return 413, f"the request is longer than the {MAX_BODY_BYTES:,} bytes that this page takes"
+            more = message.get("more_body", False)
+        return None
+
+    try:
+        refusal = await asyncio.wait_for(read(), BODY_SECONDS)
+    except asyncio.TimeoutError:
+        return 408, f"the request did not arrive within {BODY_SECONDS:g} s"
+    return refusal or b"".join(parts)
+
+
+def _replay(body: bytes, receive: Callable) -> Callable:
+    """`receive` for the app, which gets the body in one piece, then what comes after it."""
+    pending = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> dict[str, Any]:
+        return pending.pop() if pending else await receive()
+
+    return replayed
+
+
+async def _refuse(send: Callable, status: int, why: str) -> None:
+    body = json.dumps({"detail": why}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    # What the client still sends is not read: the connection ends.
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, (b"connection", b"close")]})
+    await send({"type": "http.response.body", "body": body})
