@@ -104,10 +104,13 @@ def check_new_name(name: Any, loaded: Collection[str]) -> str:
 def plain_markdown(text: str) -> str:
     r"""Text that Markdown and HTML show as it is: ASCII punctuation as character references, which have no other meaning in either.
 
+    Spaces that begin a line become no-break spaces: Markdown would make code of it, where references are not read.
+
     >>> plain_markdown("<b> *x*")
     '&#60;b&#62; &#42;x&#42;'
     """
-    return re.sub(r"[!-/:-@\[-`{-~]", lambda found: f"&#{ord(found[0])};", text)
+    text = re.sub(r"[!-/:-@\[-`{-~]", lambda found: f"&#{ord(found[0])};", text)
+    return re.sub(r"^[ \t]+", lambda found: "\u00a0" * len(found[0].expandtabs(4)), text, flags=re.MULTILINE)
 
 
 def plain_message(error: object) -> str:

@@ -81,8 +81,9 @@ def test_shown_texts():
     ):
         shown = plain_markdown(text)
         assert html.unescape(shown) == text
-        assert not set(html.unescape(shown)) & set("<>[]()!`*_$:") or not set(shown) & set("<>[]()!`*_$:")
+        assert not set(shown) & set("<>[]()!`*_$:")
         assert "<" not in plain_message(UserError(text))
+    assert plain_markdown("a\n    b\n\tc") == f"a\n{4 * chr(160)}b\n{4 * chr(160)}c"
 
 
 def test_one_generation_ends_in_time(tmp_path, monkeypatch):
