@@ -112,8 +112,8 @@ def push(args: argparse.Namespace, contents: Contents) -> str | None:
         print(f"README.md: its example now names {repository.id}")
     uploaded = upload(contents, repository, args.message, update=args.update)
     for name in uploaded.deleted:
-        print(f"deleted there, since it belongs to other weights: {name}")
-    print(f"uploaded to {uploaded.url}")
+        print(f"deleted there, since it belongs to other weights: {shown(name)}")
+    print(f"uploaded to {shown(uploaded.url)}")
     difference = verify_upload(contents, uploaded)
     logits = "" if difference is None else f"; loaded without this package, its logits differ by {difference:.1e}"
     print(f"downloaded again: {len(contents.files)} checksums equal{logits}")

@@ -11,7 +11,7 @@ from transformers.trainer_utils import HubStrategy
 
 from ..errors import UserError
 from .cards import name_repository
-from .contents import Contents, list_contents
+from .contents import Contents, list_contents, shown
 from .secret_rules import scanner
 from .secret_scan import find_secrets
 from .upload import Repository, Upload, open_repository, upload, verify_outputs
@@ -69,7 +69,7 @@ class PushToHub(TrainerCallback):
         except UserError as error:
             again = f"python scripts/push_to_hub.py {self.output_dir} {self.repository.id} --update"
             raise UserError(f"everything is in {self.output_dir}, but was not uploaded: {error}; then: {again}") from error
-        print(f"uploaded to {uploaded.url}")
+        print(f"uploaded to {shown(uploaded.url)}")
         return uploaded
 
     def _upload(self, contents: Contents, message: str) -> Upload:

@@ -5,18 +5,22 @@ Large files go first, each once: after an interruption the same call sends only 
 """
 
 import hashlib
+import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import torch
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, set_client_factory, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -26,12 +30,13 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils._http import default_client_factory
 from safetensors.torch import load_file
 
-from ..errors import UserError, one_line
+from ..errors import NO_ROOM, UserError, one_line
 from ..verify_checkpoint import FILE as REFERENCE_OUTPUTS
 from ..verify_checkpoint import verify_checkpoint
-from .contents import Contents
+from .contents import Contents, shown
 
 # What would be read in place of what is uploaded, or beside it although it belongs to other weights.
 LOADED = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json", REFERENCE_OUTPUTS)
@@ -68,7 +73,7 @@ def open_repository(name: str, private: bool | None = None, revision: str = "mai
         private: of a new repository; `None` leaves it to the account's setting.
 
     Raises:
-        UserError: not logged in, no permission, or no network.
+        UserError: not logged in, no permission, no network, or answers that no Hub gives.
     """
     with _clear_errors(name):
         api = HfApi(token=token)
@@ -82,6 +87,7 @@ def open_repository(name: str, private: bool | None = None, revision: str = "mai
             api.create_branch(name, branch=revision, exist_ok=True)
         tree = api.list_repo_tree(name, revision=revision, recursive=True)
         present = {entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in tree if isinstance(entry, RepoFile)}
+    _refuse_paths(name, present)
     return Repository(name, revision, present)
 
 
@@ -108,6 +114,8 @@ def upload(contents: Contents, repository: Repository, message: str, token: str 
     operations += [CommitOperationDelete(path_in_repo=name) for name in stale]
     with _clear_errors(repository.id):
         info = HfApi(token=token).create_commit(repository.id, operations, commit_message=message, revision=repository.revision)
+    if not isinstance(info.oid, str) or not re.fullmatch(r"[0-9a-f]{40,64}", info.oid):
+        raise UserError(f"{repository.id}: the Hub names no commit, but {one_line(repr(info.oid), 80)}: {AGAIN}")
     return Upload(repository.id, info.oid, info.commit_url, stale)
 
 
@@ -186,9 +194,17 @@ def _ids(path: Path) -> tuple[str, ...]:
     return hashlib.sha256(content).hexdigest(), hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
+def _refuse_paths(name: str, paths: Iterable[str]) -> None:
+    """The Hub's list of files is not trusted: a path there may lead out of the folder that it is downloaded to."""
+    for path in paths:
+        if "\\" in path or any(part in ("", ".", "..") for part in path.split("/")):
+            raise UserError(f"{name}: the Hub lists a file that lies outside of the repository, {shown(path)[:200]}")
+
+
 @contextmanager
 def _clear_errors(name: str) -> Iterator[None]:
-    """The client's errors as one line each that says what to do."""
+    """The client's errors as one line each that says what to do. The token goes to the Hub only."""
+    set_client_factory(_client)
     try:
         yield
     except LocalTokenNotFoundError as error:
@@ -199,12 +215,43 @@ def _clear_errors(name: str) -> Iterator[None]:
         raise UserError(f"{name!r} is not a repository's name: {error}") from error
     except HfHubHTTPError as error:
         raise UserError(_explain(name, error)) from error
+    except (UserError, MemoryError):
+        raise
+    except (
+        json.JSONDecodeError,
+        UnicodeDecodeError,
+        RecursionError,
+    ) as error:  # html, for instance, where a network wants a login
+        raise UserError(_not_understood(name, error)) from error
     except ValueError as error:  # the metadata of README.md
         raise UserError(f"{name}: {one_line(error)}") from error
     except KeyboardInterrupt as error:
         raise UserError(f"interrupted: {AGAIN}") from error
     except (HTTPError, RuntimeError) as error:
         raise UserError(_explain(name, error)) from error
+    except OSError as error:  # fewer or more bytes than were promised, a file that is not there
+        if error.errno in NO_ROOM:
+            raise
+        raise UserError(f"{name}: the download failed: {one_line(error)}") from error
+    except Exception as error:  # the client takes answers as they come: each of another form raises another kind
+        raise UserError(_not_understood(name, error)) from error
+
+
+def _client() -> Any:
+    """huggingface_hub's own client, but the Hub may name another host, where to confirm a large file: it does not get the token."""
+    client = default_client_factory()
+    client.event_hooks = client.event_hooks | {"request": [*client.event_hooks["request"], _keep_token]}
+    return client
+
+
+def _keep_token(request: Any) -> None:
+    hub = urlsplit(constants.ENDPOINT)
+    if (request.url.scheme, request.url.netloc.decode()) != (hub.scheme, hub.netloc):
+        request.headers.pop("authorization", None)
+
+
+def _not_understood(name: str, error: Exception) -> str:
+    return f"{name}: {constants.ENDPOINT} does not answer as a Hub does ({type(error).__name__}: {one_line(error, 120)})"
 
 
 def _explain(name: str, error: BaseException) -> str:
