@@ -53,25 +53,26 @@ def main(args: argparse.Namespace) -> None:
     except ImportError as error:
         raise UserError('the page needs Gradio: pip install "gpt_scratch[demo]"') from error
     page = build_page(args.model, may_load=private)
+    hosts = LOOPBACK_NAMES | {args.host.lower()} if private else None
     functions = frozenset(number for number, function in page.fns.items() if function.fn)
     try:
-        page.launch(server_name=args.host, server_port=args.port, **launch_settings(private, functions))
+        page.launch(server_name=args.host, server_port=args.port, **launch_settings(hosts, functions))
     except (OSError, ValueError) as error:
         raise UserError(f"--host {args.host} --port {args.port}: {one_line(error)}") from error
 
 
-def launch_settings(private: bool, functions: Collection[int]) -> dict[str, Any]:
+def launch_settings(hosts: Collection[str] | None, functions: Collection[int]) -> dict[str, Any]:
     """How Gradio serves the page: nothing that environment variables or its defaults would open beside it.
 
     Args:
-        private: only this machine reaches it; pages elsewhere, under another name, are kept out too.
+        hosts: names of this machine that a request may use, so that pages elsewhere are kept out; None where others reach the page.
         functions: the numbers of the page's functions that a request may call.
     """
     from starlette.middleware import Middleware
 
     return {
         "app_kwargs": {
-            "middleware": [Middleware(PageGuard, hosts=LOOPBACK_NAMES if private else None, functions=functions)],
+            "middleware": [Middleware(PageGuard, hosts=hosts, functions=functions)],
             "docs_url": None,
             "redoc_url": None,
             "openapi_url": None,
