@@ -79,9 +79,11 @@ def bounds_of_a_fault(request):
     if measurable:
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak begins anew
         before = _memory("VmRSS")
-    start = time.monotonic()
+    start, busy = time.monotonic(), sum(os.times()[:4])
     yield
-    seconds = time.monotonic() - start
+    seconds, busy = time.monotonic() - start, sum(os.times()[:4]) - busy
+    # On a loaded machine a test waits for its turn: then what it computed itself, with the processes that it started, is what counts.
+    seconds = seconds if seconds > 8 * mark.kwargs["seconds"] else min(seconds, busy)
     assert seconds <= mark.kwargs["seconds"], f"took {seconds:.1f} s, its mark says {mark.kwargs['seconds']}"
     if measurable and "mebibytes" in mark.kwargs:
         grown = _memory("VmHWM") - before
