@@ -30,7 +30,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils._http import default_client_factory
+from huggingface_hub.utils._http import default_client_factory  # not public; run with 2.4
 from safetensors.torch import load_file
 
 from ..errors import NO_ROOM, UserError, one_line
@@ -87,7 +87,7 @@ def open_repository(name: str, private: bool | None = None, revision: str = "mai
             api.create_branch(name, branch=revision, exist_ok=True)
         tree = api.list_repo_tree(name, revision=revision, recursive=True)
         present = {entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in tree if isinstance(entry, RepoFile)}
-    _refuse_paths(name, present)
+        _refuse_paths(name, present)
     return Repository(name, revision, present)
 
 
@@ -217,11 +217,7 @@ def _clear_errors(name: str) -> Iterator[None]:
         raise UserError(_explain(name, error)) from error
     except (UserError, MemoryError):
         raise
-    except (
-        json.JSONDecodeError,
-        UnicodeDecodeError,
-        RecursionError,
-    ) as error:  # html, for instance, where a network wants a login
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:  # html, where a network wants a login
         raise UserError(_not_understood(name, error)) from error
     except ValueError as error:  # the metadata of README.md
         raise UserError(f"{name}: {one_line(error)}") from error
