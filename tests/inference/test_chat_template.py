@@ -197,7 +197,9 @@ def refusals():
         "        told = repr(chat_template.apply_chat_template(tokenizer, question, chat_template=template, tokenize=False))[:99]\n"
         "    except UserError as error:\n"
         "        told = f'refused: {error}'\n"
-        "    own, children = (resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))\n"
+        # Not ru_maxrss of the process itself, which begins with the peak of the one that started it.
+        "    own = int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) / 1024\n"
+        "    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024\n"
         "    print(json.dumps([told, time.perf_counter() - start, own, children]), flush=True)\n"
     )
     done = run_bounded(
@@ -210,7 +212,7 @@ def refusals():
     return dict(zip(HOSTILE, map(json.loads, done.stdout.splitlines())))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="memory limits are POSIX's")
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.fault(name, seconds=6, mebibytes=1200)) for name in HOSTILE]
 )
@@ -223,7 +225,8 @@ def test_a_hostile_template_is_refused_in_bounded_time_and_memory(refusals, name
 def run_hostile(code: str) -> subprocess.Popen:
     hostile = "chat_template.apply_chat_template(tokenizer, question, chat_template='{{ (7**99999999) % 3 }}', tokenize=False)\n"
     return subprocess.Popen(
-        [sys.executable, "-c", START + "chat_template.RENDERER._running()\nprint('on', flush=True)\n" + code.replace("HOSTILE", hostile)],
+        # A shell's background jobs ignore Ctrl-C, and what they start inherits that.
+        [sys.executable, "-c", START + "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nchat_template.RENDERER._running()\nprint('on', flush=True)\n" + code.replace("HOSTILE", hostile)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -231,7 +234,7 @@ def run_hostile(code: str) -> subprocess.Popen:
     )  # fmt: skip
 
 
-@pytest.mark.fault("Ctrl-C during one long operation of a chat template", seconds=3, mebibytes=900)
+@pytest.mark.fault("Ctrl-C during one long operation of a chat template", seconds=30, mebibytes=900)
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
 def test_ctrl_c_ends_a_long_operation_at_once():
     process = run_hostile(
