@@ -79,7 +79,7 @@ def test_a_row_without_end_is_refused(tmp_path, monkeypatch, kind, start):
 
 
 @pytest.mark.fault(
-    "a parquet file of 20 kB whose one value has 300 MB; one whose 100,000 rows share 20 MB", seconds=40, mebibytes=2500
+    "a parquet file of 20 kB whose one value has 300 MB; one whose 100,000 rows share 20 MB", seconds=40, mebibytes=4000
 )
 def test_a_parquet_file_that_unpacks_beyond_reason_is_refused(tmp_path):
     value, rows = tmp_path / "value.parquet", tmp_path / "rows.parquet"
