@@ -91,6 +91,11 @@ def run_script(main: Callable[[], Result]) -> Result:
         # Python flushes standard output once more at exit, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        print(f"error: {error.strerror}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+        sys.exit(2)
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
@@ -98,9 +103,4 @@ def run_script(main: Callable[[], Result]) -> Result:
         print(
             f"error: a library gave up, most often on a regular expression of tokenizer.json: {one_line(error)}", file=sys.stderr
         )
-        sys.exit(2)
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        print(f"error: {error.strerror}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
         sys.exit(2)

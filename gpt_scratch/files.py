@@ -20,12 +20,34 @@ from typing import Any
 
 from .errors import UserError
 
+JSON_BYTES = 64 * 2**20  # of a configuration or an index of shards at most
 MARK = ".gpt_scratch.json"
 UNFINISHED, REPLACED = "-unfinished", "-replaced"  # end the names of the hidden neighbours of a directory that is written
 # Release 0.1.0 set no mark; a conversion by it holds conversion.json, and nothing but these.
 UNMARKED = ("conversion.json", "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
             "*_gpt_scratch.py", "README.md", "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
             "chat_template.jinja")  # fmt: skip
+
+
+def read_json_object(path: Path, limit: int = JSON_BYTES) -> dict[str, Any]:
+    """A JSON object of at most `limit` bytes.
+
+    Raises:
+        ValueError: it is none, or too long; OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        text = file.read(limit + 1)
+    if len(text) > limit:
+        raise ValueError(f"{path.name} has more than {limit:,} bytes")
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{path.name} is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{path.name} is no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} must hold a JSON object, not a {type(content).__name__}")
+    return content
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError, one_line
-from ..inference.loading import read_json_object
+from ..files import read_json_object
 
 # safetensors' names of the dtypes that weights may have, and of others that occur in masks and quantized weights.
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -5,7 +5,6 @@ whole or an error of one line: nothing missing but a head that is to be trained,
 every number finite, a row for every token. Sizes are compared with the weights files before memory is taken for them.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,13 @@ from transformers.utils import cached_file
 from transformers.utils.logging import get_verbosity, set_verbosity, set_verbosity_error
 
 from ..errors import UserError
+from ..files import read_json_object
 from ..tokenization import portable
 
 AUTO = {"lm": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification}
 KINDS = {"lm": "a language model", "classifier": "a classifier"}
 NEW_HEADS = ("score.", "classifier.", "classification_head.", "pre_classifier.")  # names that transformers' models give them
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-JSON_BYTES = 64 * 2**20  # of a configuration or an index of shards at most
 LARGEST = {
     "layer": 10_000,
     "label": 1_000_000,
@@ -177,27 +176,6 @@ def refuse_non_finite(name: str, tensors: Iterable[tuple[str, torch.Tensor]]) ->
             if not (torch.isfinite(low) and torch.isfinite(high)):
                 what = "NaN" if torch.isnan(low) else "infinite values"
                 raise UserError(f"{name}: {key} holds {what}: the weights are damaged, or of a training that diverged")
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON object of a bounded size.
-
-    Raises:
-        ValueError: it is none, or too long; OSError: it cannot be read.
-    """
-    with path.open("rb") as file:
-        text = file.read(JSON_BYTES + 1)
-    if len(text) > JSON_BYTES:
-        raise ValueError(f"{path.name} has more than {JSON_BYTES:,} bytes")
-    try:
-        content = json.loads(text)
-    except RecursionError:
-        raise ValueError(f"{path.name} is nested too deeply") from None
-    except ValueError as error:
-        raise ValueError(f"{path.name} is no JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path.name} must hold a JSON object, not a {type(content).__name__}")
-    return content
 
 
 def check_sizes(config: dict[str, Any]) -> None:

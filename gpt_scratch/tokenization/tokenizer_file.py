@@ -4,10 +4,11 @@ A pipeline is a small program: a normalizer that replaces each character by ten,
 runs it over the file's own added tokens as soon as it opens the file.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from ..files import read_json_object
 
 FILE_BYTES = 1 << 28  # Llama 3's has 17 MB
 LONGEST_INSERTION = 1_000  # characters that one step may insert at a place
@@ -22,16 +23,7 @@ def check_tokenizer_file(path: Path) -> None:
     """
     if not path.is_file():
         raise ValueError(f"{path.name} is not a regular file")
-    if path.stat().st_size > FILE_BYTES:
-        raise ValueError(f"{path.name} has {path.stat().st_size:,} bytes, more than {FILE_BYTES:,}")
-    try:
-        content = json.loads(path.read_bytes())
-    except RecursionError:
-        raise ValueError(f"{path.name} is nested too deeply") from None
-    except ValueError as error:
-        raise ValueError(f"{path.name} is no JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path.name} must hold a JSON object, not a {type(content).__name__}")
+    content = read_json_object(path, FILE_BYTES)
     for part in ("normalizer", "pre_tokenizer", "decoder"):
         growth = 1.0
         for step in _steps(content.get(part)):

@@ -18,8 +18,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from ..errors import UserError
-from ..files import write_json
-from ..inference.loading import read_json_object
+from ..files import read_json_object, write_json
 
 FILE = ".made_with.json"  # hidden, so that it does not go to the Hub
 ROWS = 4096  # of a data set whose content is compared, evenly spread; all of a smaller one. Their number is compared in any case

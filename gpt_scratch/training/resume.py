@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer_callback import ExportableState, TrainerState
 
 from ..errors import UserError
-from ..inference.loading import read_json_object, refuse_non_finite, weight_files
+from ..files import read_json_object
+from ..inference.loading import refuse_non_finite, weight_files
 from .optimizers import MuonAndAdamW
 
 TRAINER_STATE = "trainer_state.json"

@@ -318,7 +318,6 @@ def test_a_disk_that_fills_in_the_final_saves(runner, tmp_path, disk, name):
     runner.assert_same(output, name)
 
 
-@pytest.mark.slow  # fails where the folder above is closed to the user that it becomes: to be made independent of that
 def test_a_folder_that_turns_read_only(runner, tmp_path):
     output = tmp_path / "run"
     stopped = runner("pretrain", output, kill={"place": "read_only", "step": 8, "disk": str(output)})
