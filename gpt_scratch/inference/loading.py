@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils import cached_file
 from transformers.utils.logging import get_verbosity, set_verbosity, set_verbosity_error
 
-from ..errors import UserError
+from ..errors import UserError, innermost, one_line
 from ..files import read_json_object
 from ..tokenization import portable
 
@@ -198,12 +198,7 @@ def refusal(what: str, error: BaseException) -> BaseException:
         return error
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
         return error
-    while error.__cause__ is not None:
-        error = error.__cause__
-    said = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())[:300]
-    if isinstance(error, MemoryError):
-        said = "there is not enough memory"
-    return UserError(f"{what}: {said or type(error).__name__}")
+    return UserError(f"{what}: {one_line(innermost(error))}")
 
 
 def _adapter_config(name: str) -> dict[str, Any] | None:

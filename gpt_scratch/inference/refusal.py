@@ -2,6 +2,8 @@
 
 import json
 
+from ..errors import one_line
+
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -28,10 +30,5 @@ class Refusal(Exception):
     def body(self) -> bytes:
         """The JSON object."""
         kind = KINDS.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        error = {"message": one_line(str(self)), "type": kind, "param": self.param, "code": self.code}
+        error = {"message": one_line(self, 500), "type": kind, "param": self.param, "code": self.code}
         return json.dumps({"error": error}).encode()
-
-
-def one_line(message: str, characters: int = 500) -> str:
-    """A message without line breaks and not longer than `characters`."""
-    return " ".join(message.split())[:characters]

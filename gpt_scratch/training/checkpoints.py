@@ -305,7 +305,7 @@ class ResumableTrainer(Trainer):
         try:
             super()._load_rng_state(checkpoint)
         except Exception as error:  # of torch.load, or of the three generators that it is for
-            said = " ".join(str(error).split(". ")[0].split())[:200] or type(error).__name__
+            said = one_line(str(error).split(". ")[0], 200) or type(error).__name__
             raise UserError(
                 f"{checkpoint} cannot be resumed: rng_state cannot be read: {said}: it is damaged or foreign"
             ) from error

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers.trainer_callback import ExportableState, TrainerState
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..files import read_json_object
 from ..inference.loading import refuse_non_finite, weight_files
 from .optimizers import MuonAndAdamW
@@ -135,7 +135,7 @@ def read_pickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # the pickle's, the zip reader's and the mapping's
-        said = " ".join(str(error).split(". ")[0].split())[:200]
+        said = one_line(str(error).split(". ")[0], 200)
         raise UserError(f"{path} cannot be read: {said}: the checkpoint is damaged or by a stranger") from error
 
 
