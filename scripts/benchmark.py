@@ -39,8 +39,8 @@ from gpt_scratch.data.readers import check_files
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import write_json
 from gpt_scratch.inference.loading import load_language_model, load_tokenizer
+from gpt_scratch.provenance import describe_environment
 from gpt_scratch.ranges import check_flags
-from gpt_scratch.training.run import describe_environment
 
 LENGTHS = (256, 512, 1024, 2048, 4096)
 VOCABULARIES = (4096, 16384, 50257, 128256)  # the last is Llama 3's

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+from ..analysis.overfitting import overfitting_step
 from ..evaluation.perplexity import evaluate_loss, perplexity
-from ..plots import overfitting_step, plot_losses
+from ..plots import plot_losses
 
 
 class PerplexityCallback(TrainerCallback):
