@@ -58,7 +58,7 @@ def remaining_positions(model: PreTrainedModel, tokens: int, what: str = "the pr
     """
     limit = model.config.get_text_config().max_position_embeddings
     if tokens >= limit:
-        raise UserError(f"{what} has {tokens} tokens, and the model's {limit} positions leave no room for more: shorten it")
+        raise UserError(f"{what} has {tokens:,} tokens, and the model's {limit:,} positions leave no room for more: shorten it")
     return limit - tokens
 
 
