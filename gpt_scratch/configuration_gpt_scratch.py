@@ -113,6 +113,9 @@ class GPTScratchConfig(PretrainedConfig):
         qkv_bias (`bool`): biases of the query, key and value projections (GPT-2 `True`; the book and Llama `False`).
         o_bias (`bool`): bias of the attention's output projection.
         mlp_bias (`bool`): biases of the MLP.
+        lm_head_bias (`bool`): a bias of the output head (Karpathy's lecture GPT; GPT-2 and Llama have none).
+        sliding_window (`int`, *optional*): every token attends to so many tokens at most, itself and those just before it, in every
+            layer (Mistral 7B v0.1, Jiang et al. 2023, section 2). `None` means all before it.
         tie_word_embeddings (`bool`): the output head is the token embedding, one tensor (GPT-2 `True`, the book `False`).
 
     Training:
@@ -206,6 +209,8 @@ class GPTScratchConfig(PretrainedConfig):
         qkv_bias: bool = False,
         o_bias: bool = True,
         mlp_bias: bool = True,
+        lm_head_bias: bool = False,
+        sliding_window: int | None = None,
         tie_word_embeddings: bool = True,
         embedding_dropout: float | int = 0.1,
         attention_dropout: float | int = 0.1,
@@ -238,6 +243,8 @@ class GPTScratchConfig(PretrainedConfig):
         self.qkv_bias = qkv_bias
         self.o_bias = o_bias
         self.mlp_bias = mlp_bias
+        self.lm_head_bias = lm_head_bias
+        self.sliding_window = sliding_window
         self.tie_word_embeddings = tie_word_embeddings
         self.embedding_dropout = embedding_dropout
         self.attention_dropout = attention_dropout
@@ -373,6 +380,7 @@ class GPTScratchConfig(PretrainedConfig):
             "head_dim",
             "intermediate_size",
             "max_position_embeddings",
+            "sliding_window",
         ):
             sizes[name] = getattr(self, name)
         for name, value in sizes.items():

@@ -6,7 +6,7 @@ either side changes nothing, and documents packed into one row do not attend to 
 
 Sources: GPT-2 (Radford et al. 2019; OpenAI `gpt-2/src/model.py`), Llama (Touvron et al. 2023), rotary positions (Su et al. 2021,
 arXiv:2104.09864), RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467), grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245),
-gated MLPs (Shazeer 2020, arXiv:2002.05202).
+gated MLPs (Shazeer 2020, arXiv:2002.05202), sliding windows (Jiang et al. 2023, arXiv:2310.06825).
 
 Shapes: B batch, T tokens of this call, S tokens seen so far (cache included), C hidden_size, H query heads, K key/value heads,
 D head_dim, I intermediate_size, V vocab_size, L num_labels.
@@ -167,8 +167,9 @@ class GPTScratchAttention(nn.Module):
             # kwargs in one piece: a static cache reads cache_position from it, a paged cache exchanges its settings
             key, value = past_key_values.update(key, value, self.layer_idx, kwargs)  # (B, K, S, D)
         attend = attention_function(self.config._attn_implementation, eager_attention_forward)
-        dropout = self.attention_dropout if self.training else 0.0
-        output, weights = attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
+        kwargs |= {"dropout": self.attention_dropout if self.training else 0.0, "scaling": self.scaling}
+        kwargs |= {"sliding_window": self.config.sliding_window}  # for flash attention; the others find it in the mask
+        output, weights = attend(self, query, key, value, attention_mask, **kwargs)
         return self.o_proj(output.reshape(B, T, -1)), weights  # (B, T, H, D) -> (B, T, C)
 
 
@@ -307,11 +308,13 @@ class GPTScratchModel(GPTScratchPreTrainedModel):
         refuse_contradictions(input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, kwargs)
 
         implementation, tokens = self.config._attn_implementation, input_ids if inputs_embeds is None else inputs_embeds
-        mask, position_ids = mask_and_positions(tokens, attention_mask, position_ids, past_key_values, implementation)
+        mask, position_ids = mask_and_positions(
+            tokens, attention_mask, position_ids, past_key_values, implementation, self.config.sliding_window
+        )
         if self.config.position_embedding_type == "learned":
             refuse_positions_beyond(self.config.max_position_embeddings, position_ids)
         if use_cache and past_key_values is None:
-            past_key_values = DynamicCache()
+            past_key_values = DynamicCache()  # of all keys: `generate` makes one that keeps the window only
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         position_embeddings = None
         if self.config.position_embedding_type == "learned":
@@ -352,7 +355,7 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):
     def __init__(self, config: GPTScratchConfig):
         super().__init__(config)
         self.model = GPTScratchModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
         # Of the run and not of the model: training scripts set them here, where no checkpoint keeps them.
         self.loss_implementation = config.loss_implementation
         self.label_smoothing = 0.0  # in training mode only
@@ -391,8 +394,9 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):
         hidden_states, logits, loss = outputs.last_hidden_state, None, None
         scored = labels is not None or shift_labels is not None
         smoothing = self.label_smoothing if self.training else 0.0
-        # Past the module, the head's weight is taken only where no adapter and no quantization has replaced it.
-        if scored and self.training and self.loss_implementation == "chunked" and type(self.lm_head) is nn.Linear:
+        # Past the module, the head's weight is taken only where no adapter and no quantization has replaced it, and no bias is added.
+        chunked = self.loss_implementation == "chunked" and type(self.lm_head) is nn.Linear and self.lm_head.bias is None
+        if scored and self.training and chunked:
             loss = chunked_language_modeling_loss(
                 hidden_states, self.lm_head.weight, labels, smoothing, num_items_in_batch, shift_labels
             )

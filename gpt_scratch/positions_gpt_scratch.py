@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .releases_gpt_scratch import fixed_length
+from .releases_gpt_scratch import fixed_length, keys_within
 
 
 def values_are_known(tensor: torch.Tensor) -> bool:
@@ -19,7 +19,12 @@ def values_are_known(tensor: torch.Tensor) -> bool:
 
 
 def mask_and_positions(
-    tokens: torch.Tensor, attention_mask: Any, position_ids: torch.Tensor | None, cache: Any, implementation: str | None
+    tokens: torch.Tensor,
+    attention_mask: Any,
+    position_ids: torch.Tensor | None,
+    cache: Any,
+    implementation: str | None,
+    window: int | None = None,
 ) -> tuple[Any, torch.Tensor]:
     """The mask as the attention function takes it, and positions (B, T) or (1, T).
 
@@ -29,6 +34,7 @@ def mask_and_positions(
         position_ids: where the caller gives them.
         cache: keys and values of earlier tokens, or None.
         implementation: of attention, as `config._attn_implementation` names it.
+        window: how many tokens each one attends to at most, itself included; `None` for all.
 
     Returns `None` for the mask where causality alone says it all. Raises `ValueError` for packed documents that flash attention would
     mix.
@@ -55,7 +61,12 @@ def mask_and_positions(
             "flatten the batch into one row, or use sdpa or flex_attention"
         )
     if implementation not in ("eager", "sdpa", "flex_attention"):
+        if window is not None and cache is not None and attention_mask is not None:
+            attention_mask = attention_mask[:, -keys_within(cache, columns)[0] :]  # a cache may have dropped what lies before the window
         return attention_mask, position_ids  # made causal by the kernel, or by somebody else's attention, such as vLLM's
+    if window is not None and (cache is not None or window < T):
+        key_length, first = (T, 0) if cache is None else keys_within(cache, columns)
+        return causal_mask(columns, key_length, attention_mask, documents, implementation, window, first), position_ids
     longest = fixed_length(cache)
     if attention_mask is documents is longest is None and (T == 1 or cache is None or past_length == 0):
         return None, position_ids
@@ -119,9 +130,11 @@ def causal_mask(
     attention_mask: torch.Tensor | None = None,
     documents: torch.Tensor | None = None,
     implementation: str = "sdpa",
+    window: int | None = None,
+    first: int = 0,
 ) -> Any:
-    """What each new token may attend to: real tokens of its own document up to itself. A padding token attends to itself too, so
-    that no row of the softmax is empty.
+    """What each new token may attend to: real tokens of its own document up to itself, in the window. A padding token attends to itself
+    too, so that no row of the softmax is empty.
 
     Args:
         columns: (T,), index of each new token in its row.
@@ -129,17 +142,23 @@ def causal_mask(
         attention_mask: (B, up to S), nonzero for real tokens; columns beyond its end are still to come.
         documents: (B, T) from `find_documents`, only where S = T.
         implementation: of attention, as `config._attn_implementation` names it.
+        window: how many tokens each one attends to at most, itself included; `None` for all.
+        first: column of the first key, where a cache has dropped those before it.
 
     Returns:
         A boolean mask (B, 1, T, S), or (1, 1, T, S) where all rows are alike; for flex attention its `BlockMask`.
 
     >>> causal_mask(torch.arange(1, 3), 3, torch.tensor([[0, 1, 1]]))[0, 0].int().tolist()
     [[0, 1, 0], [0, 1, 1]]
+    >>> causal_mask(torch.arange(3), 3, window=2)[0, 0].int().tolist()
+    [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
     """
 
     def visible(row, query, key):
-        column = columns[query]
+        column, key = columns[query], key + first
         seen = key <= column
+        if window is not None:
+            seen = seen & (column - key < window)
         if attention_mask is not None:
             seen = seen & (real[row, key] | (key == column))
         if documents is not None:
@@ -147,7 +166,7 @@ def causal_mask(
         return seen
 
     if attention_mask is not None:
-        real = torch.nn.functional.pad(attention_mask != 0, (0, max(0, key_length - attention_mask.shape[1])))
+        real = torch.nn.functional.pad(attention_mask != 0, (0, max(0, first + key_length - attention_mask.shape[1])))
     rows = next((len(x) for x in (attention_mask, documents) if x is not None), 1)
     if implementation == "flex_attention":
         from torch.nn.attention.flex_attention import create_block_mask

@@ -21,6 +21,8 @@ except ImportError:  # before 4.48: attention is always written out
     ALL_ATTENTION_FUNCTIONS = {}
 # 5.24 renamed the key/value cache in outputs, in `generate` and in every model of its own; `forward` takes both names here.
 CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+# What a cache takes to say how many keys it gives: the number of new tokens, or until 5.3 their columns.
+MASK_SIZES_BY_LENGTH = "query_length" in inspect.signature(getattr(Cache, "get_mask_sizes", Cache.__init__)).parameters
 
 # What `forward` hands on to attention functions and caches without reading it. Any other argument that it does not name is refused.
 HANDED_ON = {
@@ -127,6 +129,17 @@ def fixed_length(cache: Cache | None) -> int | None:
     return length if length is not None and length > 0 else None
 
 
+def keys_within(cache: Cache, columns: torch.Tensor) -> tuple[int, int]:
+    """How many keys attention sees when tokens at `columns` (T,) join those in `cache`, and the column of the first of them.
+
+    From 4.56 on, `generate` gives a model with a window a cache that drops what lies before it. Earlier ones keep all keys.
+    """
+    if not hasattr(cache, "get_mask_sizes"):  # until 4.52
+        longest = fixed_length(cache)
+        return (int(columns[-1]) + 1 if longest is None else longest), 0
+    return cache.get_mask_sizes(len(columns) if MASK_SIZES_BY_LENGTH else columns, 0)  # type: ignore[arg-type]
+
+
 def scaled_rotary_frequencies(config, position_ids: torch.Tensor) -> tuple[torch.Tensor, float]:
     """Rotary frequencies, fp32, (D/2,), and the factor of cosines and sines, for a scaled `rope_type`, as transformers computes them.
 
@@ -192,6 +205,7 @@ __all__ = [
     "AnyRelease",
     "attention_function",
     "fixed_length",
+    "keys_within",
     "only_cache",
     "refuse_contradictions",
     "refuse_lost_tokens",

@@ -13,13 +13,16 @@ OPENERS = {
     "openai": open_openai,
     "gpt2": open_hub_directory,
     "llama": open_hub_directory,
+    "mistral": open_hub_directory,
+    "qwen2": open_hub_directory,
+    "qwen3": open_hub_directory,
     "gguf": open_gguf,
     "book": open_book,
     "nanogpt": open_nanogpt,
     "gpt_scratch": open_hub_directory,
 }
 FORMATS = tuple(OPENERS)
-MODEL_TYPES = {"gpt2": "gpt2", "llama": "llama", "mistral": "llama", "gpt_scratch": "gpt_scratch"}
+MODEL_TYPES = tuple(kind for kind, opener in OPENERS.items() if opener is open_hub_directory)
 HUB_FILES = ["*.json", "*.txt", "*.jinja", "tokenizer.model"]
 
 
@@ -44,7 +47,7 @@ def recognize(name: str, options: Options, wanted: str = "auto") -> Checkpoint:
     if options.tokenizer:
         checkpoint.tokenizer = open_tokenizer(options.tokenizer, checkpoint.config)
     if checkpoint.tokenizer is not None:
-        join_tokenizer(checkpoint, ids_were_told=kind in ("gpt2", "llama", "gguf", "gpt_scratch"))
+        join_tokenizer(checkpoint, ids_were_told=kind in (*MODEL_TYPES, "gguf"))
     return checkpoint
 
 
@@ -71,7 +74,7 @@ def _model_type(path: Path) -> str:
     if model_type not in MODEL_TYPES:
         known = ", ".join(MODEL_TYPES)
         raise UserError(f"{path / 'config.json'} says model_type {model_type!r}; {known} can be converted")
-    return MODEL_TYPES[model_type]
+    return model_type
 
 
 def _kind(path: Path) -> tuple[str, str]:

@@ -1,6 +1,6 @@
 """Directories as transformers writes them, and GGUF files as it reads them: GPT-2, the Llama family, and this package's own.
 
-Sources: `GPT2Config`, `LlamaConfig` and `MistralConfig` of transformers. A setting that changes the function and that this architecture
+Sources: `GPT2Config`, `LlamaConfig`, `MistralConfig`, `Qwen2Config` and `Qwen3Config` of transformers. A setting that changes the function and that this architecture
 does not have is refused by name.
 """
 
@@ -16,7 +16,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     GenerationConfig,
-    LlamaConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -33,10 +32,11 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 # What both families call as we do. Our defaults for the ids are GPT-2's, which would be wrong elsewhere: `None` counts too.
 SHARED = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "tie_word_embeddings")
 LABELS = ("id2label", "label2id", "problem_type")
+FAMILY = ("llama", "mistral", "qwen2", "qwen3")  # that share Llama's names of settings and tensors
 
 
 def open_hub_directory(path: Path, options: Options) -> Checkpoint:
-    """A directory with `config.json` and weights of GPT-2, Llama, Mistral or this package.
+    """A directory with `config.json` and weights of GPT-2, Llama, Mistral, Qwen 2 or 3, or this package.
 
     Raises:
         UserError: a missing or broken file, or a setting that cannot be expressed.
@@ -55,7 +55,7 @@ def open_hub_directory(path: Path, options: Options) -> Checkpoint:
     weight_map: WeightMap = {}
     if theirs.model_type == "gpt2":
         config, weight_map = gpt2_config(theirs, head, options.config_overrides), HF_GPT2
-    elif theirs.model_type in ("llama", "mistral"):
+    elif theirs.model_type in FAMILY:
         config, weight_map = llama_config(theirs, head, options.config_overrides), LLAMA
     else:
         config = theirs
@@ -143,25 +143,29 @@ def gpt2_config(theirs: PreTrainedConfig, head: str, overrides: dict[str, Any]) 
 
 
 def llama_config(theirs: PreTrainedConfig, head: str, overrides: dict[str, Any]) -> GPTScratchConfig:
-    """transformers' LlamaConfig or MistralConfig in our terms.
+    """transformers' configuration of one of `FAMILY` in our terms.
 
     Raises:
         UserError: a setting that cannot be expressed; names it.
     """
-    window = getattr(theirs, "sliding_window", None)  # Mistral's; Llama has none
-    if window is not None and window < theirs.max_position_embeddings:
+    window = getattr(theirs, "sliding_window", None)  # Llama has none
+    kinds = set(getattr(theirs, "layer_types", None) or ())  # Qwen's, of each layer
+    if window is None or kinds == {"full_attention"}:
+        window, kinds = None, kinds - {"sliding_attention"}
+    if kinds - {"full_attention", "sliding_attention"} or len(kinds) > 1:
         raise UserError(
-            f"config.json: sliding_window={window} cannot be expressed, every position attends to all before it; "
-            f"null, or max_position_embeddings {theirs.max_position_embeddings} and more, can"
+            f"config.json: layer_types {', '.join(sorted(kinds))} cannot be expressed: all layers attend to the same sliding_window, or to "
+            "all tokens before"
         )
-    biases = isinstance(theirs, LlamaConfig)  # Mistral has none, and no settings for them
+    qwen2 = theirs.model_type == "qwen2"
+    bias = qwen2 or getattr(theirs, "attention_bias", False)  # Mistral has none, and no setting for them
     ours = {
         "hidden_size": theirs.hidden_size,
         "intermediate_size": theirs.intermediate_size,
         "num_hidden_layers": theirs.num_hidden_layers,
         "num_attention_heads": theirs.num_attention_heads,
         "num_key_value_heads": theirs.num_key_value_heads,
-        "head_dim": theirs.head_dim,
+        "head_dim": getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads,
         "max_position_embeddings": theirs.max_position_embeddings,
         "hidden_act": theirs.hidden_act,
         "norm_eps": theirs.rms_norm_eps,
@@ -169,9 +173,11 @@ def llama_config(theirs: PreTrainedConfig, head: str, overrides: dict[str, Any])
         "rope_parameters": theirs.rope_parameters,
         "norm_type": "rmsnorm",
         "mlp_type": "gated",
-        "qkv_bias": biases and theirs.attention_bias,
-        "o_bias": biases and theirs.attention_bias,
-        "mlp_bias": biases and theirs.mlp_bias,
+        "qk_norm": theirs.model_type == "qwen3",
+        "qkv_bias": bias,
+        "o_bias": bias and not qwen2,
+        "mlp_bias": getattr(theirs, "mlp_bias", False),
+        "sliding_window": window,
         "attention_dropout": theirs.attention_dropout,
         "embedding_dropout": 0.0,
         "residual_dropout": 0.0,
@@ -196,8 +202,8 @@ def open_gguf(path: Path, options: Options) -> Checkpoint:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except BaseException as error:  # whatever gguf or transformers raise
         raise refusal(f"{path} cannot be read as GGUF", error) from error
-    if model.config.model_type not in ("llama", "mistral"):
-        raise UserError(f"{path} holds a {model.config.model_type} model; llama and mistral can be converted from GGUF")
+    if model.config.model_type not in FAMILY:
+        raise UserError(f"{path} holds a {model.config.model_type} model; {', '.join(FAMILY)} can be converted from GGUF")
     with tempfile.TemporaryDirectory() as folder:  # once through a file, as if it had been read from one
         model.config.save_pretrained(folder)
         config = llama_config(AutoConfig.from_pretrained(folder), "lm", options.config_overrides)

@@ -141,7 +141,7 @@ NANOGPT: WeightMap = {
     if key not in ("lm_head.weight", "score.weight")
 } | {"lm_head.weight": (SAME, ("lm_head.weight",))}
 
-# Llama's names are ours.
+# Llama's names are ours, and so are those of Mistral and of Qwen 2 and 3, which has the two norms of queries and keys.
 LLAMA: WeightMap = {
     key: (SAME, (key,))
     for key in (
@@ -151,6 +151,8 @@ LLAMA: WeightMap = {
         *_attention("bias"),
         _block("self_attn.o_proj.weight"),
         _block("self_attn.o_proj.bias"),
+        _block("self_attn.q_norm.weight"),
+        _block("self_attn.k_norm.weight"),
         _block("post_attention_layernorm.weight"),
         _block("mlp.gate_proj.weight"),
         _block("mlp.gate_proj.bias"),

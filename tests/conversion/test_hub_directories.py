@@ -20,9 +20,15 @@ from transformers import (
     LlamaForSequenceClassification,
     MistralConfig,
     MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3ForSequenceClassification,
 )
 
 from gpt_scratch import GPTScratchForCausalLM, GPTScratchForSequenceClassification
+from gpt_scratch.conversion.stock_layouts import CLASSES
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 from gpt_scratch.verify_checkpoint import EQUAL, read_reference, verify_checkpoint, verify_model
 
@@ -46,6 +52,7 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 8}
 GPT2_DROPOUT = {"resid_pdrop": 0.2, "embd_pdrop": 0.05, "attn_pdrop": 0.3}
 LANGUAGE_MODELS = {
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**GPT2, **GPT2_DROPOUT)),
@@ -58,7 +65,7 @@ LANGUAGE_MODELS = {
     "llama-yarn": lambda: LlamaForCausalLM(
         LlamaConfig(
             **LLAMA,
-            rope_parameters={"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 8},
+            rope_parameters=YARN,
         )
     ),
     "llama-linear": lambda: LlamaForCausalLM(
@@ -68,10 +75,18 @@ LANGUAGE_MODELS = {
     "smollm2": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA, tie_word_embeddings=True)),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**LLAMA, sliding_window=None)),
     "mistral-wide-window": lambda: MistralForCausalLM(MistralConfig(**LLAMA, sliding_window=64)),
+    "mistral-window": lambda: MistralForCausalLM(MistralConfig(**LLAMA, sliding_window=5, head_dim=10)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**LLAMA, rope_parameters={"rope_type": "default", "rope_theta": 1e6})),
+    "qwen2-tied": lambda: Qwen2ForCausalLM(Qwen2Config(**LLAMA, tie_word_embeddings=True, attention_dropout=0.1)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**LLAMA, head_dim=10, rms_norm_eps=1e-3)),
+    "qwen3-biases-yarn": lambda: Qwen3ForCausalLM(
+        Qwen3Config(**LLAMA, head_dim=8, attention_bias=True, tie_word_embeddings=True, rope_parameters=YARN)
+    ),
 }
 CLASSIFIERS = {
     "gpt2": lambda: GPT2ForSequenceClassification(GPT2Config(**GPT2, num_labels=3, pad_token_id=60)),
     "llama": lambda: LlamaForSequenceClassification(LlamaConfig(**LLAMA, num_labels=3, pad_token_id=60)),
+    "qwen3": lambda: Qwen3ForSequenceClassification(Qwen3Config(**LLAMA, head_dim=10, num_labels=3, pad_token_id=60)),
 }
 
 
@@ -105,18 +120,18 @@ def test_language_models_there_and_back(convert, tmp_path, capsys, name):
     assert torch.equal(greedy(ours), greedy(reference))
     assert ours.config.bos_token_id is ours.config.eos_token_id is None  # not GPT-2's 50256
 
-    back = convert(ours_folder, "--to", "gpt2" if name.startswith("gpt2") else "llama")
+    assert f"format {reference.config.model_type}, since its config.json says so" in printed
+    back = convert(ours_folder, "--to", reference.config.model_type)
     before, after = load_file(original / "model.safetensors"), load_file(back / "model.safetensors")
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     again = AutoModelForCausalLM.from_pretrained(back)
-    assert type(again).__name__ == type(reference).__name__.replace("Mistral", "Llama")
+    assert type(again) is type(reference)
     assert torch.equal(again(ids()).logits, expected)
-    if not name.startswith("mistral"):
-        volatile = {"dtype", "transformers_version", "_name_or_path"}
-        before, after = again.config.to_dict(), reference.config.to_dict()
-        assert {k: v for k, v in before.items() if k not in volatile} == {
-            k: v for k, v in after.items() if k not in volatile
-        } or name in ("gpt2", "gpt2-untied")
+    volatile = {"dtype", "transformers_version", "_name_or_path"}
+    before, after = again.config.to_dict(), reference.config.to_dict()
+    assert {k: v for k, v in before.items() if k not in volatile} == {
+        k: v for k, v in after.items() if k not in volatile
+    } or name in ("gpt2", "gpt2-untied")
     if name == "gpt2":
         assert (again.config.resid_pdrop, again.config.embd_pdrop, again.config.attn_pdrop) == (0.2, 0.05, 0.3)
 
@@ -143,18 +158,26 @@ def test_classifiers_there_and_back(convert, tmp_path, family):
     assert again.config.id2label == {0: "a", 1: "b", 2: "c"}
 
 
-@pytest.mark.parametrize(("style", "target"), [("gpt2", "gpt2"), ("llama", "llama")])
+OWN = {
+    "gpt2": ("gpt2", {"qkv_bias": False, "o_bias": False, "mlp_bias": False}),
+    "llama": ("llama", {}),
+    "mistral": ("llama", {"sliding_window": 5}),
+    "qwen2": ("llama", {}),
+    "qwen3": ("llama", {"qk_norm": True, "head_dim": 10}),
+}
+
+
+@pytest.mark.parametrize("target", OWN)
 @pytest.mark.parametrize("tied", [True, False])
 @torch.no_grad()
-def test_our_own_models_as_stock_ones(convert, tmp_path, style, target, tied):
-    """What was trained here; for GPT-2 also the book's lack of query, key and value biases, which become zeros."""
-    settings = {"tie_word_embeddings": tied} | (
-        {"qkv_bias": False, "o_bias": False, "mlp_bias": False} if style == "gpt2" else {}
-    )
+def test_our_own_models_as_stock_ones(convert, tmp_path, target, tied):
+    """What was trained here; for GPT-2 and Qwen 2 also without query, key and value biases, which become zeros."""
+    style, settings = OWN[target]
+    settings = settings | {"tie_word_embeddings": tied}
     model = tiny_model(style, **settings)
     model.save_pretrained(tmp_path / "ours")
     stock = AutoModelForCausalLM.from_pretrained(convert(tmp_path / "ours", "--to", target))
-    assert type(stock).__name__ == {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}[target]
+    assert type(stock).__name__ == CLASSES[target, "lm"]
     assert_equal(stock(ids()).logits, model(ids()).logits)
     assert stock.config.tie_word_embeddings == tied
 
@@ -269,7 +292,10 @@ def test_a_tokenizer_given_by_flag_brings_its_special_tokens(convert, refused, t
 CANNOT_COME = {
     "gpt2 attention by layer": (GPT2Config(**GPT2, scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx=True"),
     "gpt2 unscaled attention": (GPT2Config(**GPT2, scale_attn_weights=False), "scale_attn_weights=False"),
-    "mistral window": (MistralConfig(**LLAMA, sliding_window=32), "sliding_window=32"),
+    "qwen of two kinds of layers": (
+        Qwen3Config(**LLAMA, use_sliding_window=True, sliding_window=8, max_window_layers=1),
+        "layer_types full_attention, sliding_attention cannot be expressed",
+    ),
     "llama longrope": (
         LlamaConfig(
             **LLAMA,
@@ -304,6 +330,15 @@ CANNOT_GO = {
     "plain to llama": ("llama", {"mlp_type": "plain"}, "llama", "mlp_type='plain'"),
     "output bias to llama": ("llama", {"o_bias": True}, "llama", "o_bias=True"),
     "normed queries to llama": ("llama", {"qk_norm": True}, "llama", "qk_norm=True"),
+    "window to llama": ("llama", {"sliding_window": 31}, "llama", "sliding_window=31"),
+    "window to gpt2": ("gpt2", {"sliding_window": 31}, "gpt2", "sliding_window=31"),
+    "window to qwen2": ("llama", {"sliding_window": 31}, "qwen2", "sliding_window=31"),
+    "window to qwen3": ("llama", {"sliding_window": 31, "qk_norm": True}, "qwen3", "sliding_window=31"),
+    "no normed queries to qwen3": ("llama", {}, "qwen3", "qk_norm=False"),
+    "head_dim to qwen2": ("llama", {"head_dim": 10}, "qwen2", "head_dim=10"),
+    "biases to mistral": ("llama", {"qkv_bias": True}, "mistral", "qkv_bias=True"),
+    "mlp biases to qwen3": ("llama", {"qk_norm": True, "mlp_bias": True}, "qwen3", "mlp_bias=True"),
+    "head bias to gpt2": ("gpt2", {"lm_head_bias": True}, "gpt2", "lm_head_bias=True"),
     "dropout to llama": ("llama", {"residual_dropout": 0.1}, "llama", "residual_dropout=0.1"),
 }
 

@@ -67,8 +67,30 @@ def test_all_settings_that_stand_in_the_way_are_named():
         foreign_config(tiny_config("llama", num_key_value_heads=4, qk_norm=True), "gpt2", "lm")
     assert str(error.value) == (
         "gpt2 cannot express position_embedding_type='rope' (it needs 'learned'), norm_type='rmsnorm' (it needs 'layernorm'), "
-        "mlp_type='gated' (it needs 'plain'), qk_norm=True (it needs False)"
+        "mlp_type='gated' (it needs 'plain'), qk_norm=True (it needs False); qwen3 can express all of them"
     )
+
+
+def test_the_nearest_layout_is_named_with_what_differs_there():
+    """The package's fastest recipe: a plain MLP with biases, which GPT-2 alone has, on rotary positions and normed queries."""
+    modern = tiny_config(
+        "gpt2", position_embedding_type="rope", norm_type="rmsnorm", qk_norm=True, hidden_act="relu2", qkv_bias=False
+    )
+
+    def refusal(config, layout):
+        with pytest.raises(UserError) as error:
+            foreign_config(config, layout, "lm")
+        return str(error.value)
+
+    assert refusal(modern, "mistral").endswith(
+        "mlp_type='plain' (it needs 'gated'), o_bias=True (it needs False), mlp_bias=True (it needs False), qk_norm=True (it needs False); "
+        "the nearest layout is gpt2, where 3 settings differ: position_embedding_type, norm_type, qk_norm"
+    )
+    assert refusal(modern, "gpt2").endswith("no other layout is nearer: 3 settings differ")
+    modern.o_bias = modern.mlp_bias = False
+    assert refusal(modern, "gpt2").endswith("the nearest layout is qwen3, where 1 setting differs: mlp_type")
+    modern.mlp_type = "gated"
+    assert foreign_config(modern, "qwen3", "lm").model_type == "qwen3"
 
 
 def test_a_value_that_transformers_refuses_is_named():
