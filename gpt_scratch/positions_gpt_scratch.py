@@ -62,7 +62,9 @@ def mask_and_positions(
         )
     if implementation not in ("eager", "sdpa", "flex_attention"):
         if window is not None and cache is not None and attention_mask is not None:
-            attention_mask = attention_mask[:, -keys_within(cache, columns)[0] :]  # a cache may have dropped what lies before the window
+            attention_mask = attention_mask[
+                :, -keys_within(cache, columns)[0] :
+            ]  # a cache may have dropped what lies before the window
         return attention_mask, position_ids  # made causal by the kernel, or by somebody else's attention, such as vLLM's
     if window is not None and (cache is not None or window < T):
         key_length, first = (T, 0) if cache is None else keys_within(cache, columns)

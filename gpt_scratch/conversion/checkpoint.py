@@ -94,3 +94,19 @@ def join_tokenizer(checkpoint: Checkpoint, ids_were_told: bool) -> None:
         if not ids_were_told or getattr(config, name) is None:
             setattr(config, name, getattr(tokenizer, name))
     tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
+
+
+def drop_ids_outside(checkpoint: Checkpoint) -> None:
+    """Take special tokens that the vocabulary does not have out of the configuration and the generation settings; a note says so."""
+    size, dropped = checkpoint.config.vocab_size, set[int]()
+    for settings in filter(None, (checkpoint.config, checkpoint.generation_config)):
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(settings, name)
+            ids = value if isinstance(value, list) else [value]
+            inside = [id for id in ids if id is None or id < size]
+            if len(inside) < len(ids):
+                dropped |= set(ids) - set(inside)
+                setattr(settings, name, inside if isinstance(value, list) and inside else None)
+    if dropped:
+        listed = ", ".join(map(str, sorted(dropped)))
+        checkpoint.notes.append(f"special tokens outside of the vocabulary of {size:,} were dropped: {listed}")

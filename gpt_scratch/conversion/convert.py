@@ -21,6 +21,7 @@ from .stock_layouts import foreign_config, inverted, save_config
 from .weight_maps import SAME, Layout, WeightMap
 
 MODELS: dict[str, type[PreTrainedModel]] = {"lm": GPTScratchForCausalLM, "classifier": GPTScratchForSequenceClassification}
+MOST_TOLD = 10  # tensors that cannot be read, in an error message
 LISTED = 6  # names in an error message, at most
 
 
@@ -132,18 +133,30 @@ def import_weights(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | No
         raise UserError(f"the tensors do not fit the sizes in {checkpoint.sizes_from}: {error}") from error
     dtype = dtype or common_dtype(source, {part.key for part in parts.values() if part.key is not None})
     last: dict[str, torch.Tensor] = {}  # query, key and value lie in one foreign tensor: it is read once
+    broken: dict[str, str] = {}  # key, and what is wrong with it: all are told, not the first
 
     def read(name: str) -> torch.Tensor:
         part = parts[name]
-        if part.key is None:
-            return torch.zeros(expected[name].shape, dtype=dtype)
+        zeros = torch.zeros(expected[name].shape, dtype=dtype)
+        if part.key is None or part.key in broken:
+            return zeros
         if part.key not in last:
             last.clear()
-            last[part.key] = source.get(part.key)
-        return part.layout.split(last[part.key])[part.index].to(dtype)
+            try:
+                last[part.key] = source.get(part.key)
+            except UserError as error:
+                broken[part.key] = str(error)
+                return zeros
+        tensor = part.layout.split(last[part.key])[part.index].to(dtype)
+        if not bool(tensor.isfinite().all()):
+            broken[part.key] = _non_finite(part.key, last[part.key], dtype)
+        return tensor
 
     write_safetensors(folder, {name: expected[name].shape for name in parts}, read, dtype, max_shard_bytes)
     last.clear()
+    if broken:
+        told, more = list(broken.values())[:MOST_TOLD], len(broken) - MOST_TOLD
+        raise UserError("; ".join(told) + (f"; and {more} more of {len(broken)} such tensors" if more > 0 else ""))
     config.dtype, config.architectures = dtype, [model.__name__]
     config.save_pretrained(folder)
     custom_object_save(model, str(folder))  # the model's code
@@ -152,6 +165,14 @@ def import_weights(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | No
     if checkpoint.head == "lm":
         _save_generation_config(checkpoint, folder)
     return compare_written(folder, source, checkpoint.weight_map, dtype)
+
+
+def _non_finite(key: str, tensor: torch.Tensor, dtype: torch.dtype) -> str:
+    count = int((~tensor.to(dtype).isfinite()).sum())
+    if bool(tensor.isfinite().all()):
+        return f"{key} has values beyond {str(dtype).removeprefix('torch.')}'s largest: choose another --dtype"
+    kind = "NaN" if bool(tensor.isnan().any()) else "infinite values"
+    return f"{key} has {kind} ({count:,} of {tensor.numel():,} values): the training that wrote it had failed"
 
 
 def _save_generation_config(checkpoint: Checkpoint, folder: Path) -> None:

@@ -3,11 +3,15 @@
 from pathlib import Path
 
 from ..errors import UserError, one_line
-from .checkpoint import Checkpoint, Options, join_tokenizer, open_tokenizer
-from .hub_directories import open_gguf, open_hub_directory
+from .checkpoint import Checkpoint, Options, drop_ids_outside, join_tokenizer, open_tokenizer
+from .gguf_files import open_gguf
+from .hub_directories import open_hub_directory
+from .karpathy import is_llama2c_bin, open_lecture, open_llama2c, open_nanogpt, refuse_nanochat
+from .litgpt import open_litgpt
 from .openai import open_openai
 from .sources import read_json
-from .state_dicts import open_book, open_nanogpt, read_state_dict
+from .state_dicts import open_book, read_state_dict
+from .tensorflow_bundle import is_v1_checkpoint
 
 OPENERS = {
     "openai": open_openai,
@@ -19,10 +23,22 @@ OPENERS = {
     "gguf": open_gguf,
     "book": open_book,
     "nanogpt": open_nanogpt,
+    "lecture": open_lecture,
+    "llama2c": open_llama2c,
+    "litgpt": open_litgpt,
     "gpt_scratch": open_hub_directory,
 }
 FORMATS = tuple(OPENERS)
 MODEL_TYPES = tuple(kind for kind, opener in OPENERS.items() if opener is open_hub_directory)
+# How the names of tensors begin, in the order of asking.
+STARTS = {
+    "trf_blocks.": "book",
+    "blocks.0.sa.heads.": "lecture",
+    "tok_embeddings.": "llama2c",
+    "layers.0.attention.": "llama2c",
+    "transformer.h.0.norm_1.": "litgpt",
+    "transformer.h.": "nanogpt",
+}
 HUB_FILES = ["*.json", "*.txt", "*.jinja", "tokenizer.model"]
 
 
@@ -48,6 +64,7 @@ def recognize(name: str, options: Options, wanted: str = "auto") -> Checkpoint:
         checkpoint.tokenizer = open_tokenizer(options.tokenizer, checkpoint.config)
     if checkpoint.tokenizer is not None:
         join_tokenizer(checkpoint, ids_were_told=kind in (*MODEL_TYPES, "gguf"))
+    drop_ids_outside(checkpoint)
     return checkpoint
 
 
@@ -83,19 +100,33 @@ def _kind(path: Path) -> tuple[str, str]:
     if path.suffix == ".index" or _index_of(path).is_file() or (path.is_dir() and list(path.glob("*.index"))):
         return "openai", "since there is the index of a TensorFlow checkpoint"
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(f"{path} holds neither config.json nor a TensorFlow index: name the file with the weights itself")
-        return _model_type(path), "since its config.json says so"
-    source, rest = read_state_dict(path)
+        if (path / "config.json").is_file():
+            return _model_type(path), "since its config.json says so"
+        if (path / "lit_model.pth").is_file():
+            return "litgpt", "since it holds lit_model.pth"
+        raise UserError(f"{path} holds neither config.json nor a TensorFlow index: name the file with the weights itself")
+    if path.name == "lit_model.pth":
+        return "litgpt", "since its name is lit_model.pth"
+    if is_v1_checkpoint(path):
+        raise UserError(
+            f"{path} is a TensorFlow checkpoint of the old V1 format, one file without an index: in TensorFlow, restore it and save it "
+            "with tf.compat.v1.train.Saver(write_version=tf.compat.v1.train.SaverDef.V2)"
+        )
+    if is_llama2c_bin(path):
+        return "llama2c", "since it is a .bin that torch has not written"
+    source, _ = read_state_dict(path)
     names = source.describe()
-    if "model_args" in rest:
-        return "nanogpt", "since it holds model_args"
-    for start, kind in (("trf_blocks.", "book"), ("transformer.h.", "nanogpt")):
+    if any(".attn.c_q." in name for name in names):
+        refuse_nanochat(path, names)
+    for start, kind in STARTS.items():
         found = next((name for name in names if name.startswith(start)), None)
         if found:
             return kind, f"since a tensor is called {found}"
     if any(name.startswith("transformer_blocks.") for name in names):
         raise UserError(f"{path} has transformer_blocks with norms behind each part (post-norm), which cannot be expressed")
-    if "wte.weight" in names or "model.embed_tokens.weight" in names:
-        raise UserError(f"{path} holds weights in a layout of transformers: name its directory, with the config.json")
+    if any(name in names for name in ("wte.weight", "model.embed_tokens.weight", "transformer.wte.weight")):
+        raise UserError(
+            f"{path} holds weights in a layout of transformers, whose config.json is missing: put the file beside it, under "
+            f"the name {'model.safetensors' if path.suffix == '.safetensors' else 'pytorch_model.bin'}, and name that directory"
+        )
     raise UserError(f"{path} is in no known format; its tensors are {', '.join(list(names)[:5])}")

@@ -1,11 +1,9 @@
-"""Directories as transformers writes them, and GGUF files as it reads them: GPT-2, the Llama family, and this package's own.
+"""Directories as transformers writes them: GPT-2, the Llama family, and this package's own.
 
-Sources: `GPT2Config`, `LlamaConfig`, `MistralConfig`, `Qwen2Config` and `Qwen3Config` of transformers. A setting that changes the function and that this architecture
-does not have is refused by name.
+Sources: `GPT2Config`, `LlamaConfig`, `MistralConfig`, `Qwen2Config` and `Qwen3Config` of transformers. A setting that changes the function
+and that this architecture does not have is refused by name.
 """
 
-import importlib.util
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +12,13 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
-    PreTrainedModel,
 )
 
 from ..configuration_gpt_scratch import GPTScratchConfig
 from ..errors import UserError, one_line
-from ..inference.loading import refusal, refuse_beyond_files, refuse_incomplete
 from .checkpoint import Checkpoint, Options, build_config, open_tokenizer
-from .gguf_header import check_gguf
 from .sources import RenamedSource, SafetensorsSource, Source, StateDictSource, load_pickle_safely, read_json, shards_of
 from .weight_maps import HF_GPT2, LLAMA, WeightMap
 
@@ -183,51 +177,3 @@ def llama_config(theirs: PreTrainedConfig, head: str, overrides: dict[str, Any])
         "residual_dropout": 0.0,
     }
     return build_config(_shared(theirs, head) | ours, overrides)
-
-
-def open_gguf(path: Path, options: Options) -> Checkpoint:
-    """A GGUF file of the Llama family, through transformers' own reader; quantized weights are dequantized to float32.
-
-    Raises:
-        UserError: the gguf package is missing, or the file cannot be read or holds another architecture.
-    """
-    if importlib.util.find_spec("gguf") is None:
-        raise UserError('GGUF files are read through the gguf package: pip install "gpt_scratch[gguf]"')
-    if not path.is_file():
-        raise UserError(f"{path}: the file is missing")
-    check_gguf(path)
-    try:
-        refuse_beyond_files(str(path), AutoConfig.from_pretrained(path.parent, gguf_file=path.name), "lm", [path])
-        model = read_gguf(path)
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except BaseException as error:  # whatever gguf or transformers raise
-        raise refusal(f"{path} cannot be read as GGUF", error) from error
-    if model.config.model_type not in FAMILY:
-        raise UserError(f"{path} holds a {model.config.model_type} model; {', '.join(FAMILY)} can be converted from GGUF")
-    with tempfile.TemporaryDirectory() as folder:  # once through a file, as if it had been read from one
-        model.config.save_pretrained(folder)
-        config = llama_config(AutoConfig.from_pretrained(folder), "lm", options.config_overrides)
-    notes = ["quantized weights were dequantized to float32"]
-    source = _with_one_head(StateDictSource(model.state_dict()), "model.embed_tokens.weight", config, notes)
-    # Read again for the comparison, rather than kept beside the converted model.
-    return Checkpoint(source, LLAMA, config, "lm", str(path), tokenizer, None, notes, lambda: read_gguf(path))
-
-
-def read_gguf(path: Path) -> PreTrainedModel:
-    """The model of a GGUF file, in float32.
-
-    Raises:
-        UserError: tensors that are missing, left over or of another shape.
-    """
-    from transformers import GgufConfig
-
-    model, report = AutoModelForCausalLM.from_pretrained(
-        path.parent,
-        gguf_file=path.name,
-        dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-    )
-    refuse_incomplete(str(path), report["missing_keys"], report["unexpected_keys"], report["mismatched_keys"])
-    return model

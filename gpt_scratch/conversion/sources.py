@@ -3,7 +3,7 @@
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -104,6 +104,8 @@ def shards_of(index: Path) -> list[Path]:
     if not isinstance(shards, dict) or not shards or not all(isinstance(shard, str) for shard in shards.values()):
         raise UserError(f"{index} is not an index of shards: it has no weight_map of tensors to files")
     names = sorted(set(shards.values()))
+    if no_text := [name for name in names if name != name.encode(errors="replace").decode()]:
+        raise UserError(f"{index} names {ascii(no_text[0])[:100]}, which is no text")
     if outside := [name for name in names if Path(name).name != name or name == ".." or "\0" in name or len(name) > 250]:
         raise UserError(f"{index} names {outside[0][:100]!r}, which is no file beside it")
     return [index.parent / name for name in names]
@@ -163,6 +165,66 @@ class RenamedSource:
 
     def _changed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         return tensor[: self.rows[name]] if name in self.rows else tensor
+
+
+class PairedSource:
+    """Llama as llama.cpp and Meta have it: they rotate neighbouring pairs of a head, the Hub's Llama pairs that lie half a head apart.
+
+    Args:
+        source: the tensors.
+        heads: ending of a name to the number of heads whose rows are in the order of neighbouring pairs.
+    """
+
+    def __init__(self, source: Source, heads: Mapping[str, int]):
+        self.source, self.heads = source, heads
+
+    def describe(self) -> dict[str, torch.Tensor]:
+        """Shape and dtype of every tensor."""
+        return self.source.describe()
+
+    def get(self, name: str) -> torch.Tensor:
+        """One tensor, its rows in the order of the Hub."""
+        tensor = self.source.get(name)
+        heads = next((count for ending, count in self.heads.items() if name.endswith(ending)), None)
+        return tensor if heads is None else in_halves(tensor, heads)
+
+
+def in_halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows (D of each head) from the order of neighbouring pairs to that in which row i turns with row i + D/2.
+
+    >>> in_halves(torch.tensor([[0], [2], [1], [3], [4], [6], [5], [7]]), heads=2).ravel().tolist()
+    [0, 1, 2, 3, 4, 5, 6, 7]
+    """
+    return weight.reshape(heads, -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
+
+
+class CutSource:
+    """A source in which some tensors are made of others: heads joined, or query, key and value taken apart.
+
+    Args:
+        source: the tensors.
+        made: new name to the names that it is made of.
+        make: from a new name and those tensors to the new one; called with tensors on the meta device for its shape. Tensors
+            that something is made of are there no more.
+    """
+
+    def __init__(
+        self, source: Source, made: Mapping[str, Sequence[str]], make: Callable[[str, list[torch.Tensor]], torch.Tensor]
+    ):
+        self.source, self.made, self.make = source, made, make
+        self.used = {name for names in made.values() for name in names}
+
+    def describe(self) -> dict[str, torch.Tensor]:
+        """Shape and dtype of every tensor."""
+        theirs = self.source.describe()
+        whole = {name: tensor for name, tensor in theirs.items() if name not in self.used}
+        return whole | {new: self.make(new, [theirs[name] for name in names]) for new, names in self.made.items()}
+
+    def get(self, name: str) -> torch.Tensor:
+        """One tensor, read and made now."""
+        if name not in self.made:
+            return self.source.get(name)
+        return self.make(name, [self.source.get(part) for part in self.made[name]])
 
 
 class LoraSource:

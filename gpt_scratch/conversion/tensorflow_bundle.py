@@ -134,6 +134,14 @@ class TensorFlowCheckpoint:
         return torch.from_numpy(data).view(info.dtype).reshape(info.shape)
 
 
+def is_v1_checkpoint(path: Path) -> bool:
+    """Whether a file is a table of values itself, as TensorFlow wrote checkpoints until 2016; an index has the suffix `.index`."""
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        file.seek(max(0, size - 8))
+        return size >= FOOTER_BYTES and file.read() == struct.pack("<Q", TABLE_MAGIC)
+
+
 def find_prefix(path: Path) -> Path:
     """The prefix that a directory, a prefix or an `.index` path means. Of several in a directory it is the newest, which TensorFlow
     names in the text file `checkpoint`.

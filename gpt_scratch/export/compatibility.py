@@ -23,9 +23,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from ..conversion.checkpoint import Options
 from ..conversion.formats import recognize
+from ..conversion.gguf_files import read_gguf
 from ..errors import UserError, one_line
 from ..evaluation.perplexity import perplexity
-from ..export.gguf import export_gguf, open_gguf_model
+from ..export.gguf import export_gguf
 from ..export.onnx import export_onnx, open_session, run_session
 from ..inference.loading import load_model
 
@@ -223,7 +224,7 @@ def gguf(type: str) -> Callable[[Setting], dict[str, Any]]:
     def run(setting: Setting) -> dict[str, Any]:
         path = setting.scratch / f"model-{type}.gguf"
         bytes_written = export_gguf(str(setting.folder), str(path), type).bytes
-        return {"bytes": bytes_written} | scored(setting, forward_of(open_gguf_model(path)))
+        return {"bytes": bytes_written} | scored(setting, forward_of(read_gguf(path)))
 
     run.__doc__ = f"Exported with {type} matrices, read by transformers as its own model."
     return run

@@ -1,8 +1,9 @@
-"""GGUF, the format of llama.cpp and of what is built on it: the weights in GPT-2's or Llama's layout, and the tokenizer, in one file.
+"""GGUF, the format of llama.cpp and of what is built on it: the weights in the layout of GPT-2, Llama or Qwen 2 or 3, and the tokenizer,
+in one file.
 
 Names, keys and the order of rows are those of llama.cpp's `convert_hf_to_gguf.py`; the file is written with its `gguf` package, one
-tensor at a time. Matrices lie as in nn.Linear, (out, in), in both layouts. Llama's query and key rows are reordered: llama.cpp
-rotates neighbouring pairs of a head, the Hub's Llama pairs that lie half a head apart.
+tensor at a time. Matrices lie as in nn.Linear, (out, in), in every layout. Llama's query and key rows are reordered: for it, llama.cpp
+rotates neighbouring pairs of a head, the Hub's Llama pairs that lie half a head apart. Qwen's stay.
 
 transformers reads the file back, its settings too, so that a wrong one shows. What the file cannot carry, or the reader would
 drop silently, is refused by name.
@@ -19,12 +20,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_gpt_scratch import GPTScratchConfig
 from ..conversion.checkpoint import Checkpoint, Options
 from ..conversion.formats import recognize
-from ..conversion.stock_layouts import foreign_config, inverted
+from ..conversion.gguf_files import ARCHITECTURES, read_gguf
+from ..conversion.stock_layouts import foreign_config, inverted, list_obstacles, obstacles
 from ..conversion.verify import logits_of, prompts
 from ..errors import UserError, one_line
 from ..files import atomic_path
@@ -84,29 +86,32 @@ def check_checkpoint(checkpoint: Checkpoint, name: str) -> None:
         raise UserError(f"{name} has no tokenizer, and a GGUF file must hold one: save the tokenizer there first")
 
 
+def obstacles_of(config: GPTScratchConfig, layout: str) -> dict[str, Any]:
+    """The settings that the layout, or its GGUF file, cannot express, each with the value that it needs."""
+    found = obstacles(config, layout)
+    if layout == "gpt2":
+        return found | ({} if config.hidden_act in ("gelu_new", "gelu_pytorch_tanh") else {"hidden_act": "gelu_new"})
+    needed: dict[str, Any] = {"hidden_act": "silu", "mlp_bias": False, "o_bias": False}
+    needed |= {} if layout == "qwen2" else {"qkv_bias": False}  # readers have no place for the bias
+    if config.rope_parameters is not None and config.rope_parameters["rope_type"] != "default":
+        # that of a file in which transformers would drop the scaling without a word
+        needed["rope_parameters"] = {"rope_theta": config.rope_parameters["rope_theta"], "rope_type": "default"}
+    return found | {name: value for name, value in needed.items() if getattr(config, name) != value}
+
+
 def target_of(config: GPTScratchConfig) -> str:
-    """The layout to write, "gpt2" or "llama": by the positions, the one choice that both force."""
-    return "gpt2" if config.position_embedding_type == "learned" else "llama"
+    """The layout to write, one of `ARCHITECTURES`: that which the fewest settings stand in the way of."""
+    return min(ARCHITECTURES, key=lambda layout: len(obstacles_of(config, layout)))
 
 
 def refuse_settings(config: GPTScratchConfig, target: str) -> None:
     """
     Raises:
-        UserError: a setting that the layout or the file cannot express; names it.
+        UserError: settings that the layout or the file cannot express; names each.
     """
+    if found := obstacles_of(config, target):
+        raise UserError(f"GGUF cannot express {list_obstacles(config, found)} in the layout {target}, which is the nearest")
     foreign_config(config, target, "lm")
-    if target == "gpt2" and config.hidden_act not in ("gelu_new", "gelu_pytorch_tanh"):
-        raise UserError(f"GGUF cannot express hidden_act={config.hidden_act!r} in GPT-2's layout: it needs 'gelu_new'")
-    if target == "llama" and config.hidden_act != "silu":
-        raise UserError(f"GGUF cannot express hidden_act={config.hidden_act!r} in Llama's layout: it needs 'silu'")
-    if target == "llama" and (config.qkv_bias or config.mlp_bias):
-        name = "qkv_bias" if config.qkv_bias else "mlp_bias"
-        raise UserError(f"GGUF cannot express {name}=True in Llama's layout: its readers have no place for the bias")
-    if target == "llama" and config.rope_parameters is not None and config.rope_parameters["rope_type"] != "default":
-        raise UserError(
-            f"rope_type {config.rope_parameters['rope_type']!r} is not exported: transformers' reader drops it, so that the file could "
-            "not be verified"
-        )
 
 
 def tokenizer_fields(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -198,7 +203,7 @@ def tensors_of(checkpoint: Checkpoint, target: str, type: str) -> list[Tensor]:
 def _architecture(target: str) -> Any:
     import gguf
 
-    return {"gpt2": gguf.MODEL_ARCH.GPT2, "llama": gguf.MODEL_ARCH.LLAMA}[target]
+    return gguf.MODEL_ARCH[target.upper()]
 
 
 def write_gguf(path: Path, checkpoint: Checkpoint, target: str, type: str, tokenizer: dict[str, Any], name: str) -> None:
@@ -276,23 +281,6 @@ def in_neighbouring_pairs(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
 
-def open_gguf_model(path: Path) -> PreTrainedModel:
-    """The file as transformers' own model in float32, whatever the type of its matrices; all settings are the file's."""
-    from transformers import GgufConfig
-
-    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-    if config.model_type == "gpt2":  # the reader puts these two where GPT2Config does not look
-        config.n_positions, config.n_inner = config.n_ctx, config.feed_forward_length
-    model = AutoModelForCausalLM.from_pretrained(
-        path.parent,
-        gguf_file=path.name,
-        config=config,
-        dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),
-    )
-    return model.eval()
-
-
 def read_back(path: Path, reference: Callable[[], PreTrainedModel]) -> Comparison:
     """Compare the file, as transformers reads it, with the model; one of the two is in memory at a time.
 
@@ -305,7 +293,7 @@ def read_back(path: Path, reference: Callable[[], PreTrainedModel]) -> Compariso
     del model
     gc.collect()
     try:
-        model = open_gguf_model(path)
+        model = read_gguf(path)
     except Exception as error:  # whatever gguf or transformers raise
         raise UserError(f"verification failed: transformers cannot read the file: {one_line(error)}") from error
     return compare_logits(ours, logits_of(model, asked), type(model).__name__, path.stat().st_size)

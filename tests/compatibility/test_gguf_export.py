@@ -6,10 +6,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_models import assert_equal, tiny_config, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gpt_scratch import GPTScratchForSequenceClassification
+from gpt_scratch.conversion.gguf_files import read_gguf
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.export import gguf as gguf_export
 
@@ -38,7 +40,7 @@ def export(script, tmp_path):
 def test_transformers_reads_the_same_function_and_tokenizer(export, checkpoint, style, capsys):
     path, figures = export(checkpoint)
     assert "largest difference: " in capsys.readouterr().out
-    model, theirs = AutoModelForCausalLM.from_pretrained(checkpoint), gguf_export.open_gguf_model(path)
+    model, theirs = AutoModelForCausalLM.from_pretrained(checkpoint), read_gguf(path)
     assert type(theirs).__name__ == {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}[style]
     ids = torch.randint(0, model.config.vocab_size, (3, 64), generator=torch.Generator().manual_seed(0))
     expected = model(ids).logits
@@ -50,6 +52,46 @@ def test_transformers_reads_the_same_function_and_tokenizer(export, checkpoint, 
         assert tokenizer(text)["input_ids"] == ours(text)["input_ids"]
         assert tokenizer.decode(ours(text)["input_ids"]) == ours.decode(ours(text)["input_ids"])
     assert tokenizer.eos_token_id == ours.eos_token_id and tokenizer.bos_token_id == ours.bos_token_id
+
+
+QWEN = {"qwen2": {"qkv_bias": True}, "qwen3": {"qk_norm": True, "head_dim": 10, "num_attention_heads": 4}}
+
+
+@pytest.mark.parametrize("layout", QWEN)
+@torch.no_grad()
+def test_qwens_layouts_there_and_back(export, script, tokenizer, tmp_path, layout):
+    """Read by transformers as its own Qwen, by llama.cpp where it is installed, and by the conversion, which gives back every bit."""
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 64, "tie_word_embeddings": layout == "qwen2"}
+    model = tiny_model("llama", **sizes, **QWEN[layout])
+    model.save_pretrained(tmp_path / "ours")
+    tokenizer.save_pretrained(tmp_path / "ours")
+    path, figures = export(tmp_path / "ours")
+    theirs = read_gguf(path)
+    assert type(theirs).__name__ == {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}[layout] == figures["compared_with"]
+    ids = torch.randint(0, len(tokenizer), (3, 64), generator=torch.Generator().manual_seed(0))
+    expected = model(ids).logits
+    assert_equal(theirs(ids).logits, expected)
+    start = ids[:, :20]
+    asked = {
+        "attention_mask": torch.ones_like(start),
+        "max_new_tokens": 20,
+        "do_sample": False,
+        "pad_token_id": 0,
+        "eos_token_id": None,
+    }
+    assert torch.equal(theirs.generate(start, **asked), model.generate(start, **asked))
+    convert = script("convert_checkpoint")
+    convert.main(convert.parse([str(path), str(tmp_path / "back")]))
+    before, after = load_file(tmp_path / "ours" / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    try:
+        import llama_cpp
+    except ImportError:
+        return
+    float32 = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
+    runtime = llama_cpp.Llama(str(path), n_ctx=64, n_threads=1, logits_all=True, verbose=False, **float32)
+    runtime.eval(ids[0, :32].tolist())
+    assert_equal(torch.from_numpy(np.array(runtime.scores[:32])), expected[0, :32])
 
 
 def test_a_quarter_of_the_size_costs_a_little(export, checkpoint):
@@ -100,10 +142,13 @@ def test_wrong_rows_are_refused_and_the_old_file_stays(export, checkpoint, style
         ("gpt2", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ("gpt2", {"qk_norm": True}, "qk_norm=True"),
         ("gpt2", {"norm_type": "rmsnorm"}, "norm_type='rmsnorm'"),
-        ("llama", {"qkv_bias": True, "o_bias": True}, "qkv_bias=True"),
+        ("llama", {"qkv_bias": True, "o_bias": True}, r"o_bias=True \(it needs False\) in the layout qwen2"),
+        ("llama", {"qkv_bias": True, "qk_norm": True}, "qk_norm=True .* in the layout qwen2"),
+        ("llama", {"sliding_window": 8}, "sliding_window=8"),
+        ("gpt2", {"lm_head_bias": True, "hidden_act": "relu"}, "lm_head_bias=True .*, hidden_act='relu'"),
         ("llama", {"mlp_bias": True}, "mlp_bias=True"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
-        ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "rope_type 'linear'"),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "rope_parameters=.*linear"),
     ],
 )
 def test_what_the_file_cannot_carry_is_refused_by_name(style, setting, told):
