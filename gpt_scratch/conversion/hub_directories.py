@@ -4,6 +4,7 @@ Sources: `GPT2Config`, `LlamaConfig`, `MistralConfig`, `Qwen2Config` and `Qwen3C
 and that this architecture does not have is refused by name.
 """
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,13 @@ def open_hub_directory(path: Path, options: Options) -> Checkpoint:
     checkpoint = Checkpoint(source, weight_map, config, head, str(path / "config.json"), notes=notes)
     auto = AutoModelForSequenceClassification if head == "classifier" else AutoModelForCausalLM
     checkpoint.reference = lambda: auto.from_pretrained(path, dtype=torch.float32)
-    if any((path / name).is_file() for name in TOKENIZER_FILES) and options.tokenizer is None:
+    found = [name for name in TOKENIZER_FILES if (path / name).is_file()]
+    if found and options.tokenizer is None:
+        if found == ["tokenizer.model"] and importlib.util.find_spec("sentencepiece") is None:
+            raise UserError(
+                f"{path / 'tokenizer.model'} is read by the package sentencepiece, which is not installed: install it, or pass "
+                "another --tokenizer"
+            )
         checkpoint.tokenizer = open_tokenizer(str(path), config)
     if (path / "generation_config.json").is_file():
         checkpoint.generation_config = GenerationConfig.from_pretrained(path)

@@ -13,6 +13,7 @@ import gc
 import importlib.util
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from ..conversion.verify import logits_of, prompts
 from ..errors import UserError, one_line
 from ..files import atomic_path
 from .comparison import Comparison, compare_logits
+from .modelfile import ends_of, modelfile_path, modelfile_text, write_modelfile
 
 # Of matrices; vectors stay in float32. Those that are quantized need rows of whole blocks.
 TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q5_0": "Q5_0", "q4_0": "Q4_0"}
@@ -38,13 +40,14 @@ NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's types of token
 SAMPLE = "Hello world! It's 1984, they're 12,345 miles away.\n\n  Grüße: été, 漢字 🙂\tTab"  # read by both tokenizers
 
 
-def export_gguf(model_directory: str, output: str, type: str = "f32") -> Comparison:
+def export_gguf(model_directory: str, output: str, type: str = "f32", modelfile: bool = False) -> Comparison:
     """Write a language model of this package as GGUF, whole or not at all, and compare what transformers reads from it.
 
     Args:
         model_directory: a checkpoint of this package, by path or Hub name.
         output: the file, `.gguf`.
         type: of the matrices, a key of `TYPES`.
+        modelfile: write ollama's Modelfile beside it too.
 
     Raises:
         UserError: a setting that the format cannot express, a tokenizer that is not byte-level BPE as GPT-2's, a missing
@@ -63,6 +66,11 @@ def export_gguf(model_directory: str, output: str, type: str = "f32") -> Compari
     if type not in TYPES:
         raise UserError(f"type is {type!r}: choose one of {', '.join(TYPES)}")
     tokenizer = tokenizer_fields(checkpoint)
+    if modelfile:
+        modelfile_path(output)  # refuses a file of somebody else's
+        ends = ends_of(checkpoint.generation_config, checkpoint.config)
+        positions = checkpoint.config.max_position_embeddings
+        text = modelfile_text(Path(output).name, checkpoint.tokenizer, ends, tokenizer["adds_bos"], positions)  # type: ignore[arg-type]
     with atomic_path(output) as path:
         write_gguf(path, checkpoint, target, type, tokenizer, Path(output).stem)
         assert checkpoint.reference is not None and checkpoint.tokenizer is not None
@@ -70,6 +78,8 @@ def export_gguf(model_directory: str, output: str, type: str = "f32") -> Compari
         if type == "f32":
             comparison.refuse_difference()
         comparison.tokenizer = compare_tokenizers(path, checkpoint.tokenizer)
+    if modelfile:
+        write_modelfile(modelfile_path(output), text)
     return comparison
 
 
@@ -269,7 +279,8 @@ def _write_tokenizer(writer: Any, fields: dict[str, Any]) -> None:
         if id is not None:
             add[name](id)
     if isinstance(fields["chat_template"], str):
-        writer.add_chat_template(fields["chat_template"])
+        # Without the tags that mark replies for training, which only transformers knows; they write nothing.
+        writer.add_chat_template(re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", fields["chat_template"]))
 
 
 def in_neighbouring_pairs(weight: np.ndarray, heads: int) -> np.ndarray:

@@ -271,6 +271,23 @@ def test_tokenizer_and_generation_settings_come_along(convert, tmp_path):
     assert model.generation_config.temperature == 0.6 and model.generation_config.do_sample
 
 
+def test_special_tokens_outside_of_the_vocabulary_are_dropped(convert, tmp_path, capsys):
+    original = saved(GPT2LMHeadModel(GPT2Config(**GPT2 | {"eos_token_id": 50256})), tmp_path / "original")
+    GenerationConfig(eos_token_id=[50256, 7], bos_token_id=61).save_pretrained(original)
+    folder = convert(original)
+    assert "special tokens outside of the vocabulary of 61 were dropped: 61, 50256" in capsys.readouterr().out
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.config.eos_token_id is None and model.generation_config.eos_token_id == [7]
+    assert model.generation_config.bos_token_id is None
+
+
+def test_a_tokenizer_model_needs_its_package(refused, tmp_path, monkeypatch):
+    original = saved(LANGUAGE_MODELS["gpt2"](), tmp_path / "original")
+    (original / "tokenizer.model").write_bytes(b"pieces")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "tokenizer.model is read by the package sentencepiece" in refused(original)
+
+
 def test_a_tokenizer_given_by_flag_brings_its_special_tokens(convert, refused, tmp_path):
     tokenizer = train_byte_level_bpe(["One day, Anna lost her key. " * 20], vocab_size=300)
     tokenizer.save_pretrained(tmp_path / "tokenizer")
