@@ -6,7 +6,7 @@ python scripts/convert_checkpoint.py path/to/hf-gpt2-or-llama converted/mine    
 python scripts/convert_checkpoint.py SmolLM2-135M-Instruct-Q4_1.gguf converted/smollm2
 python scripts/convert_checkpoint.py model.pth converted/book --tokenizer gpt2/124M --config_overrides n_heads=12
 python scripts/convert_checkpoint.py ckpt.pt converted/nanogpt --tokenizer gpt2/124M
-python scripts/convert_checkpoint.py converted/mine stock --to gpt2                # for vLLM, llama.cpp, MLX: also --to llama
+python scripts/convert_checkpoint.py converted/mine stock --to gpt2                # also llama, mistral, qwen2, qwen3
 """
 
 import argparse
@@ -43,9 +43,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--download", choices=["124M", "355M", "774M", "1558M"], help="fetch OpenAI's checkpoint of this size first"
     )
     parser.add_argument(
-        "--tokenizer", help="directory or Hub name of the tokenizer to put beside the weights, where the source has none"
+        "--tokenizer",
+        help="directory or Hub name of the tokenizer to put beside the weights, or nanoGPT's meta.pkl, where the source has none",
     )
-    parser.add_argument("--config_overrides", help="what the file does not tell, e.g. n_heads=12")
+    parser.add_argument("--config_overrides", help="what the file does not tell, e.g. n_heads=12 or sliding_window=256")
     parser.add_argument("--lora_alpha", type=float, help="alpha of the book's LoRA layers, which are merged")
     parser.add_argument("--lora_scaling", choices=["alpha", "alpha_over_rank"], help="how the book's LoRA layers were scaled")
     parser.add_argument(

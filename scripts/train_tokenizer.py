@@ -2,12 +2,14 @@
 
     python scripts/train_tokenizer.py --train_file my_text.txt --vocab_size 4000 --output_dir runs/tokenizer
     python scripts/train_tokenizer.py --type word --train_file the-verdict.txt --output_dir runs/words
+    python scripts/train_tokenizer.py --type character --train_file input.txt --output_dir runs/characters
     python scripts/train_tokenizer.py --type treebank --word_list words.txt --validation_file my_text.txt --output_dir runs/words
     python scripts/train_tokenizer.py --from_files toy.model --validation_file my_text.txt --output_dir runs/minbpe
     python scripts/train_tokenizer.py --from_files vocab.json bpe_merges.txt --validation_file my_text.txt --output_dir runs/book
 
 bpe is GPT-2's byte-level kind, which loses nothing; word (the book's regular expression), treebank (NLTK's rules) and whitespace have
-whole words. The output directory holds a tokenizer.json: `AutoTokenizer.from_pretrained(DIR)` and every `--tokenizer_name` take it.
+whole words; character (nanoGPT's shakespeare_char) has single characters. The output directory holds a tokenizer.json:
+`AutoTokenizer.from_pretrained(DIR)` and every `--tokenizer_name` take it.
 """
 
 import argparse
@@ -76,8 +78,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError("give one of --train_file, --word_list and --from_files")
     if not args.train_file and not args.validation_file:
         raise UserError("--validation_file is needed without --train_file: the figures are measured on text")
-    if args.word_list and args.type == "bpe":
-        raise UserError("--word_list is for --type word, treebank or whitespace: a bpe learns from text")
+    if args.word_list and args.type in ("bpe", "character"):
+        raise UserError("--word_list is for --type word, treebank or whitespace: the others learn from text")
     if args.from_files and (args.type != "bpe" or len(args.from_files) > 2):
         raise UserError("--from_files takes minbpe's .model file or the book's vocabulary and merges, and --type bpe")
     if not args.train_file and (args.vocab_size is not None or args.min_frequency is not None):

@@ -11,6 +11,7 @@ from ..configuration_gpt_scratch import GPTScratchConfig
 from ..errors import UserError, one_line
 from ..inference.loading import check_rows, check_sizes, load_tokenizer
 from ..tokenization.gpt2 import load_gpt2_tokenizer
+from ..tokenization.nanogpt_meta import read_meta_pkl
 from .sources import Source
 from .weight_maps import WeightMap
 
@@ -63,13 +64,15 @@ def build_config(values: dict[str, Any], overrides: dict[str, Any]) -> GPTScratc
 
 
 def open_tokenizer(name: str, config: GPTScratchConfig) -> PreTrainedTokenizerBase:
-    """A tokenizer by directory or Hub name.
+    """A tokenizer by directory or Hub name, or nanoGPT's `meta.pkl`.
 
     Raises:
         UserError: it cannot be opened, or has more tokens than the model.
     """
     if (Path(name) / "encoder.json").is_file():
         tokenizer: PreTrainedTokenizerBase = load_gpt2_tokenizer(name, model_max_length=config.max_position_embeddings)
+    elif name.endswith(".pkl"):
+        tokenizer = read_meta_pkl(Path(name), config.max_position_embeddings)
     else:
         tokenizer = load_tokenizer(name)
     check_rows(tokenizer, config, name)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..errors import UserError
-from .checkpoint import PUBLISHED_HEADS, Checkpoint, Options, build_config
+from .checkpoint import PUBLISHED_HEADS, Checkpoint, Options, build_config, open_tokenizer
 from .sources import CutSource, PairedSource, RenamedSource, Source, StateDictSource
 from .state_dicts import GPT2_VOCABULARY, PADDED_VOCABULARY, PADDING_NOTE, read_state_dict
 from .weight_maps import LECTURE, LLAMA2C, NANOGPT
@@ -83,7 +83,11 @@ def open_nanogpt(path: Path, options: Options) -> Checkpoint:
         rows |= {} if tied else {"lm_head.weight": GPT2_VOCABULARY}
         notes.append(PADDING_NOTE)
     config = build_config(values, options.config_overrides)
-    return Checkpoint(RenamedSource(source, names, rows), NANOGPT, config, "lm", sizes_from, notes=notes)
+    checkpoint = Checkpoint(RenamedSource(source, names, rows), NANOGPT, config, "lm", sizes_from, notes=notes)
+    if (meta := path.with_name("meta.pkl")).is_file() and options.tokenizer is None:
+        checkpoint.tokenizer = open_tokenizer(str(meta), config)
+        notes.append(f"the characters are those of {meta}")
+    return checkpoint
 
 
 def _nanogpt_args(path: Path, args: Any, options: Options) -> dict[str, Any]:

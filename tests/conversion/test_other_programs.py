@@ -1,6 +1,7 @@
 """Files of minGPT, makemore, the lecture's GPT, llama2.c, litgpt and the book's later variants, against those models in plain torch."""
 
 import json
+import pickle
 
 import pytest
 import torch
@@ -188,3 +189,22 @@ def test_broken_bins_are_refused(refused, tmp_path):
     assert "or cut short" in refused(file)
     file.write_bytes(b"short")
     assert "cut short" in refused(file)
+
+
+def test_nanogpts_characters_come_along(convert, tmp_path, capsys):
+    from transformers import AutoTokenizer
+
+    reference = enlarge(NanoGPT(**NANO))
+    characters = [chr(32 + i) for i in range(NANO["vocab_size"])]
+    meta = {"vocab_size": len(characters), "itos": dict(enumerate(characters)), "stoi": {c: i for i, c in enumerate(characters)}}
+    path = save({"model": reference.state_dict(), "model_args": NANO}, tmp_path / "ckpt.pt")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "meta.pkl").write_bytes(pickle.dumps(meta))
+    folders = [convert(path, "--tokenizer", str(tmp_path / "data" / "meta.pkl"))]
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta))  # beside the checkpoint it is found
+    folders.append(convert(path))
+    assert "the characters are those of" in capsys.readouterr().out
+    for folder in folders:
+        check_language_model(folder, reference)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert tokenizer("HI there"[:2])["input_ids"] == [ord("H") - 32, ord("I") - 32]
