@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
 from ..configuration_gpt_scratch import GPTScratchConfig
-from ..loss_gpt_scratch import CHUNK_BYTES_PER_WORD
+from ..loss_gpt_scratch import CHUNK_BYTES_PER_ENTRY
 
 PARTS = {
     "token embedding": "embed_tokens",
@@ -94,7 +94,7 @@ def summarize_model(
     }
     if getattr(model, "lm_head", None) is not None:
         memory["logits, full loss"] = 2 * logits  # and their log-softmax, which the backward keeps
-        memory["logits, chunked loss"] = min(logits, CHUNK_BYTES_PER_WORD * config.vocab_size)
+        memory["logits, chunked loss"] = min(logits, CHUNK_BYTES_PER_ENTRY * config.vocab_size)
     cache = 2 * config.num_hidden_layers * positions * config.num_key_value_heads * config.head_dim * every[0].itemsize
     result: dict[str, Any] = {
         "parameters": total,
