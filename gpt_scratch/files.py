@@ -44,7 +44,7 @@ def read_json_object(path: Path, limit: int = JSON_BYTES) -> dict[str, Any]:
     except RecursionError:
         raise ValueError(f"{path.name} is nested too deeply") from None
     except ValueError as error:
-        raise ValueError(f"{path.name} is no JSON: {error}") from None
+        raise ValueError(f"{path.name} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} must hold a JSON object, not a {type(content).__name__}")
     return content

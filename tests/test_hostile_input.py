@@ -114,7 +114,7 @@ CASES = {
     "code without trust": ("'One'", "contains custom code"),
     "a pickle with code": ("'One'", "cannot be loaded"),
     "a prompt of a million characters": ("'One day ' * 125000", "leave no room"),
-    "a chat template that loops": ("'One'", "chat template cannot be rendered: it was not done after 1 seconds"),
+    "a chat template that loops": ("'One'", "chat template cannot be rendered: it did not finish within 1 seconds"),
     "a chat template with code": ("'One'", "chat template cannot be rendered: access to attribute '__class__'"),
     "ids out of range": ("records", "records.jsonl row 1: input_ids holds 5000000000, and the tokenizer's ids are 0 to"),
     "labels out of range": ("records", "records.jsonl row 0: labels holds -7"),

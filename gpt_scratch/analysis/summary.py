@@ -1,7 +1,7 @@
 """What a model costs before anything is run: parameters, memory, arithmetic, time.
 
 Weights, gradients and optimizer state are exact. Activations are counted, not estimated by a formula: a forward on tensors without
-memory (`FakeTensorMode`) tells every tensor that autograd would keep. What the allocator and the libraries add is not in it.
+memory (`FakeTensorMode`) shows every tensor that autograd would keep. What the allocator and the libraries add is not in it.
 """
 
 from typing import Any
@@ -115,7 +115,7 @@ def summarize_model(
 
 
 def summary_table(summary: dict[str, Any]) -> str:
-    """The same for people."""
+    """The same as lines of text."""
 
     def mib(count: float) -> str:
         return f"{count / 2**20:,.1f} MiB"
@@ -135,7 +135,7 @@ def summary_table(summary: dict[str, Any]) -> str:
     rows.append(("forward", f"{summary['forward_flops_per_token'] / 1e6:,.1f} MFLOP", "per token"))
     rows.append(("training", f"{summary['training_flops_per_token'] / 1e6:,.1f} MFLOP", "per token"))
     if "training_seconds" in summary:
-        told = f"{summary['training_tokens']:.3g} tokens at {summary['device_flops']:.3g} FLOP/s"
-        rows.append(("training time", f"{summary['training_seconds'] / 3600:,.1f} hours", told))
+        basis = f"{summary['training_tokens']:.3g} tokens at {summary['device_flops']:.3g} FLOP/s"
+        rows.append(("training time", f"{summary['training_seconds'] / 3600:,.1f} hours", basis))
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     return "\n".join(f"{name:<{widths[0]}}  {value:>{widths[1]}}  {note}".rstrip() for name, value, note in rows)

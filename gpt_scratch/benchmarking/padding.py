@@ -1,6 +1,6 @@
-"""Examples per second on short texts of unlike lengths: what padding costs, and what grouping by length and packing save.
+"""Examples per second on short texts of varying length: what padding costs, and what grouping by length and packing save.
 
-Lengths are drawn as SMS have them: lognormal, mean 26 tokens, at most 77. Of each way of batching, `BATCHES` batches are timed, evenly
+Lengths are drawn as SMS have them: lognormal, mean 26 tokens, at most 77. For each method, `BATCHES` batches are timed, evenly
 spread over the batches of an epoch by their width, so that they stand for the epoch.
 """
 
@@ -71,7 +71,7 @@ def padding_waste(sizes: Sizes, task: str, bf16: bool, repetitions: int) -> list
         )  # rows with about as many tokens as 8 examples have
         order = torch.randperm(len(packed), generator=generator).tolist()
         batches["packed"] = [collate([packed[i] for i in order[j * together : (j + 1) * together]]) for j in range(BATCHES)]
-    # Examples are counted by their tokens, so that it makes no difference which of them a way happened to draw.
+    # Examples are counted by their tokens, so that it does not matter which of them a method happened to draw.
     mean = sum(map(len, rows)) / len(rows)
     examples = {name: sum(float(batch["attention_mask"].sum()) for batch in parts) / mean for name, parts in batches.items()}
     names = {f"transformers, {name}": (theirs, name) for name in batches if name == "padded to the longest"}

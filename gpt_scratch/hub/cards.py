@@ -13,7 +13,7 @@ from ..verify_checkpoint import FILE as REFERENCE_OUTPUTS
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 PACKAGE = "[gpt_scratch](https://pypi.org/project/gpt_scratch/), a GPT written from scratch for the Hugging Face ecosystem"
-# Until the repository has a name. Every loader asks about the code where it is not told, the tokenizer's too, which runs none of it.
+# Until the repository has a name. Without the flag every loader asks about the code, the tokenizer's too, which runs none.
 NAME = "PATH_OR_NAME"
 LOADING = 'revision="main", trust_remote_code=True'
 
@@ -147,7 +147,7 @@ def write_instruction_card(output_dir: str, record: dict[str, Any]) -> None:
 
 
 def write_preference_card(output_dir: str, method: str, record: dict[str, Any]) -> None:
-    """Write `README.md` into the directory of a model taught by preferences, in the place of TRL's own.
+    """Write `README.md` into the directory of a model trained on preferences, in place of TRL's own.
 
     Args:
         method: "dpo", "grpo", or "reward" for a model that scores replies.
@@ -157,7 +157,7 @@ def write_preference_card(output_dir: str, method: str, record: dict[str, Any]) 
     scores = method == "reward"
     measured = {"loss": metrics["eval_loss"]} if "eval_loss" in metrics else {}
     task = "text-classification" if scores else "text-generation"
-    what = "A reward model, which scores replies" if scores else f"An assistant taught by preferences ({method.upper()})"
+    what = "A reward model, which scores replies" if scores else f"An assistant trained on preferences ({method.upper()})"
     pictures = sorted(path.stem for path in Path(output_dir).glob("*.png"))
     _write(
         output_dir,
@@ -186,14 +186,14 @@ def write_conversion_card(output_dir: str, title: str, record: dict[str, Any]) -
         summary=f"Weights converted by {PACKAGE}, from the format `{record['format']}`.",
         use=USE_CLASSIFIER if classifier else USE_LANGUAGE_MODEL,
         sections=[_table("Conversion", "measured", record["proof"]), "\n".join(f"- {note}" for note in record["notes"])],
-        limits="What the weights were trained on, what they are good for, and under which license they may be used, is told where they "
+        limits="What the weights were trained on, what they are good for, and under which license they may be used, is stated where they "
         "came from.",
         title=title,
     )
 
 
 def name_repository(output_dir: str, repository: str) -> bool:
-    """Write the repository's name into the example of a card of ours, once it is known; says whether there was a place for it."""
+    """Write the repository's name into the example of a card of ours, once it is known; returns whether there was a place for it."""
     path = Path(output_dir) / "README.md"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if f'"{NAME}"' not in text:
@@ -239,7 +239,7 @@ def _chosen(metrics: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _data(description: dict[str, Any]) -> str:
-    """What each split was made of: the counts that the run took."""
+    """Statistics of each split: the counts that the run took."""
     splits = {
         split: ", ".join(
             f"{value:,} {name.replace('_', ' ')}"

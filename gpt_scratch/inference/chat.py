@@ -13,7 +13,7 @@ from .streaming import PrintableStreamer
 
 
 class Chat:
-    """A model, its chat template and what was said.
+    """A model, its chat template and the conversation so far.
 
     Args:
         model: a causal language model in eval mode.
@@ -59,7 +59,7 @@ class Chat:
         """Token ids of the conversation up to where the reply begins; the oldest exchanges are forgotten until a reply fits.
 
         Raises:
-            UserError: the last message alone leaves no room for a reply; it is taken back.
+            UserError: the last message alone leaves no room for a reply; it is removed again.
         """
         while True:
             ids = apply_chat_template(

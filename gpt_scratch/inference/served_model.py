@@ -19,7 +19,7 @@ from .decoding import compiled_generation, prepare_for_decoding
 
 logger = logging.getLogger("gpt_scratch.serving")
 
-# What is taken over from a model's own generation_config.json: nothing of it may make one request cost what a thousand cost.
+# Settings taken from a model's own generation_config.json: none of them may make one request as expensive as a thousand.
 KEPT = (
     "bos_token_id",
     "eos_token_id",
@@ -32,7 +32,7 @@ KEPT = (
     "repetition_penalty",
 )
 
-# Replaced by the server's own: not worth a line.
+# Replaced by the server's own: not reported.
 HARMLESS = {"_from_model_config", "transformers_version", "max_new_tokens", "max_length"}
 HARMLESS |= {"use_cache", "output_attentions", "output_hidden_states"}
 
@@ -42,7 +42,7 @@ class GenerationEnded(Exception):
 
 
 class ModelFailed(Exception):
-    """The model could not answer, by no fault of the request; the details are in the server's log."""
+    """The model failed, through no fault of the request; the details are in the server's log."""
 
 
 @dataclass
@@ -50,8 +50,8 @@ class Generation:
     """The one request that is being answered."""
 
     sample: bool | None = None  # None: as the model's own settings say
-    ended: str | None = None  # the reason, once it is to end
-    error: Exception | None = None  # what it failed with
+    ended: str | None = None  # the reason, once it must end
+    error: Exception | None = None  # the failure, if any
     started: float = field(default_factory=time.monotonic)
 
 
@@ -93,7 +93,7 @@ class ServedModel:
             raise UserError(f"the request has {ids.shape[1]:,} tokens, and the model {positions:,} positions: shorten it")
         if ids.shape[1] == 0:
             raise UserError("the request has no tokens: give a text to continue")
-        # In place: the handler compares with it to tell a finished reply from one that was cut.
+        # In place: the handler compares with it to distinguish a finished reply from a truncated one.
         generation_config.max_new_tokens = min(generation_config.max_new_tokens, positions - ids.shape[1])
         if current.sample is not None:
             generation_config.do_sample = current.sample

@@ -326,7 +326,7 @@ def test_broken_directories_are_refused(refused, tmp_path):
     break_config(original, model_type="bert")
     assert "model_type 'bert'; gpt2, llama, mistral" in refused(original)
     (original / "config.json").write_text("{", encoding="utf-8")
-    assert "config.json is no JSON" in refused(original)
+    assert "config.json is not JSON" in refused(original)
     (original / "config.json").write_bytes(config)
     break_config(original, n_layer=3)
     message = refused(original)

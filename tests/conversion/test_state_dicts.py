@@ -67,7 +67,7 @@ def test_book_with_its_optimizer(convert, tmp_path, capsys):
     optimizer.step()
     content = {"model_state_dict": reference.state_dict(), "optimizer_state_dict": optimizer.state_dict()}
     check_language_model(convert(save(content, tmp_path / "model_and_optimizer.pth"), *HEADS_FLAG), reference)
-    assert "left out, since it is no weight of the model: optimizer_state_dict" in capsys.readouterr().out
+    assert "left out, since it is not a weight of the model: optimizer_state_dict" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])

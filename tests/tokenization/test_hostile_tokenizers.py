@@ -86,7 +86,7 @@ def test_a_pipeline_that_grows_a_text_is_refused(tmp_path):
     answers = [json.loads(line) for line in outcome.stdout.splitlines()]
     for name, words, said in zip(
         [*HOSTILE, "a list", "nested 200,000 deep", "no JSON"],
-        [*(words for _, words in HOSTILE.values()), "must hold a JSON object", "nested too deeply", "is no JSON"],
+        [*(words for _, words in HOSTILE.values()), "must hold a JSON object", "nested too deeply", "is not JSON"],
         answers,
         strict=True,
     ):
