@@ -98,7 +98,7 @@ def test_generate_with_the_names_of_today(style, name):
     assert generate(Renamed, style, to=name) == expected[0].tolist()
 
 
-def test_generate_with_a_name_that_nobody_knows_yet():
+def test_generate_with_an_unknown_name_of_the_cache():
     with pytest.raises(TypeError, match=r"forward\(\) got an unexpected argument memory"):
         generate(Renamed, to="memory")
 

@@ -154,7 +154,7 @@ def test_a_classifier_whose_bias_cannot_be_moved_is_refused(refused, tmp_path):
     assert "bias of out_head cannot be moved" in message and "depend on one another" in message
 
 
-def test_heads_are_derived_for_published_sizes_and_said(convert, tmp_path, capsys):
+def test_heads_are_derived_for_published_sizes_and_reported(convert, tmp_path, capsys):
     reference = enlarge(BookGPT(VOCABULARY, CONTEXT, width=768, heads=12, layers=1))
     model = check_language_model(convert(save(reference.state_dict(), tmp_path / "model.pth")), reference)
     assert model.config.num_attention_heads == 12

@@ -1,4 +1,4 @@
-"""A judge's server that answers with anything: the run goes on, in bounded time and memory, and what is no answer is counted as none."""
+"""A judge's server that answers with anything: the run continues, in bounded time and memory, and unusable answers are counted as none."""
 
 import contextlib
 import gzip
@@ -35,7 +35,7 @@ def endless(connection: socket.socket, start: bytes, chunk: bytes, pause: float)
 
 
 HEAD = b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
-# What the server does, and what is said of it.
+# What the server does, and the message.
 ANSWERS = {
     "a drip without end": (lambda c: endless(c, HEAD + b"\r\n{", b" ", 0.05), "did not end in time"),
     "gigabytes": (lambda c: endless(c, HEAD + b"\r\n", bytes(1 << 20), 0), "more than 1,048,576 bytes"),
@@ -112,7 +112,7 @@ def server():
 
 
 @pytest.mark.fault("a judge that never ends, sends gigabytes, redirects, or answers in 15 other forms", seconds=90, mebibytes=900)
-def test_the_run_goes_on_whatever_the_judge_answers(server, tmp_path):
+def test_the_run_continues_whatever_the_judge_answers(server, tmp_path):
     names = [*ANSWERS, *SCORED]
     given = {"url": server, "names": names, "seconds": SECONDS, "folder": str(tmp_path)}
     outcome = run_bounded([sys.executable, "-c", ASK], 90, 900, stdin=json.dumps(given))

@@ -69,7 +69,7 @@ def stock(monkeypatch):
 
 
 def outcome(call, *args, **kwargs):
-    """The result or the words of the error."""
+    """The result or the error message."""
     try:
         return call(*args, **kwargs)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""tokenizer.json files of others: steps that grow a text without end, panics of the library, ids without a row."""
+"""Untrusted tokenizer.json files: steps that grow a text without end, panics of the library, ids without a row."""
 
 import json
 import sys
