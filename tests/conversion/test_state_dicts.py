@@ -239,7 +239,7 @@ def test_half_a_lora_layer_is_refused(refused, tmp_path):
     flags = (*HEADS_FLAG, "--lora_alpha", "1", "--lora_scaling", "alpha")
     assert "the LoRA layer out_head has no out_head.lora.B" in refused(path, *flags)
     state["out_head.lora.B"] = torch.ones(3, 61)
-    assert "lora.A [32, 2] times lora.B [3, 61] is no change" in refused(save(state, path), *flags)
+    assert "lora.A [32, 2] times lora.B [3, 61] does not fit" in refused(save(state, path), *flags)
 
 
 def test_heads_are_asked_for(refused, tmp_path):
@@ -273,7 +273,7 @@ def test_unknown_files_are_refused(refused, tmp_path):
     assert "holds a list, not a dictionary" in refused(save([torch.ones(2)], path))
     assert "holds no tensors by name" in refused(save({"epoch": 3}, path))
     assert "name its directory" in refused(save({"wte.weight": torch.ones(2)}, path))
-    assert "no path here" in refused(tmp_path / "nothing.pth")
+    assert "not a local path" in refused(tmp_path / "nothing.pth")
     assert "name the file with the weights itself" in refused(tmp_path)
 
 
