@@ -157,7 +157,7 @@ def write_preference_card(output_dir: str, method: str, record: dict[str, Any]) 
     scores = method == "reward"
     measured = {"loss": metrics["eval_loss"]} if "eval_loss" in metrics else {}
     task = "text-classification" if scores else "text-generation"
-    what = "A reward model, which scores replies" if scores else f"An assistant trained on preferences ({method.upper()})"
+    what = "A reward model, which scores replies" if scores else f"An assistant taught by preferences ({method.upper()})"
     pictures = sorted(path.stem for path in Path(output_dir).glob("*.png"))
     _write(
         output_dir,
@@ -186,7 +186,7 @@ def write_conversion_card(output_dir: str, title: str, record: dict[str, Any]) -
         summary=f"Weights converted by {PACKAGE}, from the format `{record['format']}`.",
         use=USE_CLASSIFIER if classifier else USE_LANGUAGE_MODEL,
         sections=[_table("Conversion", "measured", record["proof"]), "\n".join(f"- {note}" for note in record["notes"])],
-        limits="What the weights were trained on, what they are good for, and under which license they may be used, is stated where they "
+        limits="What the weights were trained on, what they are good for, and under which license they may be used, is told where they "
         "came from.",
         title=title,
     )
