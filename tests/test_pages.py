@@ -1,4 +1,4 @@
-"""The Markdown pages: links lead somewhere, every script has its section, and the first page stays short."""
+"""The Markdown pages: links lead somewhere, every script has its section, the first page stays short and its layout is true."""
 
 import os
 import re
@@ -84,6 +84,20 @@ def test_the_first_page_is_short_and_reaches_every_page():
     written = {page for page in PAGES if page.name == "README.md" and page.parent.parent != ROOT / "model_cards"}
     # samples are described where they lie
     assert not written - linked - {ROOT / "README.md", ROOT / "gpt_scratch" / "data" / "samples" / "README.md"}
+
+
+def test_the_layout_lists_the_folders_in_the_order_of_their_imports():
+    """A folder imports those above it, never those below, as the first page says."""
+    order = re.findall(r"^  (\w+)/", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    package = ROOT / "gpt_scratch"
+    assert sorted(order) == sorted(path.parent.name for path in package.glob("*/__init__.py"))
+    upward = [
+        f"{path.relative_to(package)} imports {name}"
+        for path in package.glob("*/*.py")
+        for name in re.findall(r"^\s*from \.\.(\w+)[. ]", path.read_text(encoding="utf-8"), re.MULTILINE)
+        if name in order and order.index(name) > order.index(path.parent.name)
+    ]
+    assert not upward
 
 
 @pytest.mark.parametrize(
