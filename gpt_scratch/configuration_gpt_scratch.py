@@ -252,7 +252,22 @@ class GPTScratchConfig(PretrainedConfig):
         self._apply_aliases(kwargs)
         self._refuse_wrong_types()
         self._refuse_impossible_sizes(kwargs.get("num_labels"))
-        # Derived values: what the user left open follows from what was given.
+        self._derive_what_was_left_open()
+        if self.mlp_type == "gated":
+            self.base_model_tp_plan = {**self.base_model_tp_plan, "layers.*.mlp.gate_proj": "colwise"}
+        self.auto_map = {**(kwargs.pop("auto_map", None) or {}), **AUTO_MAP}
+        rope_parameters = self._join_rotary_settings(kwargs)
+        # transformers 4 sets these from its own arguments, and would overwrite what stands here
+        shared = {name: getattr(self, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings")}
+        if is_newer("4.48.0", TRANSFORMERS):  # whose pipelines load a tokenizer only where the configuration names its class
+            kwargs.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
+        super().__init__(**shared, **kwargs)
+        self.rope_parameters = rope_parameters
+        self._compare_versions(gpt_scratch_version, kwargs)
+        self.gpt_scratch_version = VERSION
+        self.validate_architecture()
+
+    def _derive_what_was_left_open(self) -> None:
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
@@ -269,19 +284,6 @@ class GPTScratchConfig(PretrainedConfig):
         if self.vocab_size <= 50256:
             self.bos_token_id = None if self.bos_token_id == 50256 else self.bos_token_id
             self.eos_token_id = None if self.eos_token_id == 50256 else self.eos_token_id
-        if self.mlp_type == "gated":
-            self.base_model_tp_plan = {**self.base_model_tp_plan, "layers.*.mlp.gate_proj": "colwise"}
-        self.auto_map = {**(kwargs.pop("auto_map", None) or {}), **AUTO_MAP}
-        rope_parameters = self._join_rotary_settings(kwargs)
-        # transformers 4 sets these from its own arguments, and would overwrite what stands here
-        shared = {name: getattr(self, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings")}
-        if is_newer("4.48.0", TRANSFORMERS):  # whose pipelines load a tokenizer only where the configuration names its class
-            kwargs.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
-        super().__init__(**shared, **kwargs)
-        self.rope_parameters = rope_parameters
-        self._compare_versions(gpt_scratch_version, kwargs)
-        self.gpt_scratch_version = VERSION
-        self.validate_architecture()
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
         self.validate_architecture()
