@@ -138,14 +138,10 @@ class GPTScratchConfig(PretrainedConfig):
         GPTScratchConfigError: a `ValueError` whose message holds the field, the value and the reason. Keywords that nothing here knows
             are kept as attributes, as in every transformers configuration.
 
-    Example:
-
-    ```python
     >>> from gpt_scratch import GPTScratchConfig
     >>> config = GPTScratchConfig(context_length=256, emb_dim=768, n_heads=12, n_layers=12, drop_rate=0.1, qkv_bias=False)
     >>> config.max_position_embeddings, config.residual_dropout
     (256, 0.1)
-    ```
     """
 
     model_type = "gpt_scratch"

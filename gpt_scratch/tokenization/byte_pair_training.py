@@ -73,13 +73,9 @@ def learn_merges(piece_counts: Mapping[str, int], vocab_size: int, min_frequency
         The tokens' bytes by id, bytes first in GPT-2's order; and the merges in the order learned: (left id, right id) -> id of the
         union. Among equally frequent pairs the one with the smallest ids comes first.
 
-    Example:
-
-    ```python
     >>> tokens, merges = learn_merges({"low": 5, "lower": 2, "newest": 6, "widest": 3}, vocab_size=260)
     >>> tokens[256:]
     [b'es', b'est', b'lo', b'low']
-    ```
     """
     tokens = [bytes([byte]) for byte in BYTE_ORDER]
     words = [f"{END}{piece.encode().translate(TO_IDS).decode('latin-1')}{END}" for piece in piece_counts]
