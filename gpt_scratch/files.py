@@ -23,9 +23,10 @@ from .errors import UserError
 JSON_BYTES = 64 * 2**20  # of a configuration or an index of shards at most
 MARK = ".gpt_scratch.json"
 UNFINISHED, REPLACED = "-unfinished", "-replaced"  # end the names of the hidden neighbours of a directory that is written
-# Release 0.1.0 wrote no such file; its conversions hold conversion.json and only these files.
+CODE_PATTERN = "*_gpt_scratch.py"  # of the model, copied into every checkpoint
+# Release 0.1.0 set no mark; a conversion by it holds conversion.json, and nothing but these.
 UNMARKED = ("conversion.json", "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
-            "*_gpt_scratch.py", "README.md", "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+            CODE_PATTERN, "README.md", "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
             "chat_template.jinja")  # fmt: skip
 
 

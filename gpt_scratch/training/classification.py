@@ -37,10 +37,8 @@ from ..modeling_gpt_scratch import GPTScratchForSequenceClassification
 from ..plots import new_figure, save_figure, save_lines
 from ..tokenization.byte_pair import train_byte_level_bpe
 from .arguments import parse_config_overrides
-from .finetuning import add_lora, dropout_overrides
+from .finetuning import SPLITS, add_lora, dropout_overrides
 from .losses import balanced_class_weights, classification_loss
-
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass

@@ -32,9 +32,7 @@ from ..errors import UserError
 from ..evaluation.perplexity import evaluate_loss
 from ..files import write_json
 from .callbacks import CurveCallback, OverfittingCallback, PerplexityCallback, SamplesCallback
-from .finetuning import add_lora, padding_share, train_last_blocks
-
-SPLITS = ("train", "validation", "test")
+from .finetuning import SPLITS, add_lora, padding_share, train_last_blocks
 
 
 @dataclass
