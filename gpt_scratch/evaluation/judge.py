@@ -213,7 +213,7 @@ def judge_replies(
         except UserError as error:
             kept = sum(key in known and known[key].unanswered is None for key in set(keys))
             raise UserError(
-                f"{error}; {kept} of {len(set(keys))} answers are kept in {path}: run again to go on from there"
+                f"{error}; {kept} of {len(set(keys))} answers are kept in {path}: run again to resume"
             ) from error
     verdicts = [known[key] for key in keys]
     reasons = [verdict.unanswered for verdict in verdicts if verdict.unanswered is not None]
