@@ -9,6 +9,12 @@ python scripts/convert_checkpoint.py ckpt.pt converted/nanogpt --tokenizer gpt2/
 python scripts/convert_checkpoint.py converted/mine stock --to gpt2                # for vLLM, llama.cpp, MLX: also --to llama
 """
 
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
+
 import argparse
 import sys
 from collections.abc import Sequence

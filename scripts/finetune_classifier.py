@@ -1,4 +1,4 @@
-"""Finetune a classifier with HF Trainer: SMS spam, or any labelled texts.
+r"""Finetune a classifier with HF Trainer: SMS spam, or any labelled texts.
 
 The book's spam classifier, from a converted checkpoint, on the published split:
 
@@ -18,6 +18,12 @@ Any csv with a text and a label column, 80/10/10:
 Then `pipeline("text-classification", model=...)` or scripts/classify.py. The output directory holds the model (or the adapter and the
 merged model, with --trainable lora), tokenizer, card, metrics.json, the plots and mistakes.tsv.
 """
+
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Finetune a language model to follow instructions, with HF Trainer.
+r"""Finetune a language model to follow instructions, with HF Trainer.
 
 The published recipe on another model: 85/10/5 in the order of the file, batch 8, 2 epochs, AdamW 5e-5:
 
@@ -14,6 +14,12 @@ Then scripts/chat.py, scripts/serve.py, `pipeline("text-generation")` with messa
 that is written. With --trainable lora the adapter is in OUTPUT/adapter and the merged model in OUTPUT. --neftune_noise_alpha 5 adds
 NEFTune's noise; every other flag of `TrainingArguments` works, too.
 """
+
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
 
 import sys
 

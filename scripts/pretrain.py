@@ -1,4 +1,4 @@
-"""Pretrain a GPT with HF Trainer on text files or a `datasets` data set.
+r"""Pretrain a GPT with HF Trainer on text files or a `datasets` data set.
 
 A small model on a text of your own, tokenizer included (CPU, a minute or two):
 
@@ -18,6 +18,12 @@ Every flag of transformers' `TrainingArguments` works. The output directory is a
 code, tokenizer, generation config, card, with `metrics.json`, `trainer_state.json`, `samples.jsonl` and the loss curve, and what the
 model computes in `reference_outputs.json`, which scripts/verify_checkpoint.py compares later.
 """
+
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
 
 import sys
 
