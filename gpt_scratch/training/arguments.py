@@ -17,7 +17,7 @@ from typing import Any, NoReturn, get_type_hints
 
 import torch
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, SchedulerType, TrainingArguments
 
 from ..command_line import (
     LATER,
@@ -33,6 +33,9 @@ from ..errors import UserError, one_line
 from ..files import refuse_a_run
 from ..ranges import check_ranges
 from .lock import lock_output_directory
+
+
+SCHEDULE = {"learning_rate": 5e-5, "lr_scheduler_type": "linear", "warmup_steps": 0}  # Trainer's, where nobody chooses
 
 
 @dataclasses.dataclass
@@ -57,10 +60,27 @@ class ScratchTrainingArguments(TrainingArguments):
         default=False,
         metadata={"help": "Go on where the loss or the gradient's norm is NaN or infinite, which ends a run otherwise."},
     )
+    # Open until the model is known: settle_learning_rate in optimizers.py.
+    learning_rate: float | None = dataclasses.field(
+        default=None, metadata={"help": "Highest learning rate. Default: by the model's size and what trains, printed at the start."}
+    )
+    lr_scheduler_type: SchedulerType | None = dataclasses.field(
+        default=None, metadata={"help": "How the learning rate falls. Default: linear; without --learning_rate cosine."}
+    )
+    warmup_steps: float | None = dataclasses.field(
+        default=None,
+        metadata={"help": "Steps in which it rises, or below 1 their share of all. Default: none; without --learning_rate 0.05."},
+    )
     # A model whose every parameter takes part in every step needs no search for unused ones.
     ddp_find_unused_parameters: bool | None = dataclasses.field(
         default=False, metadata={"help": "Search for parameters without gradient in each step under DDP."}
     )
+
+    def __post_init__(self):
+        self.left_open = [name for name in SCHEDULE if getattr(self, name) is None]
+        for name in self.left_open:
+            setattr(self, name, SCHEDULE[name])
+        super().__post_init__()
 
 
 class _OneLineParser(HfArgumentParser):

@@ -80,10 +80,11 @@ class ClassificationArguments:
     config_overrides: str | None = field(
         default=None, metadata={"help": "Of a new model: n_embd=384,... or JSON; of a checkpoint only dropout: drop_rate=0.0"}
     )
-    trainable: str = field(
-        default="last_block",
+    trainable: str | None = field(
+        default=None,
         metadata={
-            "help": "What trains: head alone, last_block (with final norm and head), last_two_blocks, all, or lora.",
+            "help": "What trains: head alone, last_block (with final norm and head), last_two_blocks, all, or lora. Default: all of new "
+            "weights, last_block of a checkpoint.",
             "choices": ["head", "last_block", "last_two_blocks", "all", "lora"],
         },
     )
@@ -96,6 +97,10 @@ class ClassificationArguments:
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after this many evaluations without a better --metric_for_best_model."}
     )
+
+    def __post_init__(self):
+        if self.trainable is None:  # frozen random blocks would never learn anything
+            self.trainable = "last_block" if self.model_name_or_path else "all"
 
 
 @dataclass
@@ -198,14 +203,23 @@ def choose_trainable(model: PreTrainedModel, args: ClassificationArguments) -> P
     Raises:
         UserError: "lora" without peft installed.
     """
+    if args.trainable != "all" and not args.model_name_or_path:
+        print(f"warning: --trainable {args.trainable} leaves most of these new, random weights as they are: give --trainable all")
     if args.trainable == "lora":
         return add_lora(model, "SEQ_CLS", args.lora_rank, args.lora_alpha, modules_to_save=["score"])
-    blocks = {"head": 0, "last_block": 1, "last_two_blocks": 2, "all": len(model.model.layers)}[args.trainable]
+    blocks = {"head": 0, "last_block": 1, "last_two_blocks": 2, "all": len(model.model.layers)}[str(args.trainable)]
     model.requires_grad_(args.trainable == "all")
     parts = [model.score] + ([model.model.norm, *model.model.layers[len(model.model.layers) - blocks :]] if blocks else [])
     for part in parts:
         part.requires_grad_(True)
     return model
+
+
+def what_trains(args: ClassificationArguments) -> str:
+    """As `settle_learning_rate` names it."""
+    if not args.model_name_or_path:
+        return "new"
+    return {"head": "head", "all": "all"}.get(str(args.trainable), "some")
 
 
 def encode_splits(
