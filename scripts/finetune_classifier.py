@@ -20,32 +20,38 @@ merged model, with --trainable lora), tokenizer, card, metrics.json, the plots a
 """
 
 import sys
+from pathlib import Path
 
 from transformers import DataCollatorWithPadding, EarlyStoppingCallback
 
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.hub.cards import write_classifier_card
 from gpt_scratch.hub.push_callback import PushToHub
+from gpt_scratch.plots import plot_or_warn
 from gpt_scratch.training.arguments import (
     ScratchTrainingArguments,
     check_output_directory,
     keep_best_checkpoint,
     parse_arguments,
 )
-from gpt_scratch.training.checkpoints import ResumableTrainer
 from gpt_scratch.training.classification import (
     ClassificationArguments,
+    ClassifierTrainer,
     choose_trainable,
     encode_splits,
-    final_metrics,
+    figures_of_run,
     make_compute_metrics,
     make_loss,
     make_model,
+    measure,
+    plot_confusion,
+    plot_curves,
     read_splits,
+    write_mistakes,
 )
 from gpt_scratch.training.finetuning import describe_trainable, padding_share
 from gpt_scratch.training.precision import use_fast_fp32_matmul
-from gpt_scratch.training.run import checkpoint_to_resume, save_run
+from gpt_scratch.training.run import checkpoint_to_resume, save_trained, write_record
 
 
 def main(script_args: ClassificationArguments, training_args: ScratchTrainingArguments) -> dict:
@@ -67,7 +73,7 @@ def main(script_args: ClassificationArguments, training_args: ScratchTrainingArg
     if training_args.load_best_model_at_end or script_args.early_stopping_patience is not None:
         keep_best_checkpoint(training_args, "eval_accuracy", greater_is_better=True)
     patience = script_args.early_stopping_patience
-    trainer = ResumableTrainer(
+    trainer = ClassifierTrainer(
         model=model,
         args=training_args,
         train_dataset=data.rows["train"],
@@ -83,9 +89,15 @@ def main(script_args: ClassificationArguments, training_args: ScratchTrainingArg
     if script_args.trainable == "lora":
         trainer.model.save_pretrained(f"{training_args.output_dir}/adapter")
         trainer.model = trainer.model.merge_and_unload()
-    metrics = final_metrics(trainer, data, trainable, result.metrics["train_runtime"])
-    record = save_run(trainer, script_args, metrics | {"padding_share": share})
+    save_trained(trainer)
+    measured, predictions = measure(trainer, data)
+    metrics = figures_of_run(trainer, data, measured, trainable, result.metrics["train_runtime"])
+    record = write_record(trainer, script_args, metrics | {"padding_share": share})
     if trainer.is_world_process_zero():
+        output = Path(training_args.output_dir)
+        write_mistakes(output / "mistakes.tsv", predictions, data.names)
+        plot_or_warn(plot_confusion, measured["test_confusion_matrix"], data.names, output / "confusion_matrix")
+        plot_or_warn(plot_curves, trainer.state.log_history, len(data.rows["train"]), output)
         write_classifier_card(training_args.output_dir, record)
         print(
             f"test: accuracy {metrics['test_accuracy']:.2%}, macro F1 {metrics['test_macro_f1']:.4f} on {len(splits['test'])} texts"

@@ -33,7 +33,7 @@ from gpt_scratch.training.finetuning import describe_trainable, load_language_mo
 from gpt_scratch.training.instructions import (
     InstructionArguments,
     choose_trainable,
-    final_metrics,
+    figures_of_run,
     held_out_losses,
     make_callbacks,
     prepare_data,
@@ -43,7 +43,7 @@ from gpt_scratch.training.instructions import (
 from gpt_scratch.training.language_model_trainer import LanguageModelTrainer
 from gpt_scratch.training.losses import set_language_modeling_loss
 from gpt_scratch.training.precision import use_fast_fp32_matmul
-from gpt_scratch.training.run import checkpoint_to_resume, save_run
+from gpt_scratch.training.run import checkpoint_to_resume, save_trained, write_record
 
 
 def main(script_args: InstructionArguments, training_args: ScratchTrainingArguments) -> dict:
@@ -85,11 +85,13 @@ def main(script_args: InstructionArguments, training_args: ScratchTrainingArgume
     if script_args.trainable == "lora":
         trainer.model.save_pretrained(f"{training_args.output_dir}/adapter")
         trainer.model = trainer.model.merge_and_unload()
-    after = held_out_losses(trainer.model, data, collator, batch_size)
-    metrics = final_metrics(trainer, data, trainable, before, after, result.metrics["train_runtime"])
-    record = save_run(trainer, script_args, metrics)
+    save_trained(trainer)
     if trainer.is_world_process_zero():
         save_test_records(training_args.output_dir, splits["test"])
+    after = held_out_losses(trainer.model, data, collator, batch_size)
+    metrics = figures_of_run(trainer, data, trainable, before, after, result.metrics["train_runtime"])
+    record = write_record(trainer, script_args, metrics)
+    if trainer.is_world_process_zero():
         write_instruction_card(training_args.output_dir, record)
         for name, label in {"validation_response_loss": "replies", "validation_loss_all_tokens": "all tokens"}.items():
             print(f"validation loss, {label}: {before[name]:.3f} before, {after[name]:.3f} after")

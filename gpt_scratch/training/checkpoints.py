@@ -222,6 +222,19 @@ class ResumableTrainer(Trainer):
             if self.args.should_save:
                 self.state.save_to_json(str(run / UNFINISHED / name / TRAINER_STATE))
 
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """An evaluation that fails, out of memory for example, does not cost the steps before it: they are saved first."""
+        try:
+            return super()._evaluate(*args, **kwargs)
+        except Exception:
+            if self.args.world_size == 1 and self.state.global_step:  # several processes write a checkpoint together
+                self._save_checkpoint(self.model, trial=None)
+                print(f"the evaluation failed; checkpoint-{self.state.global_step} is saved, from before it")
+            raise
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the scripts write the card, and TRL's, at each checkpoint, would replace one that was edited."""
+
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
         self.made_with = made_with.describe(self, self.script_args)
         if resume_from_checkpoint:

@@ -7,6 +7,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import torch
 from transformers import (
     EvalPrediction,
     PreTrainedModel,
@@ -37,8 +38,10 @@ from ..modeling_gpt_scratch import GPTScratchForSequenceClassification
 from ..plots import new_figure, save_figure, save_lines
 from ..tokenization.byte_pair import train_byte_level_bpe
 from .arguments import parse_config_overrides
+from .checkpoints import ResumableTrainer
 from .finetuning import add_lora, dropout_overrides
 from .losses import balanced_class_weights, classification_loss
+from .run import evaluation_curve, run_figures
 
 SPLITS = ("train", "validation", "test")
 
@@ -106,6 +109,11 @@ class ClassificationData:
     texts: dict[str, LabelledTexts]
     ids: dict[str, int]
     description: dict[str, Any]
+
+    @property
+    def names(self) -> list[str]:
+        """The classes in the order of their ids."""
+        return sorted(self.ids, key=self.ids.__getitem__)
 
 
 def read_splits(args: ClassificationArguments) -> tuple[dict[str, LabelledTexts], dict[str, int], dict[str, Any]]:
@@ -248,21 +256,26 @@ def make_compute_metrics():
     return compute
 
 
-def final_metrics(trainer: Trainer, data: ClassificationData, trainable: tuple[int, int], train_seconds: float) -> dict[str, Any]:
-    """Figures of all three splits on the whole of each, speed and sizes; writes plots and the table of mistakes."""
-    output = Path(trainer.args.output_dir)
-    names = sorted(data.ids, key=lambda label: data.ids[label])
-    metrics: dict[str, Any] = {
-        "trainable_parameters": trainable[0],
-        "all_parameters": trainable[1],
-        "train_seconds": train_seconds,
-        "steps": trainer.state.global_step,
-        "epochs": trainer.state.epoch,
-        "labels": names,
-        "data": data.description,
-    }
-    # Trainer groups by length here too where it does in training, and its predictions then come in an order of its own.
-    strategy, trainer.args.train_sampling_strategy = trainer.args.train_sampling_strategy, "random"
+class ClassifierTrainer(ResumableTrainer):
+    """[`ResumableTrainer`] whose predictions come in the order of their rows, also where batches are grouped by length in training."""
+
+    def _get_eval_sampler(self, eval_dataset: datasets.Dataset) -> torch.utils.data.Sampler | None:
+        in_training = eval_dataset is self.eval_dataset
+        return super()._get_eval_sampler(eval_dataset) if in_training else torch.utils.data.SequentialSampler(eval_dataset)
+
+
+@dataclass
+class Predictions:
+    """Texts of a split, sorted by length, with the scores (rows, L) and true class ids (rows,) of each."""
+
+    texts: LabelledTexts
+    scores: np.ndarray
+    references: np.ndarray
+
+
+def measure(trainer: ClassifierTrainer, data: ClassificationData) -> tuple[dict[str, Any], Predictions]:
+    """Figures of all three splits, over the whole of each, and the predictions of the test split."""
+    metrics: dict[str, Any] = {}
     for split in SPLITS:
         lengths = data.rows[split]["length"]
         order = sorted(range(len(lengths)), key=lengths.__getitem__)  # so that little is padded
@@ -270,23 +283,28 @@ def final_metrics(trainer: Trainer, data: ClassificationData, trainable: tuple[i
         for name, value in prediction.metrics.items():
             if not name.endswith(("_runtime", "_per_second", "_preparation_time")):
                 metrics[name] = value
-        if split == "test":
-            texts, scores = data.texts[split].take(order), softmax(prediction.predictions)
-            write_mistakes(output / "mistakes.tsv", texts, scores, prediction.label_ids, names)
-            plot_confusion(metrics["test_confusion_matrix"], names, output / "confusion_matrix")
-    trainer.args.train_sampling_strategy = strategy
-    metrics["curve"] = [
-        {name: entry[name] for name in ("step", "epoch", "eval_loss", "eval_accuracy") if name in entry}
-        for entry in trainer.state.log_history
-        if "eval_loss" in entry
-    ]
-    rows = len(data.rows["train"])
-    plot_curves(trainer.state.log_history, rows, output)
-    return metrics
+    predictions = Predictions(data.texts[split].take(order), softmax(prediction.predictions), prediction.label_ids)
+    return metrics, predictions
 
 
-def write_mistakes(path: Path, texts: LabelledTexts, scores: np.ndarray, references: np.ndarray, names: list[str]) -> None:
+def figures_of_run(
+    trainer: Trainer, data: ClassificationData, measured: dict[str, Any], trainable: tuple[int, int], train_seconds: float
+) -> dict[str, Any]:
+    """What was measured, with classes, sizes, speed and the curve."""
+    return {
+        "trainable_parameters": trainable[0],
+        "all_parameters": trainable[1],
+        **run_figures(trainer, train_seconds),
+        "labels": data.names,
+        "data": data.description,
+        **measured,
+        "curve": evaluation_curve(trainer.state.log_history, "eval_loss", "eval_accuracy"),
+    }
+
+
+def write_mistakes(path: Path, predictions: Predictions, names: list[str]) -> None:
     """The wrong predictions, the most confident first: confidence, predicted, true, row of the file, text."""
+    texts, scores, references = predictions.texts, predictions.scores, predictions.references
     wrong = [i for i in np.argsort(-scores.max(-1)) if scores[i].argmax() != references[i]]
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter="\t")
@@ -312,8 +330,8 @@ def plot_confusion(matrix: list[list[int]], names: list[str], path: Path) -> Non
     for i, row in enumerate(matrix):
         for j, count in enumerate(row):
             axes.text(j, i, str(count), ha="center", va="center", color="white" if count > highest / 2 else "black")
-    axes.set_xticks(range(len(names)), names, parse_math=False)
-    axes.set_yticks(range(len(names)), names, parse_math=False)
+    axes.set_xticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     save_figure(figure, path)

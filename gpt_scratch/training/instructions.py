@@ -33,6 +33,7 @@ from ..evaluation.perplexity import evaluate_loss
 from ..files import write_json
 from .callbacks import CurveCallback, OverfittingCallback, PerplexityCallback, SamplesCallback
 from .finetuning import add_lora, padding_share, train_last_blocks
+from .run import evaluation_curve, run_figures
 
 SPLITS = ("train", "validation", "test")
 
@@ -232,7 +233,7 @@ def held_out_losses(model: Any, data: InstructionData, collator: InstructionColl
     return losses
 
 
-def final_metrics(
+def figures_of_run(
     trainer: Trainer,
     data: InstructionData,
     trainable: tuple[int, int],
@@ -241,21 +242,16 @@ def final_metrics(
     train_seconds: float,
 ) -> dict[str, Any]:
     """Held-out losses before and after, the curve, sizes and speed."""
-    names = ("step", "epoch", "eval_loss", "num_input_tokens_seen")
     return {
         **after,
         **{f"{name}_before": value for name, value in before.items()},
         "trainable_parameters": trainable[0],
         "all_parameters": trainable[1],
         "padding_share": data.padding_share,
-        "steps": trainer.state.global_step,
-        "epochs": trainer.state.epoch,
+        **run_figures(trainer, train_seconds),
         "tokens_seen": trainer.state.num_input_tokens_seen,
-        "train_seconds": train_seconds,
         "data": data.description,
-        "curve": [
-            {name: entry[name] for name in names if name in entry} for entry in trainer.state.log_history if "eval_loss" in entry
-        ],
+        "curve": evaluation_curve(trainer.state.log_history, "eval_loss", "num_input_tokens_seen"),
     }
 
 

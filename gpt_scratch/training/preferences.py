@@ -20,6 +20,7 @@ from ..inference.loading import check_rows, load_config, load_model, load_tokeni
 from ..plots import save_lines
 from .checkpoints import ResumableTrainer
 from .finetuning import load_language_model
+from .run import evaluation_curve, run_figures
 
 METHODS = ("dpo", "reward", "grpo")
 # What each method logs and plots: file, {key of the log: label}, label of the axis.
@@ -166,25 +167,19 @@ def _resumable(trainer_class: type[Trainer]) -> Any:
     return type(trainer_class.__name__, (ResumableTrainer, trainer_class), {})
 
 
-def final_metrics(trainer: Trainer, description: dict[str, Any], train_seconds: float) -> dict[str, Any]:
+def figures_of_run(trainer: Trainer, description: dict[str, Any], train_seconds: float) -> dict[str, Any]:
     """The last figures on the validation pairs, the whole curve, speed."""
-    measured = [entry for entry in trainer.state.log_history if any(name.startswith("eval_") for name in entry)]
-    last = measured[-1] if measured else {}
+    curve = evaluation_curve(trainer.state.log_history)
+    last = curve[-1] if curve else {}
     return {
         **{
             name: value
             for name, value in last.items()
             if name.startswith("eval_") and not name.endswith(("_runtime", "_per_second"))
         },
-        "steps": trainer.state.global_step,
-        "epochs": trainer.state.epoch,
-        "train_seconds": train_seconds,
+        **run_figures(trainer, train_seconds),
         "data": description,
-        "curve": [
-            {name: value for name, value in entry.items() if name in ("step", "epoch") or name.startswith("eval_")}
-            for entry in trainer.state.log_history
-            if any(name.startswith("eval_") for name in entry)
-        ],
+        "curve": curve,
     }
 
 

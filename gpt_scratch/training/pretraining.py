@@ -1,6 +1,5 @@
 """The parts of a pretraining run: its flags, data, model, optimizer, callbacks and final figures. `scripts/pretrain.py` joins them."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -35,6 +34,7 @@ from ..tokenization.gpt2 import load_gpt2_tokenizer
 from .arguments import parse_config_overrides
 from .callbacks import CurveCallback, OverfittingCallback, PerplexityCallback, SamplesCallback, TrainingLossCallback
 from .optimizers import adamw_on_all, muon_and_adamw
+from .run import evaluation_curve, run_figures
 
 
 @dataclass
@@ -346,34 +346,24 @@ def describe_model(model: PreTrainedModel) -> str:
     )
 
 
-def final_metrics(trainer, data: PretrainingData, train_result_metrics: dict, eval_train_blocks: int) -> dict[str, Any]:
+def measure(trainer, data: PretrainingData, train_seconds: float | None, eval_train_blocks: int) -> dict[str, Any]:
     """What the run ends with: exact token-weighted losses, the best and first validation losses, speed, tokens seen."""
-    evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-    speeds = [entry["train_tokens_per_second"] for entry in trainer.state.log_history if "train_tokens_per_second" in entry]
-    batch_size = trainer.args.per_device_eval_batch_size
+    history, batch_size = trainer.state.log_history, trainer.args.per_device_eval_batch_size
+    speeds = [entry["train_tokens_per_second"] for entry in history if "train_tokens_per_second" in entry]
     validation = evaluate_loss(trainer.model, data.validation, batch_size)
     metrics = {
         "validation_loss": validation["loss"],
         "validation_perplexity": validation["perplexity"],
         "validation_predicted_tokens": validation["predicted_tokens"],
-        "steps": trainer.state.global_step,
-        "epochs": trainer.state.epoch,
+        **run_figures(trainer, train_seconds),
         "tokens_seen": trainer.state.num_input_tokens_seen,
-        "train_seconds": train_result_metrics.get("train_runtime"),
         "train_tokens_per_second": speeds[-1] if speeds else None,
         "data": data.description,
     }
     if eval_train_blocks:
         metrics["train_loss"] = evaluate_loss(trainer.model, first_rows(data.train, eval_train_blocks), batch_size)["loss"]
-    if evaluations:
-        best = min(evaluations, key=lambda entry: entry["eval_loss"])
-        metrics |= {"best_validation_loss": best["eval_loss"], "best_validation_step": best["step"]}
-        metrics["curve"] = [
-            {
-                name: entry[name]
-                for name in ("step", "epoch", "eval_loss", "train_eval_loss", "num_input_tokens_seen")
-                if name in entry
-            }
-            for entry in evaluations
-        ]
-    return json.loads(json.dumps(metrics))
+    curve = evaluation_curve(history, "eval_loss", "train_eval_loss", "num_input_tokens_seen")
+    if curve:
+        best = min(curve, key=lambda entry: entry["eval_loss"])
+        metrics |= {"best_validation_loss": best["eval_loss"], "best_validation_step": best["step"], "curve": curve}
+    return metrics
