@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import UserError
 
 # Never: pickles and leavings that are of no use to others. `.*` includes what git and huggingface_hub keep for themselves.
-NEVER = ("training_args.bin", ".*", "__pycache__", "*.pyc", "events.out.tfevents.*")
+NEVER = ("training_args.bin", ".*", "__pycache__", "*.pyc", "events.out.tfevents.*", "README.proposed.md")
 # What only training needs to go on: two to three times the size of the weights, and pickled.
 TRAINING_STATE = ("checkpoint-*", "optimizer.*", "scheduler.pt", "scaler.pt", "rng_state*.pth", "random_states_*.pkl")
 

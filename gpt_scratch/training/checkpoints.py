@@ -291,7 +291,9 @@ class ResumableTrainer(Trainer):
         settings = [{name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups]
         rates = list(getattr(self.lr_scheduler, "base_lrs", []))
         super()._load_optimizer_and_scheduler(checkpoint)
-        scheduled = isinstance(self.lr_scheduler, torch.optim.lr_scheduler.LambdaLR)  # else the steps have made the learning rate, too
+        scheduled = isinstance(
+            self.lr_scheduler, torch.optim.lr_scheduler.LambdaLR
+        )  # else the steps have made the learning rate, too
         for group, own in zip(self.optimizer.param_groups, settings):
             group.update({name: value for name, value in own.items() if scheduled or name not in ("lr", "initial_lr")})
         if scheduled:
