@@ -3,7 +3,8 @@
 The book's spam classifier, from a converted checkpoint, on the published split:
 
     python scripts/finetune_classifier.py --train_file SMSSpamCollection.zip --split published --model_name_or_path gpt2-124m \
-        --trainable last_block --num_train_epochs 5 --learning_rate 5e-5 --weight_decay 0.1 --output_dir runs/spam
+        --trainable last_blocks --train_last_blocks 1 --num_train_epochs 5 --learning_rate 5e-5 --weight_decay 0.1 \
+        --output_dir runs/spam
 
 From random weights, on the split without copies:
 
@@ -26,7 +27,7 @@ from transformers import DataCollatorWithPadding, EarlyStoppingCallback
 
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.hub.cards import write_classifier_card
-from gpt_scratch.hub.push_callback import PushToHub
+from gpt_scratch.hub.push_callback import take_over_push
 from gpt_scratch.plots import plot_or_warn
 from gpt_scratch.training.arguments import (
     ScratchTrainingArguments,
@@ -58,13 +59,13 @@ def main(script_args: ClassificationArguments, training_args: ScratchTrainingArg
     """Finetune, and return what `metrics.json` holds. Bad input raises `UserError` before training starts."""
     if script_args.early_stopping_patience is not None and training_args.eval_strategy == "no":
         raise UserError("--early_stopping_patience needs evaluations: set --eval_strategy steps or epoch")
-    splits, ids, description = read_splits(script_args)
+    splits = read_splits(script_args)
     resume = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
     check_output_directory(training_args.output_dir, resume)
-    push = PushToHub(training_args)
+    push = take_over_push(training_args)
     use_fast_fp32_matmul()
-    model, tokenizer = make_model(script_args, ids, splits["train"], training_args.seed, resume)
-    data = encode_splits(script_args, splits, ids, description, model, tokenizer)
+    model, tokenizer = make_model(script_args, splits.ids, splits.texts["train"], training_args.seed, resume)
+    data = encode_splits(script_args, splits, model, tokenizer)
     model = choose_trainable(model, script_args)
     trainable = describe_trainable(model)
     grouped = training_args.train_sampling_strategy == "group_by_length"
@@ -95,12 +96,12 @@ def main(script_args: ClassificationArguments, training_args: ScratchTrainingArg
     record = write_record(trainer, script_args, metrics | {"padding_share": share})
     if trainer.is_world_process_zero():
         output = Path(training_args.output_dir)
-        write_mistakes(output / "mistakes.tsv", predictions, data.names)
-        plot_or_warn(plot_confusion, measured["test_confusion_matrix"], data.names, output / "confusion_matrix")
+        write_mistakes(output / "mistakes.tsv", predictions, splits.names)
+        plot_or_warn(plot_confusion, measured["test_confusion_matrix"], splits.names, output / "confusion_matrix")
         plot_or_warn(plot_curves, trainer.state.log_history, len(data.rows["train"]), output)
         write_classifier_card(training_args.output_dir, record)
         print(
-            f"test: accuracy {metrics['test_accuracy']:.2%}, macro F1 {metrics['test_macro_f1']:.4f} on {len(splits['test'])} texts"
+            f"test: accuracy {metrics['test_accuracy']:.2%}, macro F1 {metrics['test_macro_f1']:.4f} on {len(splits.texts['test'])} texts"
         )
         print(f"everything is in {training_args.output_dir}")
         push.finish()

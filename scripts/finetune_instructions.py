@@ -22,7 +22,7 @@ from transformers import set_seed
 from gpt_scratch.data.instruction import InstructionCollator
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.hub.cards import write_instruction_card
-from gpt_scratch.hub.push_callback import PushToHub
+from gpt_scratch.hub.push_callback import take_over_push
 from gpt_scratch.training.arguments import (
     ScratchTrainingArguments,
     check_output_directory,
@@ -50,16 +50,16 @@ def main(script_args: InstructionArguments, training_args: ScratchTrainingArgume
     """Finetune, and return what `metrics.json` holds. Bad input raises `UserError` before training starts."""
     if script_args.early_stopping_patience is not None and training_args.eval_strategy == "no":
         raise UserError("--early_stopping_patience needs evaluations: set --eval_strategy steps or epoch")
-    splits, description = read_splits(script_args)
+    splits = read_splits(script_args)
     resume = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
     check_output_directory(training_args.output_dir, resume)
-    push = PushToHub(training_args)
+    push = take_over_push(training_args)
     use_fast_fp32_matmul()
     set_seed(training_args.seed)
     model, tokenizer = load_language_model(
         script_args.model_name_or_path, script_args.tokenizer_name, script_args.config_overrides
     )
-    data = prepare_data(script_args, splits, description, model, tokenizer, training_args)
+    data = prepare_data(script_args, splits, model, tokenizer, training_args)
     model = choose_trainable(model, script_args)
     trainable = describe_trainable(model)
     if training_args.load_best_model_at_end or script_args.early_stopping_patience is not None:
@@ -87,7 +87,7 @@ def main(script_args: InstructionArguments, training_args: ScratchTrainingArgume
         trainer.model = trainer.model.merge_and_unload()
     save_trained(trainer)
     if trainer.is_world_process_zero():
-        save_test_records(training_args.output_dir, splits["test"])
+        save_test_records(training_args.output_dir, splits.records["test"])
     after = held_out_losses(trainer.model, data, collator, batch_size)
     metrics = figures_of_run(trainer, data, trainable, before, after, result.metrics["train_runtime"])
     record = write_record(trainer, script_args, metrics)

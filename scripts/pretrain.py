@@ -25,7 +25,7 @@ from transformers import default_data_collator, set_seed
 
 from gpt_scratch.errors import run_script
 from gpt_scratch.hub.cards import write_card
-from gpt_scratch.hub.push_callback import PushToHub
+from gpt_scratch.hub.push_callback import take_over_push
 from gpt_scratch.training.arguments import (
     ScratchTrainingArguments,
     check_output_directory,
@@ -55,7 +55,7 @@ def main(script_args: PretrainingArguments, training_args: ScratchTrainingArgume
     resume = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
     check_output_directory(training_args.output_dir, resume)
     config = model_config(script_args)
-    push = PushToHub(training_args)
+    push = take_over_push(training_args)
     use_fast_fp32_matmul()
     data, tokenizer = prepare_data(script_args, config, resume)
 

@@ -28,7 +28,9 @@ CARD = re.compile(
     re.escape(OPENING) + "\n(?P<body>.*)\n" + re.escape(CLOSING).replace(r"\{\}", "(?P<checksum>[0-9a-f]{16})"), re.DOTALL
 )
 PROJECT_PAGE = ""  # the project's address; empty while there is none, since a link must lead somewhere
-PACKAGE = f"{f'[gpt_scratch]({PROJECT_PAGE})' if PROJECT_PAGE else 'gpt_scratch'}, a GPT written from scratch for the Hugging Face ecosystem"
+PACKAGE = (
+    f"[gpt_scratch]({PROJECT_PAGE})" if PROJECT_PAGE else "gpt_scratch"
+) + ", a GPT written from scratch for the Hugging Face ecosystem"
 # Until the repository has a name. Every loader asks about the code where it is not told, the tokenizer's too, which runs none of it.
 NAME = "PATH_OR_NAME"
 LOADING = 'revision="main", trust_remote_code=True'

@@ -18,19 +18,21 @@ from .upload import Repository, Upload, open_repository, upload, verify_outputs
 
 
 class PushToHub(TrainerCallback):
-    """Does nothing unless `args.push_to_hub` is set, which it takes away from Trainer.
+    """Uploads each checkpoint, where `args.hub_strategy` says so, and the whole output directory at the end ([`finish`]).
 
-    `hub_model_id`, `hub_private_repo`, `hub_revision` and `hub_token` mean what they mean to Trainer; of `hub_strategy` there are "end" and
-    "every_save".
+    Make it by [`take_over_push`]. `hub_model_id`, `hub_private_repo`, `hub_revision` and `hub_token` mean what they mean to Trainer; of
+    `hub_strategy` there are "end" and "every_save".
+
+    Args:
+        wanted: without it nothing is uploaded.
 
     Raises:
         UserError: before training, where it could not be uploaded afterwards: not logged in, no permission, no network, or the
             scanner for secrets is not installed.
     """
 
-    def __init__(self, args: TrainingArguments):
+    def __init__(self, args: TrainingArguments, wanted: bool):
         self.repository: Repository | None = None
-        wanted, args.push_to_hub = args.push_to_hub, False
         if not wanted:
             return
         if args.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
@@ -78,3 +80,9 @@ class PushToHub(TrainerCallback):
         if findings:
             raise UserError(f"found {findings[0]}")
         return upload(contents, self.repository, message, self.token, update=True)
+
+
+def take_over_push(args: TrainingArguments) -> PushToHub:
+    """The callback that pushes in Trainer's place: `args.push_to_hub` is cleared, since Trainer would push, too."""
+    wanted, args.push_to_hub = args.push_to_hub, False
+    return PushToHub(args, wanted)

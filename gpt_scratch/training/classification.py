@@ -39,7 +39,7 @@ from ..plots import new_figure, save_figure, save_lines
 from ..tokenization.byte_pair import train_byte_level_bpe
 from .arguments import parse_config_overrides
 from .checkpoints import ResumableTrainer
-from .finetuning import add_lora, dropout_overrides
+from .finetuning import add_lora, dropout_overrides, refuse_files_of_no_split, settle_trainable, train_last_blocks
 from .losses import balanced_class_weights, classification_loss
 from .run import evaluation_curve, run_figures
 
@@ -86,12 +86,14 @@ class ClassificationArguments:
     trainable: str = field(
         default="last_block",
         metadata={
-            "help": "What trains: head alone, last_block (with final norm and head), last_two_blocks, all, or lora.",
-            "choices": ["head", "last_block", "last_two_blocks", "all", "lora"],
+            "help": "What trains: head alone, last_blocks (with final norm and head), all, or lora. last_block and last_two_blocks are "
+            "last_blocks with --train_last_blocks 1 and 2.",
+            "choices": ["head", "last_blocks", "all", "lora", "last_block", "last_two_blocks"],
         },
     )
-    lora_rank: int = field(default=16, metadata={"help": "Rank of the LoRA matrices."})
-    lora_alpha: int = field(default=16, metadata={"help": "LoRA's scale is alpha / rank."})
+    train_last_blocks: int | None = field(default=None, metadata={"help": "With --trainable last_blocks: how many. Default: 2."})
+    lora_rank: int | None = field(default=None, metadata={"help": "Rank of the LoRA matrices. Default: 16."})
+    lora_alpha: int | None = field(default=None, metadata={"help": "LoRA's scale is alpha / rank. Default: 16."})
     class_weights: bool = field(
         default=False, metadata={"help": "Weight each class inversely to its share of the training rows."}
     )
@@ -100,30 +102,61 @@ class ClassificationArguments:
         default=None, metadata={"help": "Stop after this many evaluations without a better --metric_for_best_model."}
     )
 
+    def __post_init__(self) -> None:
+        settle_trainable(self)
+
 
 @dataclass
-class ClassificationData:
-    """Encoded rows of each split, the texts that they came from, and the classes."""
+class ClassificationSplits:
+    """The texts of train, validation and test, and the id of each class."""
 
-    rows: dict[str, datasets.Dataset]
     texts: dict[str, LabelledTexts]
     ids: dict[str, int]
-    description: dict[str, Any]
+    copies_removed: int
 
     @property
     def names(self) -> list[str]:
         """The classes in the order of their ids."""
         return sorted(self.ids, key=self.ids.__getitem__)
 
+    def also_in_train(self, split: str) -> int:
+        """Texts of a split that stand in the training data, too."""
+        return overlap(self.texts[split], self.texts["train"])
 
-def read_splits(args: ClassificationArguments) -> tuple[dict[str, LabelledTexts], dict[str, int], dict[str, Any]]:
-    """Texts of train, validation and test, the class ids, and a description of what came of the file. Prints it, too.
+
+@dataclass
+class ClassificationData:
+    """Encoded rows of each split, and how many of its texts were cut."""
+
+    splits: ClassificationSplits
+    rows: dict[str, datasets.Dataset]
+    cut: dict[str, int]
+
+    def description(self) -> dict[str, Any]:
+        """What was made of the files, for the record of the run."""
+        counts = {
+            split: {
+                "rows": len(texts),
+                "classes": texts.counts(),
+                "texts_also_in_train": self.splits.also_in_train(split),
+                "texts_cut": self.cut[split],
+                "longest": max(self.rows[split]["length"]),
+                "tokens": sum(self.rows[split]["length"]),
+            }
+            for split, texts in self.splits.texts.items()
+        }
+        return {"copies_removed": self.splits.copies_removed, **counts}
+
+
+def read_splits(args: ClassificationArguments) -> ClassificationSplits:
+    """Texts of train, validation and test, and the class ids; prints the statistics of each split.
 
     Raises:
         UserError: flags that do not go together, or data that cannot be read or split.
     """
     if args.train_file is None:
         raise UserError("--train_file is missing: give the labelled texts to train on")
+    refuse_files_of_no_split(args)
 
     def read(name: str | None) -> LabelledTexts:
         if name is None:
@@ -141,20 +174,19 @@ def read_splits(args: ClassificationArguments) -> tuple[dict[str, LabelledTexts]
         if args.deduplicate:
             data, copies = deduplicate(data)
         parts = stratified_split(data, args.split_fractions, args.split_seed)
-    splits = dict(zip(SPLITS, parts))
-    ids = label_ids(splits["train"].labels, args.class_names)
-    for name, part in splits.items():
+    texts = dict(zip(SPLITS, parts))
+    ids = label_ids(texts["train"].labels, args.class_names)
+    for name, part in texts.items():
         check_labels(part, ids, name)
     if args.balance_classes:
-        splits["train"] = balance(splits["train"], args.split_seed)
-    description: dict[str, Any] = {"copies_removed": copies}
-    for name, part in splits.items():
-        description[name] = {"rows": len(part), "classes": part.counts(), "texts_also_in_train": overlap(part, splits["train"])}
-        note = "" if name == "train" else f", {description[name]['texts_also_in_train']} of them also in train"
+        texts["train"] = balance(texts["train"], args.split_seed)
+    splits = ClassificationSplits(texts, ids, copies)
+    for name, part in texts.items():
+        note = "" if name == "train" else f", {splits.also_in_train(name)} of them also in train"
         print(f"{name}: {len(part):,} texts, {', '.join(f'{n:,} {label}' for label, n in part.counts().items())}{note}")
     if copies:
         print(f"{copies:,} copies of other texts were removed before splitting")
-    return splits, ids, description
+    return splits
 
 
 def make_model(
@@ -204,43 +236,35 @@ def choose_trainable(model: PreTrainedModel, args: ClassificationArguments) -> P
     """Freeze everything but what `args.trainable` names; for "lora" return the model wrapped by peft.
 
     Raises:
-        UserError: "lora" without peft installed.
+        UserError: "lora" without peft installed, more blocks than the model has.
     """
     if args.trainable == "lora":
+        assert args.lora_rank is not None and args.lora_alpha is not None  # settle_trainable
         return add_lora(model, "SEQ_CLS", args.lora_rank, args.lora_alpha, modules_to_save=["score"])
-    blocks = {"head": 0, "last_block": 1, "last_two_blocks": 2, "all": len(model.model.layers)}[args.trainable]
-    model.requires_grad_(args.trainable == "all")
-    parts = [model.score] + ([model.model.norm, *model.model.layers[len(model.model.layers) - blocks :]] if blocks else [])
-    for part in parts:
-        part.requires_grad_(True)
+    if args.trainable != "all":
+        train_last_blocks(model, args.train_last_blocks or 0, head=model.score)
     return model
 
 
 def encode_splits(
-    args: ClassificationArguments,
-    splits: dict[str, LabelledTexts],
-    ids: dict[str, int],
-    description: dict[str, Any],
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    args: ClassificationArguments, splits: ClassificationSplits, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> ClassificationData:
     """Token ids of every text, cut at `max_length` with a printed count."""
     limit = model.config.max_position_embeddings
     max_length = min(args.max_length or limit, limit)
-    rows = {}
-    for name, part in splits.items():
-        rows[name], cut = encode_texts(part, tokenizer, ids, max_length)
-        description[name] |= {"texts_cut": cut, "longest": max(rows[name]["length"]), "tokens": sum(rows[name]["length"])}
-        if cut:
-            print(f"{name}: {cut} texts are longer than {max_length} tokens and were cut")
-    return ClassificationData(rows, splits, ids, description)
+    data = ClassificationData(splits, {}, {})
+    for name, part in splits.texts.items():
+        data.rows[name], data.cut[name] = encode_texts(part, tokenizer, splits.ids, max_length)
+        if data.cut[name]:
+            print(f"{name}: {data.cut[name]} texts are longer than {max_length} tokens and were cut")
+    return data
 
 
 def make_loss(args: ClassificationArguments, training_args: TrainingArguments, data: ClassificationData) -> dict[str, Any]:
     """Keyword arguments for Trainer: a loss with class weights and label smoothing where either is asked for."""
     if not args.class_weights and not training_args.label_smoothing_factor:
         return {}
-    weights = balanced_class_weights(data.rows["train"]["labels"], len(data.ids)) if args.class_weights else None
+    weights = balanced_class_weights(data.rows["train"]["labels"], len(data.splits.ids)) if args.class_weights else None
     return {"compute_loss_func": classification_loss(weights, training_args.label_smoothing_factor)}
 
 
@@ -283,7 +307,7 @@ def measure(trainer: ClassifierTrainer, data: ClassificationData) -> tuple[dict[
         for name, value in prediction.metrics.items():
             if not name.endswith(("_runtime", "_per_second", "_preparation_time")):
                 metrics[name] = value
-    predictions = Predictions(data.texts[split].take(order), softmax(prediction.predictions), prediction.label_ids)
+    predictions = Predictions(data.splits.texts[split].take(order), softmax(prediction.predictions), prediction.label_ids)
     return metrics, predictions
 
 
@@ -295,8 +319,8 @@ def figures_of_run(
         "trainable_parameters": trainable[0],
         "all_parameters": trainable[1],
         **run_figures(trainer, train_seconds),
-        "labels": data.names,
-        "data": data.description,
+        "labels": data.splits.names,
+        "data": data.description(),
         **measured,
         "curve": evaluation_curve(trainer.state.log_history, "eval_loss", "eval_accuracy"),
     }

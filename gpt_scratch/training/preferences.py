@@ -89,33 +89,60 @@ def configuration_class(method: str) -> type:
     return {"dpo": trl.DPOConfig, "reward": trl.RewardConfig, "grpo": trl.GRPOConfig}[method]
 
 
-def read_pairs(args: PreferenceArguments) -> tuple[dict[str, datasets.Dataset], dict[str, Any]]:
-    """Train, validation and test pairs, and what came of the file. Prints it, too.
+@dataclass
+class PreferenceData:
+    """Pairs of train, validation and test, and how many were left out since their replies are equal."""
+
+    rows: dict[str, datasets.Dataset]
+    left_out: dict[str, int]
+
+    def description(self) -> dict[str, Any]:
+        """What was made of the file, for the record of the run."""
+        return {
+            name: {"pairs": len(rows), "pairs_of_equal_replies_left_out": self.left_out[name]} for name, rows in self.rows.items()
+        }
+
+
+def check_arguments(method: str, args: PreferenceArguments) -> None:
+    """Refuse what can be refused without reading any data.
 
     Raises:
-        UserError: no file, broken pairs, a split without pairs.
+        UserError: names the flags.
     """
     if args.train_file is None:
         raise UserError("--train_file is missing: give the pairs to learn from")
+    if args.model_name_or_path is None:
+        raise UserError("--model_name_or_path is missing: give the checkpoint to start from")
+    if method == "grpo" and args.reward_model is None:
+        raise UserError("grpo needs --reward_model: train one with the method reward")
+    if method != "grpo" and args.reward_model is not None:
+        raise UserError(f"--reward_model is for the method grpo, and has no effect with {method}")
+
+
+def read_pairs(args: PreferenceArguments) -> PreferenceData:
+    """Train, validation and test pairs; prints their numbers.
+
+    Raises:
+        UserError: broken pairs, a split without pairs.
+    """
+    assert args.train_file is not None  # check_arguments
     splits: dict[str, Conversations] = split_conversations(read_preferences(args.train_file), args.split_fractions)
-    rows, description = {}, {}
+    data = PreferenceData({}, {})
     for name, part in splits.items():
-        rows[name], equal = preference_rows(part, args.prompt_style)
-        if not len(rows[name]):
+        data.rows[name], equal = preference_rows(part, args.prompt_style)
+        if not len(data.rows[name]):
             raise UserError(f"{args.train_file}: all pairs of the {name} split hold two equal replies")
-        description[name] = {"pairs": len(rows[name]), "pairs_of_equal_replies_left_out": equal}
-        print(f"{name}: {len(rows[name]):,} pairs" + (f", {equal} pairs of equal replies left out" if equal else ""))
-    return rows, description
+        data.left_out[name] = equal
+        print(f"{name}: {len(data.rows[name]):,} pairs" + (f", {equal} pairs of equal replies left out" if equal else ""))
+    return data
 
 
-def load_reward_model(name: str | None) -> tuple[Any, PreTrainedTokenizerBase]:
+def load_reward_model(name: str) -> tuple[Any, PreTrainedTokenizerBase]:
     """A classifier with one label and its tokenizer.
 
     Raises:
-        UserError: none given, unreadable, or with several labels.
+        UserError: unreadable, or with several labels.
     """
-    if name is None:
-        raise UserError("grpo needs --reward_model: train one with the method reward")
     config = load_config(name)
     if config.num_labels != 1 or "ForSequenceClassification" not in (config.architectures or [""])[0]:
         raise UserError(
@@ -136,6 +163,7 @@ def make_trainer(
     """
     trl = import_trl()
     if method == "grpo":
+        assert args.reward_model is not None  # check_arguments
         reward_model, reward_tokenizer = load_reward_model(args.reward_model)
     model, tokenizer = load_language_model(args.model_name_or_path)
     set_prompt_style(tokenizer, args.prompt_style)
@@ -167,7 +195,7 @@ def _resumable(trainer_class: type[Trainer]) -> Any:
     return type(trainer_class.__name__, (ResumableTrainer, trainer_class), {})
 
 
-def figures_of_run(trainer: Trainer, description: dict[str, Any], train_seconds: float) -> dict[str, Any]:
+def figures_of_run(trainer: Trainer, data: PreferenceData, train_seconds: float) -> dict[str, Any]:
     """The last figures on the validation pairs, the whole curve, speed."""
     curve = evaluation_curve(trainer.state.log_history)
     last = curve[-1] if curve else {}
@@ -178,7 +206,7 @@ def figures_of_run(trainer: Trainer, description: dict[str, Any], train_seconds:
             if name.startswith("eval_") and not name.endswith(("_runtime", "_per_second"))
         },
         **run_figures(trainer, train_seconds),
-        "data": description,
+        "data": data.description(),
         "curve": curve,
     }
 

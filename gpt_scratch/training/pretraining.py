@@ -148,6 +148,8 @@ def check_arguments(args: PretrainingArguments, training_args: TrainingArguments
         )
     if args.model_name_or_path and args.config_overrides:
         raise UserError("--config_overrides is for new models: the checkpoint of --model_name_or_path has its own configuration")
+    if args.dataset_config_name and not args.dataset_name:
+        raise UserError("--dataset_config_name has no effect without --dataset_name")
     if args.optimizer == "muon" and args.weight_decay_on == "all":
         raise UserError("--weight_decay_on all is for --optimizer adamw: Muon leaves biases and norms to AdamW, without decay")
     if args.muon_learning_rate is not None and args.optimizer != "muon":
@@ -213,7 +215,7 @@ def prepare_data(
     cutting = {"block_size": block_size, "stride": args.stride, "isolate_documents": args.isolate_documents}
     if args.streaming:
         assert tokenizer is not None  # check_arguments
-        check_vocabulary(tokenizer, args, config)
+        settle_vocabulary(tokenizer, args, config)
         train, validation_documents = _stream(args, tokenizer, cutting), _streamed_validation(args)
         description: dict[str, Any] = {"train": "streamed"}
     else:
@@ -223,7 +225,7 @@ def prepare_data(
                 (row["text"] for row in train_documents), vocab_size=args.vocab_size, model_max_length=block_size
             )
             print(f"tokenizer: byte-level BPE trained on the training text, {len(tokenizer):,} tokens")
-        check_vocabulary(tokenizer, args, config)
+        settle_vocabulary(tokenizer, args, config)
         train = blocks = _blocks(train_documents, tokenizer, args, cutting)
         counts = count_blocks(train_documents, blocks)
         print(f"training: {counts}")
@@ -237,10 +239,14 @@ def prepare_data(
     return PretrainingData(train, validation, description), tokenizer
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, args: PretrainingArguments, config: GPTScratchConfig) -> None:
-    """Refuse a tokenizer with more tokens than the model has rows, before any text is tokenized."""
-    fixed = args.model_name_or_path or "vocab_size" in (args.config_overrides or "") or "n_vocab" in (args.config_overrides or "")
-    if fixed:
+def settle_vocabulary(tokenizer: PreTrainedTokenizerBase, args: PretrainingArguments, config: GPTScratchConfig) -> None:
+    """Give a new model a row for each token, unless its user has set `vocab_size`; before any text is tokenized.
+
+    Raises:
+        UserError: more tokens than rows, where their number is the checkpoint's or the user's.
+    """
+    chosen = parse_config_overrides(args.config_overrides, GPTScratchConfig).keys() & {"vocab_size", "n_vocab"}
+    if args.model_name_or_path or chosen:
         check_rows(tokenizer, config, args.model_name_or_path or "the model of --config_overrides")
     else:
         config.vocab_size = len(tokenizer)
