@@ -49,7 +49,7 @@ def main(method: str, script_args: PreferenceArguments, training_args: Any) -> d
     check_output_directory(training_args.output_dir, resume)
     push = take_over_push(training_args)
     use_fast_fp32_matmul()
-    trainer = make_trainer(method, script_args, training_args, data.rows)
+    trainer = make_trainer(method, script_args, training_args, data)
     trainer.script_args = script_args
     trainer.allow_non_finite = script_args.allow_non_finite
     trainer.add_callback(push)

@@ -11,7 +11,7 @@ from transformers.trainer_utils import HubStrategy
 
 from ..errors import UserError
 from .cards import name_repository
-from .contents import Contents, list_contents, shown
+from .contents import Contents, list_contents, missing_parts, shown
 from .secret_rules import scanner
 from .secret_scan import find_secrets
 from .upload import Repository, Upload, open_repository, upload, verify_outputs
@@ -65,6 +65,8 @@ class PushToHub(TrainerCallback):
             return None
         try:
             contents = list_contents(self.output_dir)
+            for note in missing_parts(contents):
+                print(f"note: {note}")
             verify_outputs(contents)
             name_repository(self.output_dir, self.repository.id)
             uploaded = self._upload(contents, "End of training")

@@ -1,6 +1,7 @@
 """The parts of an instruction finetuning: its flags, data, what trains, exact evaluation, sample replies and final figures."""
 
 import json
+import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import (
 )
 
 from ..data.instruction import (
+    IGNORED,
     PROMPT_STYLES,
     Conversations,
     EncodedConversations,
@@ -36,6 +38,7 @@ from .finetuning import add_lora, padding_share, refuse_files_of_no_split, settl
 from .run import evaluation_curve, run_figures
 
 SPLITS = ("train", "validation", "test")
+LITTLE_ROOM = 64  # tokens, some two sentences: a model whose prompts leave less is hardly of use
 
 
 @dataclass
@@ -208,6 +211,7 @@ def prepare_data(
     held_out = ("validation", "test")
     # Sorted by length: the order does not matter to a mean over tokens, and hardly any padding is left.
     replies = {split: encode(split, True).rows.sort("length") for split in held_out}
+    warn_of_little_room(replies["validation"]["labels"], limit)
     everything = {split: encode(split, False).rows.sort("length") for split in held_out}
     train = encoded["train"].rows
     if args.packing:
@@ -221,6 +225,20 @@ def prepare_data(
     askable = [record for record in splits.records["validation"].records if "input_ids" not in record]
     prompts = [prompt_text(record, tokenizer, args.prompt_style) for record in askable[: args.sample_replies]]
     return InstructionData(splits, train, encoded, replies, everything, prompts, waste)
+
+
+def warn_of_little_room(labels: list[list[int]], positions: int) -> None:
+    """Say so where prompts fill most of the model's positions.
+
+    Args:
+        labels: of rows in which the replies alone are labelled, (T,) each.
+    """
+    prompt = int(statistics.median(next((i for i, label in enumerate(row) if label != IGNORED), len(row)) for row in labels))
+    if positions - prompt < LITTLE_ROOM:
+        print(
+            f"warning: prompts have {prompt} tokens (median of the validation split), which leaves {max(0, positions - prompt)} of the "
+            f"model's {positions} positions for a reply: choose a shorter --prompt_style (phi3, chatml) or a model with more positions"
+        )
 
 
 def choose_trainable(model: PreTrainedModel, args: InstructionArguments) -> Any:
