@@ -66,9 +66,9 @@ def main(args: argparse.Namespace, flags: Sequence[str] = ()) -> str:
     recipes = [find_recipe(name) for name in args.recipes]
     if args.model_name_or_path is None and any(path.stem != "random" for path in recipes):
         raise UserError("--model_name_or_path is missing: every recipe but random starts from a pretrained model")
-    splits, ids, _ = read_splits(ClassificationArguments(train_file=args.train_file, split=args.split))
+    splits = read_splits(ClassificationArguments(train_file=args.train_file, split=args.split))
     folder = Path(args.output_dir) / args.split
-    rows = [tfidf_baseline(splits, ids)]
+    rows = [tfidf_baseline(splits.texts, splits.ids)]
     for recipe in recipes:
         runs = [folder / f"{recipe.stem}-{seed}" for seed in args.seeds]
         for run, seed in zip(runs, args.seeds):

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from ..evaluation.perplexity import evaluate_loss, perplexity
-from ..plots import overfitting_step, plot_losses
+from ..plots import overfitting_step, plot_losses, plot_or_warn
 
 
 class PerplexityCallback(TrainerCallback):
@@ -112,7 +112,9 @@ class CurveCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         self.drawn = time.monotonic()
-        plot_losses(state.log_history, Path(args.output_dir) / "loss", self.title, overfitting_step(state.log_history))
+        plot_or_warn(
+            plot_losses, state.log_history, Path(args.output_dir) / "loss", self.title, overfitting_step(state.log_history)
+        )
 
 
 class OverfittingCallback(TrainerCallback):
