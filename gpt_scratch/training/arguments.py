@@ -34,7 +34,6 @@ from ..files import refuse_a_run
 from ..ranges import check_ranges
 from .lock import lock_output_directory
 
-
 SCHEDULE = {"learning_rate": 5e-5, "lr_scheduler_type": "linear", "warmup_steps": 0}  # Trainer's, where nobody chooses
 
 
@@ -62,7 +61,8 @@ class ScratchTrainingArguments(TrainingArguments):
     )
     # Open until the model is known: settle_learning_rate in optimizers.py.
     learning_rate: float | None = dataclasses.field(
-        default=None, metadata={"help": "Highest learning rate. Default: by the model's size and what trains, printed at the start."}
+        default=None,
+        metadata={"help": "Highest learning rate. Default: by the model's size and what trains, printed at the start."},
     )
     lr_scheduler_type: SchedulerType | None = dataclasses.field(
         default=None, metadata={"help": "How the learning rate falls. Default: linear; without --learning_rate cosine."}

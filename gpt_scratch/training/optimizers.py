@@ -6,7 +6,6 @@ import torch
 from torch import nn
 from transformers import SchedulerType, TrainingArguments
 
-
 # What trains: its learning rate, as a share of that of new weights, and what is said of it.
 SHARES = {
     "new": (1.0, "new weights"),
