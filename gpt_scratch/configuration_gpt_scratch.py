@@ -17,6 +17,7 @@ This file is copied into every saved checkpoint, so it imports nothing but torch
 
 import inspect
 import re
+import sys
 from typing import Any, NoReturn, get_args
 
 from transformers import __version__ as TRANSFORMERS
@@ -80,6 +81,17 @@ def is_newer(version: str, than: str) -> bool:
     """Whether a release comes after another: `is_newer("0.10.0", "0.9.1")`."""
     first, second = ([int(number) for number in re.findall(r"\d+", text)[:3]] for text in (version, than))
     return first > second
+
+
+def register_with_peft() -> None:
+    """Where peft is imported: its defaults for Llama, whose module names are those of this model, hold here as well.
+
+    Then `LoraConfig()` needs no `target_modules` (the query and value projections), and neither does any other method of peft with a
+    table of its own. This needs no import of peft, and works by the code in a checkpoint, too.
+    """
+    for name, table in vars(sys.modules.get("peft.utils.constants", object)).items():
+        if name.startswith("TRANSFORMERS_MODELS_TO_") and isinstance(table, dict) and "llama" in table:
+            table.setdefault(GPTScratchConfig.model_type, table["llama"])
 
 
 class GPTScratchConfig(PretrainedConfig):
@@ -280,6 +292,11 @@ class GPTScratchConfig(PretrainedConfig):
         if self.vocab_size <= 50256:
             self.bos_token_id = None if self.bos_token_id == 50256 else self.bos_token_id
             self.eos_token_id = None if self.eos_token_id == 50256 else self.eos_token_id
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it. peft asks for this before it looks up what to adapt, so its tables know this architecture from then on."""
+        register_with_peft()
+        return super().to_dict()
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
         self.validate_architecture()

@@ -142,6 +142,20 @@ def check_target(
     return target, found
 
 
+def refuse_a_run(path: Path) -> None:
+    """
+    Raises:
+        UserError: the directory holds a run, or files of another origin by the names that a run writes.
+    """
+    if any(path.glob("checkpoint-*")) or any(path.glob("*.safetensors")):
+        raise UserError(
+            f"{path} already holds a run: choose another --output_dir, or go on with it by --resume_from_checkpoint latest"
+        )
+    for name in ("README.md", "config.json", "metrics.json", "tokenizer.json"):
+        if os.path.lexists(path / name):
+            raise UserError(f"{path} holds a {name}, which the run would write over: choose another --output_dir")
+
+
 def _reason_to_stay(target: Path, sources: Sequence[str | os.PathLike | None]) -> str | None:
     """Why a directory is never replaced. Compared by device and inode: case, links and other spellings do not matter."""
     if _is_mount(target):  # the root is one

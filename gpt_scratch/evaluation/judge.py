@@ -212,9 +212,7 @@ def judge_replies(
             _ask_all(judge, questions, keep, concurrency)
         except UserError as error:
             kept = sum(key in known and known[key].unanswered is None for key in set(keys))
-            raise UserError(
-                f"{error}; {kept} of {len(set(keys))} answers are kept in {path}: run again to resume"
-            ) from error
+            raise UserError(f"{error}; {kept} of {len(set(keys))} answers are kept in {path}: run again to resume") from error
     verdicts = [known[key] for key in keys]
     reasons = [verdict.unanswered for verdict in verdicts if verdict.unanswered is not None]
     if reasons and len(reasons) == len(verdicts):
