@@ -12,6 +12,12 @@ whole words; character (nanoGPT's shakespeare_char) has single characters. The o
 `AutoTokenizer.from_pretrained(DIR)` and every `--tokenizer_name` take it.
 """
 
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
+
 import argparse
 import sys
 from collections.abc import Iterator, Sequence

@@ -24,7 +24,7 @@ from .sources import RenamedSource, SafetensorsSource, Source, StateDictSource, 
 from .weight_maps import HF_GPT2, LLAMA, WeightMap
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
-# What both families call as we do. Our defaults for the ids are GPT-2's, which would be wrong elsewhere: `None` counts too.
+# Named alike in both families and here. Our defaults for the ids are GPT-2's, which would be wrong elsewhere: `None` counts too.
 SHARED = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "tie_word_embeddings")
 LABELS = ("id2label", "label2id", "problem_type")
 FAMILY = ("llama", "mistral", "qwen2", "qwen3")  # that share Llama's names of settings and tensors
@@ -41,7 +41,7 @@ def open_hub_directory(path: Path, options: Options) -> Checkpoint:
         raise UserError(f"{path / 'config.json'} has a quantization_config: convert the weights before they are quantized")
     try:
         theirs = AutoConfig.from_pretrained(path)  # fills in the family's defaults, and reads older forms of its settings
-    except Exception as error:  # a wrong type or value, told by transformers
+    except Exception as error:  # a wrong type or value, reported by transformers
         raise UserError(f"{path / 'config.json'}: {one_line(error)}") from error
     source, notes = _weights(path), list[str]()
     prefix = "transformer." if theirs.model_type == "gpt2" else ""
@@ -84,7 +84,7 @@ def _weights(path: Path) -> Source:
     for file in files:
         content = load_pickle_safely(file)
         if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-            raise UserError(f"{file} holds something else than tensors by name")
+            raise UserError(f"{file} holds something other than named tensors")
         tensors |= content
     return StateDictSource(tensors)
 
@@ -119,7 +119,7 @@ def _shared(theirs: PreTrainedConfig, head: str) -> dict[str, Any]:
 
 
 def gpt2_config(theirs: PreTrainedConfig, head: str, overrides: dict[str, Any]) -> GPTScratchConfig:
-    """transformers' GPT2Config in our terms.
+    """transformers' GPT2Config as our configuration.
 
     Raises:
         UserError: a setting that cannot be expressed; names it.
@@ -144,7 +144,7 @@ def gpt2_config(theirs: PreTrainedConfig, head: str, overrides: dict[str, Any]) 
 
 
 def llama_config(theirs: PreTrainedConfig, head: str, overrides: dict[str, Any]) -> GPTScratchConfig:
-    """transformers' configuration of one of `FAMILY` in our terms.
+    """transformers' configuration of one of `FAMILY` as our configuration.
 
     Raises:
         UserError: a setting that cannot be expressed; names it.

@@ -158,5 +158,7 @@ def ends_of(*settings: Any) -> list[int]:
     >>> ends_of(Namespace(eos_token_id=None), Namespace(eos_token_id=7)), ends_of(Namespace(eos_token_id=[3, 7]))
     ([7], [3, 7])
     """
-    found: Any = next((setting.eos_token_id for setting in settings if setting is not None and setting.eos_token_id is not None), [])
+    found: Any = next(
+        (setting.eos_token_id for setting in settings if setting is not None and setting.eos_token_id is not None), []
+    )
     return found if isinstance(found, list) else [found]
