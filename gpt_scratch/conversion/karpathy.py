@@ -54,7 +54,7 @@ def open_nanogpt(path: Path, options: Options) -> Checkpoint:
     shapes = {name: tuple(tensor.shape) for name, tensor in source.describe().items()}
     for name in ("lm_head.weight", "transformer.wte.weight", "transformer.wpe.weight"):
         if len(shapes.get(name, ())) != 2:
-            raise UserError(f"{path} has no matrix {name}: it is no whole model of nanoGPT's")
+            raise UserError(f"{path} has no matrix {name}: it is not a complete model of nanoGPT's")
     notes: list[str] = []
     args: Any = rest.get("model_args")
     tied = torch.equal(source.get("lm_head.weight"), source.get("transformer.wte.weight"))
@@ -150,7 +150,7 @@ def open_lecture(path: Path, options: Options) -> Checkpoint:
     """The GPT of Karpathy's lecture ("Let's build GPT", `gpt.py`): one matrix a head, ReLU, an output head with a bias.
 
     Raises:
-        UserError: a broken or unsafe file, or no whole model.
+        UserError: a broken or unsafe file, or an incomplete model.
     """
     source, rest = read_state_dict(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in source.describe().items()}
@@ -161,7 +161,7 @@ def open_lecture(path: Path, options: Options) -> Checkpoint:
         "blocks.0.ffwd.net.0.weight",
     ):
         if len(shapes.get(name, ())) != 2:
-            raise UserError(f"{path} has no matrix {name}: it is no whole model of Karpathy's lecture")
+            raise UserError(f"{path} has no matrix {name}: it is not a complete model of Karpathy's lecture")
     layers = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
     heads = {match[1] for name in shapes if (match := re.match(r"blocks\.0\.sa\.heads\.(\d+)\.", name))}
     made = {
@@ -172,7 +172,7 @@ def open_lecture(path: Path, options: Options) -> Checkpoint:
         for kind in ("query", "key", "value")
     }
     if missing := [name for names in made.values() for name in names if len(shapes.get(name, ())) != 2]:
-        raise UserError(f"{path} has no matrix {missing[0]}: it is no whole model of Karpathy's lecture")
+        raise UserError(f"{path} has no matrix {missing[0]}: it is not a complete model of Karpathy's lecture")
     kept = {name: name for name in shapes if not name.endswith(".tril")}  # the causal masks
     joined = CutSource(RenamedSource(source, kept), made, lambda name, parts: torch.cat(parts))
     vocabulary, width = shapes["token_embedding_table.weight"]
@@ -198,7 +198,7 @@ def open_llama2c(path: Path, options: Options) -> Checkpoint:
     """llama2.c's `ckpt.pt`, a state dict in Meta's names, or a `.bin` of version 0 or 1.
 
     Raises:
-        UserError: a broken or unsafe file, no whole model, or heads that nothing tells.
+        UserError: a broken or unsafe file, an incomplete model, or heads that nothing tells.
     """
     if path.suffix == ".bin":
         source, sizes = read_llama2c_bin(path)
@@ -248,7 +248,7 @@ def _llama2c_state(path: Path, options: Options) -> tuple[Source, dict[str, Any]
         "layers.0.feed_forward.w1.weight",
     ):
         if len(shapes.get(name, ())) != 2:
-            raise UserError(f"{path} has no matrix {name}: it is no whole model of llama2.c's")
+            raise UserError(f"{path} has no matrix {name}: it is not a complete model of llama2.c's")
     args: Any = rest.get("model_args", {})
     if not isinstance(args, Mapping):
         raise UserError(f"{path}: model_args is a {type(args).__name__}, a dictionary is needed")

@@ -91,7 +91,7 @@ def open_book(path: Path, options: Options) -> Checkpoint:
     """A state dict of the book's `GPTModel`, of its fast variant, its classifier, or with LoRA layers.
 
     Raises:
-        UserError: a broken or unsafe file, no whole model, or a setting that the file does not hold.
+        UserError: a broken or unsafe file, an incomplete model, or a setting that the file does not hold.
     """
     source, rest = read_state_dict(path)
     notes = [f"left out, since it is not a weight of the model: {', '.join(map(str, rest))}"] if rest else []

@@ -9,9 +9,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from stock_checkpoints import CASES, write
 from tiny_models import tiny_config
 
+from gpt_scratch import GPTScratchConfig
+from gpt_scratch.conversion.convert import parameters_of
 from gpt_scratch.conversion.stock_layouts import LAYOUTS, foreign_config
 from gpt_scratch.errors import UserError
 
@@ -91,6 +94,22 @@ def test_the_nearest_layout_is_named_with_what_differs_there():
     assert refusal(modern, "gpt2").endswith("the nearest layout is qwen3, where 1 setting differs: mlp_type")
     modern.mlp_type = "gated"
     assert foreign_config(modern, "qwen3", "lm").model_type == "qwen3"
+
+
+@pytest.mark.parametrize("folder", ["tiny_shakespeare", "wikitext2"])
+def test_the_portable_recipes_fit_qwen3_and_its_gguf(folder):
+    from gpt_scratch.export.gguf import obstacles_of, target_of
+
+    def config_of(name):
+        recipe = Path(__file__).parents[2] / "scripts" / "configs" / folder / f"{name}.yaml"
+        values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        return GPTScratchConfig(vocab_size=values["vocab_size"], **values["config_overrides"])
+
+    portable, modern = config_of("modern_portable"), config_of("modern")
+    assert target_of(portable) == "qwen3" and not obstacles_of(portable, "qwen3")
+    assert obstacles_of(modern, "qwen3").keys() == {"mlp_type", "o_bias", "mlp_bias", "hidden_act"}
+    sizes = [sum(p.numel() for p in parameters_of(config, "lm").values()) for config in (portable, modern)]
+    assert abs(sizes[0] / sizes[1] - 1) < 0.01
 
 
 def test_a_value_that_transformers_refuses_is_named():

@@ -71,6 +71,10 @@ def check(folder, expected):
 def main(path):
     """Check every directory that the JSON file names."""
     for name, expected in json.loads(Path(path).read_text(encoding="utf-8")).items():
+        config = json.loads((Path(path).parent / name / "config.json").read_text(encoding="utf-8"))
+        if not hasattr(transformers, config["architectures"][0]):  # Qwen 3 came with 4.51
+            print(f"{name}: not checked, transformers {transformers.__version__} has no {config['architectures'][0]}", flush=True)
+            continue
         print(f"{name}: logits differ by {check(Path(path).parent / name, expected):.1e} of the largest", flush=True)
     print(f"ok: transformers {transformers.__version__}, torch {torch.__version__}")
 
