@@ -138,7 +138,7 @@ def open_book(path: Path, options: Options) -> Checkpoint:
 def _book_mlp(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """The plain MLP of the book's GPT, or the gated one of its Llama, Qwen 3 and ch04/07_moe."""
     gated = "trf_blocks.0.ff.fc1.weight" in shapes
-    first = shapes.get("trf_blocks.0.ff.fc1.weight" if gated else "trf_blocks.0.ff.layers.0.weight", (None,))
+    first = shapes.get("trf_blocks.0.ff.fc1.weight" if gated else "trf_blocks.0.ff.layers.0.bias", (None,))
     values = {"mlp_type": "gated", "hidden_act": "silu", "mlp_bias": False} if gated else {}
     return values | {"intermediate_size": first[0]}
 
