@@ -12,6 +12,7 @@ Without sampling flags the most likely token is taken at each step. Several prom
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
@@ -19,6 +20,7 @@ from gpt_scratch.errors import UserError, printable, run_script
 from gpt_scratch.inference.decoding import WEIGHTS, compiled_generation, prepare_for_decoding
 from gpt_scratch.inference.generation import generate_texts
 from gpt_scratch.inference.loading import load_language_model
+from gpt_scratch.progress import named
 from gpt_scratch.ranges import check_flags
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 
@@ -65,9 +67,10 @@ def main(args: argparse.Namespace) -> list[str]:
     if args.weights:
         model = prepare_for_decoding(model, args.weights)
         settings |= compiled_generation()
-    texts = generate_texts(
-        model, tokenizer, args.prompt, args.max_new_tokens, temperature, args.seed, args.stream, args.stop, **settings
-    )
+    with named("compiling the decoding step, if it is the first use") if args.weights else nullcontext():
+        texts = generate_texts(
+            model, tokenizer, args.prompt, args.max_new_tokens, temperature, args.seed, args.stream, args.stop, **settings
+        )
     if not args.stream:
         for prompt, text in zip(args.prompt, texts):
             print(printable(prompt + text), end="\n\n")

@@ -20,6 +20,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError, one_line
+from ..progress import bar
 from .readers import ROW_READERS, load_table
 
 SMS_MEMBER = "SMSSpamCollection"  # the file inside UCI's zip
@@ -258,7 +259,7 @@ def encode_texts(
     data: LabelledTexts, tokenizer: PreTrainedTokenizerBase, ids: Mapping[str, int], max_length: int
 ) -> tuple[datasets.Dataset, int]:
     """Rows of `input_ids`, `attention_mask`, `length` and `labels` without padding, and how many texts were cut at `max_length` tokens."""
-    encoded = [tokenizer(text, verbose=False)["input_ids"] for text in data.texts]
+    encoded = [tokenizer(text, verbose=False)["input_ids"] for text in bar(data.texts, "tokenizing", "texts")]
     rows = [row[:max_length] for row in encoded]
     table = {
         "input_ids": rows,

@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
 from ..inference.chat_template import apply_chat_template
+from ..progress import bar
 from .readers import read_table
 
 Message = dict[str, str]
@@ -259,7 +260,7 @@ def encode_conversations(
     """
     table: dict[str, list] = {"input_ids": [], "labels": [], "length": []}
     cut = left_out = 0
-    for record, place in zip(data.records, data.places):
+    for record, place in bar(zip(data.records, data.places), "tokenizing", "records", len(data)):
         ids, labels = encode_record(record, tokenizer, style, mask_prompt)
         if "input_ids" in record:
             _check_ids(ids, labels, len(tokenizer), place)
