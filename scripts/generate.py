@@ -32,9 +32,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--prompt", nargs="+", default=[""], help="texts to continue; an empty one starts a new document")
     parser.add_argument("--max_new_tokens", type=int, default=50, help="tokens to add at most")
     parser.add_argument(
-        "--temperature", type=float, help="0 is greedy, 1 the model's own distribution; default 0, or 1 with top_*"
+        "--temperature",
+        type=float,
+        help="0 is greedy, 1 the model's own probabilities, of the 50 most likely tokens if there is no --top_k; default 0, or 1 with top_*",
     )
-    parser.add_argument("--top_k", type=int, help="sample among the k most likely tokens")
+    parser.add_argument("--top_k", type=int, help="sample among the k most likely tokens; transformers' default is 50")
     parser.add_argument("--top_p", type=float, help="sample among the most likely tokens that together have probability p")
     parser.add_argument("--min_p", type=float, help="sample among tokens at least min_p times as likely as the likeliest")
     parser.add_argument("--num_beams", type=int, help="beam search with this many beams")

@@ -17,7 +17,14 @@ ROWS = [{"input_ids": row, "labels": row} for row in token_ids(16, 8)]
 def trainer_of(folder: Path, callbacks=(), **settings) -> ResumableTrainer:
     args = ScratchTrainingArguments(
         str(folder),
-        **{"use_cpu": True, "disable_tqdm": True, "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "no"}
+        **{
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "max_steps": 4,
+            "save_strategy": "steps",
+            "save_steps": 2,
+            "eval_strategy": "no",
+        }
         | {"per_device_train_batch_size": 4, "learning_rate": 1e-3, "logging_steps": 1, "save_total_limit": None}
         | settings,
     )
