@@ -78,7 +78,7 @@ def test_each_setting_of_sampling_draws_from_its_own_distribution(pair, setting)
     for token, share in enumerate(expected.tolist()):
         text = tokenizer.decode([token], skip_special_tokens=True)
         texts[text] = texts.get(text, 0.0) + share
-    assert {text for text in draws} <= {text for text, share in texts.items() if share}
+    assert set(draws) <= {text for text, share in texts.items() if share}
     for text, share in texts.items():
         assert draws.count(text) / 2000 == pytest.approx(share, abs=5 * (share * (1 - share) / 2000) ** 0.5 + 1e-9), text
 
@@ -124,17 +124,13 @@ def test_other_ways_to_search_change_the_text(pair, settings):
     assert generate_texts(*pair, PROMPTS, max_new_tokens=24, **settings) != plain
 
 
-def test_no_more_tokens_than_asked_for(pair):
+@pytest.mark.parametrize("count", [1, 7])
+def test_no_more_tokens_than_asked_for(pair, monkeypatch, count):
     model, tokenizer = pair
-    for count in (1, 7):
-        seen = []
-        generate = model.generate
-        model.generate = lambda **kwargs: seen.append(generate(**kwargs)) or seen[-1]
-        try:
-            generate_texts(model, tokenizer, ["Tom"], max_new_tokens=count)
-        finally:
-            del model.generate
-        assert seen[0].shape[1] - len(tokenizer("Tom")["input_ids"]) == count
+    generate, seen = model.generate, []
+    monkeypatch.setattr(model, "generate", lambda **kwargs: seen.append(generate(**kwargs)) or seen[-1])
+    generate_texts(model, tokenizer, ["Tom"], max_new_tokens=count)
+    assert seen[0].shape[1] - len(tokenizer("Tom")["input_ids"]) == count
 
 
 def test_text_ends_where_the_learned_positions_end(pair):
