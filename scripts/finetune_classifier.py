@@ -1,4 +1,4 @@
-"""Finetune a classifier with HF Trainer: SMS spam, or any labelled texts.
+r"""Finetune a classifier with HF Trainer: SMS spam, or any labelled texts.
 
 The book's spam classifier, from a converted checkpoint, on the published split:
 
@@ -19,6 +19,12 @@ Any csv with a text and a label column, 80/10/10:
 Then `pipeline("text-classification", model=...)` or scripts/classify.py. The output directory holds the model (or the adapter and the
 merged model, with --trainable lora), tokenizer, card, metrics.json, the plots and mistakes.tsv.
 """
+
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
 
 import sys
 from pathlib import Path
@@ -48,9 +54,11 @@ from gpt_scratch.training.classification import (
     plot_confusion,
     plot_curves,
     read_splits,
+    what_trains,
     write_mistakes,
 )
 from gpt_scratch.training.finetuning import describe_trainable, padding_share
+from gpt_scratch.training.optimizers import settle_learning_rate
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 from gpt_scratch.training.run import checkpoint_to_resume, save_trained, write_record
 
@@ -68,6 +76,7 @@ def main(script_args: ClassificationArguments, training_args: ScratchTrainingArg
     data = encode_splits(script_args, splits, model, tokenizer)
     model = choose_trainable(model, script_args)
     trainable = describe_trainable(model)
+    settle_learning_rate(training_args, trainable[1], what_trains(script_args))
     grouped = training_args.train_sampling_strategy == "group_by_length"
     share = padding_share(data.rows["train"]["length"], training_args.per_device_train_batch_size, grouped)
     print(f"padding: {share:.1%} of the tokens in training batches{' grouped by length' if grouped else ''}")

@@ -1,4 +1,4 @@
-"""Finetune a language model to follow instructions, with HF Trainer.
+r"""Finetune a language model to follow instructions, with HF Trainer.
 
 The published recipe on another model: 85/10/5 in the order of the file, batch 8, 2 epochs, AdamW 5e-5:
 
@@ -14,6 +14,12 @@ Then scripts/chat.py, scripts/serve.py, `pipeline("text-generation")` with messa
 that is written. With --trainable lora the adapter is in OUTPUT/adapter and the merged model in OUTPUT. --neftune_noise_alpha 5 adds
 NEFTune's noise; every other flag of `TrainingArguments` works, too.
 """
+
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
 
 import sys
 
@@ -42,6 +48,7 @@ from gpt_scratch.training.instructions import (
 )
 from gpt_scratch.training.language_model_trainer import LanguageModelTrainer
 from gpt_scratch.training.losses import set_language_modeling_loss
+from gpt_scratch.training.optimizers import settle_learning_rate
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 from gpt_scratch.training.run import checkpoint_to_resume, save_trained, write_record
 
@@ -62,6 +69,7 @@ def main(script_args: InstructionArguments, training_args: ScratchTrainingArgume
     data = prepare_data(script_args, splits, model, tokenizer, training_args)
     model = choose_trainable(model, script_args)
     trainable = describe_trainable(model)
+    settle_learning_rate(training_args, trainable[1], "all" if script_args.trainable == "all" else "some")
     if training_args.load_best_model_at_end or script_args.early_stopping_patience is not None:
         keep_best_checkpoint(training_args)
     collator = InstructionCollator(tokenizer.pad_token_id)

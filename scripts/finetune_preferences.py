@@ -1,4 +1,4 @@
-"""Teach a finetuned model by pairs of replies, with TRL: DPO, or a reward model and then GRPO.
+r"""Teach a finetuned model by pairs of replies, with TRL: DPO, or a reward model and then GRPO.
 
 The published DPO, on another model:
 
@@ -16,6 +16,12 @@ The whole chain of RLHF:
 The first word is the method; every flag of TRL's DPOConfig, RewardConfig or GRPOConfig works. A margin is TRL's: beta times
 the difference of the log-probability ratios, summed over the tokens of a reply.
 """
+
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
 
 import sys
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Pretrain a GPT with HF Trainer on text files or a `datasets` data set.
+r"""Pretrain a GPT with HF Trainer on text files or a `datasets` data set.
 
 A small model on a text of your own, tokenizer included (CPU, a minute or two):
 
@@ -19,6 +19,12 @@ code, tokenizer, generation config, card, with `metrics.json`, `trainer_state.js
 model computes in `reference_outputs.json`, which scripts/verify_checkpoint.py compares later.
 """
 
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
+
 import sys
 
 from transformers import default_data_collator, set_seed
@@ -34,6 +40,7 @@ from gpt_scratch.training.arguments import (
 )
 from gpt_scratch.training.language_model_trainer import LanguageModelTrainer
 from gpt_scratch.training.losses import set_language_modeling_loss
+from gpt_scratch.training.optimizers import settle_learning_rate
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 from gpt_scratch.training.pretraining import (
     PretrainingArguments,
@@ -52,9 +59,9 @@ from gpt_scratch.training.run import checkpoint_to_resume, save_trained, write_r
 def main(script_args: PretrainingArguments, training_args: ScratchTrainingArguments) -> dict:
     """Pretrain, and return what `metrics.json` holds. Bad input raises `UserError` before training starts."""
     check_arguments(script_args, training_args)
+    config = model_config(script_args)
     resume = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
     check_output_directory(training_args.output_dir, resume)
-    config = model_config(script_args)
     push = take_over_push(training_args)
     use_fast_fp32_matmul()
     data, tokenizer = prepare_data(script_args, config, resume)
@@ -62,6 +69,7 @@ def main(script_args: PretrainingArguments, training_args: ScratchTrainingArgume
     set_seed(training_args.seed)
     model = make_model(script_args, config, tokenizer)
     print(describe_model(model))
+    settle_learning_rate(training_args, model.num_parameters(), "all" if script_args.model_name_or_path else "new")
     if script_args.early_stopping_patience is not None:
         keep_best_checkpoint(training_args)
     trainer = LanguageModelTrainer(

@@ -13,13 +13,19 @@ compares what it computes there. After an interruption the same command goes on 
     AutoModelForCausalLM.from_pretrained("user/my-first-gpt", trust_remote_code=True, revision="the commit printed at the end")
 """
 
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
+
 import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt_scratch.conversion.export import LAYOUTS
+from gpt_scratch.conversion.stock_layouts import LAYOUTS
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.hub.cards import name_repository
 from gpt_scratch.hub.contents import Contents, list_contents, missing_parts, shown

@@ -40,11 +40,9 @@ from ..progress import named
 from ..tokenization.byte_pair import train_byte_level_bpe
 from .arguments import parse_config_overrides
 from .checkpoints import ResumableTrainer
-from .finetuning import add_lora, dropout_overrides, refuse_files_of_no_split, settle_trainable, train_last_blocks
+from .finetuning import SPLITS, add_lora, dropout_overrides, refuse_files_of_no_split, settle_trainable, train_last_blocks
 from .losses import balanced_class_weights, classification_loss
 from .run import evaluation_curve, run_figures
-
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass
@@ -84,11 +82,11 @@ class ClassificationArguments:
     config_overrides: str | None = field(
         default=None, metadata={"help": "Of a new model: n_embd=384,... or JSON; of a checkpoint only dropout: drop_rate=0.0"}
     )
-    trainable: str = field(
-        default="last_block",
+    trainable: str | None = field(
+        default=None,
         metadata={
-            "help": "What trains: head alone, last_blocks (with final norm and head), all, or lora. last_block and last_two_blocks are "
-            "last_blocks with --train_last_blocks 1 and 2.",
+            "help": "What trains: head alone, last_blocks (with final norm and head), all, or lora. Default: all of new weights, the last "
+            "block of a checkpoint. last_block and last_two_blocks are last_blocks with --train_last_blocks 1 and 2.",
             "choices": ["head", "last_blocks", "all", "lora", "last_block", "last_two_blocks"],
         },
     )
@@ -104,6 +102,10 @@ class ClassificationArguments:
     )
 
     def __post_init__(self) -> None:
+        if self.trainable is None and not self.model_name_or_path:
+            self.trainable = "all"  # random blocks that are frozen would never learn anything
+        elif self.trainable is None:
+            self.trainable = "last_block" if self.train_last_blocks is None else "last_blocks"
         settle_trainable(self)
 
 
@@ -239,12 +241,21 @@ def choose_trainable(model: PreTrainedModel, args: ClassificationArguments) -> P
     Raises:
         UserError: "lora" without peft installed, more blocks than the model has.
     """
+    if args.trainable != "all" and not args.model_name_or_path:
+        print(f"warning: --trainable {args.trainable} leaves most of these new, random weights as they are: give --trainable all")
     if args.trainable == "lora":
         assert args.lora_rank is not None and args.lora_alpha is not None  # settle_trainable
         return add_lora(model, "SEQ_CLS", args.lora_rank, args.lora_alpha, modules_to_save=["score"])
     if args.trainable != "all":
         train_last_blocks(model, args.train_last_blocks or 0, head=model.score)
     return model
+
+
+def what_trains(args: ClassificationArguments) -> str:
+    """As `settle_learning_rate` names it."""
+    if not args.model_name_or_path:
+        return "new"
+    return {"head": "head", "all": "all"}.get(str(args.trainable), "some")
 
 
 def encode_splits(
