@@ -46,11 +46,13 @@ def test_rollout_by_hand():
 
 def test_pictures(tmp_path):
     maps = attention_maps(tiny_model("gpt2"), token_ids(1, 5))
-    files = plot_attention_grid(maps, tmp_path / "grid") + plot_attention(maps[0, 0], list("a$b_c"), tmp_path / "one.head")
+    files = plot_attention_grid(maps, list("a$b_c"), tmp_path / "grid") + plot_attention(
+        maps[0, 0], list("a$b_c"), tmp_path / "one.head"
+    )
     assert [file.name for file in files] == ["grid.png", "grid.svg", "one.head.png", "one.head.svg"]
     assert all(file.stat().st_size > 2000 for file in files)
     with pytest.raises(UserError, match="layer 2: this model has layers 0 to 1"):
-        plot_attention_grid(maps, tmp_path / "none", layers=[2])
+        plot_attention_grid(maps, list("a$b_c"), tmp_path / "none", layers=[2])
 
 
 def test_token_texts_show_spaces_and_line_breaks():
