@@ -19,7 +19,7 @@ def curve_style(key: str) -> dict[str, str]:
         return {"color": "C2", "linestyle": ":"}
     if key.startswith("eval_") or key == "perplexity":
         return {"color": "C1", "linestyle": "-"}
-    return {"color": "C0", "linestyle": "--"}
+    return {"color": "C0", "linestyle": "-" if key in ("learning_rate", "grad_norm") else "--"}
 
 
 def series(history: History, key: str, x: str = "step") -> tuple[list[float], list[float]]:

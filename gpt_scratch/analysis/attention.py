@@ -83,7 +83,7 @@ def plot_attention_grid(
 ) -> list[Path]:
     """Every head of the given layers (all by default), a row per layer, with its entropy above it; PNG and SVG.
 
-    All maps have one colour scale. The tokens stand at the left and at the bottom, where they can be read: up to 24 of them.
+    All maps have one colour scale. At the left and at the bottom stand the tokens, or their positions where there are more than 24.
 
     Raises:
         UserError: a layer that the model does not have.
@@ -98,14 +98,15 @@ def plot_attention_grid(
         for head in range(heads):
             cell = axes[row][head]
             image = cell.imshow(maps[layer, head].float().cpu(), cmap="viridis", vmin=0, vmax=1)
-            at_left, at_bottom = labels if head == 0 else [], labels if row == len(chosen) - 1 else []
-            cell.set_xticks(range(len(at_bottom)), at_bottom, rotation=90, fontsize=5, parse_math=False)
-            cell.set_yticks(range(len(at_left)), at_left, fontsize=5, parse_math=False)
-            cell.tick_params(length=1, pad=1)
+            if labels:
+                cell.set_xticks(range(len(labels)), labels, rotation=90, parse_math=False)
+                cell.set_yticks(range(len(labels)), labels, parse_math=False)
+            at_left, at_bottom = head == 0, row == len(chosen) - 1
+            cell.tick_params(length=1, pad=1, labelsize=5, labelleft=at_left, labelbottom=at_bottom)
             cell.set_title(f"{entropy[layer, head]:.1f} nats", fontsize=6)
-            if head == 0:
+            if at_left:
                 cell.set_ylabel(f"layer {layer}", fontsize=8)
-            if row == len(chosen) - 1:
+            if at_bottom:
                 cell.set_xlabel(f"head {head}", fontsize=8)
     figure.colorbar(image, ax=axes, shrink=0.6, label="attention weight")
     title = title or "attention of each head: attending tokens in rows, attended ones in columns"

@@ -134,8 +134,8 @@ def plot_surprise(places: Sequence[Place], path: str | Path, line_width: int = 9
         if sum(len(other.token) for other in lines[-1]) + len(place.token) > line_width:
             lines.append([])
         lines[-1].append(place)
-    width = max(20, *(sum(len(place.token) for place in line) for line in lines))  # of a short text no more than it needs
-    figure, axes = new_figure(size=(0.0725 * width + 0.3, 0.26 * len(lines) + 1.2))
+    width = max(60, *(sum(len(place.token) for place in line) for line in lines))
+    figure, axes = new_figure(size=(0.078 * width + 0.3, 0.26 * len(lines) + 1.2))  # a character of this font has 0.075 inches
     axes.set_axis_off()
     axes.set_xlim(0, width)
     axes.set_ylim(len(lines), 0)
@@ -148,8 +148,8 @@ def plot_surprise(places: Sequence[Place], path: str | Path, line_width: int = 9
             axes.axvspan(*box, color=colors(scale(place.surprise or 0.0)), linewidth=0)
             axes.text(column, row + 0.5, place.token, family="monospace", fontsize=9, va="center", parse_math=False)
             column += len(place.token)
-    label = f"surprise of each token in bits ({MOST_SURPRISE:g} or more: full colour)"
-    bar = figure.colorbar(ScalarMappable(scale, colors), ax=axes, orientation="horizontal", label=label, aspect=40, shrink=0.8)
+    bar = figure.colorbar(ScalarMappable(scale, colors), ax=axes, orientation="horizontal", aspect=40, shrink=0.8)
+    bar.set_label(f"surprise of each token in bits, {MOST_SURPRISE:g} or more in full colour", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     axes.set_title(title, fontsize=9, parse_math=False)
     return save_figure(figure, path, (".png", ".svg"))
@@ -175,7 +175,7 @@ def plot_temperatures(
         axes.bar([i + number * width for i in range(len(chosen))], heights, width, label=f"temperature {temperature:g}")
     names = [tokens[i] for i in chosen.tolist()]
     axes.set_xticks([i + 0.4 - width / 2 for i in range(len(chosen))], names, rotation=60, ha="right", parse_math=False)
-    axes.set_xlim(-0.6, len(chosen) - 0.2)
+    axes.set_xlim(-width / 2 - 0.2, len(chosen) - width / 2)
     axes.set_ylabel("probability of the next token")
     axes.set_title(title, fontsize=9, parse_math=False)
     axes.legend()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_models import tiny_model, token_ids
 
+from gpt_scratch.analysis import attention
 from gpt_scratch.analysis.attention import (
     attention_entropy,
     attention_maps,
@@ -59,3 +60,15 @@ def test_token_texts_show_spaces_and_line_breaks():
     tokenizer = train_byte_level_bpe(["one day\none day " * 5], vocab_size=270)
     ids = tokenizer("one day\n")["input_ids"]
     assert "".join(token_texts(tokenizer, ids)) == "one·day⏎"
+
+
+@pytest.mark.parametrize(("count", "shown"), [(5, True), (25, False)])
+def test_the_grid_shows_the_tokens_where_they_can_be_read(tmp_path, monkeypatch, count, shown):
+    figures = []
+    monkeypatch.setattr(attention, "save_figure", lambda figure, *rest: figures.append(figure) or [])
+    tokens = [f"t{i}" for i in range(count)]
+    plot_attention_grid(torch.eye(count).expand(2, 2, count, count), tokens, tmp_path / "grid", title="eye")
+    cells = figures[0].axes[:4]
+    assert ([label.get_text() for label in cells[2].get_yticklabels()] == tokens) == shown
+    assert figures[0].get_suptitle().startswith("eye") and figures[0].axes[4].get_ylabel() == "attention weight"
+    assert {image.get_clim() for cell in cells for image in cell.images} == {(0, 1)}  # the bar holds for all of them
