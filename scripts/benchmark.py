@@ -21,6 +21,12 @@ n_layer, n_head, n_embd, vocab_size, n_positions. Prints a table and, with --out
 and load. Seconds belong to the machine and the hour; compare ratios.
 """
 
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
+
 import argparse
 import sys
 from collections.abc import Callable, Sequence

@@ -8,6 +8,12 @@ With --output, rows of other models that the file holds already are kept. The ta
 from its "text" column.
 """
 
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
+
 import argparse
 import json
 import sys

@@ -1,4 +1,4 @@
-"""A finished run from nothing but its `trainer_state.json` (or `metrics.json`): loss, perplexity, learning rate, gradient norm."""
+"""A finished run from its `trainer_state.json` alone (or `metrics.json`): loss, perplexity, learning rate, gradient norm."""
 
 import json
 import math

@@ -1,6 +1,6 @@
-"""Examples per second on short texts of unlike lengths: what padding costs, and what grouping by length and packing save.
+"""Examples per second on short texts of varying length: what padding costs, and what grouping by length and packing save.
 
-Lengths are drawn as SMS have them: lognormal, mean 26 tokens, at most 77. Of each way of batching, `BATCHES` batches are timed, evenly
+Lengths are drawn as SMS have them: lognormal, mean 26 tokens, at most 77. For each method, `BATCHES` batches are timed, evenly
 spread over the batches of an epoch by their width, so that they stand for the epoch.
 """
 

@@ -1,4 +1,4 @@
-"""Time to a given loss: finished pretraining runs compared by the steps they took to get there and by what a step of theirs takes."""
+"""Time to a given loss: finished pretraining runs compared by the steps they needed and the seconds of a step."""
 
 import statistics
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def time_to_loss(baseline: Sequence[str], candidates: Sequence[str]) -> list[dic
     """A row per run. The target is the mean of the losses at which the baseline runs end.
 
     Args:
-        baseline, candidates: output directories, of one recipe each: seeds or learning rates. What a step takes is then the same, and
+        baseline, candidates: output directories, of one recipe each: seeds or learning rates. The time of a step is then the same, and
             `seconds` are the steps of a run times the lowest median of its recipe: more was the load of a shared machine.
 
     Returns:

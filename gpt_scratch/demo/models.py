@@ -26,7 +26,7 @@ from .limits import MAX_NEW_TOKENS, MAX_SECONDS, check_settings, check_text
 
 
 class TimeIsUp(UserError):
-    """A generation took longer than the page allows; what it has written stands."""
+    """A generation took longer than the page allows; what it has written is kept."""
 
 
 @dataclass
@@ -104,7 +104,7 @@ def stream_text(loaded: LoadedModel, prompt: str, sampling: Sampling, top: int =
 
 
 def stream_reply(loaded: LoadedModel, messages: list[dict[str, str]], sampling: Sampling) -> Iterator[str]:
-    """The assistant's reply so far, by the tokenizer's chat template; the oldest exchanges go where the history is too long.
+    """The assistant's reply so far, by the tokenizer's chat template; the oldest exchanges are dropped where the history is too long.
 
     Raises:
         UserError: a message or the template cannot be used; the rest as [`stream_text`].

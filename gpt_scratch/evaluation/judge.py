@@ -1,8 +1,8 @@
 """Another language model as judge of replies, over Ollama's API or any OpenAI-compatible endpoint.
 
 Two rubrics: the published prompt for 0 to 100 (Raschka, "Build a Large Language Model (From Scratch)", chapter 7), and a graded one
-from 1 to 5. Temperature 0 and a fixed seed. Every answer is appended to a file as it comes, so that a run that was killed goes on
-where it was and asks nothing twice. An answer without a usable score is kept as it is and counted, never scored as zero.
+from 1 to 5. Temperature 0 and a fixed seed. Every answer is appended to a file as it comes, so that a run that was killed resumes
+where it stopped and asks nothing twice. An answer without a usable score is kept as it is and counted, never scored as zero.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ RETRIED_STATUS = {408, 409, 425, 429}  # and every 5xx: the server may recover
 
 @dataclass
 class Verdict:
-    """What the judge said of one reply; `score` is None where it gave no usable number, `unanswered` says why there is no answer."""
+    """The judge's verdict on one reply; `score` is None where it gave no usable number, `unanswered` says why there is no answer."""
 
     key: str
     answer: str
@@ -100,7 +100,7 @@ class Judge:
     first_pause: float = 1.0
 
     def key(self, prompt: str) -> str:
-        """What an answer depends on; the place of the record does not matter."""
+        """What an answer depends on; the position of the record does not matter."""
         parts = [self.model, self.rubric, str(self.seed), str(self.max_tokens), prompt]
         return hashlib.sha256("\x00".join(parts).encode("utf-8")).hexdigest()[:32]
 
@@ -181,7 +181,7 @@ def judge_replies(
 
     Equal questions are asked once. The first question is asked alone, so that a wrong name or address ends the run after one request.
 
-    An answer that cannot be used (of another form, without end, too large) is counted as unanswered, and the run goes on; it is not in
+    An answer that cannot be used (of another form, without end, too large) is counted as unanswered, and the run continues; it is not in
     `path`, so that the next run asks again.
 
     Raises:
@@ -212,9 +212,7 @@ def judge_replies(
             _ask_all(judge, questions, keep, concurrency)
         except UserError as error:
             kept = sum(key in known and known[key].unanswered is None for key in set(keys))
-            raise UserError(
-                f"{error}; {kept} of {len(set(keys))} answers are kept in {path}: run again to go on from there"
-            ) from error
+            raise UserError(f"{error}; {kept} of {len(set(keys))} answers are kept in {path}: run again to resume") from error
     verdicts = [known[key] for key in keys]
     reasons = [verdict.unanswered for verdict in verdicts if verdict.unanswered is not None]
     if reasons and len(reasons) == len(verdicts):
@@ -281,7 +279,7 @@ def read_verdicts(path: str | Path) -> dict[str, Verdict]:
                 raise TypeError("key and answer must be text, score a whole number or null")
         except (ValueError, TypeError, RecursionError) as error:
             raise UserError(
-                f"{path} line {number} is no verdict of an earlier run: {one_line(error, 200)}; give another file"
+                f"{path} line {number} is not a verdict of an earlier run: {one_line(error, 200)}; give another file"
             ) from error
         verdicts[verdict.key] = verdict
     return verdicts

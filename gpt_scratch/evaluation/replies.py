@@ -1,4 +1,4 @@
-"""Replies of a model to prompts, and how near they come to the reference: exact match and ROUGE-L."""
+"""Replies of a model to prompts, and how close they are to the reference: exact match and ROUGE-L."""
 
 import re
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from ..inference.generation import generate_ids, pad_left, padding_id, remaining
 
 @dataclass
 class Reply:
-    """What the model said, without special tokens and surrounding white space; whether it ended by itself; its length in tokens."""
+    """The text of a reply, without special tokens and surrounding white space; whether it ended by itself; its length in tokens."""
 
     text: str
     ended: bool

@@ -1,6 +1,6 @@
 """Upload a checkpoint directory to the Hub, in one commit that is there whole or not at all, and prove it by loading what comes back.
 
-Large files go first, each once: after an interruption the same call sends only what the Hub has not got. Sources: `huggingface_hub`'s
+Large files go first, each once: after an interruption the same call sends only what the Hub does not have. Sources: `huggingface_hub`'s
 `HfApi.create_commit` and the git-lfs batch API.
 """
 
@@ -92,14 +92,14 @@ def open_repository(name: str, private: bool | None = None, revision: str = "mai
 
 
 def upload(contents: Contents, repository: Repository, message: str, token: str | None = None, update: bool = False) -> Upload:
-    """Send what the Hub has not got and commit it. Weights of an earlier upload that would be loaded instead are deleted.
+    """Send what the Hub does not have and commit it. Weights of an earlier upload that would be loaded instead are deleted.
 
     Args:
         update: add a commit to a repository that holds something else already.
 
     Raises:
-        UserError: other content and no `update`, no permission, a card that the Hub refuses, or the network went away; in this case
-            a second call goes on from there.
+        UserError: other content and no `update`, no permission, a card that the Hub refuses, or the network failed; in this case a
+            second call resumes.
     """
     there = repository.present
     finished = all(name in there and there[name] in _ids(contents.folder / name) for name in contents.files)

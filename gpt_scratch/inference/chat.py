@@ -36,7 +36,7 @@ def encode_conversation(
 
 
 class Chat:
-    """A model, its chat template and what was said.
+    """A model, its chat template and the conversation so far.
 
     Args:
         model: a causal language model in eval mode.
@@ -82,7 +82,7 @@ class Chat:
         """Token ids of the conversation up to where the reply begins; the oldest exchanges are forgotten until a reply fits.
 
         Raises:
-            UserError: the last message alone leaves no room for a reply; it is taken back.
+            UserError: the last message alone leaves no room for a reply; it is removed again.
         """
         ids, self.messages = encode_conversation(self.tokenizer, self.messages, self.limit - self.max_new_tokens, self.start)
         if len(ids) + self.max_new_tokens > self.limit:

@@ -20,7 +20,7 @@ from .generation import remaining_positions
 
 logger = logging.getLogger("gpt_scratch.serving")
 
-# What is taken over from a model's own generation_config.json: nothing of it may make one request cost what a thousand cost.
+# Settings taken from a model's own generation_config.json: none of them may make one request as expensive as a thousand.
 KEPT = (
     "bos_token_id",
     "eos_token_id",
@@ -33,7 +33,7 @@ KEPT = (
     "repetition_penalty",
 )
 
-# Replaced by the server's own: not worth a line.
+# Replaced by the server's own: not reported.
 HARMLESS = {"_from_model_config", "transformers_version", "max_new_tokens", "max_length"}
 HARMLESS |= {"use_cache", "output_attentions", "output_hidden_states"}
 
@@ -43,7 +43,7 @@ class GenerationEnded(Exception):
 
 
 class ModelFailed(Exception):
-    """The model could not answer, by no fault of the request; the details are in the server's log."""
+    """The model failed, through no fault of the request; the details are in the server's log."""
 
 
 @dataclass
@@ -51,8 +51,8 @@ class Generation:
     """The one request that is being answered."""
 
     sample: bool | None = None  # None: as the model's own settings say
-    ended: str | None = None  # the reason, once it is to end
-    error: Exception | None = None  # what it failed with
+    ended: str | None = None  # the reason, once it must end
+    error: Exception | None = None  # the failure, if any
     started: float = field(default_factory=time.monotonic)
 
 

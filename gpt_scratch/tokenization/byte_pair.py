@@ -79,7 +79,7 @@ def train_byte_level_bpe(
 ) -> PreTrainedTokenizerFast:
     """[`train_byte_pair`] in the form that models are trained with; [`save_tokenizer`] writes it for AutoTokenizer.
 
-    `<|endoftext|>` is beginning, end and unknown token, as in GPT-2; `<|pad|>` is a token of its own, so that it is never a word.
+    `<|endoftext|>` is beginning, end and unknown token, as in GPT-2; `<|pad|>` is a token of its own, so that padding is never text.
     """
     return train_byte_pair(texts, vocab_size, min_frequency, special_tokens).to_fast(model_max_length)
 

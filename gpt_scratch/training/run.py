@@ -1,6 +1,8 @@
 """What every training script does around `trainer.train()`: choose a checkpoint, collect facts, leave a whole directory behind."""
 
+import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,16 +42,22 @@ def checkpoint_to_resume(output_dir: str, resume_from_checkpoint: str | None) ->
     return resume_from_checkpoint
 
 
-def save_run(trainer: Trainer, script_args: Any, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Write model, tokenizer, trainer state, `metrics.json` and the model's reference outputs to the output directory.
-
-    Returns:
-        What `metrics.json` holds.
-    """
+def save_trained(trainer: Trainer) -> None:
+    """Write model, tokenizer and trainer state to the output directory: first of all, since whatever follows training may fail."""
     trainer.save_model()
     best = trainer.state.best_model_checkpoint
     trainer.state.best_model_checkpoint = best and os.path.basename(best)  # trainer_state.json is published
     trainer.save_state()
+    if trainer.is_world_process_zero():
+        print(f"the trained model is saved in {trainer.args.output_dir}", flush=True)
+
+
+def write_record(trainer: Trainer, script_args: Any, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Write `metrics.json` and the reference outputs of the model that [`save_trained`] wrote.
+
+    Returns:
+        What `metrics.json` holds.
+    """
     record = {
         "metrics": {name: value for name, value in metrics.items() if value is not None},
         "parameters": trainer.model.num_parameters(),
@@ -57,10 +65,33 @@ def save_run(trainer: Trainer, script_args: Any, metrics: dict[str, Any]) -> dic
         "training_arguments": {name: without_folders(value) for name, value in _changed_arguments(trainer.args).items()},
         "environment": describe_environment(),
     }
+    record = json.loads(json.dumps(record))  # as it is read again: tuples are lists there
     if trainer.is_world_process_zero():
         write_json(Path(trainer.args.output_dir) / "metrics.json", record)
         _write_reference_outputs(Path(trainer.args.output_dir))
     return record
+
+
+def run_figures(trainer: Trainer, train_seconds: float | None) -> dict[str, Any]:
+    """What the record of every run holds: its length in steps, epochs and seconds."""
+    return {"steps": trainer.state.global_step, "epochs": trainer.state.epoch, "train_seconds": train_seconds}
+
+
+def evaluation_curve(history: Sequence[Mapping[str, Any]], *columns: str) -> list[dict[str, Any]]:
+    """Each evaluation of a run with its step, its epoch and those of `columns` that it has; without `columns`, with all its figures.
+
+    >>> evaluation_curve([{"step": 1, "loss": 3.0}, {"step": 1, "epoch": 0.5, "eval_loss": 2.0, "eval_runtime": 7.0}], "eval_loss")
+    [{'step': 1, 'epoch': 0.5, 'eval_loss': 2.0}]
+    """
+    evaluations = [entry for entry in history if any(name.startswith("eval_") for name in entry)]
+    return [
+        {
+            name: entry[name]
+            for name in ("step", "epoch", *(columns or [n for n in entry if n.startswith("eval_")]))
+            if name in entry
+        }
+        for entry in evaluations
+    ]
 
 
 def _write_reference_outputs(folder: Path) -> None:

@@ -15,7 +15,8 @@ def test_reference_outputs_that_cannot_be_written_do_not_cost_the_run(tmp_path, 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(run, "write_reference_outputs", no_room)
-    run.save_run(trainer, PretrainingArguments(), {"steps": 3})
+    run.save_trained(trainer)
+    run.write_record(trainer, PretrainingArguments(), {"steps": 3})
     assert {path.name for path in tmp_path.iterdir()} >= {"model.safetensors", "metrics.json"}
     assert not (tmp_path / "reference_outputs.json").exists()
     assert "warning: the model is saved, but not what it computes (reference_outputs.json)" in capsys.readouterr().out
@@ -24,5 +25,6 @@ def test_reference_outputs_that_cannot_be_written_do_not_cost_the_run(tmp_path, 
 def test_reference_outputs_are_written_by_the_first_process_alone(tmp_path, monkeypatch):
     trainer = Trainer(tiny_model(), TrainingArguments(str(tmp_path), use_cpu=True))
     monkeypatch.setattr(trainer, "is_world_process_zero", lambda: False)
-    run.save_run(trainer, PretrainingArguments(), {})
+    run.save_trained(trainer)
+    run.write_record(trainer, PretrainingArguments(), {})
     assert not (tmp_path / "reference_outputs.json").exists()
