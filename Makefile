@@ -7,9 +7,11 @@ BIN := .venv/bin
 setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
+	@echo "Installing the package and its libraries into .venv: 2 GB on disk, about three minutes the first time."
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
-	touch $@
+	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+	@echo "Installed. Remove it with: make clean"
 
 quickstart: setup
 	rm -rf runs/quickstart

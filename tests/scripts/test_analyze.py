@@ -85,3 +85,13 @@ def test_bad_input(script, folder, tmp_path):
     with pytest.raises(UserError, match="cannot be loaded"):
         run(script, "lens", str(tmp_path / "nothing"), "--text", "One")
     assert not list(tmp_path.iterdir())
+
+
+def test_output_is_a_start_of_names_or_a_folder(script, tmp_path):
+    prepare = script("analyze").prepare_output
+    assert prepare(f"{tmp_path}/new/one", "lens") == f"{tmp_path}/new/one" and (tmp_path / "new").is_dir()
+    assert prepare(f"{tmp_path}/pictures/", "lens") == f"{tmp_path}/pictures/lens" and (tmp_path / "pictures").is_dir()
+    assert prepare(f"{tmp_path}/pictures", "tokens") == f"{tmp_path}/pictures/tokens"
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file cannot be made"):
+        prepare(f"{tmp_path}/file/one", "lens")
