@@ -130,7 +130,7 @@ def learn_merges(piece_counts: Mapping[str, int], vocab_size: int, min_frequency
 def _replace_pair(words: list[str], where: list[int], pair: str, new: str):
     """Replace `pair` by `new` in the words `where`, in place.
 
-    Returns the words where a character stands before `new`, by character; the same after it; and those with `new` twice in a row, where
+    Returns the words where a character precedes `new`, by character; the same after it; and those with `new` twice in a row, where
     the end of one pair met the beginning of the next. A word is listed once for each occurrence.
     """
     before: dict[str, list[int]] = defaultdict(list)
