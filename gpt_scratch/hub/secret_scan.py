@@ -180,7 +180,7 @@ def _runs(data: bytes, alphabet: bytes, least: int) -> list[tuple[int, int]]:
 def _printable_runs(data: bytes) -> tuple[bytes, list[int], list[int]]:
     """The runs of printable bytes in binary data, one a line, and for each the place in this text and in `data`.
 
-    Each appears there three times, whole, without its first byte and without its first two: a string is preceded by its type and its length,
+    Each is there three times, whole, without its first byte and without its first two: a string is preceded by its type and its length,
     which may be printable too, and then a rule for whole words would not see it.
     """
     parts, places, origins, length = [], [0], [0], 0
