@@ -17,6 +17,7 @@ This file is copied into every saved checkpoint, so it imports nothing but torch
 
 import inspect
 import re
+import sys
 from typing import Any, NoReturn, get_args
 
 from transformers import __version__ as TRANSFORMERS
@@ -82,6 +83,17 @@ def is_newer(version: str, than: str) -> bool:
     return first > second
 
 
+def register_with_peft() -> None:
+    """Where peft is imported: its defaults for Llama, whose module names are those of this model, hold here as well.
+
+    Then `LoraConfig()` needs no `target_modules` (the query and value projections), and neither does any other method of peft with a
+    table of its own. This needs no import of peft, and works by the code in a checkpoint, too.
+    """
+    for name, table in vars(sys.modules.get("peft.utils.constants", object)).items():
+        if name.startswith("TRANSFORMERS_MODELS_TO_") and isinstance(table, dict) and "llama" in table:
+            table.setdefault(GPTScratchConfig.model_type, table["llama"])
+
+
 class GPTScratchConfig(PretrainedConfig):
     r"""
     Configuration of [`GPTScratchModel`] and its heads. Keyword arguments only.
@@ -138,14 +150,10 @@ class GPTScratchConfig(PretrainedConfig):
         GPTScratchConfigError: a `ValueError` whose message holds the field, the value and the reason. Unknown keywords are kept as
             attributes, as in every transformers configuration.
 
-    Example:
-
-    ```python
     >>> from gpt_scratch import GPTScratchConfig
     >>> config = GPTScratchConfig(context_length=256, emb_dim=768, n_heads=12, n_layers=12, drop_rate=0.1, qkv_bias=False)
     >>> config.max_position_embeddings, config.residual_dropout
     (256, 0.1)
-    ```
     """
 
     model_type = "gpt_scratch"
@@ -252,7 +260,22 @@ class GPTScratchConfig(PretrainedConfig):
         self._apply_aliases(kwargs)
         self._refuse_wrong_types()
         self._refuse_impossible_sizes(kwargs.get("num_labels"))
-        # Derived values: what the user left open follows from what was given.
+        self._derive_what_was_left_open()
+        if self.mlp_type == "gated":
+            self.base_model_tp_plan = {**self.base_model_tp_plan, "layers.*.mlp.gate_proj": "colwise"}
+        self.auto_map = {**(kwargs.pop("auto_map", None) or {}), **AUTO_MAP}
+        rope_parameters = self._join_rotary_settings(kwargs)
+        # transformers 4 sets these from its own arguments, and would overwrite what stands here
+        shared = {name: getattr(self, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings")}
+        if is_newer("4.48.0", TRANSFORMERS):  # whose pipelines load a tokenizer only where the configuration names its class
+            kwargs.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
+        super().__init__(**shared, **kwargs)
+        self.rope_parameters = rope_parameters
+        self._compare_versions(gpt_scratch_version, kwargs)
+        self.gpt_scratch_version = VERSION
+        self.validate_architecture()
+
+    def _derive_what_was_left_open(self) -> None:
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
@@ -269,19 +292,11 @@ class GPTScratchConfig(PretrainedConfig):
         if self.vocab_size <= 50256:
             self.bos_token_id = None if self.bos_token_id == 50256 else self.bos_token_id
             self.eos_token_id = None if self.eos_token_id == 50256 else self.eos_token_id
-        if self.mlp_type == "gated":
-            self.base_model_tp_plan = {**self.base_model_tp_plan, "layers.*.mlp.gate_proj": "colwise"}
-        self.auto_map = {**(kwargs.pop("auto_map", None) or {}), **AUTO_MAP}
-        rope_parameters = self._join_rotary_settings(kwargs)
-        # transformers 4 sets these from its own arguments, and would overwrite what is set here
-        shared = {name: getattr(self, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings")}
-        if is_newer("4.48.0", TRANSFORMERS):  # whose pipelines load a tokenizer only where the configuration names its class
-            kwargs.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
-        super().__init__(**shared, **kwargs)
-        self.rope_parameters = rope_parameters
-        self._compare_versions(gpt_scratch_version, kwargs)
-        self.gpt_scratch_version = VERSION
-        self.validate_architecture()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it. peft asks for this before it looks up what to adapt, so its tables know this architecture from then on."""
+        register_with_peft()
+        return super().to_dict()
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
         self.validate_architecture()

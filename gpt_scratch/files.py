@@ -23,9 +23,10 @@ from .errors import UserError
 JSON_BYTES = 64 * 2**20  # of a configuration or an index of shards at most
 MARK = ".gpt_scratch.json"
 UNFINISHED, REPLACED = "-unfinished", "-replaced"  # end the names of the hidden neighbours of a directory that is written
-# Release 0.1.0 wrote no such file; its conversions hold conversion.json and only these files.
+CODE_PATTERN = "*_gpt_scratch.py"  # of the model, copied into every checkpoint
+# Release 0.1.0 set no mark; a conversion by it holds conversion.json, and nothing but these.
 UNMARKED = ("conversion.json", "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
-            "*_gpt_scratch.py", "README.md", "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+            CODE_PATTERN, "README.md", "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
             "chat_template.jinja")  # fmt: skip
 
 
@@ -139,6 +140,20 @@ def check_target(
     except OSError as error:
         raise UserError(f"cannot write to {path}: {error.strerror or error}") from error
     return target, found
+
+
+def refuse_a_run(path: Path) -> None:
+    """
+    Raises:
+        UserError: the directory holds a run, or files of another origin by the names that a run writes.
+    """
+    if any(path.glob("checkpoint-*")) or any(path.glob("*.safetensors")):
+        raise UserError(
+            f"{path} already holds a run: choose another --output_dir, or go on with it by --resume_from_checkpoint latest"
+        )
+    for name in ("README.md", "config.json", "metrics.json", "tokenizer.json"):
+        if os.path.lexists(path / name):
+            raise UserError(f"{path} holds a {name}, which the run would write over: choose another --output_dir")
 
 
 def _reason_to_stay(target: Path, sources: Sequence[str | os.PathLike | None]) -> str | None:

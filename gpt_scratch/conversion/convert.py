@@ -15,9 +15,9 @@ from ..errors import UserError
 from ..modeling_gpt_scratch import GPTScratchForCausalLM, GPTScratchForSequenceClassification
 from ..tokenization.portable import save_tokenizer
 from .checkpoint import Checkpoint
-from .export import foreign_config, inverted, save_config
 from .safetensors_writer import write_safetensors
 from .sources import DTYPES, SafetensorsSource, Source
+from .stock_layouts import foreign_config, inverted, save_config
 from .weight_maps import SAME, Layout, WeightMap
 
 MODELS: dict[str, type[PreTrainedModel]] = {"lm": GPTScratchForCausalLM, "classifier": GPTScratchForSequenceClassification}

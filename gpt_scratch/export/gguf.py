@@ -23,8 +23,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from ..configuration_gpt_scratch import GPTScratchConfig
 from ..conversion.checkpoint import Checkpoint, Options
-from ..conversion.export import foreign_config, inverted
 from ..conversion.formats import recognize
+from ..conversion.stock_layouts import foreign_config, inverted
 from ..conversion.verify import logits_of, prompts
 from ..errors import UserError, one_line
 from ..files import atomic_path

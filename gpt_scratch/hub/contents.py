@@ -17,9 +17,11 @@ from typing import Any
 from ..errors import UserError
 
 # Never: pickles, and leftovers that are of no use to others. `.*` includes what git and huggingface_hub keep for themselves.
-NEVER = ("training_args.bin", ".*", "__pycache__", "*.pyc", "events.out.tfevents.*")
+NEVER = ("training_args.bin", ".*", "__pycache__", "*.pyc", "events.out.tfevents.*", "README.proposed.md")
 # What only resuming needs: two to three times the size of the weights, and pickled.
 TRAINING_STATE = ("checkpoint-*", "optimizer.*", "scheduler.pt", "scaler.pt", "rng_state*.pth", "random_states_*.pkl")
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.*", "spiece.model", "*.tiktoken")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,22 @@ def list_contents(folder: str | os.PathLike, with_training_state: bool = False, 
             files.append(name)
     _refuse_incomplete(folder, files)
     return Contents(folder, files, left_out)
+
+
+def missing_parts(contents: Contents) -> list[str]:
+    """What a model can be loaded without, but hardly used: a line for each part that is not there."""
+    notes = []
+    if not any(fnmatch(name, pattern) for name in contents.files for pattern in TOKENIZERS):
+        notes.append(
+            "there is no tokenizer, and whoever loads the model cannot give it text: save one beside it (save_pretrained)"
+        )
+    if "config.json" in contents.files and "generation_config.json" not in contents.files:
+        architectures = _read_settings(contents.folder / "config.json").get("architectures") or []
+        if any("ForCausalLM" in str(name) or "LMHead" in str(name) for name in architectures):
+            notes.append(
+                "there is no generation_config.json: without the end-of-text token in it, generation may not end by itself"
+            )
+    return notes
 
 
 def shown(name: str) -> str:

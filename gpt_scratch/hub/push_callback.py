@@ -11,26 +11,28 @@ from transformers.trainer_utils import HubStrategy
 
 from ..errors import UserError
 from .cards import name_repository
-from .contents import Contents, list_contents, shown
+from .contents import Contents, list_contents, missing_parts, shown
 from .secret_rules import scanner
 from .secret_scan import find_secrets
 from .upload import Repository, Upload, open_repository, upload, verify_outputs
 
 
 class PushToHub(TrainerCallback):
-    """Does nothing unless `args.push_to_hub` is set, which it takes away from Trainer.
+    """Uploads each checkpoint, where `args.hub_strategy` says so, and the whole output directory at the end ([`finish`]).
 
-    `hub_model_id`, `hub_private_repo`, `hub_revision` and `hub_token` mean what they mean to Trainer; of `hub_strategy` there are "end" and
-    "every_save".
+    Make it by [`take_over_push`]. `hub_model_id`, `hub_private_repo`, `hub_revision` and `hub_token` mean what they mean to Trainer; of
+    `hub_strategy` there are "end" and "every_save".
+
+    Args:
+        wanted: without it nothing is uploaded.
 
     Raises:
         UserError: before training, where it could not be uploaded afterwards: not logged in, no permission, no network, or the
             scanner for secrets is not installed.
     """
 
-    def __init__(self, args: TrainingArguments):
+    def __init__(self, args: TrainingArguments, wanted: bool):
         self.repository: Repository | None = None
-        wanted, args.push_to_hub = args.push_to_hub, False
         if not wanted:
             return
         if args.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
@@ -63,6 +65,8 @@ class PushToHub(TrainerCallback):
             return None
         try:
             contents = list_contents(self.output_dir)
+            for note in missing_parts(contents):
+                print(f"note: {note}")
             verify_outputs(contents)
             name_repository(self.output_dir, self.repository.id)
             uploaded = self._upload(contents, "End of training")
@@ -78,3 +82,9 @@ class PushToHub(TrainerCallback):
         if findings:
             raise UserError(f"found {findings[0]}")
         return upload(contents, self.repository, message, self.token, update=True)
+
+
+def take_over_push(args: TrainingArguments) -> PushToHub:
+    """The callback that pushes in Trainer's place: `args.push_to_hub` is cleared, since Trainer would push, too."""
+    wanted, args.push_to_hub = args.push_to_hub, False
+    return PushToHub(args, wanted)

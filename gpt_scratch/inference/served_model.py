@@ -16,6 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from ..errors import UserError
 from .chat_template import apply_chat_template
 from .decoding import compiled_generation, prepare_for_decoding
+from .generation import remaining_positions
 
 logger = logging.getLogger("gpt_scratch.serving")
 
@@ -88,13 +89,11 @@ class ServedModel:
 
     def _generate(self, current: Generation, inputs: Any, generation_config: Any, **kwargs: Any) -> Any:
         ids = inputs if inputs is not None else kwargs["input_ids"]
-        positions = self.model.config.get_text_config().max_position_embeddings
-        if ids.shape[1] >= positions:
-            raise UserError(f"the request has {ids.shape[1]:,} tokens, and the model {positions:,} positions: shorten it")
+        left = remaining_positions(self.model, ids.shape[1], "the request")
         if ids.shape[1] == 0:
             raise UserError("the request has no tokens: give a text to continue")
-        # In place: the handler compares with it to distinguish a finished reply from a truncated one.
-        generation_config.max_new_tokens = min(generation_config.max_new_tokens, positions - ids.shape[1])
+        # In place: the handler compares with it to tell a finished reply from one that was cut.
+        generation_config.max_new_tokens = min(generation_config.max_new_tokens, left)
         if current.sample is not None:
             generation_config.do_sample = current.sample
         criteria: list[StoppingCriteria] = [_EndedFromOutside(current)]

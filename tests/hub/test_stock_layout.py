@@ -12,7 +12,7 @@ from tiny_models import assert_equal, tiny_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 
 from gpt_scratch import GPTScratchForSequenceClassification
-from gpt_scratch.conversion.export import CLASSES, LAYOUTS
+from gpt_scratch.conversion.stock_layouts import CLASSES, LAYOUTS
 from gpt_scratch.errors import run_script
 from gpt_scratch.hub import stock_layout
 from gpt_scratch.hub.cards import write_card, write_classifier_card

@@ -12,7 +12,7 @@ import pytest
 from stock_checkpoints import CASES, write
 from tiny_models import tiny_config
 
-from gpt_scratch.conversion.export import LAYOUTS, foreign_config
+from gpt_scratch.conversion.stock_layouts import LAYOUTS, foreign_config
 from gpt_scratch.errors import UserError
 
 NEW_NAMES, OLD_NAMES = ("rope_parameters", "dtype"), ("rope_theta", "rope_scaling", "torch_dtype")
