@@ -23,6 +23,7 @@ import sys
 
 from transformers import DataCollatorWithPadding, EarlyStoppingCallback
 
+from gpt_scratch.data.padding import padding_share
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.hub.cards import write_classifier_card
 from gpt_scratch.hub.push_callback import PushToHub
@@ -43,7 +44,7 @@ from gpt_scratch.training.classification import (
     make_model,
     read_splits,
 )
-from gpt_scratch.training.finetuning import describe_trainable, padding_share
+from gpt_scratch.training.finetuning import describe_trainable
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 from gpt_scratch.training.run import checkpoint_to_resume, save_run
 

@@ -23,12 +23,12 @@ class Reply:
 def generate_replies(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[Sequence[int]],
     max_new_tokens: int = 256,
     batch_size: int = 8,
     progress: bool = True,
 ) -> list[Reply]:
-    """Greedy replies to `prompts` (rendered by the chat template), in their order.
+    """Greedy replies to `prompts` (token ids, as the chat template writes them), in their order.
 
     Batches hold prompts of like length, padded on the left. A reply has ended if the end-of-text token came within `max_new_tokens`.
 
@@ -36,8 +36,7 @@ def generate_replies(
         UserError: a prompt that leaves no room within the model's positions; names it.
     """
     limit = model.config.max_position_embeddings
-    # The template has written every special token: the tokenizer must not add its own, as it was not in training.
-    rows = [tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"] for prompt in prompts]
+    rows = [list(prompt) for prompt in prompts]
     lengths = [len(row) for row in rows]
     for i, length in enumerate(lengths):
         if length >= limit:

@@ -7,8 +7,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..errors import UserError
 from ..ranges import check_ranges
-from .chat_template import apply_chat_template
+from .chat_template import encode_chat, unsaid_parts
 from .decoding import compiled_generation
+from .generation import check_unicode
 from .streaming import PrintableStreamer
 
 
@@ -47,6 +48,10 @@ class Chat:
         self.model, self.tokenizer = model, tokenizer
         self.max_new_tokens, self.temperature, self.compiled = max_new_tokens, temperature, compiled
         self.start = [{"role": "system", "content": system}] if system else []
+        if system:
+            check_unicode(system)
+            if unsaid_parts(tokenizer, [*self.start, {"role": "user", "content": "Hello"}]):
+                raise UserError("this model's chat template has no place for a system message: leave out --system")
         self.messages: list[dict[str, str]] = []
         if seed is not None:
             set_seed(seed)
@@ -62,14 +67,7 @@ class Chat:
             UserError: the last message alone leaves no room for a reply; it is taken back.
         """
         while True:
-            ids = apply_chat_template(
-                self.tokenizer,
-                self.start + self.messages,
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                verbose=False,
-            )["input_ids"]
+            ids = encode_chat(self.tokenizer, self.start + self.messages, add_generation_prompt=True).ids
             if len(ids) + self.max_new_tokens <= self.limit:
                 return ids
             if len(self.messages) == 1:
@@ -82,8 +80,13 @@ class Chat:
 
     def say(self, text: str, stream: bool = True) -> str:
         """The model's reply to `text`, printed as it grows with `stream`; both join the conversation."""
+        check_unicode(text)
         self.messages.append({"role": "user", "content": text})
-        inputs = torch.tensor([self.prompt_ids()], device=self.model.device)
+        try:
+            inputs = torch.tensor([self.prompt_ids()], device=self.model.device)
+        except UserError:  # a message that the template cannot write must not stay in the conversation
+            self.messages = [message for message in self.messages if message["content"] is not text]
+            raise
         settings: dict[str, Any] = {"do_sample": self.temperature > 0}
         settings |= {"temperature": self.temperature} if self.temperature > 0 else {}
         settings |= {"streamer": PrintableStreamer(self.tokenizer)} if stream else {}

@@ -47,7 +47,7 @@ class SamplesCallback(TrainerCallback):
 
     Args:
         tokenizer: encodes the prompts; an empty prompt starts from its end-of-text token.
-        prompts: texts.
+        prompts: texts, whose special tokens are characters, or pairs of a text to show and its token ids.
         max_new_tokens: tokens to add to each.
         temperature: 0 is greedy; else top-k sampling (k = 50) with seed `seed`.
     """
@@ -55,12 +55,16 @@ class SamplesCallback(TrainerCallback):
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        prompts: Sequence[str],
+        prompts: Sequence[str | tuple[str, list[int]]],
         max_new_tokens: int = 50,
         temperature: float = 0.0,
         seed: int = 123,
     ):
-        self.tokenizer, self.prompts, self.max_new_tokens = tokenizer, prompts, max_new_tokens
+        self.tokenizer, self.max_new_tokens = tokenizer, max_new_tokens
+        self.prompts = [
+            (prompt, encode_text(tokenizer, prompt, add_special_tokens=False)["input_ids"]) if isinstance(prompt, str) else prompt
+            for prompt in prompts
+        ]
         self.temperature, self.seed = temperature, seed
 
     def on_evaluate(self, args, state, control, model, **kwargs):

@@ -18,6 +18,7 @@ from transformers import (
 
 from ..configuration_gpt_scratch import GPTScratchConfig
 from ..data.classification import (
+    CONFLICTS,
     LabelledTexts,
     balance,
     check_labels,
@@ -29,6 +30,7 @@ from ..data.classification import (
     read_labelled_texts,
     stratified_split,
 )
+from ..data.opening import Reading
 from ..errors import UserError, one_line
 from ..evaluation.classification import METRIC_PATH, softmax
 from ..files import atomic_path
@@ -44,12 +46,12 @@ SPLITS = ("train", "validation", "test")
 
 
 @dataclass
-class ClassificationArguments:
+class ClassificationArguments(Reading):
     """The flags of `scripts/finetune_classifier.py` besides TrainingArguments."""
 
     train_file: str | None = field(
         default=None,
-        metadata={"help": "Labelled texts: the SMS Spam Collection (zip, tsv, no suffix), csv, jsonl, json, parquet."},
+        metadata={"help": "Labelled texts: the SMS Spam Collection (zip, tsv, no suffix), csv, tsv, jsonl, json, parquet."},
     )
     validation_file: str | None = field(default=None, metadata={"help": "Labelled texts to validate on, with --split files."})
     test_file: str | None = field(default=None, metadata={"help": "Labelled texts to test on, with --split files."})
@@ -66,6 +68,13 @@ class ClassificationArguments:
     )
     split_seed: int = field(default=123, metadata={"help": "Seed of the clean split, apart from --seed so that runs share it."})
     deduplicate: bool = field(default=True, metadata={"help": "With --split clean, keep one of each group of equal texts."})
+    conflicting_labels: str = field(
+        default="refuse",
+        metadata={
+            "help": "Of equal texts with different labels, with --deduplicate: refuse them, keep the first, or drop them all.",
+            "choices": list(CONFLICTS),
+        },
+    )
     balance_classes: bool = field(default=False, metadata={"help": "Train on as many texts of each class as the rarest has."})
     text_column: str | None = field(default=None, metadata={"help": "Column of the texts. Default: text, in any case."})
     label_column: str | None = field(default=None, metadata={"help": "Column of the labels. Default: label, in any case."})
@@ -117,24 +126,25 @@ def read_splits(args: ClassificationArguments) -> tuple[dict[str, LabelledTexts]
     if args.train_file is None:
         raise UserError("--train_file is missing: give the labelled texts to train on")
 
+    reading = Reading.of(args)
+
     def read(name: str | None) -> LabelledTexts:
         if name is None:
             raise UserError("--split files needs --train_file, --validation_file and --test_file")
-        return read_labelled_texts(name, args.text_column, args.label_column)
+        return read_labelled_texts(name, args.text_column, args.label_column, reading=reading)
 
     copies = 0
     if args.split == "files":
         parts = [read(name) for name in (args.train_file, args.validation_file, args.test_file)]
     elif args.split == "published":
-        read(args.train_file)  # refuses what is not the collection, with rows
         parts = list(published_split(args.train_file))
     else:
         data = read(args.train_file)
         if args.deduplicate:
-            data, copies = deduplicate(data)
+            data, copies = deduplicate(data, args.conflicting_labels)
         parts = stratified_split(data, args.split_fractions, args.split_seed)
     splits = dict(zip(SPLITS, parts))
-    ids = label_ids(splits["train"].labels, args.class_names)
+    ids = label_ids(splits["train"].labels, args.class_names or splits["train"].class_order)
     for name, part in splits.items():
         check_labels(part, ids, name)
     if args.balance_classes:

@@ -28,11 +28,12 @@ from ..data.instruction import (
     shared_prompts,
     split_conversations,
 )
+from ..data.padding import padding_share
 from ..errors import UserError
 from ..evaluation.perplexity import evaluate_loss
 from ..files import write_json
 from .callbacks import CurveCallback, OverfittingCallback, PerplexityCallback, SamplesCallback
-from .finetuning import add_lora, padding_share, train_last_blocks
+from .finetuning import add_lora, train_last_blocks
 
 SPLITS = ("train", "validation", "test")
 

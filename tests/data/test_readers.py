@@ -9,7 +9,9 @@ import pytest
 from tokenizers import Regex, pre_tokenizers
 
 from gpt_scratch.data import readers
-from gpt_scratch.data.readers import check_files, load_table, read_pieces
+from gpt_scratch.data.opening import check_files
+from gpt_scratch.data.readers import read_pieces
+from gpt_scratch.data.tables import load_table
 from gpt_scratch.errors import UserError
 
 TEXTS = ["One day, Anna lost her key.", 'She said: "Ça va?"\nThen, a comma; and 🙂.', "The end"]
@@ -41,7 +43,7 @@ PATTERNS = [
 @pytest.mark.parametrize("alphabet", ["ab1.' \n", "é日9,\r\n\t\u00a0 ", "日本\n", "Tom's 12. \n"])
 def test_pieces_are_cut_where_no_token_is(tmp_path, monkeypatch, pattern, alphabet):
     monkeypatch.setattr("gpt_scratch.data.readers.PIECE_CHARACTERS", 6)
-    monkeypatch.setattr("gpt_scratch.data.readers.READ_BYTES", 11)
+    monkeypatch.setattr("gpt_scratch.data.opening.READ_BYTES", 11)
     text = "".join(random.Random(0).choices(alphabet, k=4000))
     path = tmp_path / "text.txt"
     path.write_bytes(text.encode())
