@@ -71,8 +71,16 @@ def main(args: argparse.Namespace) -> list[str]:
         model = prepare_for_decoding(model, args.weights)
         settings |= compiled_generation()
     texts = generate_texts(
-        model, tokenizer, args.prompt, args.max_new_tokens, temperature, args.seed, args.stream, args.stop, args.parse_special_tokens,
-        **settings
+        model,
+        tokenizer,
+        args.prompt,
+        args.max_new_tokens,
+        temperature,
+        args.seed,
+        args.stream,
+        args.stop,
+        args.parse_special_tokens,
+        **settings,
     )
     if not args.stream:
         for prompt, text in zip(args.prompt, texts):

@@ -61,11 +61,13 @@ def read_labelled_texts(
 ) -> LabelledTexts:
     """Labelled texts from a file, a glob or a `datasets` name.
 
-    `.zip`, files without an extension, and `.tsv` without a header are read as the SMS Spam Collection: `label<TAB>text` lines, quotes literal.
+    `.zip`, files without an extension, and `.tsv` without a header are read as the SMS Spam Collection: `label<TAB>text` lines, quotes
+    literal.
     csv, tsv, jsonl, json, parquet and `datasets` tables need two columns; by default these are called text and label, in any case
     (so `Label,Text` of the published files is found).
 
-    Labels are names: spaces around them are taken off, numbers are written out (1.0 and 1 are one class), ids of a ClassLabel get its names.
+    Labels are names: spaces around them are taken off, numbers are written out (1.0 and 1 are one class), ids of a ClassLabel get its
+    names.
 
     Raises:
         UserError: names file and rows: no such file or column, another encoding, rows of another form, empty texts or labels.

@@ -67,18 +67,22 @@ PROMPT_STYLES = (*CHAT_TEMPLATES, "tokenizer")
 
 
 def read_conversations(
-    name: str, split: str = "train", reading: Reading | None = None, ignore_keys: Sequence[str] = ()
+    name: str,
+    split: str = "train",
+    reading: Reading | None = None,
+    ignore_keys: Sequence[str] = (),
+    kept_keys: Sequence[str] = (),
 ) -> Conversations:
     """Instruction records from json, jsonl, csv, tsv or parquet, or a `datasets` name.
 
-    A record holds `instruction` and `output` and perhaps `input`, `system` and `history` (Alpaca), or `messages` of `role` and `content` (or
-    ShareGPT's `conversations`), or `prompt` and `completion` (each a text, or a list of messages), or ready `input_ids` and `labels`.
+    A record holds `instruction` and `output` and perhaps `input`, `system` and `history` (Alpaca), or `messages` of `role` and `content`
+    (or ShareGPT's `conversations`), or `prompt` and `completion` (each a text, or a list of messages), or ready `input_ids` and `labels`.
 
     Raises:
         UserError: names file, rows and keys: no such file, broken JSON (with its line), a record of none of these forms, a reply missing, a
             key that would be lost.
     """
-    return read_records(name, normalized, split, reading, ignore_keys)
+    return read_records(name, normalized, split, reading, ignore_keys, kept_keys)
 
 
 def to_messages(record: Mapping[str, Any], style: str) -> list[Message]:

@@ -131,9 +131,9 @@ def split_documents(
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
     """The first part for training, the last `validation_percentage` percent of the characters for validation.
 
-    By "documents", the cut is at the end of the document that is nearest to that place. Where none is near (one document, or a very long one
-    there), it is at the end of a paragraph, line or word inside that document, which is said. By "characters" it is at the character
-    itself, as the book splits; the document there is cut in two, and its first half gets no end mark, since it does not end there.
+    By "documents", the cut is at the end of the document that is nearest to that place. Where none is near (one document, or a very
+    long one there), it is at the end of a paragraph, line or word inside that document, which is said. By "characters" it is at the
+    character itself, as the book splits. A document that is cut in two gets no end mark in its first half, since it does not end there.
 
     Raises:
         UserError: a part would hold no text.

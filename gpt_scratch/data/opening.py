@@ -9,6 +9,7 @@ import codecs
 import glob
 import gzip
 import lzma
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -91,10 +92,10 @@ _said: set[str] = set()
 
 
 def say(line: str) -> None:
-    """Print a line about a file, once in a process: files are read several times."""
+    """Print a line about a file on standard error, once in a process: files are read several times."""
     if line not in _said:
         _said.add(line)
-        print(printable(line))
+        print(printable(line), file=sys.stderr)
 
 
 class Faults:

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
+from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
+from ..inference.chat_template import unsaid_parts
 from .instruction import empty_replies, to_messages
 from .opening import Reading
 from .readers import kind_of
@@ -73,7 +75,7 @@ def _with_prompt_apart(record: dict[str, Any]) -> dict[str, Any]:
         return record
     given, shared = record.get("prompt"), chosen[:common]
     text = shared[-1]["content"] if shared[-1]["role"] == "user" else None
-    if isinstance(given, list) and checked_messages(given, "prompt") != shared or isinstance(given, str) and given != text:
+    if (isinstance(given, list) and checked_messages(given, "prompt") != shared) or (isinstance(given, str) and given != text):
         raise UserError("'chosen' and 'rejected' begin with messages that are not those of 'prompt'")
     if "instruction" in record:
         raise UserError("'chosen' and 'rejected' begin with messages, and 'instruction' stands there too: leave one out")
@@ -116,3 +118,18 @@ def prompt_of(record: Mapping[str, Any], style: str) -> list[Message]:
         return to_messages({**record, "output": "-"}, style)[:-1]
     prompt = record["prompt"]
     return [*opening_messages(record), *([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)]
+
+
+def refuse_unsaid_pairs(rows: Mapping[str, datasets.Dataset], tokenizer: PreTrainedTokenizerBase, style: str) -> None:
+    """
+    Raises:
+        UserError: the chat template writes less than a pair holds; names split, pair and what it leaves out.
+    """
+    for split, part in rows.items():
+        for number, row in enumerate(part):
+            for key in ("chosen", "rejected"):
+                if left_out := unsaid_parts(tokenizer, [*row["prompt"], *row[key]]):
+                    raise UserError(
+                        f"pair {number} of the {split} split: the chat template of --prompt_style {style} leaves out "
+                        f"{', '.join(left_out)}: choose one that writes it, such as the model's own (tokenizer)"
+                    )

@@ -63,8 +63,7 @@ def _pieces_of_rows(
     rows: Iterable[Row], text_column: str, reading: Reading, faults: Faults, end_mark: str | None
 ) -> Iterator[Piece]:
     for text in texts_of_rows(rows, text_column, reading, faults):
-        if not faults.count:  # what comes after a fault is only read for the report
-            yield from _cut(_parts(iter([text]), end_mark))
+        yield from _cut(_parts(iter([text]), end_mark))
 
 
 def texts_of_rows(rows: Iterable[Row], text_column: str, reading: Reading, faults: Faults) -> Iterator[str]:
@@ -87,7 +86,7 @@ def texts_of_rows(rows: Iterable[Row], text_column: str, reading: Reading, fault
             faults.add(name, "row", number, f"{text_column!r} is {kind_of(text)}, not text")
         elif not text.strip() and reading.skip_empty:
             empty += 1
-        else:
+        elif not faults.count:  # what comes after a fault is only read for the report
             yield text
     if empty:
         say(f"{empty:,} rows with an empty text were left out")

@@ -6,7 +6,7 @@ record are listed once as not used.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,13 +49,19 @@ class Conversations(Examples):
 
 
 def read_records(
-    name: str, check: Any, split: str = "train", reading: Reading | None = None, ignore_keys: Sequence[str] = ()
+    name: str,
+    check: Callable[[dict[str, Any]], dict[str, Any]],
+    split: str = "train",
+    reading: Reading | None = None,
+    ignore_keys: Sequence[str] = (),
+    kept_keys: Sequence[str] = (),
 ) -> Conversations:
-    """Records from a file, a glob or a `datasets` name, each through `check(record)`, which says what is wrong with it.
+    """Records from a file, a glob or a `datasets` name, each in the form that `check` gives it.
 
     Args:
-        check: takes a record and the names of its unknown keys, and returns the record in its final form.
+        check: takes a record without the keys that describe it, and raises [`UserError`] for what is wrong with it.
         ignore_keys: keys that are not used, whatever they hold.
+        kept_keys: keys that the caller reads; they stay in the record as they are, as those do that describe it.
 
     Raises:
         UserError: names file, rows and keys of all faults (the first ten, and how many).
@@ -69,7 +75,8 @@ def read_records(
             empty += 1
             continue
         try:
-            record = check(without(row, ignore_keys, unused))
+            record, description = without(row, ignore_keys, kept_keys, unused)
+            record = {**check(record), **description}
         except UserError as error:
             faults.add(file, "row", number, str(error))
             continue
@@ -85,21 +92,27 @@ def read_records(
     return Conversations(records, places)
 
 
-def without(row: Mapping[str, Any], ignore_keys: Iterable[str], unused: dict[str, None]) -> dict[str, Any]:
-    """A row without keys that are null, ignored or only describe it; those are noted in `unused`. Known keys are found in any case."""
+def without(
+    row: Mapping[str, Any], ignore_keys: Iterable[str], kept_keys: Iterable[str], unused: dict[str, None]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A row without keys that are null or ignored, and those apart that only describe it; these are noted in `unused`.
+
+    Known keys are found in any case, and with spaces around them.
+    """
     record: dict[str, Any] = {}
+    description: dict[str, Any] = {}
     for key, value in row.items():
         name = str(key).strip()
         known = name.lower() in {*RECORD_COLUMNS, "rejected", "weight", "attention_mask"}
         name = name.lower() if known and name.lower() not in row else name
         if value is None:
             continue
-        if name in ignore_keys or name.lower() in DESCRIPTIONS:
+        if name in kept_keys:
+            description[name] = value
+        elif name in ignore_keys:
             unused[name] = None
-        elif (
-            name == "text" and all(str(row.get(part, "")) in str(value) for part in ("instruction", "output")) and "output" in row
-        ):
-            unused[name] = None  # Stanford Alpaca's: the record once more, as a prompt
+        elif name.lower() in DESCRIPTIONS or (name == "text" and _repeats(value, row)):
+            unused[name], description[name] = None, value
         else:
             record[name] = _parsed(value, name) if name in LISTS else value
     for key in ("messages", "conversations", "prompt", "completion", "chosen", "rejected"):
@@ -107,7 +120,13 @@ def without(row: Mapping[str, Any], ignore_keys: Iterable[str], unused: dict[str
             record[key] = _parsed(record[key], key)
         if isinstance(record.get(key), (list, tuple)):
             record[key] = [_without(message, ignore_keys, unused) for message in record[key]]
-    return record
+    return record, description
+
+
+def _repeats(value: Any, row: Mapping[str, Any]) -> bool:
+    """Whether a text is the record once more, as a prompt: Stanford Alpaca's data have it so."""
+    parts = [row.get("instruction"), row.get("output")]
+    return isinstance(value, str) and all(isinstance(part, str) and part in value for part in parts)
 
 
 def _without(message: Any, ignore_keys: Iterable[str], unused: dict[str, None]) -> Any:
@@ -190,7 +209,7 @@ def normalized(record: Mapping[str, Any]) -> dict[str, Any]:
             if not isinstance(value, str):
                 raise UserError(f"{key!r} is {kind_of(value)}" + (", not text" if value is not None else ""))
     else:
-        for key, role in (("prompt", "user"), ("completion", "assistant")):
+        for key in ("prompt", "completion"):
             value = record.get(key)
             if isinstance(value, list):
                 record[key] = checked_messages(value, key)
@@ -207,8 +226,8 @@ def refuse_unknown(values: Mapping[str, Any], known: Iterable[str], of: str = ""
     unknown = [str(key) for key in values if key not in known]
     if unknown:
         raise UserError(
-            f"{of}{'keys' if len(unknown) > 1 else 'key'} {', '.join(map(repr, unknown))} not understood, and would be lost: rename, or pass "
-            f"--ignore_keys {' '.join(unknown)}"
+            f"{of}{'keys' if len(unknown) > 1 else 'key'} {', '.join(map(repr, unknown))} not understood, and would be lost: "
+            f"rename, or pass --ignore_keys {' '.join(unknown)}"
         )
 
 

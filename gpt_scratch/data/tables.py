@@ -158,13 +158,13 @@ def rows_of_lines(
             raise UserError(f"{name}: two columns are called {twice[0]!r}: rename one")
     else:
         names = ["label", "text"]
-    for number, (line, cells) in enumerate(rows):
+    for number, (line_number, cells) in enumerate(rows):
         while len(cells) > len(names) and not cells[-1].strip():
             cells.pop()  # a spreadsheet pads its rows
         if not header and literal:
             cells = [*cells[:1], *([delimiter.join(cells[1:])] if len(cells) > 1 else [])]
         if len(cells) != len(names):
-            faults.add(name, "line", line, _misfit(len(cells), names, delimiter, literal))
+            faults.add(name, "line", line_number, _misfit(len(cells), names, delimiter, literal))
             continue
         yield number, dict(zip(names, cells))
 

@@ -20,7 +20,7 @@ from transformers import (
 
 from ..analysis.attention import token_texts
 from ..errors import UserError
-from ..inference.chat_template import apply_chat_template
+from ..inference.chat_template import encode_chat
 from ..inference.generation import encode_prompts
 from ..inference.loading import load_classifier, load_config, load_language_model
 from .limits import MAX_NEW_TOKENS, MAX_SECONDS, check_settings, check_text
@@ -90,8 +90,11 @@ class Sampling:
 
 
 @torch.inference_mode()
-def stream_text(loaded: LoadedModel, prompt: str, sampling: Sampling, top: int = 10) -> Iterator[tuple[str, dict[str, float]]]:
-    """The text so far after each new token, and the probabilities of the `top` most likely tokens that it was drawn from.
+def stream_text(
+    loaded: LoadedModel, prompt: str | list[int], sampling: Sampling, top: int = 10
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """The text so far after each new token of a prompt (text, or token ids), and the probabilities of the `top` most
+    likely tokens that it was drawn from.
 
     Raises:
         UserError: a prompt that is too long for the page or for the model.
@@ -99,7 +102,10 @@ def stream_text(loaded: LoadedModel, prompt: str, sampling: Sampling, top: int =
     """
     model: Any = loaded.model
     tokenizer = loaded.tokenizer
-    ids = encode_prompts([check_text(prompt)], tokenizer, model.device)["input_ids"]
+    if isinstance(prompt, str):
+        ids = encode_prompts([check_text(prompt)], tokenizer, model.device)["input_ids"]
+    else:
+        ids = torch.tensor([prompt], device=model.device)
     limit = model.config.max_position_embeddings
     if ids.shape[1] >= limit:
         raise UserError(f"the prompt has {ids.shape[1]} tokens, and the model's {limit} positions leave no room for more")
@@ -138,8 +144,8 @@ def stream_reply(loaded: LoadedModel, messages: list[dict[str, str]], sampling: 
         check_text(message["content"])
     limit = loaded.model.config.max_position_embeddings - int(sampling.max_new_tokens)
     while True:
-        prompt = apply_chat_template(loaded.tokenizer, messages, tokenize=False, add_generation_prompt=True)
-        if len(messages) < 3 or len(loaded.tokenizer(prompt)["input_ids"]) < limit:
+        prompt = encode_chat(loaded.tokenizer, messages, add_generation_prompt=True).ids
+        if len(messages) < 3 or len(prompt) < limit:
             break
         messages = messages[2:]
     for text, _ in stream_text(loaded, prompt, sampling):

@@ -8,6 +8,7 @@ can be killed, and its memory limited. transformers' own functions run there (`t
 
 import atexit
 import contextlib
+import copy
 import json
 import marshal
 import math
@@ -25,7 +26,7 @@ from inspect import isfunction, ismethod
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase, processing_utils, tokenization_utils_base
+from transformers import BatchEncoding, PreTrainedTokenizerBase, processing_utils, tokenization_utils_base
 from transformers.utils import get_json_schema
 
 from ..errors import UserError, one_line
@@ -91,7 +92,7 @@ def encode_chat(
             raise UserError(
                 f"message {number} holds {mark!r}, which opens a turn in this prompt style and is no special token: reword it"
             )
-    given = {"messages": list(messages), "tools": tools}
+    given: dict[str, Any] = {"messages": list(messages), "tools": tools}
     written = "".join(_strings(given))
     stand_ins: dict[str, str] = {}
     if any(token in written for token in tokens):
@@ -117,6 +118,40 @@ def encode_chat(
         return EncodedChat(ids, [])
     replies = [next((i for i, (start, end) in enumerate(spans) if first < end and last > start), -1) for first, last in offsets]
     return EncodedChat(ids, replies)
+
+
+def keep_content_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let `tokenizer.apply_chat_template(..., tokenize=True)` encode special tokens inside messages as characters, as [`encode_chat`]: for
+    libraries that call it."""
+    tokenizer.apply_chat_template = _ContentIsText(tokenizer)  # type: ignore[method-assign]
+
+
+class _ContentIsText:
+    """Stands in for a tokenizer's `apply_chat_template`."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = copy.copy(tokenizer)  # whose own method is not replaced
+
+    def __call__(self, conversation: list, tools: list | None = None, chat_template: str | None = None, **settings: Any) -> Any:
+        batch = bool(conversation) and isinstance(conversation[0], (list, tuple))
+        conversations = conversation if batch else [conversation]
+        template = self.tokenizer.get_chat_template(chat_template, tools)
+        tokens = special_tokens(self.tokenizer, template)
+        plain = not any(token in text for text in _strings([conversations, tools]) for token in tokens)
+        if plain or not settings.get("tokenize", True):
+            return self.tokenizer.apply_chat_template(conversation, tools=tools, chat_template=chat_template, **settings)
+        known = {"tokenize", "return_dict", "add_generation_prompt"}
+        if refused := [name for name, value in settings.items() if name not in known and value]:
+            raise UserError(
+                f"a message holds a special token, which cannot be kept text with the setting {refused[0]}: reword it"
+            )
+        tokenizer = copy.copy(self.tokenizer)
+        tokenizer.chat_template = template
+        prompt = settings.get("add_generation_prompt", False)
+        ids = [encode_chat(tokenizer, one, tools, add_generation_prompt=prompt).ids for one in conversations]
+        rows = {"input_ids": ids if batch else ids[0]}
+        rows["attention_mask"] = [[1] * len(row) for row in ids] if batch else [1] * len(ids[0])
+        return BatchEncoding(rows) if settings.get("return_dict", True) else rows["input_ids"]
 
 
 def turn_mark(template: str, tokens: Sequence[str], content: str) -> str | None:
@@ -162,7 +197,8 @@ def _encode_around(
 
     def add(start: int, end: int) -> None:
         """The plain text from `start` to `end`; added tokens that are not special are cut in two, as nothing else keeps them apart."""
-        part, places = "", []
+        part = ""
+        places: list[int] = []
 
         def flush() -> None:
             nonlocal part, places

@@ -17,7 +17,8 @@ def encode_prompts(
 ) -> dict[str, torch.Tensor]:
     """`input_ids` and `attention_mask`, (B, T), padded on the left so that all prompts end together.
 
-    Special tokens written in a prompt are its characters, or the tokens with `parse_special_tokens`. An empty prompt becomes the end-of-text token: what the model has learned to continue with the start of a document.
+    Special tokens written in a prompt are its characters, or the tokens with `parse_special_tokens`. An empty prompt becomes the
+    end-of-text token: what the model has learned to continue with the start of a document.
 
     Raises:
         UserError: an empty prompt without such a token, text that is not valid Unicode.

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from ..evaluation.perplexity import evaluate_loss, perplexity
 from ..plots import overfitting_step, plot_losses
+from ..tokenization.special_tokens import encode_text
 
 
 class PerplexityCallback(TrainerCallback):
@@ -75,15 +76,15 @@ class SamplesCallback(TrainerCallback):
         model.eval()
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.seed)
-            texts = [self._continue(model, prompt) for prompt in self.prompts]
+            texts = [self._continue(model, ids) for _, ids in self.prompts]
         model.train(was_training)
         with open(Path(args.output_dir) / "samples.jsonl", "a", encoding="utf-8") as file:
-            for prompt, text in zip(self.prompts, texts):
+            for (prompt, _), text in zip(self.prompts, texts):
                 print(f"step {state.global_step}: {(prompt + text)!r}")
                 file.write(json.dumps({"step": state.global_step, "prompt": prompt, "text": text}, ensure_ascii=False) + "\n")
 
-    def _continue(self, model, prompt: str) -> str:
-        ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"] or [self.tokenizer.eos_token_id]
+    def _continue(self, model, ids: list[int]) -> str:
+        ids = ids or [self.tokenizer.eos_token_id]
         # The prompt gives way where both do not fit: absolute positions end at max_position_embeddings.
         ids = ids[-max(1, model.config.max_position_embeddings - self.max_new_tokens) :]
         new_tokens = min(self.max_new_tokens, model.config.max_position_embeddings - len(ids))

@@ -13,9 +13,10 @@ import datasets
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from ..data.instruction import PROMPT_STYLES, Conversations, set_prompt_style, split_conversations
-from ..data.preference import preference_rows, read_preferences
+from ..data.opening import Reading
+from ..data.preference import preference_rows, read_preferences, refuse_unsaid_pairs
 from ..errors import UserError, innermost, one_line
-from ..inference.chat_template import bound_chat_templates
+from ..inference.chat_template import bound_chat_templates, keep_content_text
 from ..inference.loading import check_rows, load_config, load_model, load_tokenizer
 from ..plots import save_lines
 from .checkpoints import ResumableTrainer
@@ -46,12 +47,18 @@ CURVES = {
 
 
 @dataclass
-class PreferenceArguments:
+class PreferenceArguments(Reading):
     """The flags of `scripts/finetune_preferences.py` besides those of TRL's configuration for the method."""
 
     train_file: str | None = field(
         default=None,
-        metadata={"help": "Pairs: json, jsonl, csv, parquet or a `datasets` name, with instruction or prompt, chosen, rejected."},
+        metadata={
+            "help": "Pairs: json, jsonl, csv, tsv, parquet or a `datasets` name, with instruction or prompt, chosen, rejected: texts, or "
+            "lists of messages as TRL has them."
+        },
+    )
+    ignore_keys: list[str] | None = field(
+        default=None, metadata={"help": "Keys of pairs and messages that are not used, whatever they hold."}
     )
     split_fractions: list[float] = field(
         default_factory=lambda: [0.85, 0.05, 0.1],
@@ -96,7 +103,9 @@ def read_pairs(args: PreferenceArguments) -> tuple[dict[str, datasets.Dataset], 
     """
     if args.train_file is None:
         raise UserError("--train_file is missing: give the pairs to learn from")
-    splits: dict[str, Conversations] = split_conversations(read_preferences(args.train_file), args.split_fractions)
+    splits: dict[str, Conversations] = split_conversations(
+        read_preferences(args.train_file, "train", Reading.of(args), args.ignore_keys or ()), args.split_fractions
+    )
     rows, description = {}, {}
     for name, part in splits.items():
         rows[name], equal = preference_rows(part, args.prompt_style)
@@ -138,6 +147,8 @@ def make_trainer(
         reward_model, reward_tokenizer = load_reward_model(args.reward_model)
     model, tokenizer = load_language_model(args.model_name_or_path)
     set_prompt_style(tokenizer, args.prompt_style)
+    refuse_unsaid_pairs(rows, tokenizer, args.prompt_style)
+    keep_content_text(tokenizer)
     common: dict[str, Any] = {
         "args": training_args,
         "processing_class": tokenizer,

@@ -1,7 +1,7 @@
 """The parts of a pretraining run: its flags, data, model, optimizer, callbacks and final figures. `scripts/pretrain.py` joins them."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,8 @@ class PretrainingArguments(Reading):
     train_file: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Text to train on: txt (a file is a document), jsonl, json, csv, tsv or parquet (a row is one), each also as .gz, .bz2, "
-            ".xz or .zst; a folder of such files, or a glob in quotes."
+            "help": "Text to train on: txt (a file is a document), jsonl, json, csv, tsv or parquet (a row is one), each also as .gz, "
+            ".bz2, .xz or .zst; a folder of such files, or a glob in quotes."
         },
     )
     validation_file: list[str] | None = field(
@@ -239,7 +239,7 @@ def open_corpus(args: PretrainingArguments, end_of_text: str | None) -> Corpus:
         "reading": Reading.of(args),
         "end_mark": end_of_text if args.parse_special_tokens else None,
     }
-    table = {"dataset_name": args.dataset_name, "config_name": args.dataset_config_name}
+    table: dict[str, Any] = {"dataset_name": args.dataset_name, "config_name": args.dataset_config_name}
     source = Source(tuple(args.train_file or ()), **table, **common)
     validation = None
     if args.validation_file:
