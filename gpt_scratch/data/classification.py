@@ -25,7 +25,7 @@ from ..tokenization.special_tokens import encode_text
 from .examples import Examples
 from .opening import TABLE_SUFFIXES, Faults, Reading, is_glob, read_lines, say, suffix_of
 from .readers import kind_of
-from .tables import TEXT_COLUMNS, Row, class_names, find_column, read_delimited, read_table, rows_of_lines
+from .tables import Row, class_names, find_column, read_delimited, read_table, rows_of_lines
 
 SMS_MEMBER = "SMSSpamCollection"  # the file inside UCI's zip
 MAX_UNPACKED_BYTES = 1 << 26  # the collection has half a megabyte
@@ -78,7 +78,7 @@ def read_labelled_texts(
     if Path(name).is_file() and suffix in ("", ".zip"):
         lines = io.StringIO(_sms_text(Path(name)), newline="") if suffix == ".zip" else read_lines(name, reading)
         rows: Iterator[Row] = (
-            (name, number, values) for number, values in rows_of_lines(name, iter(lines), True, reading, faults, TEXT_COLUMNS)
+            (name, number, values) for number, values in rows_of_lines(name, iter(lines), True, reading, faults)
         )
     elif Path(name).is_file() and suffix not in TABLE_SUFFIXES:
         raise UserError(f"{name}: unknown format {suffix!r}; give zip, tsv, csv, jsonl, json or parquet")

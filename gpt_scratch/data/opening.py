@@ -70,10 +70,11 @@ class Reading:
         reading = Reading(**{one.name: getattr(flags, one.name) for one in fields(Reading)})
         if reading.encoding is not None:
             try:
-                codecs.lookup(reading.encoding)
-                b"".decode(reading.encoding)  # some codecs are none of text: hex, rot13
-            except (LookupError, ValueError) as error:
-                raise UserError(f"--encoding {reading.encoding}: Python knows no such encoding of text") from error
+                found = codecs.lookup(reading.encoding)
+            except LookupError as error:
+                raise UserError(f"--encoding {reading.encoding}: Python knows no such encoding") from error
+            if not found._is_text_encoding:  # hex, rot13
+                raise UserError(f"--encoding {reading.encoding} is none of text")
         if reading.delimiter is not None:
             reading.delimiter = DELIMITER_NAMES.get(reading.delimiter.lower(), reading.delimiter)
             if len(reading.delimiter) != 1 or reading.delimiter in '"\r\n':

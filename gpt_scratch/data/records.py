@@ -70,7 +70,7 @@ def read_records(
     records, places = [], []
     unused: dict[str, None] = {}
     empty = 0
-    for file, number, row in read_table(name, split, reading, faults):
+    for file, number, row in read_table(name, split, reading, faults, header=True):
         if reading.skip_empty and all(value is None or (isinstance(value, str) and not value.strip()) for value in row.values()):
             empty += 1
             continue

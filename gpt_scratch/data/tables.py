@@ -41,6 +41,7 @@ RECORD_COLUMNS = (
     "instruction", "input", "output", "prompt", "completion", "messages", "conversations", "chosen", "rejected", "system", "history",
     "tools", "input_ids", "labels",
 )  # fmt: skip
+KNOWN_COLUMNS = {*TEXT_COLUMNS, *RECORD_COLUMNS}
 
 
 def read_table(
@@ -57,14 +58,13 @@ def read_table(
     has all of them in one report.
 
     Args:
-        columns: names that the caller asks for, by which a header is recognised; default: those of the scripts.
+        columns: names that the caller asks for, by which a header is recognised, beside those of the scripts.
         header: whether the first line of a tsv names the columns; None recognises it, and without one the columns are label and text.
 
     Raises:
         UserError: no such file, data set or split, an unknown format, or anything in `faults`.
     """
     reading, faults = reading or Reading(), Faults() if faults is None else faults
-    columns = [*columns, *TEXT_COLUMNS, *RECORD_COLUMNS]
     for name in [names] if isinstance(names, str) else names:
         if Path(name).is_file() or is_glob(name):
             for file in check_files([name], TABLE_SUFFIXES):
@@ -121,7 +121,7 @@ def rows_of_lines(
     tsv: bool,
     reading: Reading,
     faults: Faults,
-    columns: Sequence[str] = (*TEXT_COLUMNS, *RECORD_COLUMNS),
+    columns: Sequence[str] = (),
     header: bool | None = None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number and values of the rows of csv, or of tsv: there quotes are the text's own, unless all of them are as spreadsheets put them.
@@ -141,7 +141,7 @@ def rows_of_lines(
     first = next((line for line in head if line.strip()), "")
     names = _cells(first, delimiter)
     if header is None and tsv:
-        header = _is_header(names, columns)
+        header = _is_header(names, columns) or _is_table(head, delimiter)
         if header:
             say(f"{name}: its first line is read as the names of the columns: {', '.join(names)}")
     header = header is None or header
@@ -211,14 +211,21 @@ def _cells(line: str, delimiter: str) -> list[str]:
 
 
 def _is_header(names: Sequence[str], columns: Sequence[str]) -> bool:
-    known = {column.lower() for column in columns}
-    return len(names) > 1 and sum(name.lower() in known for name in names) > 1
+    """Whether the first line of a tsv holds a name that was asked for, or two that the scripts know."""
+    lower = {name.lower() for name in names}
+    return bool(lower & {column.lower() for column in columns}) or len(lower & KNOWN_COLUMNS) > 1
+
+
+def _is_table(head: Sequence[str], delimiter: str) -> bool:
+    """Whether a tsv is of more columns than label and text."""
+    counts = {len(_cells(line, delimiter)) for line in head if line.strip()}
+    return len(counts) == 1 and counts.pop() > 2
 
 
 def _recognised_delimiter(head: Sequence[str], default: str, columns: Sequence[str]) -> str:
     """By the header: what cuts it into the most names that are known, else into the most parts; else as csv.Sniffer finds it."""
     first = next((line for line in head if line.strip()), "")
-    known = {column.lower() for column in columns}
+    known = KNOWN_COLUMNS | {column.lower() for column in columns}
     found = {delimiter: _cells(first, delimiter) for delimiter in DELIMITERS if len(_cells(first, delimiter)) > 1}
     if not found:
         return default
@@ -309,7 +316,7 @@ def _rows_under_a_key(value: Mapping[str, Any], name: str) -> list | None:
     Raises:
         UserError: several such lists.
     """
-    if any(str(key).lower() in {*TEXT_COLUMNS, *RECORD_COLUMNS} for key in value):
+    if any(str(key).lower() in KNOWN_COLUMNS for key in value):
         return None
     lists = [key for key, rows in value.items() if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)]
     if not lists:

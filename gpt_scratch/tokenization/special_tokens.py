@@ -36,6 +36,13 @@ def count_special_tokens(texts: Iterable[str], tokenizer: PreTrainedTokenizerBas
     return counts
 
 
+def describe_special_tokens(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> str:
+    """A line about the special tokens that are written in `texts` and read as characters; empty where there are none."""
+    counts = count_special_tokens(texts, tokenizer)
+    written = ", ".join(f"{count:,} {token}" for token, count in counts.items())
+    return f"special tokens written in the text are read as characters: {written}" if written else ""
+
+
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str | Sequence[str], **settings: Any) -> Any:
     """`tokenizer(text, **settings)` with special tokens in the text as characters, and no warning about its length."""
     return tokenizer(text, **{"verbose": False, "split_special_tokens": True, **settings})

@@ -38,6 +38,7 @@ from ..inference.loading import check_rows, load_config, load_model, load_tokeni
 from ..modeling_gpt_scratch import GPTScratchForSequenceClassification
 from ..plots import new_figure, save_figure, save_lines
 from ..tokenization.byte_pair import train_byte_level_bpe
+from ..tokenization.special_tokens import describe_special_tokens
 from .arguments import parse_config_overrides
 from .finetuning import add_lora, dropout_overrides
 from .losses import balanced_class_weights, classification_loss
@@ -227,6 +228,8 @@ def encode_splits(
     tokenizer: PreTrainedTokenizerBase,
 ) -> ClassificationData:
     """Token ids of every text, cut at `max_length` with a printed count."""
+    if written := describe_special_tokens((text for part in splits.values() for text in part.texts), tokenizer):
+        print(written)
     limit = model.config.max_position_embeddings
     max_length = min(args.max_length or limit, limit)
     rows = {}

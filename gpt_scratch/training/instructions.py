@@ -28,12 +28,14 @@ from ..data.instruction import (
     set_prompt_style,
     shared_prompts,
     split_conversations,
+    to_messages,
 )
 from ..data.opening import Reading
 from ..data.padding import padding_share
 from ..errors import UserError
 from ..evaluation.perplexity import evaluate_loss
 from ..files import write_json
+from ..tokenization.special_tokens import describe_special_tokens
 from .callbacks import CurveCallback, OverfittingCallback, PerplexityCallback, SamplesCallback
 from .finetuning import add_lora, train_last_blocks
 
@@ -175,6 +177,15 @@ def prepare_data(
         UserError: a template without markers, a row without a trainable token.
     """
     set_prompt_style(tokenizer, args.prompt_style)
+    texts = (
+        message["content"]
+        for part in splits.values()
+        for record in part.records
+        if "input_ids" not in record
+        for message in to_messages(record, args.prompt_style)
+    )
+    if written := describe_special_tokens(texts, tokenizer):
+        print(written)
     limit = model.config.max_position_embeddings
     settings = {"max_length": min(args.max_length or limit, limit), "skip_unusable": args.skip_unusable}
     if args.packing and args.pack_length > limit:

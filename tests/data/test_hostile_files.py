@@ -146,5 +146,5 @@ def test_labels_that_int_does_not_take_are_names_or_numbers():
 def test_json_nested_deeply_is_one_line(tmp_path):
     path = tmp_path / "deep.jsonl"
     path.write_text(json.dumps({"text": "a"}) + "\n" + "[" * 200_000, encoding="utf-8")
-    with pytest.raises(UserError, match="line 2 is not valid JSON"):
+    with pytest.raises(UserError, match="line 2: not valid JSON"):
         list(read_pieces([str(path)]))
