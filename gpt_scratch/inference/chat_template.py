@@ -99,7 +99,7 @@ def encode_chat(
         stand_ins = dict(zip(tokens, _unused_characters(written, len(tokens))))
         given = _replaced(given, pattern_of(tokens), stand_ins)
     marked = GENERATION.search(template) is not None and not add_generation_prompt
-    [text], [spans] = tokenization_utils_base.render_jinja_template(
+    [text], found = tokenization_utils_base.render_jinja_template(
         conversations=[[{key: value for key, value in message.items() if value is not None} for message in given["messages"]]],
         tools=given["tools"],
         documents=None,
@@ -116,7 +116,7 @@ def encode_chat(
         ids, offsets = encoded["input_ids"], encoded.get("offset_mapping", [])
     if not marked:
         return EncodedChat(ids, [])
-    replies = [next((i for i, (start, end) in enumerate(spans) if first < end and last > start), -1) for first, last in offsets]
+    replies = [next((i for i, (start, end) in enumerate(found[0]) if first < end and last > start), -1) for first, last in offsets]
     return EncodedChat(ids, replies)
 
 

@@ -184,7 +184,7 @@ def test_tools_and_reasoning_are_written_by_a_template_that_can(tokenizer, tmp_p
     ids, labels = encode_record(data.records[0], tokenizer, "tokenizer", mask_prompt=True)
     text, learned = tokenizer.decode(ids), tokenizer.decode([label for label in labels if label != -100])
     assert '<tools>[{"type": "function"' in text and '"city": "Rome"' in learned and "<think>SO SUNNY</think>Hello" in learned
-    assert "sunny\n" in text and encode_conversations(data, tokenizer, "tokenizer", True, 1000).left_out == 0
+    assert "<tool>sunny" in text and encode_conversations(data, tokenizer, "tokenizer", True, 1000).left_out == 0
 
 
 @pytest.mark.parametrize("style", ["alpaca", "phi3", "chatml"])
