@@ -8,6 +8,7 @@ source says that it separates documents there (`end_mark`).
 """
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
@@ -20,9 +21,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
+from ..files import write_json
 from ..tokenization.special_tokens import count_special_tokens, encode_text
 from .blocks import StreamedBlocks, TokenBlocks, blocks_of_stream
-from .opening import Reading, check_files, say
+from .opening import Reading, check_files, listing_what_is_said, say
 from .readers import Piece, read_pieces, read_rows
 from .tables import load_table
 
@@ -116,7 +118,18 @@ def _generate(version, source, files=(), rows=None, stamp=None) -> Iterator[dict
 
 def _cached(arguments: dict) -> datasets.Dataset:
     try:
-        return datasets.Dataset.from_generator(_generate, features=PIECES, gen_kwargs={"version": CACHE_VERSION, **arguments})
+        with listing_what_is_said() as lines:
+            documents = datasets.Dataset.from_generator(
+                _generate, features=PIECES, gen_kwargs={"version": CACHE_VERSION, **arguments}
+            )
+        if documents.cache_files:
+            said = Path(documents.cache_files[0]["filename"] + ".said.json")
+            if lines:
+                write_json(said, lines)
+            elif said.is_file():  # nothing was read anew
+                for line in json.loads(said.read_text(encoding="utf-8")):
+                    say(line)
+        return documents
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None

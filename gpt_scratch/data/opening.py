@@ -12,6 +12,7 @@ import lzma
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
@@ -90,10 +91,24 @@ class Reading:
 
 
 _said: set[str] = set()
+_lists: list[list[str]] = []
+
+
+@contextmanager
+def listing_what_is_said() -> Iterator[list[str]]:
+    """A list of all lines of [`say`] within the block, to be said again where its result is read from a cache."""
+    lines: list[str] = []
+    _lists.append(lines)
+    try:
+        yield lines
+    finally:
+        _lists.remove(lines)
 
 
 def say(line: str) -> None:
     """Print a line about a file on standard error, once in a process: files are read several times."""
+    for lines in _lists:
+        lines.append(line)
     if line not in _said:
         _said.add(line)
         print(printable(line), file=sys.stderr)
