@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup quickstart test test-slow test-versions test-versions-quick faults quality format clean
+.PHONY: setup quickstart test test-slow test-versions test-versions-quick faults flags quality format clean
 
 setup: .venv/installed
 
@@ -34,6 +34,10 @@ test-versions-quick: setup
 # The table of hostile and broken input that the tests hold.
 faults: setup
 	$(BIN)/python tests/faults_table.py
+
+# The flags of the scripts, which --help and mistakes need before torch and transformers are imported.
+flags: setup
+	$(BIN)/python tests/command_line_table.py
 
 quality: setup
 	$(BIN)/ruff check .

@@ -13,6 +13,12 @@ summary: parameters, memory, arithmetic, time. runs: curves of finished runs, fr
 Pictures go to --output (PNG and SVG; runs: PNG and PDF), figures to the terminal, or as JSON with --json.
 """
 
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
+
 import argparse
 import json
 import sys

@@ -6,6 +6,12 @@ python scripts/classify.py runs/spam --file messages.csv --text_column message -
 tail -f inbox.txt | python scripts/classify.py runs/spam --batch_size 1
 """
 
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
+
 import argparse
 import contextlib
 import json

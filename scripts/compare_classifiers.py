@@ -1,13 +1,19 @@
-"""Train the spam classifier by several recipes and seeds, and print them side by side with a baseline.
+r"""Train the spam classifier by several recipes and seeds, and print them side by side with a baseline.
 
     python scripts/compare_classifiers.py --recipes random --train_file SMSSpamCollection.tsv --split published --output_dir runs/spam
-    python scripts/compare_classifiers.py --recipes last_block last_two_blocks all lora head random --seeds 123 1 2 \\
+    python scripts/compare_classifiers.py --recipes last_block last_two_blocks all lora head random --seeds 123 1 2 \
         --model_name_or_path CONVERTED_MODEL --train_file SMSSpamCollection.tsv --split clean --output_dir runs/spam --bf16
 
 A recipe is a file of scripts/configs/spam, by name, or a path. Each run is one of scripts/finetune_classifier.py, in
 OUTPUT_DIR/SPLIT/RECIPE-SEED; a run whose metrics.json is there is not made again, so an interrupted comparison goes on where it was.
 Flags that are not of this script go to every run. Writes OUTPUT_DIR/SPLIT/comparison.md and comparison.json.
 """
+
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
 
 import argparse
 import json
@@ -60,9 +66,9 @@ def main(args: argparse.Namespace, flags: Sequence[str] = ()) -> str:
     recipes = [find_recipe(name) for name in args.recipes]
     if args.model_name_or_path is None and any(path.stem != "random" for path in recipes):
         raise UserError("--model_name_or_path is missing: every recipe but random starts from a pretrained model")
-    splits, ids, _ = read_splits(ClassificationArguments(train_file=args.train_file, split=args.split))
+    splits = read_splits(ClassificationArguments(train_file=args.train_file, split=args.split))
     folder = Path(args.output_dir) / args.split
-    rows = [tfidf_baseline(splits, ids)]
+    rows = [tfidf_baseline(splits.texts, splits.ids)]
     for recipe in recipes:
         runs = [folder / f"{recipe.stem}-{seed}" for seed in args.seeds]
         for run, seed in zip(runs, args.seeds):

@@ -1,4 +1,4 @@
-"""Replies of a finetuned model to held-out prompts, how good they are, and what another model says of them.
+r"""Replies of a finetuned model to held-out prompts, how good they are, and what another model says of them.
 
 Replies, exact match, ROUGE-L, loss and perplexity:
 
@@ -18,6 +18,12 @@ Replies that were written before, judged by Ollama:
 Replies are written as a list of the records with `model_response`, the published format; figures to NAME.metrics.json; the judge's answers
 to NAME.verdicts.jsonl, one by one as they come: a run that was killed goes on from there.
 """
+
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
 
 import argparse
 import json

@@ -9,6 +9,12 @@
 Without sampling flags the most likely token is taken at each step. Several prompts run as one batch.
 """
 
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
+
 import argparse
 import sys
 from collections.abc import Sequence

@@ -13,16 +13,22 @@ compares what it computes there. After an interruption the same command goes on 
     AutoModelForCausalLM.from_pretrained("user/my-first-gpt", trust_remote_code=True, revision="the commit printed at the end")
 """
 
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
+
 import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt_scratch.conversion.export import LAYOUTS
+from gpt_scratch.conversion.stock_layouts import LAYOUTS
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.hub.cards import name_repository
-from gpt_scratch.hub.contents import Contents, list_contents, shown
+from gpt_scratch.hub.contents import Contents, list_contents, missing_parts, shown
 from gpt_scratch.hub.secret_scan import Scan, find_secrets
 from gpt_scratch.hub.stock_layout import write_stock_checkpoint
 from gpt_scratch.hub.upload import open_repository, upload, verify_outputs, verify_upload
@@ -99,6 +105,8 @@ def push(args: argparse.Namespace, contents: Contents) -> str | None:
         print(f"stays here, {reason}: {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}")
     if "README.md" not in contents.files:
         print("note: there is no README.md; the Hub will show no model card")
+    for note in missing_parts(contents):
+        print(f"note: {note}")
     refuse_secrets(args, scan)
     verifiable = verify_outputs(contents)
     if verifiable:

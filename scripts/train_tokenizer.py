@@ -10,6 +10,12 @@ bpe is GPT-2's byte-level kind, which loses nothing; word (the book's regular ex
 whole words. The output directory holds a tokenizer.json: `AutoTokenizer.from_pretrained(DIR)` and every `--tokenizer_name` take it.
 """
 
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
+
 import argparse
 import sys
 from collections.abc import Sequence

@@ -1,6 +1,5 @@
 """The parts of a pretraining run: its flags, data, model, optimizer, callbacks and final figures. `scripts/pretrain.py` joins them."""
 
-import json
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -27,6 +26,7 @@ from ..tokenization.gpt2 import load_gpt2_tokenizer
 from .arguments import parse_config_overrides
 from .callbacks import CurveCallback, OverfittingCallback, PerplexityCallback, SamplesCallback, TrainingLossCallback
 from .optimizers import adamw_on_all, muon_and_adamw
+from .run import evaluation_curve, run_figures
 
 
 @dataclass
@@ -151,6 +151,8 @@ def check_arguments(args: PretrainingArguments, training_args: TrainingArguments
         )
     if args.model_name_or_path and args.config_overrides:
         raise UserError("--config_overrides is for new models: the checkpoint of --model_name_or_path has its own configuration")
+    if args.dataset_config_name and not args.dataset_name:
+        raise UserError("--dataset_config_name has no effect without --dataset_name")
     if args.optimizer == "muon" and args.weight_decay_on == "all":
         raise UserError("--weight_decay_on all is for --optimizer adamw: Muon leaves biases and norms to AdamW, without decay")
     if args.muon_learning_rate is not None and args.optimizer != "muon":
@@ -216,7 +218,7 @@ def prepare_data(
     if tokenizer is None:
         tokenizer = train_byte_level_bpe(corpus.training_texts(), vocab_size=args.vocab_size, model_max_length=block_size)
         print(f"tokenizer: byte-level BPE trained on the training text, {len(tokenizer):,} tokens")
-    check_vocabulary(tokenizer, args, config)
+    settle_vocabulary(tokenizer, args, config)
     settings = BlockSettings(
         block_size,
         args.stride,
@@ -251,10 +253,14 @@ def open_corpus(args: PretrainingArguments, end_of_text: str | None) -> Corpus:
     )
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, args: PretrainingArguments, config: GPTScratchConfig) -> None:
-    """Refuse a tokenizer with more tokens than the model has rows, before any text is tokenized."""
-    fixed = args.model_name_or_path or "vocab_size" in (args.config_overrides or "") or "n_vocab" in (args.config_overrides or "")
-    if fixed:
+def settle_vocabulary(tokenizer: PreTrainedTokenizerBase, args: PretrainingArguments, config: GPTScratchConfig) -> None:
+    """Give a new model a row for each token, unless its user has set `vocab_size`; before any text is tokenized.
+
+    Raises:
+        UserError: more tokens than rows, where their number is the checkpoint's or the user's.
+    """
+    chosen = parse_config_overrides(args.config_overrides, GPTScratchConfig).keys() & {"vocab_size", "n_vocab"}
+    if args.model_name_or_path or chosen:
         check_rows(tokenizer, config, args.model_name_or_path or "the model of --config_overrides")
     else:
         config.vocab_size = len(tokenizer)
@@ -308,34 +314,24 @@ def describe_model(model: PreTrainedModel) -> str:
     )
 
 
-def final_metrics(trainer, data: LanguageModelingData, train_result_metrics: dict, eval_train_blocks: int) -> dict[str, Any]:
+def measure(trainer, data: LanguageModelingData, train_seconds: float | None, eval_train_blocks: int) -> dict[str, Any]:
     """What the run ends with: exact token-weighted losses, the best and first validation losses, speed, tokens seen."""
-    evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-    speeds = [entry["train_tokens_per_second"] for entry in trainer.state.log_history if "train_tokens_per_second" in entry]
-    batch_size = trainer.args.per_device_eval_batch_size
+    history, batch_size = trainer.state.log_history, trainer.args.per_device_eval_batch_size
+    speeds = [entry["train_tokens_per_second"] for entry in history if "train_tokens_per_second" in entry]
     validation = evaluate_loss(trainer.model, data.validation, batch_size)
     metrics = {
         "validation_loss": validation["loss"],
         "validation_perplexity": validation["perplexity"],
         "validation_predicted_tokens": validation["predicted_tokens"],
-        "steps": trainer.state.global_step,
-        "epochs": trainer.state.epoch,
+        **run_figures(trainer, train_seconds),
         "tokens_seen": trainer.state.num_input_tokens_seen,
-        "train_seconds": train_result_metrics.get("train_runtime"),
         "train_tokens_per_second": speeds[-1] if speeds else None,
         "data": data.description,
     }
     if eval_train_blocks:
         metrics["train_loss"] = evaluate_loss(trainer.model, first_rows(data.train, eval_train_blocks), batch_size)["loss"]
-    if evaluations:
-        best = min(evaluations, key=lambda entry: entry["eval_loss"])
-        metrics |= {"best_validation_loss": best["eval_loss"], "best_validation_step": best["step"]}
-        metrics["curve"] = [
-            {
-                name: entry[name]
-                for name in ("step", "epoch", "eval_loss", "train_eval_loss", "num_input_tokens_seen")
-                if name in entry
-            }
-            for entry in evaluations
-        ]
-    return json.loads(json.dumps(metrics))
+    curve = evaluation_curve(history, "eval_loss", "train_eval_loss", "num_input_tokens_seen")
+    if curve:
+        best = min(curve, key=lambda entry: entry["eval_loss"])
+        metrics |= {"best_validation_loss": best["eval_loss"], "best_validation_step": best["step"], "curve": curve}
+    return metrics
