@@ -24,6 +24,7 @@ from gpt_scratch.data.language_modeling import SPLITS_BY, documents_from_files, 
 from gpt_scratch.data.opening import Reading, check_files
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import atomic_directory
+from gpt_scratch.inference.generation import check_unicode
 from gpt_scratch.ranges import check_flags
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 from gpt_scratch.tokenization.byte_pair_files import read_book_bpe, read_minbpe
@@ -98,6 +99,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     if not args.train_file and (args.vocab_size is not None or args.min_frequency is not None):
         raise UserError("--vocab_size and --min_frequency need --train_file: nothing is learned without it")
     check_files([*(args.train_file or []), *(args.validation_file or [])])
+    for example in args.example or []:
+        check_unicode(example)
 
 
 def read_texts(args: argparse.Namespace):

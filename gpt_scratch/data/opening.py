@@ -1,6 +1,6 @@
 """Files as people have them: found by name, folder or glob, unpacked, decoded, and one report of everything that is wrong in them.
 
-What can be recognised is read and said in one line (byte order marks, UTF-16); what cannot be is refused with the flag that helps.
+What can be recognized is read and said in one line (byte order marks, UTF-16); what cannot be is refused with the flag that helps.
 """
 
 import argparse
@@ -50,7 +50,7 @@ class Reading:
     delimiter: str | None = field(
         default=None,
         metadata={
-            "help": "What separates the columns of csv and tsv: one character, tab, semicolon, ... Default: recognised, and said."
+            "help": "What separates the columns of csv and tsv: one character, tab, semicolon, ... Default: recognized, and said."
         },
     )
     skip_empty: bool = field(

@@ -1,6 +1,6 @@
 """Rows of csv, tsv, jsonl, json and parquet files and of `datasets` tables, as dictionaries, with everything that is wrong said at once.
 
-What a file does not say is recognised and printed where it is not what the suffix promises: the delimiter, a header in a tsv, lines in a
+What a file does not say is recognized and printed where it is not what the suffix promises: the delimiter, a header in a tsv, lines in a
 `.json`, a list in a `.jsonl`, rows under one key. A row that does not fit its header is never cut to fit it.
 """
 
@@ -58,8 +58,8 @@ def read_table(
     has all of them in one report.
 
     Args:
-        columns: names that the caller asks for, by which a header is recognised, beside those of the scripts.
-        header: whether the first line of a tsv names the columns; None recognises it, and without one the columns are label and text.
+        columns: names that the caller asks for, by which a header is recognized, beside those of the scripts.
+        header: whether the first line of a tsv names the columns; None recognizes it, and without one the columns are label and text.
 
     Raises:
         UserError: no such file, data set or split, an unknown format, or anything in `faults`.
@@ -135,7 +135,7 @@ def rows_of_lines(
         if len(head) >= 100 or sum(map(len, head)) > 1 << 16:
             break
     default = "\t" if tsv else ","
-    delimiter = reading.delimiter or _recognised_delimiter(head, default, columns)
+    delimiter = reading.delimiter or _recognized_delimiter(head, default, columns)
     if delimiter != default:
         say(f"{name}: columns are separated by {DELIMITER_WORDS.get(delimiter, repr(delimiter))}")
     first = next((line for line in head if line.strip()), "")
@@ -222,7 +222,7 @@ def _is_table(head: Sequence[str], delimiter: str) -> bool:
     return len(counts) == 1 and counts.pop() > 2
 
 
-def _recognised_delimiter(head: Sequence[str], default: str, columns: Sequence[str]) -> str:
+def _recognized_delimiter(head: Sequence[str], default: str, columns: Sequence[str]) -> str:
     """By the header: what cuts it into the most names that are known, else into the most parts; else as csv.Sniffer finds it."""
     first = next((line for line in head if line.strip()), "")
     known = KNOWN_COLUMNS | {column.lower() for column in columns}

@@ -35,6 +35,7 @@ from ..data.opening import Reading
 from ..errors import UserError, one_line
 from ..evaluation.classification import METRIC_PATH, softmax
 from ..files import atomic_path
+from ..inference.generation import check_unicode
 from ..inference.loading import check_rows, load_config, load_model, load_tokenizer
 from ..modeling_gpt_scratch import GPTScratchForSequenceClassification
 from ..plots import new_figure, save_figure, save_lines
@@ -171,6 +172,8 @@ def read_splits(args: ClassificationArguments) -> ClassificationSplits:
     refuse_files_of_no_split(args)
 
     reading = Reading.of(args)
+    for name in args.class_names or []:
+        check_unicode(name)
 
     def read(name: str | None) -> LabelledTexts:
         if name is None:

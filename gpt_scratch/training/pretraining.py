@@ -19,6 +19,7 @@ from ..data.language_modeling import SPLITS_BY, BlockSettings, Corpus, LanguageM
 from ..data.opening import Reading, check_files
 from ..errors import UserError, innermost, one_line
 from ..evaluation.perplexity import evaluate_loss
+from ..inference.generation import check_unicode
 from ..inference.loading import check_rows, load_config, load_model, load_tokenizer
 from ..modeling_gpt_scratch import GPTScratchForCausalLM
 from ..tokenization.byte_pair import END_OF_TEXT, train_byte_level_bpe
@@ -157,6 +158,8 @@ def check_arguments(args: PretrainingArguments, training_args: TrainingArguments
         raise UserError("--weight_decay_on all is for --optimizer adamw: Muon leaves biases and norms to AdamW, without decay")
     if args.muon_learning_rate is not None and args.optimizer != "muon":
         raise UserError("--muon_learning_rate needs --optimizer muon")
+    for prompt in args.sample_prompt or []:
+        check_unicode(prompt)
     if args.early_stopping_patience is not None and training_args.eval_strategy == "no":
         raise UserError("--early_stopping_patience needs evaluations: set --eval_strategy steps or epoch")
 

@@ -115,11 +115,11 @@ def finetune_classifier(file: str, **flags):
 
 
 def finetune_instructions(file: str, **flags):
-    return read_instruction_splits(InstructionArguments(train_file=file, split_fractions=[0.6, 0.2, 0.2], **flags))[0]
+    return read_instruction_splits(InstructionArguments(train_file=file, split_fractions=[0.6, 0.2, 0.2], **flags)).records
 
 
 def finetune_preferences(file: str, **flags):
-    return read_pairs(PreferenceArguments(train_file=file, split_fractions=[0.6, 0.2, 0.2], **flags))[0]
+    return read_pairs(PreferenceArguments(train_file=file, split_fractions=[0.6, 0.2, 0.2], **flags)).rows
 
 
 @pytest.fixture
@@ -183,8 +183,8 @@ def test_halves_of_an_emoji_are_replaced_by_a_flag(case, scripts, capsys, script
 
 def test_marks_at_the_beginning_are_no_text(case, scripts):
     for name in ("excel.csv", "excel.tsv"):
-        splits, ids, _ = finetune_classifier(case(f"byte-order-mark/{name}"))
-        assert ids == {"ham": 0, "spam": 1} and sum(map(len, splits.values())) in (30, 60)
+        splits = finetune_classifier(case(f"byte-order-mark/{name}"))
+        assert splits.ids == {"ham": 0, "spam": 1} and sum(map(len, splits.texts.values())) in (30, 60)
     for name, script_name in (("excel.csv", "classify"), ("notepad.txt", "classify")):
         assert not any("\ufeff" in text for text in scripts[script_name](case(f"byte-order-mark/{name}")))
     for name in ("excel.csv", "notepad.txt"):
@@ -202,9 +202,9 @@ def test_marks_at_the_beginning_are_no_text(case, scripts):
     ],
 )
 def test_labels_are_what_they_are(case, capsys, name, classes):
-    splits, ids, _ = finetune_classifier(case(name))
-    assert list(ids) == classes
-    assert "label" not in {label for part in splits.values() for label in part.labels}
+    splits = finetune_classifier(case(name))
+    assert list(splits.ids) == classes
+    assert "label" not in {label for part in splits.texts.values() for label in part.labels}
     if "spaces" in name:
         told = capsys.readouterr().err
         assert "labels were taken off" in told and "'Ham' and 'ham' differ in case only" in told

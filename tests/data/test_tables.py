@@ -55,7 +55,7 @@ TWO = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
         ("a.json", "\ufeff" + json.dumps(TWO), ""),
     ],
 )
-def test_shapes_that_are_recognised(tmp_path, capsys, name, content, said):
+def test_shapes_that_are_recognized(tmp_path, capsys, name, content, said):
     assert rows(tmp_path / name, content) == TWO
     told = capsys.readouterr().err
     assert said in told and (said or not told)
