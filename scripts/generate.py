@@ -46,6 +46,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--no_repeat_ngram_size", type=int, help="n-grams of this size occur once at most")
     parser.add_argument("--seed", type=int, help="the same seed gives the same text")
     parser.add_argument("--stop", nargs="+", default=[], help="strings that end a text")
+    parser.add_argument(
+        "--parse_special_tokens",
+        action="store_true",
+        help="special tokens written in a prompt, such as <|endoftext|>, become the tokens; default: they are characters",
+    )
     parser.add_argument("--stream", action="store_true", help="print the text while it grows")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="of the weights")
     parser.add_argument(
@@ -72,7 +77,16 @@ def main(args: argparse.Namespace) -> list[str]:
         model = prepare_for_decoding(model, args.weights)
         settings |= compiled_generation()
     texts = generate_texts(
-        model, tokenizer, args.prompt, args.max_new_tokens, temperature, args.seed, args.stream, args.stop, **settings
+        model,
+        tokenizer,
+        args.prompt,
+        args.max_new_tokens,
+        temperature,
+        args.seed,
+        args.stream,
+        args.stop,
+        args.parse_special_tokens,
+        **settings,
     )
     if not args.stream:
         for prompt, text in zip(args.prompt, texts):
