@@ -4,6 +4,7 @@ import ast
 import contextlib
 import io
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -139,7 +140,7 @@ def test_the_files_and_functions_that_the_lesson_names_exist(path):
         named = row.split("`")[1::2]
         source = (ROOT / named[0]).read_text()
         for name in named[1:]:
-            assert f"def {name}" in source or f"class {name}" in source or f"{name} " in source, f"{named[0]} has no {name}"
+            assert f"def {name}" in source or f"class {name}" in source or re.search(rf"^{name}\b", source, re.M), f"{named[0]} has no {name}"
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
