@@ -103,8 +103,8 @@ plt.show()
 lines = (root / "gpt_scratch" / "data" / "samples" / "stories.jsonl").read_text(encoding="utf-8").splitlines()
 texts = [json.loads(line)["text"] for line in lines[: 10 if small else 100]]
 merges = one.learn_merges(Counter(piece for text in texts for piece in one.PIECE.findall(text)), 300 if small else 500)
-END = 256 + len(merges)
-stories = [[*one.encode(text, merges), END] for text in texts]
+end_mark = 256 + len(merges)
+stories = [[*one.encode(text, merges), end_mark] for text in texts]
 stream = torch.tensor([number for story in stories for number in story])
 T = 32
 rows = cut_rows(stream, T, T - 1)
@@ -163,9 +163,9 @@ for stride in (T, T - 1, 5):
     theirs = torch.stack([blocks[number]["input_ids"] for number in range(len(blocks))])
     assert torch.equal(ours, theirs), stride
     print(f"stride {stride}: the same {len(ours)} rows")
-isolated = TokenBlocks(table, block_size=T, isolate_documents=True, end_id=END)
+isolated = TokenBlocks(table, block_size=T, isolate_documents=True, end_id=end_mark)
 for number in range(len(isolated)):
-    positions, labels = isolate(rows[number], END)
+    positions, labels = isolate(rows[number], end_mark)
     assert torch.equal(positions, isolated[number]["position_ids"]) and torch.equal(labels, isolated[number]["labels"]), number
 print(f"isolated: the same positions and labels in {len(isolated)} rows")
 

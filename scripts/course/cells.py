@@ -55,7 +55,10 @@ def read_cells(path: str | Path) -> list[Cell]:
 
 
 def lesson(number: int) -> SimpleNamespace:
-    """What lesson `number` defined before it turned to the package: its functions, classes and CONSTANTS, without running the rest."""
+    """What lesson `number` defined before it turned to the package: its functions, classes and CONSTANTS, without running the rest.
+
+    A name of one capital letter is a size (B, T, C), and stays behind.
+    """
     (path,) = COURSE.glob(f"{number:02}_*.py")
     names: dict = {"__name__": path.stem}
     for cell in read_cells(path):
@@ -72,5 +75,5 @@ def lesson(number: int) -> SimpleNamespace:
 
 def _defines(statement: ast.stmt) -> bool:
     if isinstance(statement, ast.Assign):
-        return all(isinstance(target, ast.Name) and target.id.isupper() for target in statement.targets)
+        return all(isinstance(target, ast.Name) and target.id.isupper() and len(target.id) > 1 for target in statement.targets)
     return isinstance(statement, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef)

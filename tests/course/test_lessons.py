@@ -83,6 +83,7 @@ def played(tiny_quickstart):
                 os.chdir(folder)
                 torch.set_rng_state(state)
                 torch.set_num_threads(threads)
+                torch.set_grad_enabled(True)
                 torch.set_printoptions(profile="default")
             results[path] = names, outputs
         return results[path]
