@@ -108,6 +108,7 @@ def test_the_lesson_runs_and_computes_what_the_package_computes(path, played):
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_nothing_is_imported_from_the_package_before_the_comparison(path):
+    packages = PACKAGES - ({"transformers"} if path.stem == "13_native" else set())  # which is what that lesson is about
     for cell in read_cells(path):
         if "compare" in cell.tags:
             return
@@ -116,7 +117,7 @@ def test_nothing_is_imported_from_the_package_before_the_comparison(path):
         for node in ast.walk(ast.parse(cell.source)):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
-            assert not {name.split(".")[0] for name in names} & PACKAGES, f"{path.name} line {cell.line + node.lineno - 1}"
+            assert not {name.split(".")[0] for name in names} & packages, f"{path.name} line {cell.line + node.lineno - 1}"
     pytest.fail("no cell compares")
 
 

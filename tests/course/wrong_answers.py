@@ -143,4 +143,59 @@ WRONG_ANSWERS: dict[int, list[tuple[str, str]]] = {
         ),
         ("def merged(lora): return lora.linear.weight", "W plus scale times"),
     ],
+    11: [
+        ("loss_at_start = 0", "but the loss is -log sigmoid(0)"),
+        ("loss_at_start = 0.5", "minus its logarithm"),
+        ("loss_at_start = 1", "put a margin of 0"),
+        ("four_advantages = [0.5, -0.5, -0.5, 0.5]", "divide by the standard deviation"),
+        ("four_advantages = [0.866, -0.866, -0.866, 0.866]", "divides the squares by 3"),
+        ("four_advantages = [1, 0, 0, 1]", "subtract their mean"),
+        ("four_advantages = [0, 0, 0, 0]", "(reward - 0.5) / 0.5"),
+        ("def reward_of_sum(question, answer): return float(answer == '7')", "words around the number"),
+        ("def reward_of_sum(question, answer): return float('7' in answer)", "'17' holds a 7"),
+        ("def reward_of_sum(question, answer): return float('7' in answer.replace('.', '').split())", "must not be rewarded"),
+        (
+            "def reward_of_sum(question, answer): import re; return float(re.findall(r'[0-9]+', answer)[-1] == '7')",
+            "must get 0, not IndexError",
+        ),
+        ("def reward_of_sum(question, answer): return 1.0", "'8' is wrong"),
+    ],
+    12: [
+        ("bits_of_an_eighth = math.log(8)", "logarithms to base 2"),
+        ("bits_of_an_eighth = -3", "surprise is minus that"),
+        ("bits_of_an_eighth = 8", "2 to which power"),
+        ("place = 0", "what came *after* it"),
+        ("place = 3", "the token just before"),
+        ("place = 4", "go one place on"),
+        ("def entropy(weights): return -(weights * weights.log2()).sum(-1)", "0 * log 0"),
+        ("def entropy(weights): return -torch.xlogy(weights, weights).sum(-1)", "divide by log 2"),
+        ("def entropy(weights): return torch.xlogy(weights, weights).sum(-1) / math.log(2)", "mind the minus sign"),
+        ("def entropy(weights): return -torch.xlogy(weights, weights)", "one number for each row"),
+        ("def entropy(weights): return weights.amax(-1)", "the entropies are"),
+    ],
+    13: [
+        ("file_name = 'model.safetensors'", "knows nothing of classes"),
+        ("file_name = 'modeling_gpt_scratch.py'", "something must say which file"),
+        ("file_name = 'README.md'", "look at the list of files"),
+        (
+            "def native_loss(logits, labels, num_items_in_batch=None):\n"
+            "    return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())",
+            "nothing is shifted",
+        ),
+        (
+            "def native_loss(logits, labels, num_items_in_batch=None):\n"
+            "    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())",
+            "num_items_in_batch is ignored",
+        ),
+        (
+            "def native_loss(logits, labels, num_items_in_batch=None):\n"
+            "    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()) / (num_items_in_batch or 1)",
+            "divide the *sum*",
+        ),
+        (
+            "def native_loss(logits, labels, num_items_in_batch=None):\n"
+            "    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction='sum')",
+            "it is the mean over the labels",
+        ),
+    ],
 }
