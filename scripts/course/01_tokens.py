@@ -37,7 +37,9 @@ print(texts[0])
 # The plainest cut is words. Punctuation becomes a token of its own, since "dog," and "dog" should not be two words.
 
 # %%
-WORD = re.compile(r"""--|[,.:;?_!"()']|(?:(?!--)[^\s,.:;?_!"()'])+""")  # a double dash, a mark, or a run of anything else but spaces
+WORD = re.compile(
+    r"""--|[,.:;?_!"()']|(?:(?!--)[^\s,.:;?_!"()'])+"""
+)  # a double dash, a mark, or a run of anything else but spaces
 
 
 def split_words(text):
@@ -45,7 +47,7 @@ def split_words(text):
     return WORD.findall(text)
 
 
-print(split_words("Anna said, \"It's here!\""))
+print(split_words('Anna said, "It\'s here!"'))
 
 # %% [markdown]
 # Now the vocabulary: all words that occur, sorted, numbered from 0. A text that comes later may hold words that are not there. For these we keep

@@ -108,7 +108,9 @@ stories = [[*one.encode(text, merges), end_mark] for text in texts]
 stream = torch.tensor([number for story in stories for number in story])
 T = 32
 rows = cut_rows(stream, T, T - 1)
-print(f"{len(texts)} stories, {len(stream)} tokens, {len(rows)} rows of {T}; {len(stream) - ((len(rows) - 1) * (T - 1) + T)} tokens left over")
+print(
+    f"{len(texts)} stories, {len(stream)} tokens, {len(rows)} rows of {T}; {len(stream) - ((len(rows) - 1) * (T - 1) + T)} tokens left over"
+)
 
 # %% [markdown]
 # ## 4. Batches
@@ -154,6 +156,7 @@ print("positions", positions.tolist(), "labels", labels.tolist())
 
 # %% tags=["compare"]
 import datasets
+
 from gpt_scratch.data.language_modeling import TokenBlocks
 
 table = datasets.Dataset.from_dict({"input_ids": stories})
@@ -219,7 +222,9 @@ def check_2(function):
         return "Exercise 2: no answer yet"
     inputs, targets = given
     if torch.equal(inputs, targets) or torch.equal(inputs, batch):
-        return "Wrong: inputs and targets are shifted against each other: inputs without the last column, targets without the first"
+        return (
+            "Wrong: inputs and targets are shifted against each other: inputs without the last column, targets without the first"
+        )
     if not torch.equal(inputs, batch[:, :-1]):
         return "Wrong: the inputs stay as they are, padding included; -100 is no id, and a table of token vectors has no such row"
     if torch.equal(targets, batch[:, 1:]):

@@ -290,7 +290,9 @@ for K in (4, 2):
 
 # %% tags=["figure"]
 figure, axes = plt.subplots(1, 3, figsize=(9, 3))
-for axis, map, title in zip(axes, (our_weights, their_weights, our_weights - their_weights), ("ours", "the package's", "difference")):
+for axis, map, title in zip(
+    axes, (our_weights, their_weights, our_weights - their_weights), ("ours", "the package's", "difference")
+):
     image = axis.imshow(map[0, 0], vmin=0 if title != "difference" else None, cmap="viridis")
     axis.set(title=title, xlabel="looked at", ylabel="asks")
     figure.colorbar(image, ax=axis, shrink=0.8)
@@ -316,7 +318,9 @@ def check_1(answer):
     if answer == 2:
         return "Right: 0 * 1 + 1 * 0 + 2 * 1 = 2"
     if answer == 5:
-        return "Wrong: 5 is the score of 'chased' with itself, 0 * 0 + 1 * 1 + 2 * 2; take the vector of 'it' as the second factor"
+        return (
+            "Wrong: 5 is the score of 'chased' with itself, 0 * 0 + 1 * 1 + 2 * 2; take the vector of 'it' as the second factor"
+        )
     return "Wrong: multiply the numbers in pairs, 0 * 1, 1 * 0 and 2 * 1, and add up"
 
 
@@ -346,7 +350,9 @@ def check_2(function):
     if torch.allclose(given, expected, atol=1e-6):
         return "Right: too early and too late are both minus infinity before softmax"
     if not torch.allclose(given.sum(-1), torch.ones(4), atol=1e-5):
-        return f"Wrong: the rows add up to {[round(s, 2) for s in given.sum(-1).tolist()]}, not to 1; mask the scores before softmax"
+        return (
+            f"Wrong: the rows add up to {[round(s, 2) for s in given.sum(-1).tolist()]}, not to 1; mask the scores before softmax"
+        )
     if (given.triu(1) > 0).any():
         return "Wrong: a token sees a later one; the causal mask still holds"
     if (given * (1 - seen)).abs().max() > 0:

@@ -223,7 +223,10 @@ for name, config in {
     "GPT-2 XL": Config(V=50257, T=1024, C=1600, H=25, L=48, qkv_bias=True),
 }.items():
     total = sum(count(config).values())
-    print(f"{name}: {total:,} parameters; {total * 4 / 1e6:,.1f} MB as float32;", {k: f"{v / total:.0%}" for k, v in count(config).items()})
+    print(
+        f"{name}: {total:,} parameters; {total * 4 / 1e6:,.1f} MB as float32;",
+        {k: f"{v / total:.0%}" for k, v in count(config).items()},
+    )
 assert sum(count(model.config).values()) == sum(parameter.numel() for parameter in model.parameters())
 
 # %% [markdown]
@@ -233,7 +236,11 @@ assert sum(count(model.config).values()) == sum(parameter.numel() for parameter 
 # %% tags=["figure"]
 figure, axis = plt.subplots(figsize=(7, 2.2))
 for row, (name, config) in enumerate(
-    {"this model": model.config, "GPT-2 small": Config(50257, 1024, 768, 12, 12, True), "GPT-2 XL": Config(50257, 1024, 1600, 25, 48, True)}.items()
+    {
+        "this model": model.config,
+        "GPT-2 small": Config(50257, 1024, 768, 12, 12, True),
+        "GPT-2 XL": Config(50257, 1024, 1600, 25, 48, True),
+    }.items()
 ):
     start, total = 0.0, sum(count(config).values())
     for color, (part, number) in enumerate(count(config).items()):
@@ -254,8 +261,9 @@ plt.show()
 # the two programs add up in different orders, so we allow a difference of one millionth of the largest score.
 
 # %% tags=["compare"]
-import gpt_scratch  # noqa: F401  registers the model with the Auto classes
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import gpt_scratch  # noqa: F401  registers the model with the Auto classes
 
 their_model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
 text = "One day, Anna could not find her red ball. She looked under the bed, behind the door and on the roof."
@@ -264,7 +272,9 @@ assert ids[0].tolist() == tokenizer.encode(text).ids
 with torch.no_grad():
     ours, theirs = model(ids), their_model(ids).logits
 largest, difference = theirs.abs().max().item(), (ours - theirs).abs().max().item()
-print(f"{ours.numel():,} scores of at most {largest:.1f}: largest difference {difference:.1e}, relative {difference / largest:.1e}")
+print(
+    f"{ours.numel():,} scores of at most {largest:.1f}: largest difference {difference:.1e}, relative {difference / largest:.1e}"
+)
 assert difference <= 1e-6 * largest
 
 # %% [markdown]

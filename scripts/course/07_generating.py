@@ -226,9 +226,10 @@ plt.show()
 # function for the distribution must agree with ours.
 
 # %% tags=["compare"]
+from transformers import AutoModelForCausalLM
+
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
 from gpt_scratch.analysis.next_token import sampling_distribution
-from transformers import AutoModelForCausalLM
 
 theirs = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
 new_tokens = 12 if small else 60

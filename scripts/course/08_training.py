@@ -195,7 +195,9 @@ for epoch in range(epochs):
         losses.append(train_step(model, optimizer, batch, rate_at(len(losses), steps, highest=4e-3, warmup=10)))
     with torch.no_grad():
         validation.append(loss_of(model, held_out).item())
-    print(f"epoch {epoch + 1}: held out loss {validation[-1]:.2f}, perplexity {math.exp(validation[-1]):.0f}; {write(model, 5 if small else 20)!r}")
+    print(
+        f"epoch {epoch + 1}: held out loss {validation[-1]:.2f}, perplexity {math.exp(validation[-1]):.0f}; {write(model, 5 if small else 20)!r}"
+    )
 assert validation[-1] < math.log(sizes.V)
 
 # %% tags=["figure"]
@@ -254,13 +256,19 @@ assert first_half + second_half == losses_at_once  # to the last bit
 # of names is lesson 6's.
 
 # %% tags=["compare"]
-from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from transformers import Trainer, TrainingArguments, default_data_collator
+
+from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 
 STEPS = 6 if small else 20
 ours = new_model(seed=3)
 config = GPTScratchConfig(
-    vocab_size=sizes.V, max_position_embeddings=T, hidden_size=sizes.C, num_attention_heads=sizes.H, num_hidden_layers=sizes.L, drop_rate=0.0
+    vocab_size=sizes.V,
+    max_position_embeddings=T,
+    hidden_size=sizes.C,
+    num_attention_heads=sizes.H,
+    num_hidden_layers=sizes.L,
+    drop_rate=0.0,
 )
 theirs = GPTScratchForCausalLM(config)
 state = {six.their_name(name): parameter for name, parameter in copy.deepcopy(ours).state_dict().items()}

@@ -193,7 +193,9 @@ for trainable in ("head", "last block", "all"):
     number = freeze(classifier, trainable)
     before = copy.deepcopy(classifier.gpt.tokens.weight)
     curves[trainable] = train(classifier, splits["train"], 1 if small else 5)
-    print(f"{trainable:10}: {number:8,} parameters train; accuracy on the test messages {accuracy(classifier, splits['test']):.0%}")
+    print(
+        f"{trainable:10}: {number:8,} parameters train; accuracy on the test messages {accuracy(classifier, splits['test']):.0%}"
+    )
     assert torch.equal(before, classifier.gpt.tokens.weight) == (trainable != "all")  # frozen means frozen
 
 # %% tags=["figure"]
@@ -261,7 +263,9 @@ with tempfile.TemporaryDirectory() as folder:
         our_scores, their_scores = ours(ids, lengths), theirs(ids, attention_mask=real).logits
 difference = ((our_scores - their_scores).abs().max() / their_scores.abs().max()).item()
 our_accuracy = (our_scores.argmax(-1) == classes).double().mean().item()
-print(f"accuracy: ours {our_accuracy:.4f}, the script's {record['metrics']['test_accuracy']:.4f}; scores differ by {difference:.1e} of the largest")
+print(
+    f"accuracy: ours {our_accuracy:.4f}, the script's {record['metrics']['test_accuracy']:.4f}; scores differ by {difference:.1e} of the largest"
+)
 assert abs(our_accuracy - record["metrics"]["test_accuracy"]) < 1e-9 and difference < 1e-5
 
 # %% [markdown]

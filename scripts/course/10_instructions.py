@@ -213,10 +213,11 @@ plt.show()
 # %% tags=["compare"]
 import warnings
 
-from gpt_scratch import GPTScratchForCausalLM
-from gpt_scratch.data.instruction import InstructionCollator, encode_record, set_prompt_style
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer
+
+from gpt_scratch import GPTScratchForCausalLM
+from gpt_scratch.data.instruction import InstructionCollator, encode_record, set_prompt_style
 
 their_tokenizer = AutoTokenizer.from_pretrained(checkpoint)
 examples = [records[0], records[1], record]
@@ -232,7 +233,8 @@ print("ids, labels and batches are the same in", ", ".join(FORMATS))
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     theirs = get_peft_model(
-        GPTScratchForCausalLM.from_pretrained(checkpoint), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.0)
+        GPTScratchForCausalLM.from_pretrained(checkpoint),
+        LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.0),
     ).eval()
 ours, their_parameters, pairs = add_lora(six.load(checkpoint), rank=4, alpha=8), dict(theirs.named_parameters()), []
 with torch.no_grad():

@@ -92,7 +92,9 @@ about_boys = [sentence for sentence in sentences if " his " in sentence]
 PROMPT = "One day,"
 pair_texts = [(PROMPT, girl.removeprefix(PROMPT), boy.removeprefix(PROMPT)) for girl, boy in zip(about_girls, about_boys)]
 pair_texts = pair_texts[: 8 if small else 120]
-pairs = [(tokenizer.encode(prompt).ids, *([*tokenizer.encode(reply).ids, END] for reply in replies)) for prompt, *replies in pair_texts]
+pairs = [
+    (tokenizer.encode(prompt).ids, *([*tokenizer.encode(reply).ids, END] for reply in replies)) for prompt, *replies in pair_texts
+]
 held_out, pairs = pairs[: len(pairs) // 4], pairs[len(pairs) // 4 :]
 print(len(pairs), "pairs to learn, such as", pair_texts[0])
 
@@ -111,7 +113,9 @@ def share_of_girls(model, stories):
 
 
 stories = 4 if small else 100
-print(f"before: loss {dpo_loss(model, reference, held_out)[0].item():.3f}, {share_of_girls(model, stories):.0%} of stories are about girls")
+print(
+    f"before: loss {dpo_loss(model, reference, held_out)[0].item():.3f}, {share_of_girls(model, stories):.0%} of stories are about girls"
+)
 optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4, weight_decay=0.0)
 curve = []
 for step in range(2 if small else 40):
@@ -123,7 +127,9 @@ for step in range(2 if small else 40):
     curve.append((loss.item(), margins.mean().item()))
 with torch.no_grad():
     loss, margins = dpo_loss(model, reference, held_out)
-print(f"after:  loss {loss.item():.3f}, {share_of_girls(model, stories):.0%} of stories are about girls; {(margins > 0).float().mean():.0%} of held-out pairs ranked rightly")
+print(
+    f"after:  loss {loss.item():.3f}, {share_of_girls(model, stories):.0%} of stories are about girls; {(margins > 0).float().mean():.0%} of held-out pairs ranked rightly"
+)
 
 # %% tags=["figure"]
 figure, axes = plt.subplots(1, 2, figsize=(8, 2.6))
@@ -190,7 +196,9 @@ def reinforce(steps, factor, seed=1, group=8):
 steps = 10 if small else 300
 histories = {"GRPO": reinforce(steps, advantages), "reward alone": reinforce(steps, lambda rewards: rewards)}
 for name, history in histories.items():
-    print(f"{name:12}: mean reward of the first ten steps {sum(history[:10]) / 10:.2f}, of the last ten {sum(history[-10:]) / 10:.2f}")
+    print(
+        f"{name:12}: mean reward of the first ten steps {sum(history[:10]) / 10:.2f}, of the last ten {sum(history[-10:]) / 10:.2f}"
+    )
 
 # %% tags=["figure"]
 figure, axis = plt.subplots(figsize=(6, 2.8))
@@ -216,8 +224,9 @@ import warnings
 
 import trl
 from datasets import Dataset
-from gpt_scratch import GPTScratchForCausalLM
 from transformers import AutoTokenizer
+
+from gpt_scratch import GPTScratchForCausalLM
 
 their_reference, their_model = (GPTScratchForCausalLM.from_pretrained(checkpoint) for _ in range(2))
 their_model.load_state_dict({six.their_name(name): value for name, value in model.state_dict().items()}, strict=False)

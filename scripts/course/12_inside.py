@@ -69,7 +69,7 @@ def head_of(model, x):
     return model.norm(x) @ model.tokens.weight.T
 
 
-text = "One day, Clara could not find her broken drum. She looked under the bed. Her mother said, \"Where did you see it last?\" Clara thought"
+text = 'One day, Clara could not find her broken drum. She looked under the bed. Her mother said, "Where did you see it last?" Clara thought'
 ids = torch.tensor([tokenizer.encode(text).ids[: model.config.T]])
 words = [tokenizer.decode([number]) for number in ids[0].tolist()]
 scores, stream, maps = run(model, ids)
@@ -167,7 +167,9 @@ def surprise_by_half(scores, ids, n):
 
 copying = to_token_after_earlier(repeated_maps, n)
 layer, head = divmod(int(copying.argmax()), model.config.H)
-print(f"a head that looks anywhere gives {1 / (1.5 * n):.2f}; the strongest is layer {layer}, head {head}, with {copying.max():.2f}")
+print(
+    f"a head that looks anywhere gives {1 / (1.5 * n):.2f}; the strongest is layer {layer}, head {head}, with {copying.max():.2f}"
+)
 first, second = surprise_by_half(repeated_scores, repeated, n)
 print(f"random tokens: first half {first:.1f} bits, second half {second:.1f} bits")
 
@@ -180,8 +182,13 @@ for off in [(layer, head) for layer in range(model.config.L) for head in range(m
     without = surprise_by_half(run(model, repeated, off=[off])[0], repeated, n)
     change[off] = (without[1] - second) - (without[0] - first)  # of the second half, beyond what the first half loses too
 for row in range(model.config.L):
-    print(f"layer {row}: looks " + " ".join(f"{share:.2f}" for share in copying[row].tolist()), "| costs " + " ".join(f"{bits:+.2f}" for bits in change[row].tolist()))
-print(f"the head that looks most, layer {layer} head {head}, costs {change[layer, head]:+.2f} bits a token; the others on average {(change.sum() - change[layer, head]) / (change.numel() - 1):+.2f}")
+    print(
+        f"layer {row}: looks " + " ".join(f"{share:.2f}" for share in copying[row].tolist()),
+        "| costs " + " ".join(f"{bits:+.2f}" for bits in change[row].tolist()),
+    )
+print(
+    f"the head that looks most, layer {layer} head {head}, costs {change[layer, head]:+.2f} bits a token; the others on average {(change.sum() - change[layer, head]) / (change.numel() - 1):+.2f}"
+)
 
 # %% tags=["figure"]
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
@@ -200,10 +207,11 @@ plt.show()
 # The package draws the same from any checkpoint (`scripts/analyze.py`). Its maps, its lens and its surprise must be ours.
 
 # %% tags=["compare"]
+from transformers import AutoTokenizer
+
 from gpt_scratch import GPTScratchForCausalLM
 from gpt_scratch.analysis.attention import attention_maps
 from gpt_scratch.analysis.next_token import logit_lens, next_token_places
-from transformers import AutoTokenizer
 
 theirs = GPTScratchForCausalLM.from_pretrained(checkpoint).eval()
 of_maps = (torch.cat(maps) - attention_maps(theirs, ids)).abs().max().item()

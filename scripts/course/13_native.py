@@ -56,7 +56,9 @@ torch.manual_seed(13)
 class LessonConfig(PretrainedConfig):
     model_type = "lesson_gpt"
 
-    def __init__(self, vocab_size=1000, max_position_embeddings=128, hidden_size=128, num_attention_heads=4, num_hidden_layers=4, **kwargs):
+    def __init__(
+        self, vocab_size=1000, max_position_embeddings=128, hidden_size=128, num_attention_heads=4, num_hidden_layers=4, **kwargs
+    ):
         self.vocab_size, self.max_position_embeddings, self.hidden_size = vocab_size, max_position_embeddings, hidden_size
         self.num_attention_heads, self.num_hidden_layers = num_attention_heads, num_hidden_layers
         super().__init__(**kwargs)
@@ -75,7 +77,13 @@ class LessonGPT(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config):
         super().__init__(config)
-        sizes = (config.vocab_size, config.max_position_embeddings, config.hidden_size, config.num_attention_heads, config.num_hidden_layers)
+        sizes = (
+            config.vocab_size,
+            config.max_position_embeddings,
+            config.hidden_size,
+            config.num_attention_heads,
+            config.num_hidden_layers,
+        )
         self.gpt = six.GPT(six.Config(*sizes))
         self.post_init()
 
@@ -198,7 +206,11 @@ assert "modeling_gpt_scratch.py" in files and "AutoModelForCausalLM" in auto_map
 import ast
 
 source = (root / "gpt_scratch" / "modeling_gpt_scratch.py").read_text()
-parts = {node.name: node.end_lineno - node.lineno + 1 for node in ast.parse(source).body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+parts = {
+    node.name: node.end_lineno - node.lineno + 1
+    for node in ast.parse(source).body
+    if isinstance(node, ast.ClassDef | ast.FunctionDef)
+}
 figure, axis = plt.subplots(figsize=(8, 3.6))
 axis.barh(list(parts)[::-1], list(parts.values())[::-1])
 axis.set(xlabel="lines in modeling_gpt_scratch.py")
@@ -270,7 +282,9 @@ def check_2(function):
     parts = [function(logits[row : row + 1], labels[row : row + 1], num_items_in_batch=5) for row in (0, 1)]
     if torch.allclose(sum(parts), whole, atol=1e-6):
         return "Right: four tokens of one part and one of the other; the parts add up to the loss of the whole batch"
-    if torch.allclose(sum(parts) / 2, sum(function(logits[row : row + 1], labels[row : row + 1]) for row in (0, 1)) / 2, atol=1e-6):
+    if torch.allclose(
+        sum(parts) / 2, sum(function(logits[row : row + 1], labels[row : row + 1]) for row in (0, 1)) / 2, atol=1e-6
+    ):
         return "Wrong: num_items_in_batch is ignored; the part with one token would count as much as the one with four"
     return "Wrong: with num_items_in_batch, divide the *sum* of the losses by it"
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 COURSE = Path(__file__).resolve().parent
-_MARKER = re.compile(r'# %%(?P<markdown> \[markdown\])?(?: tags=\[(?P<tags>[^\]]*)\])?\s*')
+_MARKER = re.compile(r"# %%(?P<markdown> \[markdown\])?(?: tags=\[(?P<tags>[^\]]*)\])?\s*")
 
 
 @dataclass
@@ -49,7 +49,9 @@ def read_cells(path: str | Path) -> list[Cell]:
         elif not cells and line.strip():
             raise ValueError(f"{path} line {number}: text before the first cell")
         if cells and not line.startswith("# %%"):
-            lines.append(line.removeprefix("# ") if cells[-1].markdown and line != "#" else line if not cells[-1].markdown else "")
+            lines.append(
+                line.removeprefix("# ") if cells[-1].markdown and line != "#" else line if not cells[-1].markdown else ""
+            )
             cells[-1].source = "\n".join(lines).strip("\n")
     return cells
 

@@ -4,8 +4,8 @@
     python scripts/course/run.py runs/course --lessons 4 6            # two of them
     python scripts/course/run.py runs/course --pages scripts/course/pages
 
-Each lesson runs in a process of its own, in this folder. A lesson that fails ends the run, with status 1 and the lesson's name and error; the
-lessons before it are written. Needs the extra `dev`.
+Each lesson runs in a process of its own, in this folder. A lesson that fails ends the run, with status 1, its name and its error; the lessons
+before it are written. Needs the extra `dev`.
 """
 
 import argparse
@@ -20,7 +20,9 @@ def notebook_of(path: Path, parameters: dict | None = None):
     """A lesson as a notebook that has not run; `parameters` replace those of the lesson."""
     import nbformat
 
-    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
+    notebook = nbformat.v4.new_notebook(
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    )
     for number, cell in enumerate(read_cells(path)):
         make = nbformat.v4.new_markdown_cell if cell.markdown else nbformat.v4.new_code_cell
         notebook.cells.append(make(cell.source, metadata={"tags": list(cell.tags)} if cell.tags else {}, id=f"cell-{number}"))
@@ -55,9 +57,7 @@ def write(notebook, name: str, output: Path, pages: Path | None) -> None:
     page, _ = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="").from_notebook_node(notebook)
     (output / f"{name}.html").write_text(page, encoding="utf-8")
     if pages is not None:
-        text, resources = MarkdownExporter().from_notebook_node(
-            notebook, {"unique_key": name, "output_files_dir": "figures"}
-        )
+        text, resources = MarkdownExporter().from_notebook_node(notebook, {"unique_key": name, "output_files_dir": "figures"})
         (pages / "figures").mkdir(parents=True, exist_ok=True)
         lines = [line.rstrip() for line in text.strip().splitlines()]
         (pages / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -136,13 +136,17 @@ def test_the_lesson_says_what_it_must(path):
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_the_files_and_functions_that_the_lesson_names_exist(path):
     text = "\n".join(cell.source for cell in read_cells(path) if cell.markdown)
-    rows = [line for line in text.split("## Where this lives in the package")[1].splitlines() if line.startswith("| ") and "`" in line]
+    rows = [
+        line for line in text.split("## Where this lives in the package")[1].splitlines() if line.startswith("| ") and "`" in line
+    ]
     assert rows
     for row in rows:
         named = row.split("`")[1::2]
         source = (ROOT / named[0]).read_text()
         for name in named[1:]:
-            assert f"def {name}" in source or f"class {name}" in source or re.search(rf"^{name}\b", source, re.M), f"{named[0]} has no {name}"
+            assert f"def {name}" in source or f"class {name}" in source or re.search(rf"^{name}\b", source, re.M), (
+                f"{named[0]} has no {name}"
+            )
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
@@ -158,7 +162,9 @@ def test_checks_say_no_answer_yet_before_and_right_after_the_solution(path, play
         assert run(check, path, names).startswith("Right"), check.source
 
 
-@pytest.mark.parametrize(("number", "answer", "reply"), [(n, *wrong) for n, answers in WRONG_ANSWERS.items() for wrong in answers])
+@pytest.mark.parametrize(
+    ("number", "answer", "reply"), [(n, *wrong) for n, answers in WRONG_ANSWERS.items() for wrong in answers]
+)
 def test_a_typical_wrong_answer_is_told_what_is_wrong(number, answer, reply, played):
     names, outputs = played(LESSONS[NUMBERS.index(number)])
     answered = answer.split()[1].split("(")[0] if answer.startswith(("def ", "class ")) else answer.split()[0]
@@ -183,5 +189,9 @@ def test_the_course_runs_as_notebooks(tmp_path):
     done = subprocess.run([*command, "--pages", str(tmp_path / "pages")], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     for path in LESSONS:
-        for file in (tmp_path / "out" / f"{path.stem}.ipynb", tmp_path / "out" / f"{path.stem}.html", tmp_path / "pages" / f"{path.stem}.md"):
+        for file in (
+            tmp_path / "out" / f"{path.stem}.ipynb",
+            tmp_path / "out" / f"{path.stem}.html",
+            tmp_path / "pages" / f"{path.stem}.md",
+        ):
             assert file.stat().st_size > 2000

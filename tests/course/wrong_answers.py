@@ -30,7 +30,10 @@ WRONG_ANSWERS: dict[int, list[tuple[str, str]]] = {
         ("rows_with_gradient = 3", "row 0 counts too"),
         ("rows_with_gradient = 9", "count the different ids"),
         ("def embed_from(embedding, ids, start): return embedding(ids)", "these are positions 0 and 1"),
-        ("def embed_from(embedding, ids, start): return embedding.tokens[ids] + embedding.positions[start]", "start .. start + T"),
+        (
+            "def embed_from(embedding, ids, start): return embedding.tokens[ids] + embedding.positions[start]",
+            "start .. start + T",
+        ),
         (
             "def embed_from(embedding, ids, start): return embedding.tokens[ids].repeat(1, 2, 1) + embedding.positions[:4]",
             "take as many positions",
