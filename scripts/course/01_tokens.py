@@ -177,7 +177,8 @@ for text in ("Anna found a xylophone.", "Ein Bär 🙂"):
     print(ids, [content[number].decode(errors="replace") for number in ids])
 
 # %% [markdown]
-# " found" is one token; "xylophone" is spelled out in several, and nothing is lost. "�" stands for a byte that is only a part of a character.
+# "ound" is one token, since "found", "around" and "round" share it. "xylophone" is spelled out almost letter by letter, and nothing is lost. "�" stands for a
+# byte that is only a part of a character.
 #
 # What does it save? The picture shows how many tokens the first stories take, after each number of merges.
 

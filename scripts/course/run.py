@@ -4,8 +4,8 @@
     python scripts/course/run.py runs/course --lessons 4 6            # two of them
     python scripts/course/run.py runs/course --pages scripts/course/pages
 
-Each lesson runs in a process of its own, in this folder. A lesson that fails ends the run, with status 1, its name and its error; the lessons
-before it are written. Needs the extra `dev`.
+Each lesson runs in a process of its own, in this folder. A lesson that fails ends the run, with status 1, its name and its error;
+the lessons before it are written. Needs the extra `dev`.
 """
 
 import argparse
@@ -39,9 +39,14 @@ def execute(path: Path, parameters: dict | None = None, timeout: int = 600):
         nbclient.exceptions.CellExecutionError: a cell failed.
     """
     from nbclient import NotebookClient
+    from traitlets.config import Config
 
     notebook = notebook_of(path, parameters)
-    NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(COURSE)}}).execute()
+    config = Config()
+    if sys.platform != "win32":  # sockets of this user, in place of ports that any user of the machine could read
+        config.KernelManager.transport = "ipc"
+    place = {"metadata": {"path": str(COURSE)}}
+    NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=place, config=config).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times of day, which would differ in every run
     return notebook
