@@ -25,6 +25,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from transformers import HfArgumentParser
+
 from gpt_scratch.errors import UserError, one_line, run_script
 from gpt_scratch.files import atomic_path, read_json_object, write_json
 from gpt_scratch.ranges import check_flags
@@ -96,12 +98,19 @@ def finished_run(run: Path, flags: Sequence[str]) -> dict[str, Any]:
     return record
 
 
+def arguments_of_runs(args: argparse.Namespace, flags: Sequence[str]) -> ClassificationArguments:
+    """How every run reads its data: the flags of finetune_classifier.py among `flags`."""
+    words = ["--train_file", args.train_file, "--split", args.split, *flags]
+    parser = HfArgumentParser(ClassificationArguments, allow_abbrev=False)
+    return parser.parse_args_into_dataclasses(words, return_remaining_strings=True, look_for_args_file=False)[0]
+
+
 def main(args: argparse.Namespace, flags: Sequence[str] = ()) -> str:
     """Make the runs that are missing; returns the table."""
     recipes = [find_recipe(name) for name in args.recipes]
     if args.model_name_or_path is None and any(path.stem != "random" for path in recipes):
         raise UserError("--model_name_or_path is missing: every recipe but random starts from a pretrained model")
-    splits = read_splits(ClassificationArguments(train_file=args.train_file, split=args.split))
+    splits = read_splits(arguments_of_runs(args, flags))
     folder = Path(args.output_dir) / args.split
     rows = [tfidf_baseline(splits.texts, splits.ids)]
     for recipe in recipes:

@@ -92,7 +92,7 @@ def main(args: argparse.Namespace) -> dict:
                 export_weights(checkpoint, folder, args.to, dtype, max_shard_bytes)
             else:
                 identical = import_weights(checkpoint, folder, dtype, max_shard_bytes)
-        checkpoint.source = None  # what it keeps mapped is not needed for the proof
+        del checkpoint.source  # what it keeps mapped is not needed for the proof
         with named("comparing what the model computes with the original"):
             proof = verify(folder, checkpoint.head, checkpoint.reference)
         proof.tensors_identical = identical

@@ -50,6 +50,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--no_repeat_ngram_size", type=int, help="n-grams of this size occur once at most")
     parser.add_argument("--seed", type=int, help="the same seed gives the same text")
     parser.add_argument("--stop", nargs="+", default=[], help="strings that end a text")
+    parser.add_argument(
+        "--parse_special_tokens",
+        action="store_true",
+        help="special tokens written in a prompt, such as <|endoftext|>, become the tokens; default: they are characters",
+    )
     parser.add_argument("--stream", action="store_true", help="print the text while it grows")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="of the weights")
     parser.add_argument(
@@ -77,7 +82,16 @@ def main(args: argparse.Namespace) -> list[str]:
         settings |= compiled_generation()
     with named("compiling the decoding step, if it is the first use") if args.weights else nullcontext():
         texts = generate_texts(
-            model, tokenizer, args.prompt, args.max_new_tokens, temperature, args.seed, args.stream, args.stop, **settings
+            model,
+            tokenizer,
+            args.prompt,
+            args.max_new_tokens,
+            temperature,
+            args.seed,
+            args.stream,
+            args.stop,
+            args.parse_special_tokens,
+            **settings,
         )
     if not args.stream:
         for prompt, text in zip(args.prompt, texts):

@@ -87,6 +87,16 @@ def test_bad_input(script, folder, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_output_is_a_start_of_names_or_a_folder(script, tmp_path):
+    prepare = script("analyze").prepare_output
+    assert prepare(f"{tmp_path}/new/one", "lens") == f"{tmp_path}/new/one" and (tmp_path / "new").is_dir()
+    assert prepare(f"{tmp_path}/pictures/", "lens") == f"{tmp_path}/pictures/lens" and (tmp_path / "pictures").is_dir()
+    assert prepare(f"{tmp_path}/pictures", "tokens") == f"{tmp_path}/pictures/tokens"
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file cannot be made"):
+        prepare(f"{tmp_path}/file/one", "lens")
+
+
 def test_each_flag_counts(script, folder, tmp_path):
     output = ["--output", str(tmp_path / "x"), "--json"]
     five, two = (run(script, "tokens", folder, "--text", "One day", "--top", top, *output)["next"] for top in ("5", "2"))
