@@ -117,7 +117,7 @@ FAULTS = {
     "half of an optimizer.pt": ("pretrain", lambda f: os.truncate(f / "optimizer.pt", (f / "optimizer.pt").stat().st_size // 2), [], "optimizer.pt cannot be read"),
     "no optimizer.pt": ("pretrain", lambda f: (f / "optimizer.pt").unlink(), [], "it holds no optimizer.pt"),
     "a scheduler.pt with code": ("pretrain", replace("scheduler.pt", pickle.dumps(Evil())), [], "scheduler.pt cannot be read"),
-    "a scheduler.pt that is a number": ("pretrain", replace("scheduler.pt", 7), [], "scheduler.pt is no mapping"),
+    "a scheduler.pt that is a number": ("pretrain", replace("scheduler.pt", 7), [], "scheduler.pt is not a mapping"),
     "a scheduler.pt that replaces a method": ("pretrain", edit("scheduler.pt", lambda c: c.update(step=7)), [], "has 'step'"),
     "a scheduler.pt at step infinity": ("pretrain", edit("scheduler.pt", lambda c: c.update(last_epoch=torch.inf)), [], "last_epoch is inf"),
     "a rng_state.pth with code": ("pretrain", replace("rng_state.pth", pickle.dumps(Evil())), [], "rng_state cannot be read"),
