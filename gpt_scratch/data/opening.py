@@ -108,7 +108,8 @@ def listing_what_is_said() -> Iterator[list[str]]:
 def say(line: str) -> None:
     """Print a line about a file on standard error, once in a process: files are read several times."""
     for lines in _lists:
-        lines.append(line)
+        if line not in lines:
+            lines.append(line)
     if line not in _said:
         _said.add(line)
         print(printable(line), file=sys.stderr)
