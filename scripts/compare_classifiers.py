@@ -83,11 +83,14 @@ def main(args: argparse.Namespace, flags: Sequence[str] = ()) -> str:
         for run, seed in zip(runs, args.seeds):
             if (run / "metrics.json").is_file():
                 continue
-            print(f"{run}: training", flush=True)
+            begun = any(run.glob("checkpoint-*"))
+            print(f"{run}: {'resuming' if begun else 'training'}", flush=True)
             command = [sys.executable, str(SCRIPTS / "finetune_classifier.py"), str(recipe), "--train_file", args.train_file]
             command += ["--split", args.split, "--seed", str(seed), "--output_dir", str(run), *flags]
             if recipe.stem != "random":
                 command += ["--model_name_or_path", args.model_name_or_path]
+            if begun:
+                command += ["--resume_from_checkpoint", "latest"]
             done = subprocess.run(command, check=False)
             if done.returncode:
                 raise UserError(f"{run}: the run ended with exit status {done.returncode}, see above")

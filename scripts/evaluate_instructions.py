@@ -155,7 +155,7 @@ def reply_and_measure(args: argparse.Namespace, data: Conversations) -> tuple[li
         limit = model.config.max_position_embeddings
         rows = encode_conversations(data, tokenizer, args.prompt_style, True, limit, skip_unusable=True).rows.sort("length")
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        measured = evaluate_loss(model, rows, args.batch_size, InstructionCollator(pad))
+        measured = evaluate_loss(model, rows, args.batch_size, InstructionCollator(pad), "measuring the references")
         metrics |= {"response_loss": measured["loss"], "response_perplexity": measured["perplexity"]}
     return [reply.text for reply in replies], metrics
 

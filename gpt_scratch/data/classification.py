@@ -21,6 +21,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError, one_line
+from ..progress import bar
 from ..tokenization.special_tokens import encode_text
 from .examples import Examples
 from .opening import TABLE_SUFFIXES, Faults, Reading, is_glob, read_lines, say, suffix_of
@@ -343,7 +344,7 @@ def encode_texts(
     data: LabelledTexts, tokenizer: PreTrainedTokenizerBase, ids: Mapping[str, int], max_length: int
 ) -> tuple[datasets.Dataset, int]:
     """Rows of `input_ids`, `attention_mask`, `length` and `labels` without padding, and how many texts were cut at `max_length` tokens."""
-    encoded = [encode_text(tokenizer, text)["input_ids"] for text in data.texts]
+    encoded = [encode_text(tokenizer, text)["input_ids"] for text in bar(data.texts, "tokenizing", "texts")]
     rows = [row[:max_length] for row in encoded]
     table = {
         "input_ids": rows,

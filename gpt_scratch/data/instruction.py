@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
 from ..inference.chat_template import GENERATION, apply_chat_template, encode_chat, unsaid_parts
+from ..progress import bar
 from .opening import Faults, Reading
 from .records import Conversations, Message, normalized, opening_messages, read_records
 
@@ -237,7 +238,7 @@ def encode_conversations(
     """
     table: dict[str, list] = {"input_ids": [], "labels": [], "length": []}
     cut, left_out, faults = 0, 0, Faults()
-    for record, place in zip(data.records, data.places):
+    for record, place in bar(zip(data.records, data.places), "tokenizing", "records", len(data)):
         name, _, number = place.rpartition(" row ")
         try:
             ids, labels = encode_record(record, tokenizer, style, mask_prompt)

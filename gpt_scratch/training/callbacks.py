@@ -109,7 +109,8 @@ class TrainingLossCallback(TrainerCallback):
         self.rows = rows
 
     def on_evaluate(self, args, state, control, model, **kwargs):
-        loss = evaluate_loss(model, self.rows, args.per_device_eval_batch_size)["loss"]
+        name = None if args.disable_tqdm else "loss on training text"
+        loss = evaluate_loss(model, self.rows, args.per_device_eval_batch_size, name=name)["loss"]
         if state.log_history and "eval_loss" in state.log_history[-1]:
             state.log_history[-1]["train_eval_loss"] = loss
         if state.is_world_process_zero:

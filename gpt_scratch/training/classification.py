@@ -39,6 +39,7 @@ from ..inference.generation import check_unicode
 from ..inference.loading import check_rows, load_config, load_model, load_tokenizer
 from ..modeling_gpt_scratch import GPTScratchForSequenceClassification
 from ..plots import new_figure, save_figure, save_lines
+from ..progress import named
 from ..tokenization.byte_pair import train_byte_level_bpe
 from ..tokenization.special_tokens import describe_special_tokens
 from .arguments import parse_config_overrides
@@ -330,7 +331,8 @@ def measure(trainer: ClassifierTrainer, data: ClassificationData) -> tuple[dict[
     for split in SPLITS:
         lengths = data.rows[split]["length"]
         order = sorted(range(len(lengths)), key=lengths.__getitem__)  # so that little is padded
-        prediction = trainer.predict(data.rows[split].select(order), metric_key_prefix=split)
+        with named(f"measuring {split}"):
+            prediction = trainer.predict(data.rows[split].select(order), metric_key_prefix=split)
         for name, value in prediction.metrics.items():
             if not name.endswith(("_runtime", "_per_second", "_preparation_time")):
                 metrics[name] = value

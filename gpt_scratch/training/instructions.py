@@ -293,13 +293,16 @@ def make_callbacks(
     return callbacks
 
 
-def held_out_losses(model: Any, data: InstructionData, collator: InstructionCollator, batch_size: int) -> dict[str, float]:
+def held_out_losses(
+    model: Any, data: InstructionData, collator: InstructionCollator, batch_size: int, when: str
+) -> dict[str, float]:
     """Nats per token over whole splits: of the replies alone, and of prompts and replies together (as published curves are)."""
-    losses = {
-        f"{split}_response_loss": evaluate_loss(model, rows, batch_size, collator)["loss"] for split, rows in data.replies.items()
-    }
-    rows = data.everything["validation"]
-    losses["validation_loss_all_tokens"] = evaluate_loss(model, rows, batch_size, collator)["loss"]
+
+    def measure(rows: datasets.Dataset, what: str) -> float:
+        return evaluate_loss(model, rows, batch_size, collator, f"measuring {what}, {when} training")["loss"]
+
+    losses = {f"{split}_response_loss": measure(rows, f"replies of {split}") for split, rows in data.replies.items()}
+    losses["validation_loss_all_tokens"] = measure(data.everything["validation"], "all tokens of validation")
     return losses
 
 

@@ -322,7 +322,7 @@ def measure(trainer, data: LanguageModelingData, train_seconds: float | None, ev
     """What the run ends with: exact token-weighted losses, the best and first validation losses, speed, tokens seen."""
     history, batch_size = trainer.state.log_history, trainer.args.per_device_eval_batch_size
     speeds = [entry["train_tokens_per_second"] for entry in history if "train_tokens_per_second" in entry]
-    validation = evaluate_loss(trainer.model, data.validation, batch_size)
+    validation = evaluate_loss(trainer.model, data.validation, batch_size, name="measuring the validation text")
     metrics = {
         "validation_loss": validation["loss"],
         "validation_perplexity": validation["perplexity"],
@@ -333,7 +333,8 @@ def measure(trainer, data: LanguageModelingData, train_seconds: float | None, ev
         "data": data.description,
     }
     if eval_train_blocks:
-        metrics["train_loss"] = evaluate_loss(trainer.model, first_rows(data.train, eval_train_blocks), batch_size)["loss"]
+        rows = first_rows(data.train, eval_train_blocks)
+        metrics["train_loss"] = evaluate_loss(trainer.model, rows, batch_size, name="measuring training text")["loss"]
     curve = evaluation_curve(history, "eval_loss", "train_eval_loss", "num_input_tokens_seen")
     if curve:
         best = min(curve, key=lambda entry: entry["eval_loss"])
