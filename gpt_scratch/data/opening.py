@@ -68,7 +68,7 @@ class Reading:
         Raises:
             UserError: an encoding or delimiter that does not exist.
         """
-        reading = Reading(**{one.name: getattr(flags, one.name) for one in fields(Reading)})
+        reading = Reading(flags.encoding, flags.delimiter, flags.skip_empty, flags.replace_invalid)
         if reading.encoding is not None:
             try:
                 found = codecs.lookup(reading.encoding)
