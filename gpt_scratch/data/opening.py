@@ -68,7 +68,7 @@ class Reading:
         Raises:
             UserError: an encoding or delimiter that does not exist.
         """
-        reading = Reading(**{one.name: getattr(flags, one.name) for one in fields(Reading)})
+        reading = Reading(flags.encoding, flags.delimiter, flags.skip_empty, flags.replace_invalid)
         if reading.encoding is not None:
             try:
                 found = codecs.lookup(reading.encoding)
@@ -108,7 +108,8 @@ def listing_what_is_said() -> Iterator[list[str]]:
 def say(line: str) -> None:
     """Print a line about a file on standard error, once in a process: files are read several times."""
     for lines in _lists:
-        lines.append(line)
+        if line not in lines:
+            lines.append(line)
     if line not in _said:
         _said.add(line)
         print(printable(line), file=sys.stderr)
@@ -358,19 +359,22 @@ def read_lines(name: str, reading: Reading) -> Iterator[str]:
 def invalid_place(values: Any, place: str = "") -> str | None:
     """The key under which a value holds half of a surrogate pair, which no encoding can express; None where all is text."""
     if isinstance(values, str):
+        if values.isascii():  # most are, and it is known of a string without a look at its characters
+            return None
         try:
             values.encode("utf-8")
         except UnicodeEncodeError:
             return place
         return None
     if isinstance(values, Mapping):
-        parts = [
-            (key, invalid_place(str(key), place or "a key") or invalid_place(value, place or str(key)))
-            for key, value in values.items()
-        ]
-        return next((found for _, found in parts if found), None)
-    if isinstance(values, (list, tuple)):
-        return next((found for value in values if (found := invalid_place(value, place))), None)
+        for key, value in values.items():
+            found = invalid_place(str(key), place or "a key") or invalid_place(value, place or str(key))
+            if found is not None:
+                return found
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            if (found := invalid_place(value, place)) is not None:
+                return found
     return None
 
 
