@@ -46,9 +46,13 @@ def execute(path: Path, parameters: dict | None = None, timeout: int = 600):
     if sys.platform != "win32":  # sockets of this user, in place of ports that any user of the machine could read
         config.KernelManager.transport = "ipc"
     place = {"metadata": {"path": str(COURSE)}}
-    NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=place, config=config).execute()
+    NotebookClient(
+        notebook, timeout=timeout, kernel_name="python3", resources=place, config=config, startup_timeout=timeout
+    ).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times of day, which would differ in every run
+        if cell.cell_type == "code":  # progress bars are left out
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     return notebook
 
 
