@@ -7,6 +7,12 @@
 `/reset` forgets the conversation, `/quit` or Ctrl-D ends it. The oldest exchanges are forgotten when the model's context is full.
 """
 
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -50,6 +56,9 @@ def main(args: argparse.Namespace) -> None:
         except (EOFError, KeyboardInterrupt):
             print()
             return
+        except UnicodeDecodeError as error:
+            print(f"(the text is not valid {error.encoding}: {error.reason})")
+            continue
         if text == "/quit":
             return
         if text == "/reset":

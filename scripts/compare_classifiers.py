@@ -1,13 +1,19 @@
-"""Train the spam classifier by several recipes and seeds, and print them side by side with a baseline.
+r"""Train the spam classifier by several recipes and seeds, and print them side by side with a baseline.
 
     python scripts/compare_classifiers.py --recipes random --train_file SMSSpamCollection.tsv --split published --output_dir runs/spam
-    python scripts/compare_classifiers.py --recipes last_block last_two_blocks all lora head random --seeds 123 1 2 \\
+    python scripts/compare_classifiers.py --recipes last_block last_two_blocks all lora head random --seeds 123 1 2 \
         --model_name_or_path CONVERTED_MODEL --train_file SMSSpamCollection.tsv --split clean --output_dir runs/spam --bf16
 
 A recipe is a file of scripts/configs/spam, by name, or a path. Each run is one of scripts/finetune_classifier.py, in
 OUTPUT_DIR/SPLIT/RECIPE-SEED; a run whose metrics.json is there is not made again, so an interrupted comparison goes on where it was.
 Flags that are not of this script go to every run. Writes OUTPUT_DIR/SPLIT/comparison.md and comparison.json.
 """
+
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
 
 import argparse
 import json
@@ -16,6 +22,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+
+from transformers import HfArgumentParser
 
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import atomic_path, write_json
@@ -55,24 +63,34 @@ def find_recipe(name: str) -> Path:
     raise UserError(f"--recipes {name}: no such file; known names are {known}")
 
 
+def arguments_of_runs(args: argparse.Namespace, flags: Sequence[str]) -> ClassificationArguments:
+    """How every run reads its data: the flags of finetune_classifier.py among `flags`."""
+    words = ["--train_file", args.train_file, "--split", args.split, *flags]
+    parser = HfArgumentParser(ClassificationArguments, allow_abbrev=False)
+    return parser.parse_args_into_dataclasses(words, return_remaining_strings=True, look_for_args_file=False)[0]
+
+
 def main(args: argparse.Namespace, flags: Sequence[str] = ()) -> str:
     """Make the runs that are missing; returns the table."""
     recipes = [find_recipe(name) for name in args.recipes]
     if args.model_name_or_path is None and any(path.stem != "random" for path in recipes):
         raise UserError("--model_name_or_path is missing: every recipe but random starts from a pretrained model")
-    splits, ids, _ = read_splits(ClassificationArguments(train_file=args.train_file, split=args.split))
+    splits = read_splits(arguments_of_runs(args, flags))
     folder = Path(args.output_dir) / args.split
-    rows = [tfidf_baseline(splits, ids)]
+    rows = [tfidf_baseline(splits.texts, splits.ids)]
     for recipe in recipes:
         runs = [folder / f"{recipe.stem}-{seed}" for seed in args.seeds]
         for run, seed in zip(runs, args.seeds):
             if (run / "metrics.json").is_file():
                 continue
-            print(f"{run}: training", flush=True)
+            begun = any(run.glob("checkpoint-*"))
+            print(f"{run}: {'resuming' if begun else 'training'}", flush=True)
             command = [sys.executable, str(SCRIPTS / "finetune_classifier.py"), str(recipe), "--train_file", args.train_file]
             command += ["--split", args.split, "--seed", str(seed), "--output_dir", str(run), *flags]
             if recipe.stem != "random":
                 command += ["--model_name_or_path", args.model_name_or_path]
+            if begun:
+                command += ["--resume_from_checkpoint", "latest"]
             done = subprocess.run(command, check=False)
             if done.returncode:
                 raise UserError(f"{run}: the run ended with exit status {done.returncode}, see above")

@@ -8,6 +8,12 @@ The same as `python -m gpt_scratch.verify_checkpoint`, which says what is compar
 model writes the file that it is compared with. The exit status is 0 for equal, 1 for different, 2 where it cannot be told.
 """
 
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
+
 import sys
 
 from gpt_scratch.errors import run_script

@@ -6,6 +6,7 @@ from itertools import islice
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..tokenization.special_tokens import encode_text
 from .generation import check_unicode
 
 
@@ -16,7 +17,7 @@ def classify_texts(
     """For each text, in order: `{"text", "label", "score", "scores"}`, and `"cut_to"` where it was longer than the model's positions.
 
     `window` batches are read ahead and sorted by length, so that short texts are not padded to long ones; 1 answers as soon as a batch
-    is full. An empty text has label `None` and an `"error"`: there is nothing to judge, and a silent answer would be wrong.
+    is full. An empty text has label `None` and an `"error"`: there is nothing to classify, and any label would be wrong.
     """
     labels = model.config.id2label
     limit = model.config.max_position_embeddings
@@ -24,7 +25,7 @@ def classify_texts(
     while read := list(islice(texts, window * batch_size)):
         for text in read:
             check_unicode(text)
-        ids = [tokenizer(text, verbose=False)["input_ids"] for text in read]
+        ids = [encode_text(tokenizer, text)["input_ids"] for text in read]
         results: list[dict] = [{"text": text, "label": None, "score": None, "error": "empty text"} for text in read]
         order = sorted((i for i, row in enumerate(ids) if row), key=lambda i: len(ids[i]))
         for start in range(0, len(order), batch_size):

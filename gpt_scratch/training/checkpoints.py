@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import Trainer
+from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -29,6 +29,7 @@ from ..inference.loading import refuse_non_finite
 from ..tokenization.portable import save_tokenizer
 from . import made_with
 from .arguments import ScratchTrainingArguments
+from .callbacks import speak_in_lines
 from .preemption import PreemptionCallback
 from .resume import TRAINER_STATE, check_callbacks, check_optimizer, check_weights, read_trainer_state
 
@@ -146,6 +147,7 @@ class ResumableTrainer(Trainer):
         super().__init__(*args, **kwargs)
         if isinstance(self.args, ScratchTrainingArguments):
             self.allow_non_finite = self.args.allow_non_finite
+        speak_in_lines(self)
         self.preemption = PreemptionCallback(self)
         self.add_callback(self.preemption)  # last, after those that decide whether to evaluate and to save
 
@@ -222,6 +224,19 @@ class ResumableTrainer(Trainer):
             if self.args.should_save:
                 self.state.save_to_json(str(run / UNFINISHED / name / TRAINER_STATE))
 
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """An evaluation that fails, out of memory for example, does not cost the steps before it: they are saved first."""
+        try:
+            return super()._evaluate(*args, **kwargs)
+        except Exception:
+            if self.args.world_size == 1 and self.state.global_step:  # several processes write a checkpoint together
+                self._save_checkpoint(self.model, trial=None)
+                print(f"the evaluation failed; checkpoint-{self.state.global_step} is saved, from before it")
+            raise
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the scripts write the card, and TRL's, at each checkpoint, would replace one that was edited."""
+
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
         self.made_with = made_with.describe(self, self.script_args)
         if resume_from_checkpoint:
@@ -270,9 +285,32 @@ class ResumableTrainer(Trainer):
         refuse_non_finite(resume_from_checkpoint, (self.model if model is None else model).named_parameters())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and not self._is_sharded(checkpoint):
-            check_optimizer(checkpoint, self.optimizer, self.lr_scheduler)
+        if checkpoint is None or self._is_sharded(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        check_optimizer(checkpoint, self.optimizer, self.lr_scheduler)
+        # Settings are this run's, of which the user may have changed some: the checkpoint brings only what the steps have made.
+        settings = [{name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups]
+        rates = list(getattr(self.lr_scheduler, "base_lrs", []))
         super()._load_optimizer_and_scheduler(checkpoint)
+        scheduled = isinstance(
+            self.lr_scheduler, torch.optim.lr_scheduler.LambdaLR
+        )  # else the steps have made the learning rate, too
+        for group, own in zip(self.optimizer.param_groups, settings):
+            group.update({name: value for name, value in own.items() if scheduled or name not in ("lr", "initial_lr")})
+        if scheduled:
+            self.lr_scheduler.base_lrs = rates
+            for group, rate, factor in zip(self.optimizer.param_groups, rates, self.lr_scheduler.lr_lambdas):
+                group["lr"] = rate * factor(self.lr_scheduler.last_epoch)
+            self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+    def _load_callback_state(self) -> None:
+        """What the callbacks have counted is the checkpoint's; the patience is this run's."""
+        patience = [c.early_stopping_patience for c in self.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)]
+        super()._load_callback_state()
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EarlyStoppingCallback):
+                callback.early_stopping_patience = patience[0]
 
     def _is_sharded(self, checkpoint: str) -> bool:
         """Written by FSDP or DeepSpeed in forms of their own, which they check."""

@@ -1,8 +1,11 @@
 """peft: LoRA on all linear layers; the adapter saved, loaded and merged is the same function."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
-from tiny_models import assert_equal
+from tiny_models import assert_equal, tiny_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -50,6 +53,34 @@ def test_saved_loaded_and_merged_adapters_are_the_same_function(adapted, checkpo
     assert_equal(merged(IDS).logits, expected)
     merged.save_pretrained(tmp_path / "merged")
     assert_equal(AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(IDS).logits, expected)
+
+
+PLAIN_SCRIPT = """
+import sys
+sys.modules["gpt_scratch"] = None  # as where the package is not installed
+import transformers
+for kind, task, method in (("CausalLM", "CAUSAL_LM", "LoraConfig"), ("SequenceClassification", "SEQ_CLS", "IA3Config")):
+    model = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(sys.argv[1], trust_remote_code=True)
+    import peft  # after the model: nobody has to know of an order
+    adapted = peft.get_peft_model(model, getattr(peft, method)(task_type=task))
+    print(*sorted({name.rpartition(".")[2] for name in adapted.targeted_module_names}))
+"""
+
+
+def test_a_plain_script_names_no_modules(tmp_path):
+    """By the code in the checkpoint, this package absent."""
+    tiny_model().save_pretrained(tmp_path)
+    done = subprocess.run([sys.executable, "-c", PLAIN_SCRIPT, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["q_proj v_proj", "down_proj k_proj v_proj"]
+
+
+def test_methods_of_peft_know_this_architecture():
+    for method in ("LoraConfig", "IA3Config", "AdaLoraConfig", "LoHaConfig", "VeraConfig", "LNTuningConfig"):
+        settings = {"total_step": 10} if method == "AdaLoraConfig" else {}
+        model = peft.get_peft_model(tiny_model("llama"), getattr(peft, method)(**settings))
+        assert any(parameter.requires_grad for parameter in model.parameters()), method
+        assert torch.isfinite(model(IDS % 61, labels=IDS % 61).loss), method
 
 
 def test_only_the_adapter_learns(adapted):
