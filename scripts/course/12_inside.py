@@ -80,7 +80,8 @@ print(len(words), "tokens:", "|".join(words))
 # %% [markdown]
 # ## 2. What heads look at
 #
-# Each row of a map is a token that asks; bright is what it looks at. Many heads look at the token before, at the first token (a place to rest, where there is nothing to find), or at a name further up.
+# Each row of a map is a token that asks; bright is what it looks at. Look for a line just below the diagonal (the token before), a bright first column (a place to rest, where there is nothing to find), single bright spots (a name
+# further up), and rows without any (a head that takes a little of everything).
 
 # %% tags=["figure"]
 L, H = model.config.L, model.config.H
