@@ -32,6 +32,7 @@ from pathlib import Path
 from transformers import DataCollatorWithPadding, EarlyStoppingCallback
 
 from gpt_scratch.errors import UserError, run_script
+from gpt_scratch.evaluation.classification import class_report, figures_by_class
 from gpt_scratch.hub.cards import write_classifier_card
 from gpt_scratch.hub.push_callback import take_over_push
 from gpt_scratch.plots import plot_or_warn
@@ -51,6 +52,7 @@ from gpt_scratch.training.classification import (
     make_loss,
     make_model,
     measure,
+    never_predicted,
     plot_confusion,
     plot_curves,
     read_splits,
@@ -109,6 +111,10 @@ def main(script_args: ClassificationArguments, training_args: ScratchTrainingArg
         plot_or_warn(plot_confusion, measured["test_confusion_matrix"], splits.names, output / "confusion_matrix")
         plot_or_warn(plot_curves, trainer.state.log_history, len(data.rows["train"]), output)
         write_classifier_card(training_args.output_dir, record)
+        confusion = measured["test_confusion_matrix"]
+        print(class_report(figures_by_class(confusion, splits.names)))
+        if warning := never_predicted(confusion, splits.names, script_args):
+            print(warning)
         print(
             f"test: accuracy {metrics['test_accuracy']:.2%}, macro F1 {metrics['test_macro_f1']:.4f} on {len(splits.texts['test'])} texts"
         )

@@ -1,4 +1,4 @@
-"""Trainer callbacks: a line for each log, perplexity, samples, the loss on training text, the curve redrawn live, a warning when a run overfits."""
+"""Trainer callbacks: a line for each log, perplexity, samples, loss on training text, the curve redrawn live, overfitting."""
 
 import json
 import sys
