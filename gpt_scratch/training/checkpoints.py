@@ -32,6 +32,7 @@ from .arguments import ScratchTrainingArguments
 from .callbacks import speak_in_lines
 from .preemption import PreemptionCallback
 from .resume import TRAINER_STATE, check_callbacks, check_optimizer, check_weights, read_trainer_state
+from .threads import ThreadsCallback
 
 MANIFEST = ".manifest.json"
 UNFINISHED = ".unfinished-checkpoint"  # in the output directory: the checkpoint that is being written
@@ -148,6 +149,7 @@ class ResumableTrainer(Trainer):
         if isinstance(self.args, ScratchTrainingArguments):
             self.allow_non_finite = self.args.allow_non_finite
         speak_in_lines(self)
+        self.add_callback(ThreadsCallback())
         self.preemption = PreemptionCallback(self)
         self.add_callback(self.preemption)  # last, after those that decide whether to evaluate and to save
 

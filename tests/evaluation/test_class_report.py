@@ -51,7 +51,10 @@ def test_the_plot_shows_shares_counts_rates_and_whole_labels(tmp_path, monkeypat
     texts = [text.get_text() for text in axes.texts]
     assert texts[:3] == ["6\n75%", "2\n25%", "0\n0%"]
     down, across = axes.get_yticklabels()[0].get_text(), axes.get_xticklabels()[0].get_text()
-    assert " ".join(down.split()) == f"{long[0]} 8 texts recall 75%, F1 0.71" and " ".join(across.split()) == f"{long[0]} precision 67%"
+    assert (
+        " ".join(down.split()) == f"{long[0]} 8 texts recall 75%, F1 0.71"
+        and " ".join(across.split()) == f"{long[0]} precision 67%"
+    )
     assert axes.get_title() and bar.get_ylabel() == "share of the row"
     figure = drawn[0]
     figure.canvas.draw()
