@@ -60,7 +60,7 @@ from gpt_scratch.training.classification import (
     write_mistakes,
 )
 from gpt_scratch.training.finetuning import describe_trainable, padding_share
-from gpt_scratch.training.optimizers import settle_learning_rate
+from gpt_scratch.training.optimizers import set_default_learning_rate
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 from gpt_scratch.training.run import checkpoint_to_resume, save_trained, write_record
 
@@ -78,7 +78,7 @@ def main(script_args: ClassificationArguments, training_args: ScratchTrainingArg
     data = encode_splits(script_args, splits, model, tokenizer)
     model = choose_trainable(model, script_args)
     trainable = describe_trainable(model)
-    settle_learning_rate(training_args, trainable[1], what_trains(script_args))
+    set_default_learning_rate(training_args, trainable[1], what_trains(script_args))
     grouped = training_args.train_sampling_strategy == "group_by_length"
     share = padding_share(data.rows["train"]["length"], training_args.per_device_train_batch_size, grouped)
     print(f"padding: {share:.1%} of the tokens in training batches{' grouped by length' if grouped else ''}")

@@ -59,7 +59,7 @@ class ScratchTrainingArguments(TrainingArguments):
         default=False,
         metadata={"help": "Go on where the loss or the gradient's norm is NaN or infinite, which ends a run otherwise."},
     )
-    # Open until the model is known: settle_learning_rate in optimizers.py.
+    # Open until the model is known: set_default_learning_rate in optimizers.py.
     learning_rate: float | None = dataclasses.field(
         default=None,
         metadata={"help": "Highest learning rate. Default: by the model's size and what trains, printed at the start."},

@@ -254,7 +254,7 @@ def choose_trainable(model: PreTrainedModel, args: ClassificationArguments) -> P
 
 
 def what_trains(args: ClassificationArguments) -> str:
-    """As `settle_learning_rate` names it."""
+    """As `set_default_learning_rate` names it."""
     if not args.model_name_or_path:
         return "new"
     return {"head": "head", "all": "all"}.get(str(args.trainable), "some")
