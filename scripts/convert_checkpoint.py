@@ -24,13 +24,14 @@ import torch
 
 from gpt_scratch import GPTScratchConfig
 from gpt_scratch.conversion.convert import export_weights, import_weights
-from gpt_scratch.conversion.export import LAYOUTS
 from gpt_scratch.conversion.formats import FORMATS, Options, recognize
 from gpt_scratch.conversion.safetensors_writer import parse_size
+from gpt_scratch.conversion.stock_layouts import LAYOUTS
 from gpt_scratch.conversion.verify import verify
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import atomic_directory, write_json
 from gpt_scratch.hub.cards import keep_card, write_conversion_card
+from gpt_scratch.provenance import describe_environment
 from gpt_scratch.ranges import check_flags
 from gpt_scratch.training.arguments import parse_config_overrides
 
@@ -92,8 +93,6 @@ def main(args: argparse.Namespace) -> dict:
         checkpoint.source = None  # what it keeps mapped is not needed for the proof
         proof = verify(folder, checkpoint.head, checkpoint.reference)
         proof.tensors_identical = identical
-        from gpt_scratch.training.run import describe_environment  # not before: it brings 90 MB of libraries beside the weights
-
         record = {
             "format": checkpoint.format,
             "to": args.to,

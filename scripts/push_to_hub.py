@@ -25,7 +25,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt_scratch.conversion.export import LAYOUTS
+from gpt_scratch.conversion.stock_layouts import LAYOUTS
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.hub.cards import name_repository
 from gpt_scratch.hub.contents import Contents, list_contents, missing_parts, shown

@@ -116,7 +116,7 @@ def test_a_mask_that_is_ignored(style):
         verdict,
         r"logits of rows padded on the left differ by \d\.\d \(the largest is \d\.\d+\); greedy tokens with the cache from prompts padded on "
         r"the left differ from the first one on, logits by \d\.\d \(the largest is \d\.\d+\); without padding all is equal: the "
-        r"attention mask is not heeded",
+        r"attention mask is ignored",
     ), verdict.line
 
 
@@ -125,7 +125,7 @@ def test_a_classifier_that_looks_at_the_padding():
     assert differs(
         verdict,
         r"logits of rows padded on the right differ by \d\.\d+ \(the largest is \d\.\d+\); logits of rows padded on the left differ by \d\.\d+ "
-        r"\(the largest is \d\.\d+\); without padding all is equal: the attention mask is not heeded",
+        r"\(the largest is \d\.\d+\); without padding all is equal: the attention mask is ignored",
     ), verdict.line
 
 
@@ -284,22 +284,22 @@ BROKEN = [
     (lambda content: content.pop("head"), "reference_outputs.json: key 'head' is missing"),
     (lambda content: content.pop("format"), "reference_outputs.json: key 'format' is missing"),
     (set_to("notes", value=1), "reference_outputs.json: key 'notes' is unknown"),
-    (set_to("head", value=["lm"]), "reference_outputs.json: head is not of the form"),
-    (set_to("date", value="2026\n\x1b[31m"), "reference_outputs.json: date is not of the form"),
+    (set_to("head", value=["lm"]), "reference_outputs.json: head has the wrong form"),
+    (set_to("date", value="2026\n\x1b[31m"), "reference_outputs.json: date has the wrong form"),
     (set_to("versions", value={}), "reference_outputs.json: versions: key 'gpt_scratch' is missing"),
-    (set_to("versions", "torch", value=2), "versions: torch is not of the form"),
-    (set_to("largest_logit", value=math.nan), "largest_logit is not of the form"),
-    (set_to("prompts", value=[]), "prompts is not of the form"),
-    (set_to("prompts", 1, value=7), "prompts is not of the form"),
-    (set_to("prompts", 1, "input_ids", value=[1, -1]), "prompt 1: input_ids is not of the form"),
-    (set_to("prompts", 1, "input_ids", value=[1] * 5000), "prompt 1: input_ids is not of the form"),
-    (set_to("prompts", 1, "input_ids", value=[True]), "prompt 1: input_ids is not of the form"),
+    (set_to("versions", "torch", value=2), "versions: torch has the wrong form"),
+    (set_to("largest_logit", value=math.nan), "largest_logit has the wrong form"),
+    (set_to("prompts", value=[]), "prompts has the wrong form"),
+    (set_to("prompts", 1, value=7), "prompts has the wrong form"),
+    (set_to("prompts", 1, "input_ids", value=[1, -1]), "prompt 1: input_ids has the wrong form"),
+    (set_to("prompts", 1, "input_ids", value=[1] * 5000), "prompt 1: input_ids has the wrong form"),
+    (set_to("prompts", 1, "input_ids", value=[True]), "prompt 1: input_ids has the wrong form"),
     (set_to("prompts", 2, "continuation", value=[1]), "prompt 2: its rows are not one for each token"),
     (set_to("prompts", 0, "top_logits", value=[[1.0]] * 8), "prompt 0: top_ids and top_logits are of different shapes"),
-    (set_to("prompts", 0, "top_logits", 1, value=[1.0]), "prompt 0: top_logits is not of the form"),
-    (set_to("prompts", 0, "top_ids", value=[]), "prompt 0: top_ids is not of the form"),
+    (set_to("prompts", 0, "top_logits", 1, value=[1.0]), "prompt 0: top_logits has the wrong form"),
+    (set_to("prompts", 0, "top_ids", value=[]), "prompt 0: top_ids has the wrong form"),
     (set_to("batches", value=[None]), "batch 0 is not an object"),
-    (set_to("batches", 1, "attention_mask", 0, 0, value=2), "batch 1: attention_mask is not of the form"),
+    (set_to("batches", 1, "attention_mask", 0, 0, value=2), "batch 1: attention_mask has the wrong form"),
     (set_to("batches", 1, "input_ids", value=[[1]]), "batch 1: its tables must have one shape"),
     (set_to("batches", 0, "position_ids", value=[[1]]), "batch 0: its tables must have one shape"),
 ]
@@ -337,7 +337,7 @@ def test_nothing_to_compare_with(tmp_path):
         UNKNOWN, "there is no reference_outputs.json: what the model computed when it was written is not known"
     )
     verdict = verify_checkpoint.verify_checkpoint("ada/nowhere", "v1")
-    assert verdict.status == UNKNOWN and verdict.line.startswith("reference_outputs.json cannot be had: ")
+    assert verdict.status == UNKNOWN and verdict.line.startswith("reference_outputs.json cannot be fetched: ")
     verdict = verify_checkpoint.verify_checkpoint(str(tmp_path), "v1")
     assert verdict == Verdict(UNKNOWN, "--revision is for names on the Hub, and this is a directory")
 
@@ -389,7 +389,8 @@ def test_the_script_and_the_file_alone(faulty):
     done = run(FILE, "model", cwd=faulty.parent)  # the package is not there, and nobody has trusted the code
     assert done.returncode == UNKNOWN
     assert (
-        done.stderr == "error: model: needs code that is not installed here: --trust_remote_code runs the one in the checkpoint\n"
+        done.stderr
+        == "error: model: needs code that is not installed here: --trust_remote_code runs the code in the checkpoint\n"
     )
     (faulty / "right.py").rename(faulty / "modeling_gpt_scratch.py")
     for command in (SCRIPT, FILE):

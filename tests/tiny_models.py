@@ -10,9 +10,10 @@ import torch
 
 import gpt_scratch
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
+from gpt_scratch.files import CODE_PATTERN
 
 # The code that saving a model copies beside the weights: all of it stands at the root of the package, under such names.
-CODE_FILES = sorted(path.name for path in Path(gpt_scratch.__file__).parent.glob("*_gpt_scratch.py"))
+CODE_FILES = sorted(path.name for path in Path(gpt_scratch.__file__).parent.glob(CODE_PATTERN))
 
 SIZES = {
     "vocab_size": 61,

@@ -1,4 +1,4 @@
-"""What a model expects next at each place of a text, how surprised it was, and how sampling settings reshape its choice."""
+"""A model's predictions at each position of a text, the surprisal of each token, and how sampling settings reshape a distribution."""
 
 import html
 from collections.abc import Sequence
@@ -81,7 +81,7 @@ def sampling_distribution(
 
 @torch.no_grad()
 def logit_lens(model: GPTScratchForCausalLM, input_ids: torch.Tensor) -> torch.Tensor:
-    """What the head would say after the embedding and after each layer, (layers + 1, T, V); the last is the model's own logits.
+    """The head's logits after the embedding and after each layer, (layers + 1, T, V); the last is the model's own logits.
 
     nostalgebraist 2020, "interpreting GPT: the logit lens": the hidden states of each layer through the final norm and the head.
 
@@ -96,7 +96,7 @@ def logit_lens(model: GPTScratchForCausalLM, input_ids: torch.Tensor) -> torch.T
 
 
 def write_surprise_html(places: Sequence[Place], path: str | Path, title: str = "") -> Path:
-    """The text, each token on a ground that is the redder the less it was expected; hovering tells the figures."""
+    """The text as HTML: a token's background is redder the less it was expected; hovering shows the figures."""
     spans = []
     heading = html.escape(printable(title))
     for place in places:
@@ -107,8 +107,8 @@ def write_surprise_html(places: Sequence[Place], path: str | Path, title: str = 
             continue
         share = min(place.surprise / MOST_SURPRISE, 1.0)
         expected = ", ".join(f"{token} {probability:.1%}" for token, probability in place.expected)
-        told = html.escape(f"rank {place.rank}, {place.surprise:.1f} bits; expected: {expected}", quote=True)
-        spans.append(f'<span style="background: rgba(220, 60, 30, {share:.2f})" title="{told}">{shown}</span>')
+        tooltip = html.escape(f"rank {place.rank}, {place.surprise:.1f} bits; expected: {expected}", quote=True)
+        spans.append(f'<span style="background: rgba(220, 60, 30, {share:.2f})" title="{tooltip}">{shown}</span>')
     scored = [place.surprise for place in places if place.surprise is not None]
     mean = sum(scored) / max(len(scored), 1)
     page = (

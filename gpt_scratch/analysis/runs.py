@@ -1,4 +1,4 @@
-"""A finished run from nothing but its `trainer_state.json` (or `metrics.json`): loss, perplexity, learning rate, gradient norm."""
+"""A finished run from its `trainer_state.json` alone (or `metrics.json`): loss, perplexity, learning rate, gradient norm."""
 
 import json
 import math
@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import UserError
-from ..plots import History, new_figure, overfitting_step, save_figure, series
+from ..plots import History, new_figure, save_figure, series
+from .overfitting import overfitting_step
 
 PANELS = {
     "loss": ("loss (nats per token)", {"eval_loss": "-", "train_eval_loss": ":", "loss": "--"}),

@@ -1,4 +1,4 @@
-"""From a text file to batches of blocks: tokens per second, beside the way of transformers' example script run_clm.py."""
+"""From a text file to batches of blocks: tokens per second, compared with transformers' example script run_clm.py."""
 
 import tempfile
 import time

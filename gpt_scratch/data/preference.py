@@ -38,7 +38,7 @@ def preference_rows(data: Conversations, style: str) -> tuple[datasets.Dataset, 
 
     >>> pair = {"instruction": "Greet.", "input": "", "chosen": "Hello.", "rejected": "What?"}
     >>> preference_rows(Conversations([pair], ["row 0"]), "alpaca")[0][0]["rejected"]
-    [{'content': 'What?', 'role': 'assistant'}]
+    [{'role': 'assistant', 'content': 'What?'}]
     """
     table: dict[str, list[list[dict[str, str]]]] = {"prompt": [], "chosen": [], "rejected": []}
     for record in data.records:

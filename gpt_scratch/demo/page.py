@@ -1,6 +1,6 @@
 """The page itself, in Gradio: generation, next-token probabilities, attention, tokenizers, classifier, chat.
 
-Whatever comes from a visitor is checked in the functions here (see `limits`), since a request can skip the sliders.
+All input of a visitor is checked in the functions here (see `limits`), since a request can skip the sliders.
 """
 
 from collections.abc import Callable, Iterator

@@ -18,7 +18,7 @@ def evaluate_loss(
 
     The sum over all predicted tokens is divided by their number once, so the result does not depend on the batch size, on how padding is
     spread, or on the number of processes, which Trainer's eval_loss does. Dropout is off during the call; the model is left as it was.
-    Processes of a distributed run must all call it: they share the batches out, and get the same result.
+    Processes of a distributed run must all call it: the batches are divided among them, and all get the same result.
 
     Args:
         model: takes `labels` and `num_items_in_batch` and returns a loss.
@@ -35,7 +35,7 @@ def evaluate_loss(
     process = dist.get_rank() if dist.is_initialized() else 0
     batches = [list(range(start, min(start + batch_size, len(rows)))) for start in range(0, len(rows), batch_size)]
     mine = batches[process::processes]
-    # A sharded model is computed by all together: who has one batch less computes another one, which is not counted.
+    # A sharded model is computed by all together: a process with one batch less computes another one, which is not counted.
     extra = [batches[0]] if len(mine) < -(-len(batches) // processes) else []
     for number, batch in enumerate(DataLoader(rows, batch_sampler=[*mine, *extra], collate_fn=collate)):
         batch = {name: value.to(device) for name, value in batch.items()}

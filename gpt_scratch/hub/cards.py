@@ -167,7 +167,7 @@ def write_instruction_card(output_dir: str, record: dict[str, Any]) -> None:
 
 
 def write_preference_card(output_dir: str, method: str, record: dict[str, Any]) -> None:
-    """Write `README.md` into the directory of a model taught by preferences, in the place of TRL's own.
+    """Write `README.md` into the directory of a model trained on preferences, in place of TRL's own.
 
     Args:
         method: "dpo", "grpo", or "reward" for a model that scores replies.
@@ -213,7 +213,7 @@ def write_conversion_card(output_dir: str, title: str, record: dict[str, Any]) -
 
 
 def name_repository(output_dir: str, repository: str) -> bool:
-    """Write the repository's name into the example of a card of ours, once it is known; says whether there was a place for it."""
+    """Write the repository's name into the example of a card of ours, once it is known; returns whether there was a place for it."""
     path = Path(output_dir) / "README.md"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if f'"{NAME}"' not in text:
@@ -305,7 +305,7 @@ def _chosen(metrics: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _data(description: dict[str, Any]) -> str:
-    """What each split was made of: the counts that the run took."""
+    """Statistics of each split: the counts that the run took."""
     splits = {
         split: ", ".join(
             f"{value:,} {name.replace('_', ' ')}"

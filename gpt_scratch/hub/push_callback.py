@@ -45,7 +45,7 @@ class PushToHub(TrainerCallback):
             self.repository = open_repository(name, args.hub_private_repo, args.hub_revision or "main", self.token)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        """Upload a checkpoint. What goes wrong with it is told, and training goes on."""
+        """Upload a checkpoint. A failure is reported, and training continues."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         # Not an adapter's: its files would stand beside the merged model's later, and be loaded in its place.
         if self.repository is None or not self.every_save or not (folder / "config.json").is_file():
@@ -59,7 +59,7 @@ class PushToHub(TrainerCallback):
         """Upload the whole output directory, when everything is in it and computes what it should; `None` where nothing was to be pushed.
 
         Raises:
-            UserError: it does not, or it could not be uploaded; the message says that it is all there, and how to go on.
+            UserError: it does not, or it could not be uploaded; the message says that everything is saved, and how to upload it.
         """
         if self.repository is None:
             return None

@@ -17,7 +17,7 @@ from ..errors import UserError
 
 PATH = "an absolute path of a machine"
 OWN_VALUE = "the value of a secret of this environment"
-# What the rules below and those of kingfisher look for, for people.
+# What the rules below and those of kingfisher look for, for messages.
 KINDS = (
     "access tokens and keys of services", "private keys", "JSON web tokens", "passwords in addresses, settings and .netrc lines",
     "values of this environment's secrets", "absolute paths of machines",
@@ -60,7 +60,7 @@ EXAMPLES = re.compile(
     rb"(?i:.{0,3}(?:passw|secret|token|example|your|my-|changeme|none|null|true|false)|.*(?:environ|getenv|config\.|args\.))"
 )
 SECRET_VARIABLES = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$")
-# Folders that machines keep users' files in; /usr or /dev in a text say nothing about anybody.
+# Folders that machines keep users' files in; /usr or /dev in a text identify nobody.
 PATHS = re.compile(
     rb"/(?:home|Users|root|tmp|mnt|media|srv|opt|var|private|Volumes|work|workspace|scratch|content|kaggle|gpfs|lustre|nfs)/[\w.-]+"
     rb"|:(?:\\\\?|/)Users(?:\\\\?|/)[\w.-]+"

@@ -1,7 +1,7 @@
 """Find what must not be published in the files of an upload: in texts and binary files, in what is packed and encoded in them, in names.
 
 Files are read in windows that overlap, so that a checkpoint of any size takes the memory of one window. Of binary data the printable
-runs are looked at; random weights hold none that a rule takes for a secret. Findings say where they are, never what they are.
+runs are looked at; random weights hold none that a rule takes for a secret. A finding names its place, never its value.
 """
 
 import base64
@@ -63,7 +63,7 @@ class Scan:
 
     @staticmethod
     def looks_for() -> str:
-        """What is looked for and where, for people."""
+        """What is looked for and where, for messages."""
         return f"{', '.join(KINDS[:-1])}, and {KINDS[-1]}; {WHERE}"
 
 

@@ -129,7 +129,7 @@ class _Xz(io.RawIOBase):
                     return b""
                 self.decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=128 * 2**20)
             elif not data and self.decoder.needs_input:
-                raise EOFError("it ends in the midst")
+                raise EOFError("it is truncated")
             if piece := self.decoder.decompress(data, count):
                 return piece
 

@@ -1,9 +1,9 @@
-"""Chat templates are programs by whoever published a model: rendered in a process of their own, within limits of time and memory.
+"""Chat templates are programs written by a model's publisher: rendered in a process of their own, within limits of time and memory.
 
 transformers' sandbox keeps a template from files and attributes; but one expression, `{{ (7**99999999) % 3 }}`, keeps the interpreter
-busy for minutes, and nothing in its process can end that: it is one operation, and no thread or signal comes in between. Another process
-can be killed, and its memory limited. transformers' own functions run there (`template_process.py`), so what comes out is what
-`apply_chat_template` gives anywhere else; the template is not even compiled here, since compiling already computes its constants.
+busy for minutes, and nothing in its process can end that: it is one operation, which no thread or signal interrupts. Another process can
+be killed, and its memory limited. transformers' own functions run there (`template_process.py`), so what comes out is what
+`apply_chat_template` gives anywhere else; the template is not even compiled here, since compiling evaluates its constants.
 """
 
 import atexit
@@ -93,13 +93,13 @@ class Renderer:
         self._lock = threading.Lock()
         self._process: subprocess.Popen | None = None
         self._owner = 0  # a fork has its parent's pipes, but needs a process of its own
-        self._deadline = math.inf  # of the rendering that goes on, by the monotonic clock
+        self._deadline = math.inf  # of the current rendering, by the monotonic clock
 
     def call(self, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
         """The result of a function of transformers' `chat_template_utils`.
 
         Args:
-            args, kwargs: texts, numbers, None, and lists, tuples and dictionaries of these.
+            args, kwargs: strings, numbers, None, and lists, tuples and dictionaries of these.
 
         Raises:
             UserError: the function fails or exceeds a limit.
@@ -107,7 +107,9 @@ class Renderer:
         try:
             request = marshal.dumps((name, args, kwargs, SECONDS, MEBIBYTES, MAX_CHARACTERS))
         except ValueError as error:
-            raise UserError(f"{REFUSED}: messages, tools and documents must be texts, numbers, lists and dictionaries") from error
+            raise UserError(
+                f"{REFUSED}: messages, tools and documents must be strings, numbers, lists and dictionaries"
+            ) from error
         with self._lock:
             answer = self._exchange(request)
         if "error" in answer:
@@ -127,7 +129,7 @@ class Renderer:
         except (OSError, ValueError):  # it was killed, or ended by itself
             self.stop()
             late = time.monotonic() >= deadline
-            return {"error": f"it was not done after {SECONDS:g} seconds" if late else "it ended the process that rendered it"}
+            return {"error": f"it did not finish within {SECONDS:g} seconds" if late else "it ended the process that rendered it"}
         except BaseException:  # Ctrl-C: an answer that comes later would be taken for the next one's
             self.stop()
             raise

@@ -16,10 +16,11 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from ..errors import UserError
 from .chat_template import apply_chat_template
 from .decoding import compiled_generation, prepare_for_decoding
+from .generation import remaining_positions
 
 logger = logging.getLogger("gpt_scratch.serving")
 
-# What is taken over from a model's own generation_config.json: nothing of it may make one request cost what a thousand cost.
+# Settings taken from a model's own generation_config.json: none of them may make one request as expensive as a thousand.
 KEPT = (
     "bos_token_id",
     "eos_token_id",
@@ -32,7 +33,7 @@ KEPT = (
     "repetition_penalty",
 )
 
-# Replaced by the server's own: not worth a line.
+# Replaced by the server's own: not reported.
 HARMLESS = {"_from_model_config", "transformers_version", "max_new_tokens", "max_length"}
 HARMLESS |= {"use_cache", "output_attentions", "output_hidden_states"}
 
@@ -42,7 +43,7 @@ class GenerationEnded(Exception):
 
 
 class ModelFailed(Exception):
-    """The model could not answer, by no fault of the request; the details are in the server's log."""
+    """The model failed, through no fault of the request; the details are in the server's log."""
 
 
 @dataclass
@@ -50,8 +51,8 @@ class Generation:
     """The one request that is being answered."""
 
     sample: bool | None = None  # None: as the model's own settings say
-    ended: str | None = None  # the reason, once it is to end
-    error: Exception | None = None  # what it failed with
+    ended: str | None = None  # the reason, once it must end
+    error: Exception | None = None  # the failure, if any
     started: float = field(default_factory=time.monotonic)
 
 
@@ -88,13 +89,11 @@ class ServedModel:
 
     def _generate(self, current: Generation, inputs: Any, generation_config: Any, **kwargs: Any) -> Any:
         ids = inputs if inputs is not None else kwargs["input_ids"]
-        positions = self.model.config.get_text_config().max_position_embeddings
-        if ids.shape[1] >= positions:
-            raise UserError(f"the request has {ids.shape[1]:,} tokens, and the model {positions:,} positions: shorten it")
+        left = remaining_positions(self.model, ids.shape[1], "the request")
         if ids.shape[1] == 0:
             raise UserError("the request has no tokens: give a text to continue")
         # In place: the handler compares with it to tell a finished reply from one that was cut.
-        generation_config.max_new_tokens = min(generation_config.max_new_tokens, positions - ids.shape[1])
+        generation_config.max_new_tokens = min(generation_config.max_new_tokens, left)
         if current.sample is not None:
             generation_config.do_sample = current.sample
         criteria: list[StoppingCriteria] = [_EndedFromOutside(current)]

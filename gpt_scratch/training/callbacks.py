@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
+from ..analysis.overfitting import overfitting_step
 from ..evaluation.perplexity import evaluate_loss, perplexity
-from ..plots import overfitting_step, plot_losses, plot_or_warn
+from ..inference.generation import generate_ids, pad_left, padding_id
+from ..plots import plot_losses, plot_or_warn
 
 # Of what Trainer and TRL log: how it is called in a line. What is in neither table is shown by its own name.
 LOG_NAMES = {
@@ -155,17 +157,11 @@ class SamplesCallback(TrainerCallback):
         ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"] or [self.tokenizer.eos_token_id]
         # The prompt gives way where both do not fit: absolute positions end at max_position_embeddings.
         ids = ids[-max(1, model.config.max_position_embeddings - self.max_new_tokens) :]
-        new_tokens = min(self.max_new_tokens, model.config.max_position_embeddings - len(ids))
-        sampling = {"do_sample": True, "temperature": self.temperature, "top_k": 50} if self.temperature else {"do_sample": False}
-        inputs = torch.tensor([ids], device=model.device)
-        output = model.generate(
-            inputs,
-            attention_mask=torch.ones_like(inputs),
-            max_new_tokens=new_tokens,
-            pad_token_id=self.tokenizer.pad_token_id,
-            **sampling,
-        )
-        return self.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
+        pad_id = padding_id(self.tokenizer)
+        sampling: dict[str, Any] = {"top_k": 50} if self.temperature else {}
+        inputs = pad_left([ids], pad_id, model.device)
+        output = generate_ids(model, inputs, self.max_new_tokens, self.temperature, pad_token_id=pad_id, **sampling)
+        return self.tokenizer.decode(output[0], skip_special_tokens=True)
 
 
 class CurveCallback(TrainerCallback):

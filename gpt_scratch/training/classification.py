@@ -40,11 +40,9 @@ from ..plots import new_figure, save_figure, save_lines
 from ..tokenization.byte_pair import train_byte_level_bpe
 from .arguments import parse_config_overrides
 from .checkpoints import ResumableTrainer
-from .finetuning import add_lora, dropout_overrides, refuse_files_of_no_split, settle_trainable, train_last_blocks
+from .finetuning import SPLITS, add_lora, dropout_overrides, refuse_files_of_no_split, settle_trainable, train_last_blocks
 from .losses import balanced_class_weights, classification_loss
 from .run import evaluation_curve, run_figures
-
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass

@@ -11,6 +11,7 @@ from ..errors import UserError, innermost, one_line
 from ..inference.loading import check_rows, load_config, load_model, load_tokenizer
 from .arguments import parse_config_overrides
 
+SPLITS = ("train", "validation", "test")
 DROPOUTS = {"drop_rate", "embedding_dropout", "attention_dropout", "residual_dropout", "embd_pdrop", "attn_pdrop", "resid_pdrop"}
 
 EARLIER_SPELLINGS = {"last_block": 1, "last_two_blocks": 2}  # of --trainable last_blocks --train_last_blocks N

@@ -34,10 +34,9 @@ from ..errors import UserError
 from ..evaluation.perplexity import evaluate_loss
 from ..files import write_json
 from .callbacks import CurveCallback, OverfittingCallback, PerplexityCallback, SamplesCallback
-from .finetuning import add_lora, padding_share, refuse_files_of_no_split, settle_trainable, train_last_blocks
+from .finetuning import SPLITS, add_lora, padding_share, refuse_files_of_no_split, settle_trainable, train_last_blocks
 from .run import evaluation_curve, run_figures
 
-SPLITS = ("train", "validation", "test")
 LITTLE_ROOM = 64  # tokens, some two sentences: a model whose prompts leave less is hardly of use
 
 

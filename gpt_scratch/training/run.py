@@ -2,26 +2,17 @@
 
 import json
 import os
-import platform
-import shlex
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import accelerate
-import datasets
-import tokenizers
-import torch
 import transformers
 from transformers import Trainer
 
-from .. import __version__
 from ..errors import UserError, innermost, one_line
 from ..files import write_json
+from ..provenance import describe_environment, without_folders
 from ..reference_outputs import FILE, write_reference_outputs
 from .checkpoints import damage, newest_whole_checkpoint
 from .lock import lock_output_directory
@@ -51,44 +42,6 @@ def checkpoint_to_resume(output_dir: str, resume_from_checkpoint: str | None) ->
     return resume_from_checkpoint
 
 
-def describe_environment() -> dict[str, Any]:
-    """Versions, hardware and the command of this run, so that a figure can be traced to it. Holds no path of this machine."""
-    cuda = torch.cuda.is_available()
-    return {
-        "command": shlex.join([os.path.basename(sys.argv[0]), *(_without_folder(word) for word in sys.argv[1:])]),
-        "commit": _commit(),
-        "versions": {"gpt_scratch": __version__}
-        | {module.__name__: module.__version__ for module in (torch, transformers, datasets, tokenizers, accelerate)},
-        "python": platform.python_version(),
-        "hardware": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def _without_folder(word: str) -> str:
-    flag, separator, value = ("", "", word) if os.path.isabs(word) or "=" not in word else word.partition("=")
-    return flag + separator + (os.path.basename(value.rstrip("/")) if os.path.isabs(value) else value)
-
-
-def _public(value: Any) -> Any:
-    """Without the folders of this machine."""
-    if isinstance(value, list):
-        return [_public(item) for item in value]
-    return _without_folder(value) if isinstance(value, str) else value
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that the package runs from; `None` where it is installed from a wheel."""
-    folder = Path(__file__).resolve().parent
-    found = subprocess.run(
-        ["git", "-C", str(folder), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
-    tracked = subprocess.run(
-        ["git", "-C", str(folder), "ls-files", "--error-unmatch", __file__], capture_output=True, check=False
-    )
-    return found.stdout.strip() if found.returncode == 0 and tracked.returncode == 0 else None
-
-
 def save_trained(trainer: Trainer) -> None:
     """Write model, tokenizer and trainer state to the output directory: first of all, since whatever follows training may fail."""
     trainer.save_model()
@@ -108,8 +61,8 @@ def write_record(trainer: Trainer, script_args: Any, metrics: dict[str, Any]) ->
     record = {
         "metrics": {name: value for name, value in metrics.items() if value is not None},
         "parameters": trainer.model.num_parameters(),
-        "script_arguments": {name: _public(value) for name, value in asdict(script_args).items() if value is not None},
-        "training_arguments": {name: _public(value) for name, value in _changed_arguments(trainer.args).items()},
+        "script_arguments": {name: without_folders(value) for name, value in asdict(script_args).items() if value is not None},
+        "training_arguments": {name: without_folders(value) for name, value in _changed_arguments(trainer.args).items()},
         "environment": describe_environment(),
     }
     record = json.loads(json.dumps(record))  # as it is read again: tuples are lists there

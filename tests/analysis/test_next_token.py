@@ -1,4 +1,4 @@
-"""Ranks, surprises, the lens and sampling settings against the definition, transformers and the book."""
+"""Ranks, surprisals, the lens and sampling settings against the definition, transformers and the book."""
 
 import math
 from html.parser import HTMLParser

@@ -98,7 +98,7 @@ JSONS = {
     "nested 200,000 deep": ("[" * 200_000, "nested too deeply"),
     "objects nested 200,000 deep": ('{"a":' * 200_000, "nested too deeply"),
     "a number of 5,000 digits": ('{"model_type": ' + "9" * 5_000 + "}", "digits"),
-    "no UTF-8": ("\udcff", "is no JSON"),
+    "no UTF-8": ("\udcff", "is not JSON"),
 }
 
 

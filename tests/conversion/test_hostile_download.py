@@ -1,4 +1,4 @@
-"""Servers that send something else than the file that was asked for: one line, in bounds of time and memory, and what is whole is kept."""
+"""Servers that send something other than the requested file: one line, in bounds of time and memory, and complete files are kept."""
 
 import contextlib
 import json

@@ -326,7 +326,7 @@ def test_broken_directories_are_refused(refused, tmp_path):
     break_config(original, model_type="bert")
     assert "model_type 'bert'; gpt2, llama, mistral" in refused(original)
     (original / "config.json").write_text("{", encoding="utf-8")
-    assert "config.json is no JSON" in refused(original)
+    assert "config.json is not JSON" in refused(original)
     (original / "config.json").write_bytes(config)
     break_config(original, n_layer=3)
     message = refused(original)
@@ -406,7 +406,7 @@ def test_a_stock_classifier_without_a_pad_token_is_verified_row_by_row(convert, 
     assert verify_checkpoint(str(stock)).status == EQUAL
 
 
-def test_rounding_is_told_from_another_function(convert, tmp_path, capsys, monkeypatch):
+def test_rounding_is_distinguished_from_another_function(convert, tmp_path, capsys, monkeypatch):
     """A difference beyond the tolerance in float32 is looked at again in float64, where rounding is gone."""
     from gpt_scratch.conversion import verify
 

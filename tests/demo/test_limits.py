@@ -1,4 +1,4 @@
-"""What a visitor gives to the page, checked without Gradio: texts, numbers, names, and whole requests at the middleware."""
+"""A visitor's input to the page, checked without Gradio: texts, numbers, names, and whole requests at the middleware."""
 
 import asyncio
 import html
@@ -208,8 +208,8 @@ def test_closed_addresses():
         assert ask("/gradio_api/queue/join", method) == 404
 
 
-@pytest.mark.fault("a page elsewhere, or under another name for this machine, that talks to the page", **BOUNDS)
-def test_pages_elsewhere():
+@pytest.mark.fault("a page of another origin, or under another name for this machine, that calls the page", **BOUNDS)
+def test_pages_of_other_origins():
     for headers in (
         {b"host": b"attacker.example"},
         {b"host": b"localhost.attacker.example:7860"},

@@ -178,8 +178,8 @@ def test_a_body_without_a_length_is_bounded(server):
     [
         pytest.param({"Host": "evil.example"}, 403, "Host", marks=pytest.mark.fault("a foreign Host header (DNS rebinding)", seconds=2, mebibytes=MEBIBYTES)),
         pytest.param({"Host": "127.0.0.1@evil.example"}, 400, "Host", marks=pytest.mark.fault("a Host header with a user", seconds=2, mebibytes=MEBIBYTES)),
-        pytest.param({"Origin": "http://evil.example"}, 403, "pages elsewhere", marks=pytest.mark.fault("a request from a page elsewhere", seconds=2, mebibytes=MEBIBYTES)),
-        pytest.param({"Origin": "null"}, 403, "pages elsewhere", marks=pytest.mark.fault("a request from a sandboxed page", seconds=2, mebibytes=MEBIBYTES)),
+        pytest.param({"Origin": "http://evil.example"}, 403, "pages of other origins", marks=pytest.mark.fault("a request from another origin", seconds=2, mebibytes=MEBIBYTES)),
+        pytest.param({"Origin": "null"}, 403, "pages of other origins", marks=pytest.mark.fault("a request from a sandboxed page", seconds=2, mebibytes=MEBIBYTES)),
         pytest.param({"Content-Type": "text/plain"}, 415, "application/json", marks=pytest.mark.fault("JSON as plain text, which a page may send without asking", seconds=2, mebibytes=MEBIBYTES)),
         pytest.param({"Content-Encoding": "gzip"}, 415, "not compressed", marks=pytest.mark.fault("a compressed request", seconds=2, mebibytes=MEBIBYTES)),
         pytest.param({"Authorization": ""}, 401, "API key", marks=pytest.mark.fault("a request without the API key", seconds=2, mebibytes=MEBIBYTES)),
@@ -241,9 +241,9 @@ def test_a_long_generation_really_ends(server, question, stream):
     status, _, text = server.ask(COMPLETIONS, question | {"max_tokens": 3000, "stream": stream})
     assert 1.9 < time.monotonic() - start < 6
     assert status == (200 if stream else 504)
-    assert "the time limit of 2 s is over" in json.loads(text.split("data: ")[-1])["error"]["message"]
+    assert "the time limit of 2 s is exceeded" in json.loads(text.split("data: ")[-1])["error"]["message"]
     start = time.monotonic()
-    assert server.ask(COMPLETIONS, question)[0] == 200 and time.monotonic() - start < 4  # nothing goes on behind it
+    assert server.ask(COMPLETIONS, question)[0] == 200 and time.monotonic() - start < 4  # nothing runs on in the background
 
 
 def test_a_client_that_goes_away_frees_its_turn(server, question):

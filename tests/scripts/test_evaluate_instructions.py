@@ -79,7 +79,7 @@ def test_replies_and_what_is_known_of_them(script, folder):
         (["--replies_file", "test.json", "--judge_url", "http://127.0.0.1:1"], "--judge_model"),
     ],
 )
-def test_bad_input_is_told(script, folder, argv, message):
+def test_bad_input_is_refused_in_one_line(script, folder, argv, message):
     module = script("evaluate_instructions")
     with pytest.raises(UserError, match=message):
         module.main(module.parse(argv))

@@ -31,6 +31,16 @@ def train_with_tokenizers(texts, vocab_size, min_frequency=2) -> Tokenizer:
     return tokenizer
 
 
+def from_fast(tokenizer) -> BytePairTokenizer:
+    """The from-scratch form of a byte-level BPE with GPT-2's pre-tokenization that the library has loaded."""
+    form = json.loads(tokenizer.backend_tokenizer.to_str())
+    assert form["normalizer"] is None and form["pre_tokenizer"]["use_regex"] and not form["pre_tokenizer"]["add_prefix_space"]
+    ids, special = form["model"]["vocab"], {token["content"]: token["id"] for token in form["added_tokens"]}
+    tokens = {id: token for token, id in (ids | special).items()}
+    merges = {(ids[left], ids[right]): ids[left + right] for left, right in form["model"]["merges"]}
+    return BytePairTokenizer(tokens, merges, special)
+
+
 def assert_equal_training(texts, vocab_size, min_frequency=2) -> BytePairTokenizer:
     theirs = train_with_tokenizers(texts, vocab_size, min_frequency)
     ours = train_byte_pair(texts, vocab_size, min_frequency, special_tokens=())
@@ -113,7 +123,7 @@ def test_pieces_are_counted_over_parts_of_a_text(monkeypatch):
 
 def test_ids_are_gpt2s_bytes_then_merges_then_special_tokens(shared_data):
     tokenizer = train_byte_pair([TEXT], 300)
-    gpt2 = BytePairTokenizer.from_fast(load_gpt2_tokenizer(shared_data / "gpt2"))
+    gpt2 = from_fast(load_gpt2_tokenizer(shared_data / "gpt2"))
     assert [tokenizer.tokens[id] for id in range(256)] == [gpt2.tokens[id] for id in range(256)]
     assert set(tokenizer.merges.values()) == set(range(256, 298))
     assert tokenizer.special_tokens == {END_OF_TEXT: 298, PADDING: 299}
@@ -177,7 +187,7 @@ def test_saved_tokenizer_loads_in_a_fresh_process_without_this_package(tokenizer
 
 def test_gpt2_from_scratch_gives_openais_ids(shared_data):
     gpt2 = load_gpt2_tokenizer(shared_data / "gpt2")
-    tokenizer = BytePairTokenizer.from_fast(gpt2)
+    tokenizer = from_fast(gpt2)
     assert tokenizer.encode("Hello, do you like tea? <|endoftext|> In the sunlit terraces of someunknownPlace.") == [
         15496, 11, 466, 345, 588, 8887, 30, 220, 50256, 554, 262, 4252, 18250, 8812, 2114, 286, 617, 34680, 27271, 13,
     ]  # fmt: skip  # the book, section 2.6

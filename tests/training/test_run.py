@@ -1,28 +1,10 @@
 """What a run says of itself."""
 
-import pytest
 from tiny_models import tiny_model
 from transformers import Trainer, TrainingArguments
 
 from gpt_scratch.training import run
 from gpt_scratch.training.pretraining import PretrainingArguments
-from gpt_scratch.training.run import describe_environment
-
-
-@pytest.mark.parametrize(
-    "word, shown",
-    [
-        ("/home/anna/in.txt", "in.txt"),
-        ("/home/anna/a=b/in.txt", "in.txt"),
-        ("--train_file=/home/anna/in.txt", "--train_file=in.txt"),
-        ("nanogpt=/home/anna/adapter.py:build", "nanogpt=adapter.py:build"),
-        ("runs/one", "runs/one"),
-        ("n_embd=64,n_layer=2", "n_embd=64,n_layer=2"),
-    ],
-)
-def test_the_command_names_no_folder_of_the_machine(word, shown, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["/home/anna/scripts/benchmark.py", word])
-    assert describe_environment()["command"] == f"benchmark.py {shown}"
 
 
 def test_reference_outputs_that_cannot_be_written_do_not_cost_the_run(tmp_path, monkeypatch, capsys):

@@ -63,7 +63,7 @@ def test_a_graph_of_other_weights_is_refused_and_leaves_nothing(runtime, checkpo
     assert not (tmp_path / "onnx").exists()
 
 
-def test_missing_packages_and_full_directories_are_told_at_once(checkpoint, tmp_path, monkeypatch):
+def test_missing_packages_and_full_directories_are_refused_at_once(checkpoint, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(onnx_export.importlib.util, "find_spec", lambda name: None)
         with pytest.raises(UserError, match=r"ONNX needs onnx, onnxscript, onnxruntime: pip install \"gpt_scratch\[export\]\""):

@@ -1,7 +1,7 @@
-"""The other roads that a checkpoint can take, run on one model and one text: what each loses, and how large it is.
+"""Compatibility with the tools of the ecosystem: each integration is run on one model and one text, and its result compared.
 
-Every road is compared with the model in float32 in this process. Perplexity is over all windows of the text, the largest
-difference in logits over the first two. A road whose package is not installed is listed as not run.
+The reference is the model in float32 in this process. Perplexity is over all windows of the text, the largest absolute
+difference in logits over the first two. An integration whose package is not installed is listed as not run.
 """
 
 import gc
@@ -96,7 +96,7 @@ def size(folder: Path, pattern: str = "*.safetensors") -> int:
     return sum(file.stat().st_size for file in folder.glob(pattern))
 
 
-# ---------------------------------------------------------------------------------------------------------------------- the roads
+# ---------------------------------------------------------------------------------------------------------------------- the integrations
 
 
 def original(setting: Setting) -> dict[str, Any]:
@@ -125,11 +125,11 @@ def pipeline(setting: Setting) -> dict[str, Any]:
 
     prompt = setting.tokenizer.decode(setting.windows[0, :16])
     made = pipeline("text-generation", model=str(setting.folder), dtype=torch.float32, device="cpu")
-    told = made(prompt, max_new_tokens=NEW_TOKENS, do_sample=False, return_full_text=False)[0]["generated_text"]
+    theirs = made(prompt, max_new_tokens=NEW_TOKENS, do_sample=False, return_full_text=False)[0]["generated_text"]
     inputs = setting.tokenizer(prompt, return_tensors="pt")
     grown = setting.model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)  # type: ignore[operator]
     ours = setting.tokenizer.decode(grown[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return {"difference": float(told != ours), "of": "texts"}
+    return {"difference": float(theirs != ours), "of": "text"}
 
 
 def trainer(setting: Setting) -> dict[str, Any]:
@@ -271,7 +271,7 @@ def lm_eval(setting: Setting) -> dict[str, Any]:
     return {"difference": difference, "of": f"log-likelihoods of down to {min(expected):.0f}"}
 
 
-ROADS: dict[str, tuple[str, Callable[[Setting], dict[str, Any]]]] = {
+INTEGRATIONS: dict[str, tuple[str, Callable[[Setting], dict[str, Any]]]] = {
     "original": ("transformers", original),
     "loader": ("transformers", loader),
     "pipeline": ("transformers", pipeline),
@@ -290,10 +290,12 @@ ROADS: dict[str, tuple[str, Callable[[Setting], dict[str, Any]]]] = {
 }
 
 
-def measure_roads(model_directory: str, text: str, windows: int, length: int, roads: list[str]) -> list[dict[str, Any]]:
-    """A row for each road: what was run, with which version, size of the weights, perplexity, largest difference.
+def measure_compatibility(
+    model_directory: str, text: str, windows: int, length: int, integrations: list[str]
+) -> list[dict[str, Any]]:
+    """A row for each integration: what was run, with which version, size of the weights in bytes, perplexity, largest difference.
 
-    A road that fails is a row that says so, so that one does not cost the others.
+    An integration that fails is a row that says so; the others still run.
 
     Raises:
         UserError: unusable model, text or sizes.
@@ -301,16 +303,16 @@ def measure_roads(model_directory: str, text: str, windows: int, length: int, ro
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         setting = prepare(model_directory, text, windows, length, Path(scratch))
-        for road in roads:
-            package, run = ROADS[road]
+        for name in integrations:
+            package, run = INTEGRATIONS[name]
             what = (run.__doc__ or "").split("\n")[0].rstrip(".")
-            row: dict[str, Any] = {"model": setting.folder.name, "road": road, "what": what}
+            row: dict[str, Any] = {"model": setting.folder.name, "integration": name, "what": what}
             try:
                 row["version"] = f"{package} {version(package)}"
                 row |= run(setting)
             except PackageNotFoundError:
                 row |= {"version": None, "failed": f"not run: {package} is not installed"}
-            except Exception as error:  # the other roads are still worth running
+            except Exception as error:  # the other integrations are still worth running
                 row["failed"] = f"{type(error).__name__}: {one_line(error)}"
             print(row, flush=True)
             rows.append(row)
@@ -322,11 +324,11 @@ def measure_roads(model_directory: str, text: str, windows: int, length: int, ro
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The table."""
-    lines = ["| model | road | what was run | version | size, MB | perplexity | largest difference |", "|" + "---|" * 7]
+    lines = ["| model | integration | what was run | version | size, MB | perplexity | largest difference |", "|" + "---|" * 7]
     for row in rows:
         size_cell = f"{row['bytes'] / 1e6:,.1f}" if "bytes" in row else ""
         perplexity_cell = f"{row['perplexity']:.3f}" if math.isfinite(row.get("perplexity", math.nan)) else ""
         difference = f"{row['difference']:.1e} in {row['of']}" if "difference" in row else row.get("failed", "")
-        cells = [row["model"], row["road"], row["what"], row["version"] or "", size_cell, perplexity_cell, difference]
+        cells = [row["model"], row["integration"], row["what"], row["version"] or "", size_cell, perplexity_cell, difference]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

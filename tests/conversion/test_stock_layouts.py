@@ -12,7 +12,7 @@ import pytest
 from stock_checkpoints import CASES, write
 from tiny_models import tiny_config
 
-from gpt_scratch.conversion.export import LAYOUTS, foreign_config
+from gpt_scratch.conversion.stock_layouts import LAYOUTS, foreign_config
 from gpt_scratch.errors import UserError
 
 NEW_NAMES, OLD_NAMES = ("rope_parameters", "dtype"), ("rope_theta", "rope_scaling", "torch_dtype")
@@ -62,7 +62,7 @@ def test_the_check_notices_rotary_settings_that_are_not_read(name, written, chec
         check(broken, expected[name])
 
 
-def test_all_settings_that_stand_in_the_way_are_named():
+def test_all_settings_that_cannot_be_expressed_are_named():
     with pytest.raises(UserError) as error:
         foreign_config(tiny_config("llama", num_key_value_heads=4, qk_norm=True), "gpt2", "lm")
     assert str(error.value) == (

@@ -112,7 +112,7 @@ def test_what_the_file_cannot_carry_is_refused_by_name(style, setting, told):
         gguf_export.refuse_settings(config, gguf_export.target_of(config))
 
 
-def test_bad_input_is_told_in_one_line(checkpoint, tmp_path, tokenizer):
+def test_bad_input_is_refused_in_one_line(checkpoint, tmp_path, tokenizer):
     def refusal(model, output="x.gguf", **arguments) -> str:
         with pytest.raises(UserError) as error:
             gguf_export.export_gguf(str(model), str(tmp_path / output), **arguments)
