@@ -52,10 +52,10 @@ from gpt_scratch.training.classification import (
     make_loss,
     make_model,
     measure,
-    never_predicted,
     plot_confusion,
     plot_curves,
     read_splits,
+    warn_of_missed_classes,
     what_trains,
     write_mistakes,
 )
@@ -113,7 +113,7 @@ def main(script_args: ClassificationArguments, training_args: ScratchTrainingArg
         write_classifier_card(training_args.output_dir, record)
         confusion = measured["test_confusion_matrix"]
         print(class_report(figures_by_class(confusion, splits.names)))
-        if warning := never_predicted(confusion, splits.names, script_args):
+        if warning := warn_of_missed_classes(confusion, splits.names, script_args):
             print(warning)
         print(
             f"test: accuracy {metrics['test_accuracy']:.2%}, macro F1 {metrics['test_macro_f1']:.4f} on {len(splits.texts['test'])} texts"

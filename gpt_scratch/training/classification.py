@@ -393,16 +393,19 @@ def plot_confusion(matrix: list[list[int]], names: list[str], path: Path, title:
     save_figure(figure, path)
 
 
-def never_predicted(confusion: list[list[int]], names: list[str], args: ClassificationArguments) -> str | None:
-    """What to say of classes that no text is given, with the flag that helps; `None` where there are none."""
-    missing = [row for row in figures_by_class(confusion, names) if not row.predicted and row.texts]
+def warn_of_missed_classes(confusion: list[list[int]], names: list[str], args: ClassificationArguments) -> str | None:
+    """What to say of classes of which no text is recognised, with the flag that helps; `None` where there are none."""
+    missing = [row for row in figures_by_class(confusion, names) if row.texts and not row.recall]
     if not missing:
         return None
-    listed = ", ".join(f"{row.name!r} ({row.texts:,} texts)" for row in missing)
+    listed = ", ".join(
+        f"{row.name!r} ({row.texts:,} texts, {f'predicted {row.predicted:,} times' if row.predicted else 'never predicted'})"
+        for row in missing
+    )
     if not args.class_weights:
         advice = "--class_weights gives rare classes more weight"
     elif not args.balance_classes:
         advice = "--balance_classes trains on as many texts of each class as the rarest has"
     else:
         advice = "give more texts of them, or a larger --num_train_epochs"
-    return f"warning: no text is given the class{'es' if len(missing) > 1 else ''} {listed}: {advice}"
+    return f"warning: no text is recognised of the class{'es' if len(missing) > 1 else ''} {listed}: {advice}"

@@ -4,7 +4,7 @@ import pytest
 
 from gpt_scratch.evaluation.classification import class_report, figures_by_class
 from gpt_scratch.hub.cards import _classes
-from gpt_scratch.training.classification import ClassificationArguments, never_predicted, plot_confusion
+from gpt_scratch.training.classification import ClassificationArguments, plot_confusion, warn_of_missed_classes
 
 NAMES = ["Lob", "Kündi|gung", "$onst\n"]
 MATRIX = [[6, 2, 0], [1, 3, 0], [2, 0, 0]]  # true class down, predicted across
@@ -31,14 +31,21 @@ def test_the_card_holds_the_same_table():
     assert _classes({}) == ""
 
 
-def test_a_class_that_is_never_predicted_is_named_with_the_flag_that_helps():
-    said = never_predicted(MATRIX, NAMES, ClassificationArguments())
-    assert said is not None and "'$onst\\n' (2 texts)" in said and said.endswith("--class_weights gives rare classes more weight")
-    assert "--balance_classes" in (never_predicted(MATRIX, NAMES, ClassificationArguments(class_weights=True)) or "")
+def test_a_class_that_is_never_recognised_is_named_with_the_flag_that_helps():
+    said = warn_of_missed_classes(MATRIX, NAMES, ClassificationArguments())
+    assert (
+        said is not None
+        and "'$onst\\n' (2 texts, never predicted)" in said
+        and said.endswith("--class_weights gives rare classes more weight")
+    )
+    assert "--balance_classes" in (warn_of_missed_classes(MATRIX, NAMES, ClassificationArguments(class_weights=True)) or "")
+    assert "(2 texts, predicted 1 times)" in (
+        warn_of_missed_classes([[3, 1], [2, 0]], ["a", "b"], ClassificationArguments()) or ""
+    )
     both = ClassificationArguments(class_weights=True, balance_classes=True)
-    assert "--num_train_epochs" in (never_predicted(MATRIX, NAMES, both) or "")
-    assert never_predicted([[1, 0], [0, 1]], ["a", "b"], ClassificationArguments()) is None
-    assert never_predicted([[1, 0], [0, 0]], ["a", "b"], ClassificationArguments()) is None  # there was none to find
+    assert "--num_train_epochs" in (warn_of_missed_classes(MATRIX, NAMES, both) or "")
+    assert warn_of_missed_classes([[1, 0], [0, 1]], ["a", "b"], ClassificationArguments()) is None
+    assert warn_of_missed_classes([[1, 0], [0, 0]], ["a", "b"], ClassificationArguments()) is None  # there was none to find
 
 
 def test_the_plot_shows_shares_counts_rates_and_whole_labels(tmp_path, monkeypatch):
