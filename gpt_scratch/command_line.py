@@ -28,8 +28,8 @@ TABLE = PACKAGE / "command_line.json"
 PARENT = "TrainingArguments"  # what the other groups of libraries' flags are subclasses of
 # Where flags are defined besides the script itself. What stands elsewhere, as the choices do, is compared by the test.
 DEFINED_IN = (*(f"training/{name}.py" for name in ("arguments", "pretraining", "classification", "instructions", "preferences")),
-              "inference/limits.py", "verify_checkpoint.py")  # fmt: skip
-DEFINITION = re.compile(r"^(?:def parse\b|class (?:\w*Arguments|Limits)\b).*?(?=^[^\s)]|\Z)", re.DOTALL | re.MULTILINE)
+              "inference/limits.py", "verify_checkpoint.py", "data/opening.py")  # fmt: skip
+DEFINITION = re.compile(r"^(?:def parse\b|class (?:\w*Arguments|Limits|Reading)\b).*?(?=^[^\s)]|\Z)", re.DOTALL | re.MULTILINE)
 OFF = {"top_k": 0}  # values of TRL's flags that are outside of the range and switch something off
 LATER = ("max_steps", "num_train_epochs")  # of these one may make up for the other
 OWN_RANGES = ("serve",)  # whose limits have ranges of their own

@@ -73,12 +73,13 @@ def shape(text: str) -> tuple[int, int]:
 
 
 def measure_step(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -> Rows:
-    measured = [training_step(sizes, *shape, args.bf16, args.compile, args.repetitions, rivals) for shape in args.shape]
-    return list(chain.from_iterable(measured))
+    settings = args.bf16, args.compile, args.repetitions, rivals
+    return list(chain.from_iterable(training_step(sizes, batch, length, *settings) for batch, length in args.shape))
 
 
 def measure_memory(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -> Rows:
-    return list(chain.from_iterable(peak_memory(sizes, *shape, args.bf16, rival_places(args)) for shape in args.shape))
+    places = rival_places(args)
+    return list(chain.from_iterable(peak_memory(sizes, batch, length, args.bf16, places) for batch, length in args.shape))
 
 
 def measure_length(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -> Rows:
@@ -102,7 +103,8 @@ def measure_generation(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -
 
 
 def measure_trainer(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -> Rows:
-    return trainer_overhead(sizes, *args.shape[0], steps=args.steps, repetitions=args.repetitions)
+    batch, length = args.shape[0]
+    return trainer_overhead(sizes, batch, length, args.steps, args.repetitions)
 
 
 def measure_perplexity(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -> Rows:

@@ -56,6 +56,9 @@ def main(args: argparse.Namespace) -> None:
         except (EOFError, KeyboardInterrupt):
             print()
             return
+        except UnicodeDecodeError as error:
+            print(f"(the text is not valid {error.encoding}: {error.reason})")
+            continue
         if text == "/quit":
             return
         if text == "/reset":

@@ -21,7 +21,9 @@ from collections.abc import Iterator, Sequence
 from tqdm import tqdm
 
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
-from gpt_scratch.data.readers import ROW_READERS, check_files, texts_of_rows
+from gpt_scratch.data.opening import TABLE_SUFFIXES, Faults, Reading, check_files, read_lines, suffix_of
+from gpt_scratch.data.readers import texts_of_rows
+from gpt_scratch.data.tables import read_table
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import atomic_path
 from gpt_scratch.inference.classify import classify_texts
@@ -36,44 +38,47 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("model", help="directory or Hub name of a classifier with its tokenizer")
     parser.add_argument("--text", nargs="+", help="texts to classify")
     parser.add_argument(
-        "--file", help="a text a line (txt), or a text a row (csv, jsonl, json, parquet); default: standard input"
+        "--file", help="a text a line (txt), or a text a row (csv, tsv, jsonl, json, parquet); default: standard input"
     )
     parser.add_argument("--text_column", default="text", help="column of the texts in csv, jsonl, json and parquet")
+    Reading.add_flags(parser)
     parser.add_argument("--output", help="file to write; default: standard output")
     parser.add_argument("--batch_size", type=int, default=32, help="texts a forward pass")
     return check_flags(parser.parse_args(argv))
 
 
-def read_texts(args: argparse.Namespace) -> Iterator[str]:
+def read_texts(args: argparse.Namespace, files: Sequence[str] = ()) -> Iterator[str]:
     """The texts that the flags name, one by one.
 
     Raises:
-        UserError: a file that is missing or not UTF-8; names it and the line.
+        UserError: text of another encoding, or rows without one; names file and line.
     """
+    reading = Reading.of(args)
     if args.text:
         yield from args.text
         return
-    suffix = f".{args.file.rsplit('.', 1)[-1].lower()}" if args.file else ""
-    if suffix in ROW_READERS:
-        yield from texts_of_rows(ROW_READERS[suffix](args.file), args.text_column, args.file)
+    for file in files:
+        if suffix_of(file) in TABLE_SUFFIXES:
+            faults = Faults()
+            rows = read_table(file, reading=reading, faults=faults, columns=[args.text_column])
+            yield from texts_of_rows(rows, args.text_column, reading, faults)
+        else:
+            yield from (line.rstrip("\r\n") for line in read_lines(file, reading))
+    if files:
         return
-    with open(args.file, "rb") if args.file else contextlib.nullcontext(sys.stdin.buffer) as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                yield line.decode("utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{args.file or 'standard input'} line {number} is not UTF-8 ({error.reason}): convert it"
-                ) from error
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        try:
+            yield line.decode(reading.encoding or "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise UserError(f"standard input line {number} is not {error.encoding} ({error.reason}): convert it") from error
 
 
 def main(args: argparse.Namespace) -> int:
     """Classify, write jsonl, and return the number of texts."""
-    if args.file:
-        check_files([args.file])
+    files = check_files([args.file]) if args.file else []
     use_fast_fp32_matmul()
     model, tokenizer = load_classifier(args.model)
-    results = classify_texts(model, tokenizer, read_texts(args), args.batch_size, window=16 if args.file else 1)
+    results = classify_texts(model, tokenizer, read_texts(args, files), args.batch_size, window=16 if args.file else 1)
     with contextlib.ExitStack() as stack:
         output = sys.stdout
         if args.output:

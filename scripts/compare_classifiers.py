@@ -23,6 +23,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from transformers import HfArgumentParser
+
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import atomic_path, write_json
 from gpt_scratch.ranges import check_flags
@@ -61,12 +63,19 @@ def find_recipe(name: str) -> Path:
     raise UserError(f"--recipes {name}: no such file; known names are {known}")
 
 
+def arguments_of_runs(args: argparse.Namespace, flags: Sequence[str]) -> ClassificationArguments:
+    """How every run reads its data: the flags of finetune_classifier.py among `flags`."""
+    words = ["--train_file", args.train_file, "--split", args.split, *flags]
+    parser = HfArgumentParser(ClassificationArguments, allow_abbrev=False)
+    return parser.parse_args_into_dataclasses(words, return_remaining_strings=True, look_for_args_file=False)[0]
+
+
 def main(args: argparse.Namespace, flags: Sequence[str] = ()) -> str:
     """Make the runs that are missing; returns the table."""
     recipes = [find_recipe(name) for name in args.recipes]
     if args.model_name_or_path is None and any(path.stem != "random" for path in recipes):
         raise UserError("--model_name_or_path is missing: every recipe but random starts from a pretrained model")
-    splits = read_splits(ClassificationArguments(train_file=args.train_file, split=args.split))
+    splits = read_splits(arguments_of_runs(args, flags))
     folder = Path(args.output_dir) / args.split
     rows = [tfidf_baseline(splits.texts, splits.ids)]
     for recipe in recipes:
@@ -74,11 +83,14 @@ def main(args: argparse.Namespace, flags: Sequence[str] = ()) -> str:
         for run, seed in zip(runs, args.seeds):
             if (run / "metrics.json").is_file():
                 continue
-            print(f"{run}: training", flush=True)
+            begun = any(run.glob("checkpoint-*"))
+            print(f"{run}: {'resuming' if begun else 'training'}", flush=True)
             command = [sys.executable, str(SCRIPTS / "finetune_classifier.py"), str(recipe), "--train_file", args.train_file]
             command += ["--split", args.split, "--seed", str(seed), "--output_dir", str(run), *flags]
             if recipe.stem != "random":
                 command += ["--model_name_or_path", args.model_name_or_path]
+            if begun:
+                command += ["--resume_from_checkpoint", "latest"]
             done = subprocess.run(command, check=False)
             if done.returncode:
                 raise UserError(f"{run}: the run ended with exit status {done.returncode}, see above")

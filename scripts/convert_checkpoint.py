@@ -31,6 +31,7 @@ from gpt_scratch.conversion.verify import verify
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import atomic_directory, write_json
 from gpt_scratch.hub.cards import keep_card, write_conversion_card
+from gpt_scratch.progress import named
 from gpt_scratch.provenance import describe_environment
 from gpt_scratch.ranges import check_flags
 from gpt_scratch.training.arguments import parse_config_overrides
@@ -86,12 +87,14 @@ def main(args: argparse.Namespace) -> dict:
         if checkpoint.format != "gpt_scratch" and args.to is not None:
             raise UserError(f"--to {args.to} starts from a checkpoint of this package: convert {args.source} without --to first")
         identical = None
-        if args.to:
-            export_weights(checkpoint, folder, args.to, dtype, max_shard_bytes)
-        else:
-            identical = import_weights(checkpoint, folder, dtype, max_shard_bytes)
-        checkpoint.source = None  # what it keeps mapped is not needed for the proof
-        proof = verify(folder, checkpoint.head, checkpoint.reference)
+        with named("writing the weights"):
+            if args.to:
+                export_weights(checkpoint, folder, args.to, dtype, max_shard_bytes)
+            else:
+                identical = import_weights(checkpoint, folder, dtype, max_shard_bytes)
+        del checkpoint.source  # what it keeps mapped is not needed for the proof
+        with named("comparing what the model computes with the original"):
+            proof = verify(folder, checkpoint.head, checkpoint.reference)
         proof.tensors_identical = identical
         record = {
             "format": checkpoint.format,

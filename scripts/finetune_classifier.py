@@ -31,6 +31,7 @@ from pathlib import Path
 
 from transformers import DataCollatorWithPadding, EarlyStoppingCallback
 
+from gpt_scratch.data.padding import padding_share
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.evaluation.classification import class_report, figures_by_class
 from gpt_scratch.hub.cards import write_classifier_card
@@ -59,7 +60,7 @@ from gpt_scratch.training.classification import (
     what_trains,
     write_mistakes,
 )
-from gpt_scratch.training.finetuning import describe_trainable, padding_share
+from gpt_scratch.training.finetuning import describe_trainable
 from gpt_scratch.training.optimizers import set_default_learning_rate
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 from gpt_scratch.training.run import checkpoint_to_resume, save_trained, write_record

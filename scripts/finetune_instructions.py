@@ -88,7 +88,7 @@ def main(script_args: InstructionArguments, training_args: ScratchTrainingArgume
     trainer.script_args = script_args
     set_language_modeling_loss(trainer, script_args.loss_implementation)
     batch_size = training_args.per_device_eval_batch_size
-    before = held_out_losses(trainer.model, data, collator, batch_size)
+    before = held_out_losses(trainer.model, data, collator, batch_size, "before")
     result = trainer.train(resume_from_checkpoint=resume)
     if script_args.trainable == "lora":
         trainer.model.save_pretrained(f"{training_args.output_dir}/adapter")
@@ -96,7 +96,7 @@ def main(script_args: InstructionArguments, training_args: ScratchTrainingArgume
     save_trained(trainer)
     if trainer.is_world_process_zero():
         save_test_records(training_args.output_dir, splits.records["test"])
-    after = held_out_losses(trainer.model, data, collator, batch_size)
+    after = held_out_losses(trainer.model, data, collator, batch_size, "after")
     metrics = figures_of_run(trainer, data, trainable, before, after, result.metrics["train_runtime"])
     record = write_record(trainer, script_args, metrics)
     if trainer.is_world_process_zero():

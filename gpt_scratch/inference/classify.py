@@ -6,6 +6,7 @@ from itertools import islice
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..tokenization.special_tokens import encode_text
 from .generation import check_unicode
 
 
@@ -24,7 +25,7 @@ def classify_texts(
     while read := list(islice(texts, window * batch_size)):
         for text in read:
             check_unicode(text)
-        ids = [tokenizer(text, verbose=False)["input_ids"] for text in read]
+        ids = [encode_text(tokenizer, text)["input_ids"] for text in read]
         results: list[dict] = [{"text": text, "label": None, "score": None, "error": "empty text"} for text in read]
         order = sorted((i for i, row in enumerate(ids) if row), key=lambda i: len(ids[i]))
         for start in range(0, len(order), batch_size):

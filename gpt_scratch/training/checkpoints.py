@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import Trainer
+from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -305,6 +305,14 @@ class ResumableTrainer(Trainer):
             for group, rate, factor in zip(self.optimizer.param_groups, rates, self.lr_scheduler.lr_lambdas):
                 group["lr"] = rate * factor(self.lr_scheduler.last_epoch)
             self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+    def _load_callback_state(self) -> None:
+        """What the callbacks have counted is the checkpoint's; the patience is this run's."""
+        patience = [c.early_stopping_patience for c in self.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)]
+        super()._load_callback_state()
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EarlyStoppingCallback):
+                callback.early_stopping_patience = patience[0]
 
     def _is_sharded(self, checkpoint: str) -> bool:
         """Written by FSDP or DeepSpeed in forms of their own, which they check."""

@@ -20,6 +20,7 @@ from transformers import (
 
 from ..configuration_gpt_scratch import GPTScratchConfig
 from ..data.classification import (
+    CONFLICTS,
     LabelledTexts,
     balance,
     check_labels,
@@ -31,13 +32,17 @@ from ..data.classification import (
     read_labelled_texts,
     stratified_split,
 )
+from ..data.opening import Reading
 from ..errors import UserError, one_line
 from ..evaluation.classification import METRIC_PATH, figures_by_class, softmax
 from ..files import atomic_path
+from ..inference.generation import check_unicode
 from ..inference.loading import check_rows, load_config, load_model, load_tokenizer
 from ..modeling_gpt_scratch import GPTScratchForSequenceClassification
 from ..plots import new_figure, save_figure, save_lines
+from ..progress import named
 from ..tokenization.byte_pair import train_byte_level_bpe
+from ..tokenization.special_tokens import describe_special_tokens
 from .arguments import parse_config_overrides
 from .checkpoints import ResumableTrainer
 from .finetuning import SPLITS, add_lora, dropout_overrides, refuse_files_of_no_split, settle_trainable, train_last_blocks
@@ -46,12 +51,12 @@ from .run import evaluation_curve, run_figures
 
 
 @dataclass
-class ClassificationArguments:
+class ClassificationArguments(Reading):
     """The flags of `scripts/finetune_classifier.py` besides TrainingArguments."""
 
     train_file: str | None = field(
         default=None,
-        metadata={"help": "Labelled texts: the SMS Spam Collection (zip, tsv, no suffix), csv, jsonl, json, parquet."},
+        metadata={"help": "Labelled texts: the SMS Spam Collection (zip, tsv, no suffix), csv, tsv, jsonl, json, parquet."},
     )
     validation_file: str | None = field(default=None, metadata={"help": "Labelled texts to validate on, with --split files."})
     test_file: str | None = field(default=None, metadata={"help": "Labelled texts to test on, with --split files."})
@@ -68,6 +73,13 @@ class ClassificationArguments:
     )
     split_seed: int = field(default=123, metadata={"help": "Seed of the clean split, apart from --seed so that runs share it."})
     deduplicate: bool = field(default=True, metadata={"help": "With --split clean, keep one of each group of equal texts."})
+    conflicting_labels: str = field(
+        default="refuse",
+        metadata={
+            "help": "Of equal texts with different labels, with --deduplicate: refuse them, keep the first, or drop them all.",
+            "choices": list(CONFLICTS),
+        },
+    )
     balance_classes: bool = field(default=False, metadata={"help": "Train on as many texts of each class as the rarest has."})
     text_column: str | None = field(default=None, metadata={"help": "Column of the texts. Default: text, in any case."})
     label_column: str | None = field(default=None, metadata={"help": "Column of the labels. Default: label, in any case."})
@@ -161,24 +173,27 @@ def read_splits(args: ClassificationArguments) -> ClassificationSplits:
         raise UserError("--train_file is missing: give the labelled texts to train on")
     refuse_files_of_no_split(args)
 
+    reading = Reading.of(args)
+    for name in args.class_names or []:
+        check_unicode(name)
+
     def read(name: str | None) -> LabelledTexts:
         if name is None:
             raise UserError("--split files needs --train_file, --validation_file and --test_file")
-        return read_labelled_texts(name, args.text_column, args.label_column)
+        return read_labelled_texts(name, args.text_column, args.label_column, reading=reading)
 
     copies = 0
     if args.split == "files":
         parts = [read(name) for name in (args.train_file, args.validation_file, args.test_file)]
     elif args.split == "published":
-        read(args.train_file)  # refuses what is not the collection, with rows
         parts = list(published_split(args.train_file))
     else:
         data = read(args.train_file)
         if args.deduplicate:
-            data, copies = deduplicate(data)
+            data, copies = deduplicate(data, args.conflicting_labels)
         parts = stratified_split(data, args.split_fractions, args.split_seed)
     texts = dict(zip(SPLITS, parts))
-    ids = label_ids(texts["train"].labels, args.class_names)
+    ids = label_ids(texts["train"].labels, args.class_names or texts["train"].class_order)
     for name, part in texts.items():
         check_labels(part, ids, name)
     if args.balance_classes:
@@ -262,6 +277,8 @@ def encode_splits(
     args: ClassificationArguments, splits: ClassificationSplits, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> ClassificationData:
     """Token ids of every text, cut at `max_length` with a printed count."""
+    if written := describe_special_tokens((text for part in splits.texts.values() for text in part.texts), tokenizer):
+        print(written)
     limit = model.config.max_position_embeddings
     max_length = min(args.max_length or limit, limit)
     data = ClassificationData(splits, {}, {})
@@ -315,7 +332,8 @@ def measure(trainer: ClassifierTrainer, data: ClassificationData) -> tuple[dict[
     for split in SPLITS:
         lengths = data.rows[split]["length"]
         order = sorted(range(len(lengths)), key=lengths.__getitem__)  # so that little is padded
-        prediction = trainer.predict(data.rows[split].select(order), metric_key_prefix=split)
+        with named(f"measuring {split}"):
+            prediction = trainer.predict(data.rows[split].select(order), metric_key_prefix=split)
         for name, value in prediction.metrics.items():
             if not name.endswith(("_runtime", "_per_second", "_preparation_time")):
                 metrics[name] = value

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase, Trainer
 
 from ..errors import UserError
 from ..files import read_json_object, write_json
+from ..progress import bar
 
 FILE = ".made_with.json"  # hidden, so that it does not go to the Hub
 ROWS = 4096  # of a data set whose content is compared, evenly spread; all of a smaller one. Their number is compared in any case
@@ -126,8 +127,8 @@ def describe(trainer: Trainer, script_args: Any = None) -> dict[str, Any]:
         "classes": config.get("id2label") if "ForSequenceClassification" in type(model).__name__ else None,
         "trained": {"tensors": len(trained), "sha256": _sha256(json.dumps(trained))},
         "tokenizer": _tokenizer(trainer.processing_class),
-        "training data": fingerprint(trainer.train_dataset),
-        "validation data": fingerprint(trainer.eval_dataset),
+        "training data": fingerprint(trainer.train_dataset, "hashing training data"),
+        "validation data": fingerprint(trainer.eval_dataset, "hashing validation data"),
         "seed": {"seed": args.seed, "data_seed": args.data_seed},
         "rows a step": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "length": {"max_steps": args.max_steps, "num_train_epochs": args.num_train_epochs},
@@ -184,22 +185,26 @@ def compare(made_with: dict[str, Any], checkpoint: str) -> list[str]:
     return changes
 
 
-def fingerprint(rows: Any) -> dict[str, Any] | None:
-    """The number of rows and a checksum of their content; of a stream that of its first rows and the sizes of its files."""
+def fingerprint(rows: Any, name: str = "hashing data") -> dict[str, Any] | None:
+    """The number of rows and a checksum of their content; of a stream that of its first rows and the sizes of its files.
+
+    Args:
+        name: of the work, shown with a bar where it takes long.
+    """
     if rows is None:
         return None
     if isinstance(rows, dict):
-        return {name: fingerprint(part) for name, part in rows.items()}
+        return {key: fingerprint(part, name) for key, part in rows.items()}
     if isinstance(rows, torch.utils.data.IterableDataset):
         source = getattr(rows, "source", None)
-        files = [name for name in source if os.path.isfile(name)] if isinstance(source, (list, tuple)) else []
+        files = [file for file in source if os.path.isfile(file)] if isinstance(source, (list, tuple)) else []
         return {
             "sha256": _sha256(*map(_as_text, islice(rows, STREAMED_ROWS))),
             "bytes": [os.path.getsize(file) for file in files],
         }
     if not hasattr(rows, "__len__"):  # a stream of another library, which may be read once only
         return None
-    return {"rows": len(rows), "sha256": _sha256(*map(_as_text, _spread(rows)))}
+    return {"rows": len(rows), "sha256": _sha256(*map(_as_text, bar(_spread(rows), name, "rows", min(len(rows), ROWS))))}
 
 
 def _spread(rows: Any) -> Iterator[Any]:

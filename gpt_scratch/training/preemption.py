@@ -39,6 +39,7 @@ class PreemptionCallback(TrainerCallback):
                 f"the checkpoint is of step {state.global_step:,}, and by these flags the run has {state.max_steps:,} steps: "
                 "nothing is left to train; raise --num_train_epochs or --max_steps"
             )
+        state.compute_steps(args, state.max_steps)  # a checkpoint's would go on in place of this run's --save_steps and so on
         if threading.current_thread() is threading.main_thread():  # only there does Python let handlers be set
             self.previous = {number: signal.signal(number, self._request) for number in (signal.SIGTERM, signal.SIGINT)}
         if args.world_size > 1 and self.group is None:

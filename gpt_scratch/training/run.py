@@ -12,6 +12,7 @@ from transformers import Trainer
 
 from ..errors import UserError, innermost, one_line
 from ..files import write_json
+from ..progress import named
 from ..provenance import describe_environment, without_folders
 from ..reference_outputs import FILE, write_reference_outputs
 from .checkpoints import damage, newest_whole_checkpoint
@@ -97,7 +98,8 @@ def evaluation_curve(history: Sequence[Mapping[str, Any]], *columns: str) -> lis
 def _write_reference_outputs(folder: Path) -> None:
     """From the files just written, so that sharded and merged models need nothing of their own. A failure does not cost the run."""
     try:
-        write_reference_outputs(folder)
+        with named("computing the reference outputs"):
+            write_reference_outputs(folder)
     except Exception as error:  # the model is saved, whatever went wrong here
         (folder / FILE).unlink(missing_ok=True)  # of a run before this one
         print(

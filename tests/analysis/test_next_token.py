@@ -8,6 +8,7 @@ import torch
 from tiny_models import assert_equal, tiny_model, token_ids
 from transformers import GPT2Config, GPT2LMHeadModel, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from gpt_scratch.analysis import next_token
 from gpt_scratch.analysis.next_token import (
     Place,
     lens_table,
@@ -107,7 +108,7 @@ def test_pictures_and_page(model, tokenizer, tmp_path):
     lens = logit_lens(model, ids)
     files = plot_surprise(places, tmp_path / "text", line_width=20)
     files += plot_lens(lens, tokenizer, [place.token for place in places], tmp_path / "lens")
-    files += plot_temperatures(BOOK, WORDS, tmp_path / "temperature")
+    files += plot_temperatures(BOOK, WORDS, tmp_path / "temperature", title="after 'every effort moves you'")
     assert all(file.stat().st_size > 2000 for file in files) and len(files) == 6
     table = lens_table(lens, tokenizer)
     assert len(table) == 3 and table[-1][0][1] == pytest.approx(lens[-1, 0].softmax(-1).max().item())
@@ -154,3 +155,13 @@ def test_names_are_no_formulas(tmp_path):
     name = "a$\\frac$b"
     assert len(plot_histories({name: log}, tmp_path / "runs", title=name)) == 2
     assert len(plot_losses(log, tmp_path / "losses", title=name)) == 2
+
+
+def test_bars_are_sorted_and_the_prompt_is_named(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(next_token, "save_figure", lambda figure, *rest: figures.append(figure) or [])
+    plot_temperatures(BOOK, WORDS, tmp_path / "temperature", top=3, title="after 'every effort moves you'")
+    [axes] = figures[0].axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == [WORDS[i] for i in BOOK.topk(3).indices.tolist()]
+    heights = [[bar.get_height() for bar in bars] for bars in axes.containers]
+    assert all(row == sorted(row, reverse=True) for row in heights) and axes.get_title() == "after 'every effort moves you'"

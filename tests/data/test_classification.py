@@ -58,12 +58,17 @@ def test_tables_with_any_columns(tmp_path, kind):
     ("name", "content", "message"),
     [
         ("a.csv", b"Text,Class\nx,1\n", "no column 'label': its columns are Text, Class; pass --label_column"),
-        ("a.csv", b"Label,Text\n1,x\n0,\n0,y\n1,  \n", r"empty text in rows 1, 3"),
-        ("a.jsonl", b'{"text": "x", "label": null}\n', "empty label in row 0"),
-        ("a.tsv", b"ham\tok\nspam no tab\n", "row 1 has no tab"),
-        ("a.tsv", b"ham\tok\nham\tcaf\xe9\n", "row 1: not UTF-8"),
+        ("a.csv", b"Label,Text\n1,x\n0,\n0,y\n1,  \n", "rows 1, 3: empty text"),
+        ("a.jsonl", b'{"text": "x", "label": null}\n', "a.jsonl row 0: empty label"),
+        ("a.tsv", b"ham\tok\nspam no tab\n", "a.tsv line 2: no tab: each line must be label<TAB>text"),
+        ("a.tsv", b"ham\tok\nham\tcaf\xe9\n", "byte 10 is not UTF-8 .*, line 2.: give its --encoding"),
         ("a.zip", b"no zip", "not the SMS Spam Collection's zip"),
         ("a.doc", b"x", "unknown format '.doc'"),
+        ("a.jsonl", b'{"text": 3, "label": "x"}\n', "row 0: the text is int, not text"),
+        ("a.jsonl", b'{"text": "a", "label": ["x"]}\n', "row 0: the label is list, not a name"),
+        ("a.jsonl", b'{"text": "a", "label": NaN}\n', "row 0: empty label"),
+        ("a.csv", b'text,label\na,"x\ny"\n', "row 0: the label holds control characters"),
+        ("a.csv", b"text,Text,label\na,b,c\n", "'Text' differ in case or spaces only|a.csv"),
     ],
 )
 def test_broken_files_are_named_with_their_rows(tmp_path, name, content, message):
@@ -91,8 +96,17 @@ def test_deduplication_keeps_the_first_and_refuses_contradictions():
     data = LabelledTexts(["a", "b", "a ", "c", "b"], ["ham", "spam", "ham", "ham", "spam"], [0, 1, 2, 3, 4])
     kept, copies = deduplicate(data)
     assert (kept.rows, copies) == ([0, 1, 3], 2)
-    with pytest.raises(UserError, match="rows 0 and 1 hold the same text, labelled 'ham' and 'spam'"):
-        deduplicate(LabelledTexts(["a", "a"], ["ham", "spam"], [0, 1]))
+    clashing = LabelledTexts(["a", "b", "a", "c", "b", "b"], ["ham", "x", "spam", "ham", "y", "x"], [0, 1, 2, 3, 4, 5])
+    with pytest.raises(UserError) as caught:
+        deduplicate(clashing)
+    assert str(caught.value).startswith(
+        "2 texts stand there with different labels: row 0 ('ham') and row 2 ('spam'); row 1 ('x') and row 4 ('y') and row 5 ('x'): "
+    )
+    assert "--conflicting_labels" in str(caught.value)
+    kept, copies = deduplicate(clashing, "first")
+    assert (kept.rows, kept.labels, copies) == ([0, 1, 3], ["ham", "x", "ham"], 3)
+    kept, copies = deduplicate(clashing, "drop")
+    assert (kept.rows, copies) == ([3], 5)
 
 
 def test_clean_splits_share_nothing_and_keep_the_classes_shares():

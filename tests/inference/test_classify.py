@@ -128,3 +128,19 @@ def test_a_trained_classifier_scores_a_message_the_same_whatever_is_around_it(at
                 rows = tokenizer(texts[:4], padding_side=side, return_tensors="pt", **padding)
                 scores = model(**rows).logits.softmax(-1)
                 torch.testing.assert_close(scores, alone, atol=1e-5, rtol=0)
+
+
+class Arrived(Exception):
+    """What a function of the script was called with."""
+
+
+def test_the_batch_size_of_the_flag_arrives(script, folder, monkeypatch):
+    module = script("classify")
+
+    def stop(model, tokenizer, texts, batch_size, window):
+        raise Arrived(list(texts), batch_size)
+
+    monkeypatch.setattr(module, "classify_texts", stop)
+    with pytest.raises(Arrived) as arrived:
+        module.main(module.parse([folder, "--text", "one", "two", "--batch_size", "3"]))
+    assert arrived.value.args == (["one", "two"], 3)
