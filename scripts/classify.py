@@ -5,8 +5,8 @@ python scripts/classify.py runs/spam --file messages.txt > labels.jsonl
 python scripts/classify.py runs/spam --file messages.csv --text_column message --output labels.csv
 tail -f inbox.txt | python scripts/classify.py runs/spam --batch_size 1
 
-Standard output, and an --output of any other name, is jsonl with the scores of all classes, written as it is ready. An --output that ends in
-.csv or .tsv holds all columns that were read, then label and score (predicted_label and predicted_score where the table has such columns).
+Standard output, and an --output of any other name, is jsonl with the scores of all classes, as it is ready. An --output that ends in
+.csv or .tsv holds all columns that were read, then label and score (predicted_label and predicted_score where these names are taken).
 An empty text gets an empty label; how many there were is said at the end.
 """
 
