@@ -6,7 +6,7 @@ tokenized and cached in constant memory.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,8 +66,13 @@ def _pieces_of_rows(
         yield from _cut(_parts(iter([text]), end_mark))
 
 
-def texts_of_rows(rows: Iterable[Row], text_column: str, reading: Reading, faults: Faults) -> Iterator[str]:
+def texts_of_rows(
+    rows: Iterable[Row], text_column: str, reading: Reading, faults: Faults, keep: Callable[[dict[str, Any]], None] | None = None
+) -> Iterator[str]:
     """The text of each row.
+
+    Args:
+        keep: called with all columns of a row before its text is given.
 
     Raises:
         UserError: rows without the column, or with something other than text in it; names file and rows.
@@ -87,6 +92,8 @@ def texts_of_rows(rows: Iterable[Row], text_column: str, reading: Reading, fault
         elif not text.strip() and reading.skip_empty:
             empty += 1
         elif not faults.count:  # what comes after a fault is only read for the report
+            if keep is not None:
+                keep(values)
             yield text
     if empty:
         say(f"{empty:,} rows with an empty text were left out")

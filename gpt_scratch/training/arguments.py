@@ -7,6 +7,7 @@ silently ignored costs a training run.
 """
 
 import argparse
+import atexit
 import dataclasses
 import json
 import math
@@ -32,7 +33,7 @@ from ..command_line import (
 from ..errors import UserError, one_line
 from ..files import refuse_a_run
 from ..ranges import check_ranges
-from .lock import lock_output_directory
+from .lock import LOCK, lock_output_directory
 
 SCHEDULE = {"learning_rate": 5e-5, "lr_scheduler_type": "linear", "warmup_steps": 0}  # Trainer's, where nobody chooses
 
@@ -59,7 +60,7 @@ class ScratchTrainingArguments(TrainingArguments):
         default=False,
         metadata={"help": "Continue when the loss or the gradient's norm is NaN or infinite; by default this ends the run."},
     )
-    # Open until the model is known: settle_learning_rate in optimizers.py.
+    # Open until the model is known: set_default_learning_rate in optimizers.py.
     learning_rate: float | None = dataclasses.field(
         default=None,
         metadata={"help": "Highest learning rate. Default: by the model's size and what trains, printed at the start."},
@@ -196,8 +197,11 @@ def check_output_directory(output_dir: str, resume: str | None) -> None:
     continued = resume is not None and Path(resume).resolve().parent == path.resolve()
     if not continued:
         refuse_a_run(path)
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
+        if made:
+            atexit.register(remove_unused, made)
         probe = path / f".write-test-{os.getpid()}"
         probe.touch()
         probe.unlink()
@@ -206,6 +210,18 @@ def check_output_directory(output_dir: str, resume: str | None) -> None:
     lock_output_directory(output_dir)
     if not continued:
         refuse_a_run(path)  # by a run that ended between the two
+
+
+def remove_unused(made: Sequence[Path]) -> None:
+    """Remove directories that a run made and left empty, innermost first: a misspelt override ends a run after its directory is made."""
+    for folder in made:
+        try:
+            if {entry.name for entry in folder.iterdir()} - {LOCK}:
+                return
+            (folder / LOCK).unlink(missing_ok=True)
+            folder.rmdir()
+        except OSError:  # gone, or somebody else's by now
+            return
 
 
 def keep_best_checkpoint(args: TrainingArguments, metric: str = "eval_loss", greater_is_better: bool = False) -> None:

@@ -29,9 +29,10 @@ from ..inference.loading import refuse_non_finite
 from ..tokenization.portable import save_tokenizer
 from . import made_with
 from .arguments import ScratchTrainingArguments
-from .callbacks import speak_in_lines
+from .callbacks import use_log_lines
 from .preemption import PreemptionCallback
 from .resume import TRAINER_STATE, check_callbacks, check_optimizer, check_weights, read_trainer_state
+from .threads import ThreadsCallback
 
 MANIFEST = ".manifest.json"
 UNFINISHED = ".unfinished-checkpoint"  # in the output directory: the checkpoint that is being written
@@ -147,7 +148,8 @@ class ResumableTrainer(Trainer):
         super().__init__(*args, **kwargs)
         if isinstance(self.args, ScratchTrainingArguments):
             self.allow_non_finite = self.args.allow_non_finite
-        speak_in_lines(self)
+        use_log_lines(self)
+        self.add_callback(ThreadsCallback())
         self.preemption = PreemptionCallback(self)
         self.add_callback(self.preemption)  # last, after those that decide whether to evaluate and to save
 
