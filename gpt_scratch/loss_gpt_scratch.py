@@ -103,7 +103,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, label_smoothing=0.0, pad_multiple=None):
-        # Tensor cores want a vocabulary that is a multiple of 128; only this copy has it, never the checkpoint.
+        # Tensor cores work best with a vocabulary that is a multiple of 128; only this copy has it, never the checkpoint.
         pad_multiple = pad_multiple or (128 if hidden.is_cuda else 1)
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype

@@ -12,6 +12,17 @@ from .files import atomic_path
 History: TypeAlias = Sequence[Mapping[str, float]]
 
 
+def curve_style(key: str) -> dict[str, str]:
+    """Colour and line of a column of Trainer's log, the same in every plot: training blue and dashed, validation orange, the loss measured
+    on training rows green and dotted.
+    """
+    if key.startswith("train_eval"):
+        return {"color": "C2", "linestyle": ":"}
+    if key.startswith("eval_") or key == "perplexity":
+        return {"color": "C1", "linestyle": "-"}
+    return {"color": "C0", "linestyle": "-" if key in ("learning_rate", "grad_norm") else "--"}
+
+
 def series(history: History, key: str, x: str = "step") -> tuple[list[float], list[float]]:
     """The pairs (x, value) of all log entries that hold both."""
     points = [(entry[x], entry[key]) for entry in history if key in entry and x in entry]
@@ -38,9 +49,9 @@ def plot_losses(history: History, path: str | Path, title: str = "", warning_ste
     for key, label in labels.items():
         steps, losses = series(history, key)
         if steps:
-            axes.plot(steps, losses, label=label, marker="." if len(steps) < 60 else None, linewidth=1.2)
+            axes.plot(steps, losses, label=label, marker="." if len(steps) < 60 else None, linewidth=1.2, **curve_style(key))
     if warning_step is not None:
-        axes.axvline(warning_step, color="gray", linestyle="--", linewidth=0.8, label=f"overfitting from step {warning_step:g}")
+        axes.axvline(warning_step, color="gray", linestyle="-.", linewidth=0.8, label=f"overfitting from step {warning_step:g}")
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per token)")
     axes.set_title(title)
@@ -61,7 +72,7 @@ def save_lines(history: History, labels: Mapping[str, str], x: str, path: str | 
     for key, label in labels.items():
         xs, values = series(history, key, x)
         if xs:
-            axes.plot(xs, values, label=label, marker="." if len(xs) < 60 else None, linewidth=1.2)
+            axes.plot(xs, values, label=label, marker="." if len(xs) < 60 else None, linewidth=1.2, **curve_style(key))
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(alpha=0.3)

@@ -31,6 +31,7 @@ from gpt_scratch.conversion.verify import verify
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import atomic_directory, write_json
 from gpt_scratch.hub.cards import keep_card, write_conversion_card
+from gpt_scratch.progress import named
 from gpt_scratch.provenance import describe_environment
 from gpt_scratch.ranges import check_flags
 from gpt_scratch.training.arguments import parse_config_overrides
@@ -42,7 +43,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("source", nargs="?", help="checkpoint: a file, a directory, a TensorFlow prefix or .index, or a Hub name")
     parser.add_argument("output", help="directory to write; must not exist or be empty")
     parser.add_argument(
-        "--format", default="auto", choices=["auto", *FORMATS], help="of the source; auto recognizes it and says why"
+        "--format", default="auto", choices=["auto", *FORMATS], help="of the source; auto recognizes it and prints the reason"
     )
     parser.add_argument("--to", choices=LAYOUTS, help="write a stock transformers checkpoint from one of this package's")
     parser.add_argument(
@@ -52,7 +53,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--tokenizer",
         help="directory or Hub name of the tokenizer to put beside the weights, or nanoGPT's meta.pkl, where the source has none",
     )
-    parser.add_argument("--config_overrides", help="what the file does not tell, e.g. n_heads=12 or sliding_window=256")
+    parser.add_argument("--config_overrides", help="settings that the file does not hold, e.g. n_heads=12 or sliding_window=256")
     parser.add_argument("--lora_alpha", type=float, help="alpha of the book's LoRA layers, which are merged")
     parser.add_argument("--lora_scaling", choices=["alpha", "alpha_over_rank"], help="how the book's LoRA layers were scaled")
     parser.add_argument(
@@ -87,12 +88,14 @@ def main(args: argparse.Namespace) -> dict:
         if checkpoint.format != "gpt_scratch" and args.to is not None:
             raise UserError(f"--to {args.to} starts from a checkpoint of this package: convert {args.source} without --to first")
         identical = None
-        if args.to:
-            export_weights(checkpoint, folder, args.to, dtype, max_shard_bytes)
-        else:
-            identical = import_weights(checkpoint, folder, dtype, max_shard_bytes)
-        checkpoint.source = None  # what it keeps mapped is not needed for the proof
-        proof = verify(folder, checkpoint.head, checkpoint.reference)
+        with named("writing the weights"):
+            if args.to:
+                export_weights(checkpoint, folder, args.to, dtype, max_shard_bytes)
+            else:
+                identical = import_weights(checkpoint, folder, dtype, max_shard_bytes)
+        del checkpoint.source  # what it keeps mapped is not needed for the proof
+        with named("comparing what the model computes with the original"):
+            proof = verify(folder, checkpoint.head, checkpoint.reference)
         proof.tensors_identical = identical
         record = {
             "format": checkpoint.format,

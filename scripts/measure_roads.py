@@ -52,7 +52,8 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     rows = measure_compatibility(args.model, text, args.windows, args.length, args.integrations)
     print(markdown(rows))
     if args.output:
-        output, record = Path(args.output), {"rows": [], "runs": {}}
+        output = Path(args.output)
+        record: dict[str, Any] = {"rows": [], "runs": {}}
         if output.is_file():
             record = json.loads(output.read_text(encoding="utf-8"))
         new = {(row["model"], row["integration"]) for row in rows}

@@ -78,7 +78,7 @@ WRONG = {
     "pretrain nowhere.yaml": "recipe nowhere.yaml cannot be read",
     "pretrain --train_file nowhere.txt": "nowhere.txt: no such file",
     "pretrain --train_file text.txt --output_dir runs/old": "runs/old already holds a run",
-    "pretrain --train_file text.txt --tokenizer_name gpt2": "gpt2: no such directory here, and the Hub cannot be asked for it (127.0.0.1: ",
+    "pretrain --train_file text.txt --tokenizer_name gpt2": "gpt2: no such directory here, and the Hub cannot be reached (127.0.0.1: ",
     "finetune_classifier --train_file empty.csv": "empty.csv is empty",
     "finetune_classifier --model_name_or_path runs/nothing": "runs/nothing holds no model: there is no config.json in it",
     "finetune_preferences": "the first word must be the method, dpo, reward, grpo",

@@ -69,6 +69,11 @@ def token_ids(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(1, SIZES["vocab_size"], shape, generator=torch.Generator().manual_seed(seed))
 
 
+def grads(model) -> dict[str, torch.Tensor]:
+    """Of every parameter that has one, copied."""
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
 def assert_equal(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
     """Equal to 1e-5 of the largest expected value, or to 1e-5 where all values are below one."""
     scale = max(1.0, expected.abs().max().item())

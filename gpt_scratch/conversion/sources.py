@@ -133,7 +133,7 @@ class RenamedSource:
         source: the tensors.
         names: the source's names to ours; a tensor that is not named here is left out.
         rows: our name to the number of first rows to keep (a padded vocabulary).
-        replaced: our name to a tensor that stands in for the source's own.
+        replaced: our name to a tensor that replaces the source's own.
 
     Raises:
         UserError: two tensors of one name.

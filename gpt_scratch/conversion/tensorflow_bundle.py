@@ -109,7 +109,7 @@ class TensorFlowCheckpoint:
         return TensorInfo(dtype, tuple(shape), shard, offset, size, crc)
 
     def read(self, name: str) -> torch.Tensor:
-        """One variable, its checksum verified; the values are mapped, copied by nobody.
+        """One variable, its checksum verified; the values are mapped, not copied.
 
         Raises:
             UserError: an unknown name, a shard that is missing or too short, a wrong checksum, a dtype that holds no numbers.
@@ -127,7 +127,7 @@ class TensorFlowCheckpoint:
             raise UserError(f"{shard} is cut short: it has {shard.stat().st_size:,} bytes, and {name} reaches byte {end:,}")
         if info.size == 0:
             return torch.empty(info.shape, dtype=info.dtype)
-        # mode "c": pages are copied if somebody writes to the tensor, and the file never changes
+        # mode "c": pages are copied if the tensor is written to, and the file never changes
         data = np.memmap(shard, dtype=np.uint8, mode="c", offset=info.offset, shape=(info.size,))
         if unmask(info.crc) != crc32c(data):
             raise UserError(f"{shard}: the checksum of {name} is wrong: the file is damaged, fetch it again")

@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..data.instruction import ALPACA_PREAMBLE
+from ..data.instruction import ALPACA_PREAMBLE, prompt_messages, reply_text
 from ..errors import UserError, one_line
 from .bounded_post import Refused, Unreachable, Unusable, post_json
 
@@ -39,12 +39,11 @@ class Verdict:
 
 
 def judge_prompt(record: Mapping[str, Any], reply: str, rubric: str) -> str:
-    """The question put to the judge about one reply to `record`, an Alpaca record (`instruction`, `input`, `output`)."""
-    task = f"{ALPACA_PREAMBLE}\n\n### Instruction:\n{record['instruction']}"
-    task += f"\n\n### Input:\n{record['input']}" if record.get("input") else ""
+    """The question put to the judge about one reply to `record`: its whole prompt in the layout of Alpaca, and its last reply."""
+    task, output = _task(record), reply_text(record, "alpaca")
     if rubric == "0-100":
         return (
-            f"Given the input `{task}` and correct output `{record['output']}`, score the model response `{reply}` on a scale from 0 to "
+            f"Given the input `{task}` and correct output `{output}`, score the model response `{reply}` on a scale from 0 to "
             "100, where 100 is the best score. Respond with the integer number only."
         )
     return (
@@ -55,9 +54,19 @@ def judge_prompt(record: Mapping[str, Any], reply: str, rubric: str) -> str:
         "3: partly accurate\n"
         "2: mostly inaccurate\n"
         "1: completely wrong or irrelevant\n\n"
-        f"Original prompt:\n{task}\n\nCorrect response:\n{record['output']}\n\nGenerated response:\n{reply}\n\n"
+        f"Original prompt:\n{task}\n\nCorrect response:\n{output}\n\nGenerated response:\n{reply}\n\n"
         "Respond with the integer number only."
     )
+
+
+def _task(record: Mapping[str, Any]) -> str:
+    messages = prompt_messages(record, "alpaca")
+    task = messages.pop(0)["content"] if messages and messages[0]["role"] == "system" else ALPACA_PREAMBLE
+    titles = {"user": "Instruction", "assistant": "Response", "system": "System", "tool": "Tool"}
+    for message in messages:
+        task += f"\n\n### {titles[message['role']]}:\n{message['content']}"
+        task += f"\n{json.dumps(message['tool_calls'], ensure_ascii=False)}" if message.get("tool_calls") else ""
+    return task
 
 
 def parse_score(answer: str, rubric: str) -> int | None:

@@ -9,10 +9,16 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..progress import bar
+
 
 @torch.no_grad()
 def evaluate_loss(
-    model: nn.Module, rows: Any, batch_size: int = 8, collate: Callable[[list], dict[str, torch.Tensor]] | None = None
+    model: nn.Module,
+    rows: Any,
+    batch_size: int = 8,
+    collate: Callable[[list], dict[str, torch.Tensor]] | None = None,
+    name: str | None = None,
 ) -> dict[str, float]:
     """Mean negative log-likelihood in nats per predicted token, and its exponential.
 
@@ -25,6 +31,7 @@ def evaluate_loss(
         rows: a sequence or data set of rows, of one length unless `collate` is given, with `input_ids` and `labels` (T,).
         batch_size: rows in one forward.
         collate: makes a batch of rows of different length; padding must be labelled -100.
+        name: of the work, shown with a bar where it takes long.
 
     Returns `{"loss", "perplexity", "predicted_tokens"}`.
     """
@@ -37,7 +44,8 @@ def evaluate_loss(
     mine = batches[process::processes]
     # A sharded model is computed by all together: a process with one batch less computes another one, which is not counted.
     extra = [batches[0]] if len(mine) < -(-len(batches) // processes) else []
-    for number, batch in enumerate(DataLoader(rows, batch_sampler=[*mine, *extra], collate_fn=collate)):
+    loader = DataLoader(rows, batch_sampler=[*mine, *extra], collate_fn=collate)
+    for number, batch in enumerate(bar(loader, name, "batch", len(loader)) if name and process == 0 else loader):
         batch = {name: value.to(device) for name, value in batch.items()}
         # num_items_in_batch=1 makes the loss a sum
         loss_sum = float(model(**batch, num_items_in_batch=1, use_cache=False).loss)

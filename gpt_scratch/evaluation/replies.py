@@ -23,21 +23,19 @@ class Reply:
 def generate_replies(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[Sequence[int]],
     max_new_tokens: int = 256,
     batch_size: int = 8,
     progress: bool = True,
 ) -> list[Reply]:
-    """Greedy replies to `prompts` (rendered by the chat template), in their order.
+    """Greedy replies to `prompts` (token ids, as the chat template writes them), in their order.
 
     Batches hold prompts of like length, padded on the left. A reply has ended if the end-of-text token came within `max_new_tokens`.
 
     Raises:
         UserError: a prompt that leaves no room within the model's positions; names it.
     """
-    # The template has written every special token: the tokenizer must not add its own, as it was not in training.
-    rows = [tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"] for prompt in prompts]
-    lengths = [len(row) for row in rows]
+    lengths = [len(prompt) for prompt in prompts]
     for i, length in enumerate(lengths):
         remaining_positions(model, length, f"prompt {i}")
     pad_id = padding_id(tokenizer)
@@ -45,7 +43,7 @@ def generate_replies(
     replies: dict[int, Reply] = {}
     for start in tqdm(range(0, len(order), batch_size), desc="replies", unit="batch", disable=not progress):
         batch = order[start : start + batch_size]
-        inputs = pad_left([rows[i] for i in batch], pad_id, model.device)
+        inputs = pad_left([prompts[i] for i in batch], pad_id, model.device)
         with torch.inference_mode():
             output = generate_ids(model, inputs, max_new_tokens, eos_token_id=tokenizer.eos_token_id, pad_token_id=pad_id)
         for i, ids in zip(batch, output.tolist()):

@@ -83,7 +83,7 @@ def missing_parts(contents: Contents) -> list[str]:
 
 
 def shown(name: str) -> str:
-    """A name as it may be printed: whatever would end the line, move the cursor or turn the order of letters is shown as its code."""
+    """A name as it may be printed: whatever would end the line, move the cursor or reverse the order of letters is shown as its code."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name)
 
 

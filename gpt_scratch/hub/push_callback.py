@@ -47,7 +47,7 @@ class PushToHub(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Upload a checkpoint. A failure is reported, and training continues."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        # Not an adapter's: its files would stand beside the merged model's later, and be loaded in its place.
+        # Not an adapter's: its files would lie beside the merged model's later, and be loaded in its place.
         if self.repository is None or not self.every_save or not (folder / "config.json").is_file():
             return
         try:

@@ -153,12 +153,12 @@ def _kind(stream: BinaryIO) -> str | None:
 
 def _tail(stream: BinaryIO) -> bytes:
     end = stream.seek(0, io.SEEK_END)
-    stream.seek(max(0, end - 65_557))  # of zip's last record and the longest comment behind it
+    stream.seek(max(0, end - 65_557))  # of zip's last record and the longest comment after it
     return stream.read()
 
 
 def _members(kind: str, file: BinaryIO) -> Iterator[tuple[str, BinaryIO, bool]]:
-    """Name, content, and whether it stands in the file as it is."""
+    """Name, content, and whether it is stored uncompressed."""
     if kind == "zip":
         _check_directory(_tail(file), file)
         with zipfile.ZipFile(file) as archive:

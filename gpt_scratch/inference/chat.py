@@ -8,9 +8,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..errors import UserError
 from ..ranges import check_ranges
-from .chat_template import apply_chat_template
+from .chat_template import encode_chat, unsaid_parts
 from .decoding import compiled_generation
-from .generation import generate_ids, pad_left
+from .generation import check_unicode, generate_ids, pad_left
 from .streaming import PrintableStreamer
 
 
@@ -27,9 +27,7 @@ def encode_conversation(
     Returns the ids, more than `limit` only where the last message alone is too long, and the messages that are left.
     """
     while True:
-        ids = apply_chat_template(
-            tokenizer, [*start, *messages], add_generation_prompt=True, tokenize=True, return_dict=True, verbose=False
-        )["input_ids"]
+        ids = encode_chat(tokenizer, [*start, *messages], add_generation_prompt=True).ids
         if len(ids) <= limit or len(messages) < 3:
             return ids, messages
         messages = messages[2:]  # a question with its answer
@@ -70,6 +68,10 @@ class Chat:
         self.model, self.tokenizer = model, tokenizer
         self.max_new_tokens, self.temperature, self.compiled = max_new_tokens, temperature, compiled
         self.start = [{"role": "system", "content": system}] if system else []
+        if system:
+            check_unicode(system)
+            if unsaid_parts(tokenizer, [*self.start, {"role": "user", "content": "Hello"}]):
+                raise UserError("this model's chat template has no place for a system message: leave out --system")
         self.messages: list[dict[str, str]] = []
         if seed is not None:
             set_seed(seed)
@@ -95,8 +97,15 @@ class Chat:
 
     def say(self, text: str, stream: bool = True) -> str:
         """The model's reply to `text`, printed as it grows with `stream`; both join the conversation."""
-        self.messages.append({"role": "user", "content": text})
-        ids, end = self.prompt_ids(), self.tokenizer.eos_token_id
+        check_unicode(text)
+        before = self.messages
+        self.messages = [*before, {"role": "user", "content": text}]
+        try:
+            ids, end = self.prompt_ids(), self.tokenizer.eos_token_id
+        except UserError:
+            if self.messages:  # too long, it has gone already; else the template cannot write it, and it must not stay
+                self.messages = before
+            raise
         settings: dict[str, Any] = {"eos_token_id": end, "pad_token_id": end}
         settings |= {"streamer": PrintableStreamer(self.tokenizer)} if stream else {}
         settings |= compiled_generation(self.model, len(ids) + self.max_new_tokens) if self.compiled else {}

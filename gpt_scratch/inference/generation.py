@@ -12,20 +12,24 @@ from transformers import DynamicCache, LogitsProcessorList, PreTrainedModel, Pre
 
 from ..errors import UserError, one_line, printable
 from ..ranges import check_ranges
+from ..tokenization.special_tokens import encode_text
 from .streaming import PrintableStreamer
 
 
-def encode_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, device: torch.device) -> dict[str, torch.Tensor]:
+def encode_prompts(
+    prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, device: torch.device, parse_special_tokens: bool = False
+) -> dict[str, torch.Tensor]:
     """`input_ids` and `attention_mask`, (B, T), padded on the left so that all prompts end together.
 
-    An empty prompt becomes the end-of-text token: what the model has learned to continue with the start of a document.
+    Special tokens written in a prompt are its characters, or the tokens with `parse_special_tokens`. An empty prompt becomes the
+    end-of-text token: what the model has learned to continue with the start of a document.
 
     Raises:
         UserError: an empty prompt without such a token, text that is not valid Unicode.
     """
     for prompt in prompts:
         check_unicode(prompt)
-    rows = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    rows = [encode_text(tokenizer, prompt, split_special_tokens=not parse_special_tokens)["input_ids"] for prompt in prompts]
     if tokenizer.eos_token_id is None and not all(rows):
         raise UserError("an empty prompt needs an end-of-text token to start from, and this tokenizer has none")
     return pad_left([row or [tokenizer.eos_token_id] for row in rows], padding_id(tokenizer), device)
@@ -135,6 +139,7 @@ def generate_texts(
     seed: int | None = None,
     stream: bool = False,
     stop: Sequence[str] = (),
+    parse_special_tokens: bool = False,
     **settings: Any,
 ) -> list[str]:
     """The continuation of each prompt, without the prompt.
@@ -145,6 +150,7 @@ def generate_texts(
         seed: the same seed, prompts and settings give the same texts.
         stream: print each text as it grows, one prompt after the other.
         stop: strings that end a text; the string itself is kept.
+        parse_special_tokens: special tokens written in the prompts become the tokens; else they are characters.
         settings: any other of transformers' `GenerationConfig`: top_k, top_p, min_p, num_beams, repetition_penalty, ...
 
     Raises:
@@ -157,9 +163,11 @@ def generate_texts(
     if stream and len(prompts) > 1:
         texts = []
         for prompt in prompts:
-            texts += generate_texts(model, tokenizer, [prompt], max_new_tokens, temperature, seed, True, stop, **settings)
+            texts += generate_texts(
+                model, tokenizer, [prompt], max_new_tokens, temperature, seed, True, stop, parse_special_tokens, **settings
+            )
         return texts
-    inputs = encode_prompts(prompts, tokenizer, model.device)
+    inputs = encode_prompts(prompts, tokenizer, model.device, parse_special_tokens)
     remaining_positions(model, inputs["input_ids"].shape[1])  # before anything is printed
     settings |= {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
     if stream:

@@ -25,6 +25,7 @@ from transformers.utils.logging import get_verbosity, set_verbosity, set_verbosi
 
 from ..errors import UserError, innermost, one_line
 from ..files import read_json_object
+from ..progress import named
 from ..tokenization import portable
 
 AUTO = {"lm": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification}
@@ -129,9 +130,10 @@ def load_model(
     verbosity = get_verbosity()
     set_verbosity_error()  # missing tensors are an error here, reported below
     try:
-        model, report = AUTO[head].from_pretrained(
-            name, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        with named(f"loading {name}"):
+            model, report = AUTO[head].from_pretrained(
+                name, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except BaseException as error:
         raise refusal(f"{name} cannot be loaded as {KINDS[head]}", error) from error
     finally:

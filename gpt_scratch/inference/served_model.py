@@ -11,10 +11,18 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+import torch
+from transformers import (
+    BatchEncoding,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from ..errors import UserError
-from .chat_template import apply_chat_template
+from .chat_template import encode_chat
 from .decoding import compiled_generation, prepare_for_decoding
 from .generation import remaining_positions
 
@@ -119,6 +127,7 @@ class BoundedTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer = copy.copy(tokenizer)  # whose own method is not replaced
         tokenizer.apply_chat_template = self
+        tokenizer.split_special_tokens = True  # prompts of /v1/completions: special tokens in them are characters
 
     def try_out(self) -> None:
         """Render once, which starts the process for it; a template that fails is named on stderr, and completions still work."""
@@ -135,8 +144,8 @@ class BoundedTemplate:
         """
         if not self.tokenizer.chat_template:
             raise UserError("this model has no chat template: ask it by /v1/completions")
-        text = apply_chat_template(self.tokenizer, messages, tokenize=False, add_generation_prompt=True)
-        return self.tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)
+        ids = torch.tensor([encode_chat(self.tokenizer, messages, add_generation_prompt=True).ids])
+        return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
 
 class _EndedFromOutside(StoppingCriteria):

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..errors import UserError
 from ..files import atomic_directory
+from ..progress import named
 from .byte_pair_training import BYTE_ORDER, Pair, count_pieces, learn_merges
 from .portable import save_tokenizer
 from .pretokenization import GPT2_PATTERN, splitter
@@ -81,7 +82,8 @@ def train_byte_level_bpe(
 
     `<|endoftext|>` is beginning, end and unknown token, as in GPT-2; `<|pad|>` is a token of its own, so that padding is never text.
     """
-    return train_byte_pair(texts, vocab_size, min_frequency, special_tokens).to_fast(model_max_length)
+    with named("training the tokenizer"):
+        return train_byte_pair(texts, vocab_size, min_frequency, special_tokens).to_fast(model_max_length)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ def _places_of_pairs(words: list[str]) -> dict[str, list[int]]:
 def _replace_pair(words: list[str], where: list[int], pair: str, new: str):
     """Replace `pair` by `new` in the words `where`, in place.
 
-    Returns the words where a character stands before `new`, by character; the same after it; and those with `new` twice in a row, where
+    Returns the words where a character precedes `new`, by character; the same after it; and those with `new` twice in a row, where
     the end of one pair met the beginning of the next. A word is listed once for each occurrence.
     """
     before: dict[str, list[int]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Trainer callbacks: a line for each log, perplexity, samples, loss on training text, a live curve, a warning when a run overfits."""
+"""Trainer callbacks: a line for each log, perplexity, samples, loss on training text, the curve redrawn live, overfitting."""
 
 import json
 import sys
@@ -14,15 +14,16 @@ from ..analysis.overfitting import overfitting_step
 from ..evaluation.perplexity import evaluate_loss, perplexity
 from ..inference.generation import generate_ids, pad_left, padding_id
 from ..plots import plot_losses, plot_or_warn
+from ..tokenization.special_tokens import encode_text
 
 # Of what Trainer and TRL log: how it is called in a line. What is in neither table is shown by its own name.
-SPOKEN = {
+LOG_NAMES = {
     "loss": "loss", "eval_loss": "validation loss", "learning_rate": "learning rate", "grad_norm": "gradient norm",
     "num_input_tokens_seen": "tokens seen", "train_tokens_per_second": "tokens/s", "eval_macro_f1": "macro F1", "eval_roc_auc": "ROC AUC",
 }  # fmt: skip
 COUNTS = ("num_input_tokens_seen", "train_tokens_per_second", "num_tokens")  # stand before their names
-UNSPOKEN = ("epoch", "step", "total_flos")
-UNSPOKEN_ENDS = ("_runtime", "_per_second", "_preparation_time", "_macro_precision", "_macro_recall", "_calibration_error",
+HIDDEN = ("epoch", "step", "total_flos")
+HIDDEN_ENDS = ("_runtime", "_per_second", "_preparation_time", "_macro_precision", "_macro_recall", "_calibration_error",
                  "eval_precision", "eval_recall", "eval_f1")  # fmt: skip
 
 
@@ -39,10 +40,10 @@ def log_line(logs: Mapping[str, Any], step: int, max_steps: int) -> str:
     epoch = f" (epoch {logs['epoch']:.2f})" if "epoch" in logs else ""
     shown = []
     for key, value in logs.items():
-        spoken = SPOKEN.get(key, key.removeprefix("eval_").replace("_", " "))
-        if key in UNSPOKEN or (key not in SPOKEN and key.endswith(UNSPOKEN_ENDS)) or not isinstance(value, (int, float)):
+        name = LOG_NAMES.get(key, key.removeprefix("eval_").replace("_", " "))
+        if key in HIDDEN or (key not in LOG_NAMES and key.endswith(HIDDEN_ENDS)) or not isinstance(value, (int, float)):
             continue
-        shown.append(f"{value:,.0f} {spoken}" if key in COUNTS else f"{spoken} {value:.4g}")
+        shown.append(f"{value:,.0f} {name}" if key in COUNTS else f"{name} {value:.4g}")
     kind = "validation, " if any(key.startswith("eval_") for key in logs) and "eval_loss" not in logs else ""
     return f"step {step:,} of {max_steps:,}{epoch}: {kind}{', '.join(shown)}"
 
@@ -80,7 +81,7 @@ class LogCallback(ProgressCallback):
             print(line, flush=True)
 
 
-def speak_in_lines(trainer: Trainer) -> None:
+def use_log_lines(trainer: Trainer) -> None:
     """Put [`LogCallback`] in the place of the callback by which Trainer prints; a notebook keeps its table."""
     for printing in (PrinterCallback, ProgressCallback):
         if trainer.pop_callback(printing) is not None:
@@ -108,7 +109,8 @@ class TrainingLossCallback(TrainerCallback):
         self.rows = rows
 
     def on_evaluate(self, args, state, control, model, **kwargs):
-        loss = evaluate_loss(model, self.rows, args.per_device_eval_batch_size)["loss"]
+        name = None if args.disable_tqdm else "loss on training text"
+        loss = evaluate_loss(model, self.rows, args.per_device_eval_batch_size, name=name)["loss"]
         if state.log_history and "eval_loss" in state.log_history[-1]:
             state.log_history[-1]["train_eval_loss"] = loss
         if state.is_world_process_zero:
@@ -122,7 +124,7 @@ class SamplesCallback(TrainerCallback):
 
     Args:
         tokenizer: encodes the prompts; an empty prompt starts from its end-of-text token.
-        prompts: texts.
+        prompts: texts, whose special tokens are characters, or pairs of a text to show and its token ids.
         max_new_tokens: tokens to add to each.
         temperature: 0 is greedy; else top-k sampling (k = 50) with seed `seed`.
     """
@@ -130,12 +132,16 @@ class SamplesCallback(TrainerCallback):
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        prompts: Sequence[str],
+        prompts: Sequence[str | tuple[str, list[int]]],
         max_new_tokens: int = 50,
         temperature: float = 0.0,
         seed: int = 123,
     ):
-        self.tokenizer, self.prompts, self.max_new_tokens = tokenizer, prompts, max_new_tokens
+        self.tokenizer, self.max_new_tokens = tokenizer, max_new_tokens
+        self.prompts = [
+            (prompt, encode_text(tokenizer, prompt, add_special_tokens=False)["input_ids"]) if isinstance(prompt, str) else prompt
+            for prompt in prompts
+        ]
         self.temperature, self.seed = temperature, seed
 
     def on_evaluate(self, args, state, control, model, **kwargs):
@@ -146,15 +152,15 @@ class SamplesCallback(TrainerCallback):
         model.eval()
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.seed)
-            texts = [self._continue(model, prompt) for prompt in self.prompts]
+            texts = [self._continue(model, ids) for _, ids in self.prompts]
         model.train(was_training)
         with open(Path(args.output_dir) / "samples.jsonl", "a", encoding="utf-8") as file:
-            for prompt, text in zip(self.prompts, texts):
+            for (prompt, _), text in zip(self.prompts, texts):
                 print(f"step {state.global_step}: {(prompt + text)!r}")
                 file.write(json.dumps({"step": state.global_step, "prompt": prompt, "text": text}, ensure_ascii=False) + "\n")
 
-    def _continue(self, model, prompt: str) -> str:
-        ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"] or [self.tokenizer.eos_token_id]
+    def _continue(self, model, ids: list[int]) -> str:
+        ids = ids or [self.tokenizer.eos_token_id]
         # The prompt gives way where both do not fit: absolute positions end at max_position_embeddings.
         ids = ids[-max(1, model.config.max_position_embeddings - self.max_new_tokens) :]
         pad_id = padding_id(self.tokenizer)

@@ -1,6 +1,7 @@
 """The parts of a classification finetuning: its flags, data, model, what trains, metrics, plots and the table of mistakes."""
 
 import csv
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from transformers import (
 
 from ..configuration_gpt_scratch import GPTScratchConfig
 from ..data.classification import (
+    CONFLICTS,
     LabelledTexts,
     balance,
     check_labels,
@@ -30,13 +32,17 @@ from ..data.classification import (
     read_labelled_texts,
     stratified_split,
 )
+from ..data.opening import Reading
 from ..errors import UserError, one_line
-from ..evaluation.classification import METRIC_PATH, softmax
+from ..evaluation.classification import METRIC_PATH, figures_by_class, softmax
 from ..files import atomic_path
+from ..inference.generation import check_unicode
 from ..inference.loading import check_rows, load_config, load_model, load_tokenizer
 from ..modeling_gpt_scratch import GPTScratchForSequenceClassification
 from ..plots import new_figure, save_figure, save_lines
+from ..progress import named
 from ..tokenization.byte_pair import train_byte_level_bpe
+from ..tokenization.special_tokens import describe_special_tokens
 from .arguments import parse_config_overrides
 from .checkpoints import ResumableTrainer
 from .finetuning import SPLITS, add_lora, dropout_overrides, refuse_files_of_no_split, settle_trainable, train_last_blocks
@@ -45,12 +51,12 @@ from .run import evaluation_curve, run_figures
 
 
 @dataclass
-class ClassificationArguments:
+class ClassificationArguments(Reading):
     """The flags of `scripts/finetune_classifier.py` besides TrainingArguments."""
 
     train_file: str | None = field(
         default=None,
-        metadata={"help": "Labelled texts: the SMS Spam Collection (zip, tsv, no suffix), csv, jsonl, json, parquet."},
+        metadata={"help": "Labelled texts: the SMS Spam Collection (zip, tsv, no suffix), csv, tsv, jsonl, json, parquet."},
     )
     validation_file: str | None = field(default=None, metadata={"help": "Labelled texts to validate on, with --split files."})
     test_file: str | None = field(default=None, metadata={"help": "Labelled texts to test on, with --split files."})
@@ -67,6 +73,13 @@ class ClassificationArguments:
     )
     split_seed: int = field(default=123, metadata={"help": "Seed of the clean split, apart from --seed so that runs share it."})
     deduplicate: bool = field(default=True, metadata={"help": "With --split clean, keep one of each group of equal texts."})
+    conflicting_labels: str = field(
+        default="refuse",
+        metadata={
+            "help": "Of equal texts with different labels, with --deduplicate: refuse them, keep the first, or drop them all.",
+            "choices": list(CONFLICTS),
+        },
+    )
     balance_classes: bool = field(default=False, metadata={"help": "Train on as many texts of each class as the rarest has."})
     text_column: str | None = field(default=None, metadata={"help": "Column of the texts. Default: text, in any case."})
     label_column: str | None = field(default=None, metadata={"help": "Column of the labels. Default: label, in any case."})
@@ -154,30 +167,33 @@ def read_splits(args: ClassificationArguments) -> ClassificationSplits:
     """Texts of train, validation and test, and the class ids; prints the statistics of each split.
 
     Raises:
-        UserError: flags that do not go together, or data that cannot be read or split.
+        UserError: flags that exclude each other, or data that cannot be read or split.
     """
     if args.train_file is None:
         raise UserError("--train_file is missing: give the labelled texts to train on")
     refuse_files_of_no_split(args)
 
+    reading = Reading.of(args)
+    for name in args.class_names or []:
+        check_unicode(name)
+
     def read(name: str | None) -> LabelledTexts:
         if name is None:
             raise UserError("--split files needs --train_file, --validation_file and --test_file")
-        return read_labelled_texts(name, args.text_column, args.label_column)
+        return read_labelled_texts(name, args.text_column, args.label_column, reading=reading)
 
     copies = 0
     if args.split == "files":
         parts = [read(name) for name in (args.train_file, args.validation_file, args.test_file)]
     elif args.split == "published":
-        read(args.train_file)  # refuses what is not the collection, with rows
         parts = list(published_split(args.train_file))
     else:
         data = read(args.train_file)
         if args.deduplicate:
-            data, copies = deduplicate(data)
+            data, copies = deduplicate(data, args.conflicting_labels)
         parts = stratified_split(data, args.split_fractions, args.split_seed)
     texts = dict(zip(SPLITS, parts))
-    ids = label_ids(texts["train"].labels, args.class_names)
+    ids = label_ids(texts["train"].labels, args.class_names or texts["train"].class_order)
     for name, part in texts.items():
         check_labels(part, ids, name)
     if args.balance_classes:
@@ -194,10 +210,10 @@ def read_splits(args: ClassificationArguments) -> ClassificationSplits:
 def make_model(
     args: ClassificationArguments, ids: dict[str, int], train: LabelledTexts, seed: int, resume: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The classifier to train, its head new unless the checkpoint is a classifier, and its tokenizer, with one pad token for both.
+    """The classifier to train, its head new unless the checkpoint is a classifier, and its tokenizer, with the same pad token.
 
     Args:
-        resume: the checkpoint that the run goes on from. Its tokenizer is taken where one would be trained.
+        resume: the checkpoint that the run resumes from. Its tokenizer is taken where one would be trained.
 
     Raises:
         UserError: a checkpoint or tokenizer that cannot be loaded, or values that no model can have.
@@ -251,7 +267,7 @@ def choose_trainable(model: PreTrainedModel, args: ClassificationArguments) -> P
 
 
 def what_trains(args: ClassificationArguments) -> str:
-    """As `settle_learning_rate` names it."""
+    """As `set_default_learning_rate` names it."""
     if not args.model_name_or_path:
         return "new"
     return {"head": "head", "all": "all"}.get(str(args.trainable), "some")
@@ -261,6 +277,8 @@ def encode_splits(
     args: ClassificationArguments, splits: ClassificationSplits, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> ClassificationData:
     """Token ids of every text, cut at `max_length` with a printed count."""
+    if written := describe_special_tokens((text for part in splits.texts.values() for text in part.texts), tokenizer):
+        print(written)
     limit = model.config.max_position_embeddings
     max_length = min(args.max_length or limit, limit)
     data = ClassificationData(splits, {}, {})
@@ -314,7 +332,8 @@ def measure(trainer: ClassifierTrainer, data: ClassificationData) -> tuple[dict[
     for split in SPLITS:
         lengths = data.rows[split]["length"]
         order = sorted(range(len(lengths)), key=lengths.__getitem__)  # so that little is padded
-        prediction = trainer.predict(data.rows[split].select(order), metric_key_prefix=split)
+        with named(f"measuring {split}"):
+            prediction = trainer.predict(data.rows[split].select(order), metric_key_prefix=split)
         for name, value in prediction.metrics.items():
             if not name.endswith(("_runtime", "_per_second", "_preparation_time")):
                 metrics[name] = value
@@ -357,16 +376,54 @@ def plot_curves(history: list[dict[str, Any]], train_rows: int, output: Path) ->
     save_lines(examples, {"eval_accuracy": "validation"}, "examples", output / "accuracy", "examples seen", "accuracy")
 
 
-def plot_confusion(matrix: list[list[int]], names: list[str], path: Path) -> None:
-    """The confusion matrix with its counts, PNG and PDF."""
-    figure, axes = new_figure(size=(1.5 + 1.2 * len(names), 1.2 + 1.1 * len(names)))
-    axes.imshow(matrix, cmap="Blues")
-    highest = max(map(max, matrix))
+def plot_confusion(matrix: list[list[int]], names: list[str], path: Path, title: str = "Test texts") -> None:
+    """The confusion matrix, coloured by the share of each row, with its counts, and the rates of each class beside it; PNG and PDF."""
+    figures = figures_by_class(matrix, names)
+    wrapped = ["\n".join(textwrap.wrap(name, 24) or [name]) for name in names]
+    longest = max(len(line) for name in wrapped for line in name.split("\n"))
+    slanted = longest > 10
+    lines = max(name.count("\n") for name in wrapped) + 3
+    cell = max(0.9, 0.17 * lines)
+    figure, axes = new_figure(
+        size=(2.6 + 0.09 * longest + 1.25 * len(names), 2.1 + (0.07 * longest if slanted else 0) + cell * len(names))
+    )
+    shares = [[count / max(1, sum(row)) for count in row] for row in matrix]
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for i, row in enumerate(matrix):
         for j, count in enumerate(row):
-            axes.text(j, i, str(count), ha="center", va="center", color="white" if count > highest / 2 else "black")
-    axes.set_xticks(range(len(names)), names)
-    axes.set_yticks(range(len(names)), names)
+            colour = "white" if shares[i][j] > 0.5 else "black"
+            axes.text(j, i, f"{count:,}\n{shares[i][j]:.0%}", ha="center", va="center", color=colour)
+    axes.set_xticks(
+        range(len(names)),
+        [f"{name}\nprecision {row.precision:.0%}" for name, row in zip(wrapped, figures)],
+        rotation=40 if slanted else 0,
+        ha="right" if slanted else "center",
+        rotation_mode="anchor" if slanted else "default",
+    )
+    axes.set_yticks(
+        range(len(names)),
+        [f"{name}\n{row.texts:,} texts\nrecall {row.recall:.0%}, F1 {row.f1:.2f}" for name, row in zip(wrapped, figures)],
+    )
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
+    axes.set_title(f"{title}: counts, and shares of each true class")
+    figure.colorbar(image, label="share of the row")
     save_figure(figure, path)
+
+
+def warn_of_missed_classes(confusion: list[list[int]], names: list[str], args: ClassificationArguments) -> str | None:
+    """What to say of classes of which no text is recognised, with the flag that helps; `None` where there are none."""
+    missing = [row for row in figures_by_class(confusion, names) if row.texts and not row.recall]
+    if not missing:
+        return None
+    listed = ", ".join(
+        f"{row.name!r} ({row.texts:,} texts, {f'predicted {row.predicted:,} times' if row.predicted else 'never predicted'})"
+        for row in missing
+    )
+    if not args.class_weights:
+        advice = "--class_weights gives rare classes more weight"
+    elif not args.balance_classes:
+        advice = "--balance_classes trains on as many texts of each class as the rarest has"
+    else:
+        advice = "give more texts of them, or a larger --num_train_epochs"
+    return f"warning: no text is recognised of the class{'es' if len(missing) > 1 else ''} {listed}: {advice}"

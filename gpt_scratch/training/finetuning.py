@@ -1,4 +1,4 @@
-"""What every finetuning shares: loading a checkpoint with its tokenizer, what trains and what is frozen, LoRA, padding."""
+"""What every finetuning shares: loading a checkpoint with its tokenizer, what trains and what is frozen, LoRA."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -43,7 +43,7 @@ def load_language_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A language model in fp32 and its tokenizer, with the same special tokens, ready to train on rows padded on the right.
 
-    Without a padding token the end of text pads, which is safe: this package masks by length.
+    Without a padding token the end-of-text token is used, which is safe: this package masks by length.
 
     Raises:
         UserError: no name, a checkpoint or tokenizer that cannot be loaded, more tokens than the model has rows.
@@ -153,10 +153,3 @@ def describe_trainable(model: Any) -> tuple[int, int]:
     trainable, total = sum(n for n, on in counts if on), sum(n for n, _ in counts)
     print(f"trainable: {trainable:,} of {total:,} parameters ({trainable / total:.2%})")
     return trainable, total
-
-
-def padding_share(lengths: list[int], batch_size: int, grouped: bool) -> float:
-    """Share of padding in batches that are padded to their longest row, in the order given or sorted by length."""
-    lengths = sorted(lengths) if grouped else lengths
-    batches = [lengths[i : i + batch_size] for i in range(0, len(lengths), batch_size)]
-    return 1 - sum(lengths) / sum(max(batch) * len(batch) for batch in batches)

@@ -24,30 +24,36 @@ from ..data.instruction import (
     InstructionCollator,
     encode_conversations,
     pack_rows,
+    prompt_ids,
     prompt_text,
     read_conversations,
     set_prompt_style,
     shared_prompts,
     split_conversations,
+    to_messages,
 )
+from ..data.opening import Reading
+from ..data.padding import padding_share
 from ..errors import UserError
 from ..evaluation.perplexity import evaluate_loss
 from ..files import write_json
+from ..tokenization.special_tokens import describe_special_tokens
 from .callbacks import CurveCallback, OverfittingCallback, PerplexityCallback, SamplesCallback
-from .finetuning import SPLITS, add_lora, padding_share, refuse_files_of_no_split, settle_trainable, train_last_blocks
+from .finetuning import SPLITS, add_lora, refuse_files_of_no_split, settle_trainable, train_last_blocks
 from .run import evaluation_curve, run_figures
 
 LITTLE_ROOM = 64  # tokens, some two sentences: a model whose prompts leave less is hardly of use
 
 
 @dataclass
-class InstructionArguments:
+class InstructionArguments(Reading):
     """The flags of `scripts/finetune_instructions.py` besides TrainingArguments."""
 
     train_file: str | None = field(
         default=None,
         metadata={
-            "help": "Records to train on: json, jsonl, csv, parquet, or a `datasets` name. Alpaca, messages or prompt/completion."
+            "help": "Records to train on: json, jsonl, csv, tsv, parquet, or a `datasets` name. Alpaca (with system, history), messages, "
+            "ShareGPT or prompt/completion."
         },
     )
     validation_file: str | None = field(default=None, metadata={"help": "Records to validate on, with --split files."})
@@ -55,7 +61,7 @@ class InstructionArguments:
     split: str = field(
         default="ordered",
         metadata={
-            "help": "ordered: train, test, validation as they stand in the file, as published. random: shuffled first. files: three files.",
+            "help": "ordered: train, test, validation in the order of the file, as published. random: shuffled first. files: three files.",
             "choices": ["ordered", "random", "files"],
         },
     )
@@ -64,7 +70,7 @@ class InstructionArguments:
     )
     split_seed: int = field(default=123, metadata={"help": "Seed of --split random, apart from --seed so that runs share it."})
     remove_shared_prompts: bool = field(
-        default=False, metadata={"help": "Leave out training records whose prompt stands in validation or test, too."}
+        default=False, metadata={"help": "Leave out training records whose prompt occurs in validation or test, too."}
     )
     model_name_or_path: str | None = field(default=None, metadata={"help": "A checkpoint of this package to finetune."})
     tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer. Default: the checkpoint's."})
@@ -78,9 +84,17 @@ class InstructionArguments:
     )
     mask_prompt: bool = field(default=False, metadata={"help": "Train on the replies alone and not on the prompts."})
     max_length: int | None = field(default=None, metadata={"help": "Tokens of a record at most. Default: the model's positions."})
-    skip_unusable: bool = field(default=False, metadata={"help": "Leave out records without a reply or a trainable token."})
+    ignore_keys: list[str] | None = field(
+        default=None, metadata={"help": "Keys of records and messages that are not used, whatever they hold."}
+    )
+    skip_unusable: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave out records that cannot be trained on: an empty reply, no trainable token, what the template cannot write."
+        },
+    )
     packing: bool = field(
-        default=False, metadata={"help": "Join several records into a row of --pack_length; they do not see one another."}
+        default=False, metadata={"help": "Pack several records into a row of --pack_length; they do not attend to one another."}
     )
     pack_length: int = field(default=512, metadata={"help": "Tokens of a packed row at most."})
     trainable: str = field(
@@ -132,7 +146,7 @@ class InstructionData:
     encoded: dict[str, EncodedConversations]
     replies: dict[str, datasets.Dataset]  # validation and test, labels on the replies alone
     everything: dict[str, datasets.Dataset]  # labels on every token
-    sample_prompts: list[str]
+    sample_prompts: list[str | tuple[str, list[int]]]  # texts to show, with their tokens
     padding_share: float
 
     def description(self) -> dict[str, Any]:
@@ -155,19 +169,20 @@ def read_splits(args: InstructionArguments) -> InstructionSplits:
     """Train, validation and test; prints the size of each, and the prompts that they share with train.
 
     Raises:
-        UserError: flags that do not go together, or data that cannot be read or split.
+        UserError: flags that exclude each other, or data that cannot be read or split.
     """
     if args.train_file is None:
         raise UserError("--train_file is missing: give the records to train on")
     refuse_files_of_no_split(args)
+    reading, ignored = Reading.of(args), args.ignore_keys or ()
     if args.split == "files":
         names = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
         if None in names.values():
             raise UserError("--split files needs --train_file, --validation_file and --test_file")
-        splits = {split: read_conversations(str(name), split) for split, name in names.items()}
+        splits = {split: read_conversations(str(name), split, reading, ignored) for split, name in names.items()}
     else:
         seed = args.split_seed if args.split == "random" else None
-        splits = split_conversations(read_conversations(args.train_file), args.split_fractions, seed)
+        splits = split_conversations(read_conversations(args.train_file, "train", reading, ignored), args.split_fractions, seed)
     removed = 0
     if args.remove_shared_prompts:
         held_out = Conversations(splits["validation"].records + splits["test"].records, [])
@@ -179,7 +194,7 @@ def read_splits(args: InstructionArguments) -> InstructionSplits:
         shared_with_train = "" if name == "train" else f", {result.prompts_in_train(name)} of their prompts also in train"
         print(f"{name}: {len(part):,} records{shared_with_train}")
     if removed:
-        print(f"{removed:,} training records were left out: their prompts stand in validation or test")
+        print(f"{removed:,} training records were left out: their prompts occur in validation or test")
     return result
 
 
@@ -190,12 +205,21 @@ def prepare_data(
     tokenizer: PreTrainedTokenizerBase,
     training_args: TrainingArguments,
 ) -> InstructionData:
-    """Encode every split with the chat template of `prompt_style`, which the tokenizer gets; prints what came of it.
+    """Encode every split with the chat template of `prompt_style`, which the tokenizer gets; prints statistics of each split.
 
     Raises:
         UserError: a template without markers, a row without a trainable token.
     """
     set_prompt_style(tokenizer, args.prompt_style)
+    texts = (
+        message["content"]
+        for part in splits.records.values()
+        for record in part.records
+        if "input_ids" not in record
+        for message in to_messages(record, args.prompt_style)
+    )
+    if written := describe_special_tokens(texts, tokenizer):
+        print(written)
     limit = model.config.max_position_embeddings
     settings = {"max_length": min(args.max_length or limit, limit), "skip_unusable": args.skip_unusable}
     if args.packing and args.pack_length > limit:
@@ -222,7 +246,10 @@ def prepare_data(
     waste = padding_share(train["length"], training_args.per_device_train_batch_size, grouped)
     print(f"padding: {waste:.1%} of the tokens in training batches{' grouped by length' if grouped else ''}")
     askable = [record for record in splits.records["validation"].records if "input_ids" not in record]
-    prompts = [prompt_text(record, tokenizer, args.prompt_style) for record in askable[: args.sample_replies]]
+    prompts: list[str | tuple[str, list[int]]] = [
+        (prompt_text(record, tokenizer, args.prompt_style), prompt_ids(record, tokenizer, args.prompt_style))
+        for record in askable[: args.sample_replies]
+    ]
     return InstructionData(splits, train, encoded, replies, everything, prompts, waste)
 
 
@@ -266,13 +293,16 @@ def make_callbacks(
     return callbacks
 
 
-def held_out_losses(model: Any, data: InstructionData, collator: InstructionCollator, batch_size: int) -> dict[str, float]:
+def held_out_losses(
+    model: Any, data: InstructionData, collator: InstructionCollator, batch_size: int, when: str
+) -> dict[str, float]:
     """Nats per token over whole splits: of the replies alone, and of prompts and replies together (as published curves are)."""
-    losses = {
-        f"{split}_response_loss": evaluate_loss(model, rows, batch_size, collator)["loss"] for split, rows in data.replies.items()
-    }
-    rows = data.everything["validation"]
-    losses["validation_loss_all_tokens"] = evaluate_loss(model, rows, batch_size, collator)["loss"]
+
+    def measure(rows: datasets.Dataset, what: str) -> float:
+        return evaluate_loss(model, rows, batch_size, collator, f"measuring {what}, {when} training")["loss"]
+
+    losses = {f"{split}_response_loss": measure(rows, f"replies of {split}") for split, rows in data.replies.items()}
+    losses["validation_loss_all_tokens"] = measure(data.everything["validation"], "all tokens of validation")
     return losses
 
 
@@ -300,4 +330,4 @@ def figures_of_run(
 
 def save_test_records(output_dir: str, test: Conversations) -> None:
     """Write the test split as `test.json`, which `scripts/evaluate_instructions.py` reads."""
-    write_json(Path(output_dir) / "test.json", json.loads(json.dumps(test.records)))
+    write_json(Path(output_dir) / "test.json", json.loads(json.dumps(test.records, default=str)))

@@ -1,4 +1,4 @@
-"""The parts of learning from preferences with TRL: flags, pairs, and a trainer for each method (DPO, reward model, GRPO).
+"""The parts of preference training with TRL: flags, pairs, and a trainer for each method (DPO, reward model, GRPO).
 
 DPO (Rafailov et al. 2023) trains a finetuned model on pairs at once. The classical chain takes two steps: a reward model, which is this
 package's classifier with one label (Ouyang et al. 2022), then GRPO (Shao et al. 2024), which lets the model answer and reinforces the
@@ -13,9 +13,10 @@ import datasets
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from ..data.instruction import PROMPT_STYLES, Conversations, set_prompt_style, split_conversations
-from ..data.preference import preference_rows, read_preferences
+from ..data.opening import Reading
+from ..data.preference import preference_rows, read_preferences, refuse_unsaid_pairs
 from ..errors import UserError, innermost, one_line
-from ..inference.chat_template import apply_chat_template, bound_chat_templates
+from ..inference.chat_template import bound_chat_templates, encode_chat, keep_content_text
 from ..inference.loading import check_rows, load_config, load_model, load_tokenizer
 from ..plots import save_lines
 from ..progress import bar
@@ -32,13 +33,13 @@ CURVES = {
         (
             "accuracy",
             {"rewards/accuracies": "training", "eval_rewards/accuracies": "validation"},
-            "share of pairs ranked rightly",
+            "share of pairs ranked correctly",
         ),
     ],
     "reward": [
         ("loss", {"loss": "training", "eval_loss": "validation"}, "loss"),
         ("margins", {"margin": "training", "eval_margin": "validation"}, "reward margin, chosen - rejected"),
-        ("accuracy", {"accuracy": "training", "eval_accuracy": "validation"}, "share of pairs ranked rightly"),
+        ("accuracy", {"accuracy": "training", "eval_accuracy": "validation"}, "share of pairs ranked correctly"),
     ],
     "grpo": [
         ("reward", {"reward": "training", "eval_reward": "validation"}, "mean reward"),
@@ -48,21 +49,27 @@ CURVES = {
 
 
 @dataclass
-class PreferenceArguments:
+class PreferenceArguments(Reading):
     """The flags of `scripts/finetune_preferences.py` besides those of TRL's configuration for the method."""
 
     train_file: str | None = field(
         default=None,
-        metadata={"help": "Pairs: json, jsonl, csv, parquet or a `datasets` name, with instruction or prompt, chosen, rejected."},
+        metadata={
+            "help": "Pairs: json, jsonl, csv, tsv, parquet or a `datasets` name, with instruction or prompt, chosen, rejected: texts, or "
+            "lists of messages as TRL has them."
+        },
+    )
+    ignore_keys: list[str] | None = field(
+        default=None, metadata={"help": "Keys of pairs and messages that are not used, whatever they hold."}
     )
     split_fractions: list[float] = field(
         default_factory=lambda: [0.85, 0.05, 0.1],
-        metadata={"help": "Shares of train, validation and test, as they stand in the file."},
+        metadata={"help": "Shares of train, validation and test, in the order of the file."},
     )
     model_name_or_path: str | None = field(default=None, metadata={"help": "A finetuned checkpoint of this package."})
     allow_non_finite: bool = field(
         default=False,
-        metadata={"help": "Go on where the loss or the gradient's norm is NaN or infinite, which ends a run otherwise."},
+        metadata={"help": "Continue when the loss or the gradient's norm is NaN or infinite; by default this ends the run."},
     )
     reward_model: str | None = field(default=None, metadata={"help": "With grpo: a model trained by the method reward."})
     prompt_style: str = field(
@@ -79,7 +86,7 @@ def import_trl() -> Any:
     try:
         import trl
     except ImportError as error:
-        raise UserError('learning from preferences needs trl: pip install "gpt_scratch[trl]"') from error
+        raise UserError('preference training needs trl: pip install "gpt_scratch[trl]"') from error
     bound_chat_templates()
     return trl
 
@@ -127,7 +134,8 @@ def read_pairs(args: PreferenceArguments) -> PreferenceData:
         UserError: broken pairs, a split without pairs.
     """
     assert args.train_file is not None  # check_arguments
-    splits: dict[str, Conversations] = split_conversations(read_preferences(args.train_file), args.split_fractions)
+    pairs = read_preferences(args.train_file, "train", Reading.of(args), args.ignore_keys or ())
+    splits: dict[str, Conversations] = split_conversations(pairs, args.split_fractions)
     data = PreferenceData({}, {})
     for name, part in splits.items():
         data.rows[name], equal = preference_rows(part, args.prompt_style)
@@ -187,7 +195,7 @@ def fit_lengths(
 def _tokens(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> int:
     """As TRL encodes them."""
     asks = messages[-1]["role"] != "assistant"
-    return len(apply_chat_template(tokenizer, messages, tokenize=True, return_dict=True, add_generation_prompt=asks)["input_ids"])
+    return len(encode_chat(tokenizer, messages, add_generation_prompt=asks).ids)
 
 
 def _place(rows: datasets.Dataset, split: str, number: int) -> str:
@@ -203,7 +211,7 @@ def load_reward_model(name: str) -> tuple[Any, PreTrainedTokenizerBase]:
     config = load_config(name)
     if config.num_labels != 1 or "ForSequenceClassification" not in (config.architectures or [""])[0]:
         raise UserError(
-            f"--reward_model {name} is no reward model, which is a classifier with one label: train one with the method reward"
+            f"--reward_model {name} is not a reward model, which is a classifier with one label: train one with the method reward"
         )
     tokenizer = load_tokenizer(name)
     check_rows(tokenizer, config, name)
@@ -223,6 +231,8 @@ def make_trainer(method: str, args: PreferenceArguments, training_args: Training
         positions["the reward model"] = reward_model.config.max_position_embeddings
     model, tokenizer = load_language_model(args.model_name_or_path)
     set_prompt_style(tokenizer, args.prompt_style)
+    refuse_unsaid_pairs(rows, tokenizer, args.prompt_style)
+    keep_content_text(tokenizer)
     positions["the model"] = model.config.max_position_embeddings
     fit_lengths(method, training_args, data, tokenizer, positions)
     common: dict[str, Any] = {
