@@ -21,7 +21,7 @@ from .stock_layouts import foreign_config, inverted, save_config
 from .weight_maps import SAME, Layout, WeightMap
 
 MODELS: dict[str, type[PreTrainedModel]] = {"lm": GPTScratchForCausalLM, "classifier": GPTScratchForSequenceClassification}
-MOST_TOLD = 10  # tensors that cannot be read, in an error message
+MOST_BROKEN = 10  # tensors that cannot be read, in an error message
 LISTED = 6  # names in an error message, at most
 
 
@@ -133,7 +133,7 @@ def import_weights(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | No
         raise UserError(f"the tensors do not fit the sizes in {checkpoint.sizes_from}: {error}") from error
     dtype = dtype or common_dtype(source, {part.key for part in parts.values() if part.key is not None})
     last: dict[str, torch.Tensor] = {}  # query, key and value lie in one foreign tensor: it is read once
-    broken: dict[str, str] = {}  # key, and what is wrong with it: all are told, not the first
+    broken: dict[str, str] = {}  # key, and what is wrong with it: all are listed, not the first
 
     def read(name: str) -> torch.Tensor:
         part = parts[name]
@@ -155,8 +155,8 @@ def import_weights(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | No
     write_safetensors(folder, {name: expected[name].shape for name in parts}, read, dtype, max_shard_bytes)
     last.clear()
     if broken:
-        told, more = list(broken.values())[:MOST_TOLD], len(broken) - MOST_TOLD
-        raise UserError("; ".join(told) + (f"; and {more} more of {len(broken)} such tensors" if more > 0 else ""))
+        listed, more = list(broken.values())[:MOST_BROKEN], len(broken) - MOST_BROKEN
+        raise UserError("; ".join(listed) + (f"; and {more} more of {len(broken)} such tensors" if more > 0 else ""))
     config.dtype, config.architectures = dtype, [model.__name__]
     config.save_pretrained(folder)
     custom_object_save(model, str(folder))  # the model's code

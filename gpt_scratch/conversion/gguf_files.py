@@ -90,7 +90,8 @@ def open_gguf(path: Path, options: Options) -> Checkpoint:
     config = build_config(values, options.config_overrides)
     used: Source = RenamedSource(source, names)
     if architecture == "llama":
-        used = PairedSource(used, {".attn_q.weight": config.num_attention_heads, ".attn_k.weight": config.num_key_value_heads})
+        key_heads = config.num_key_value_heads or config.num_attention_heads
+        used = PairedSource(used, {".attn_q.weight": config.num_attention_heads, ".attn_k.weight": key_heads})
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except BaseException as error:  # whatever gguf, tokenizers or transformers raise

@@ -233,7 +233,7 @@ def open_llama2c(path: Path, options: Options) -> Checkpoint:
         "eos_token_id": 2 if sizes["vocab_size"] > 2 else None,
     }
     config = build_config(values, options.config_overrides)
-    heads = {"wq.weight": config.num_attention_heads, "wk.weight": config.num_key_value_heads}
+    heads = {"wq.weight": config.num_attention_heads, "wk.weight": config.num_key_value_heads or config.num_attention_heads}
     paired = PairedSource(RenamedSource(source, names), heads)
     return Checkpoint(paired, LLAMA2C, config, "lm", f"the sizes in {path}", notes=notes)
 

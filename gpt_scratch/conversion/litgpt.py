@@ -87,6 +87,7 @@ def open_litgpt(path: Path, options: Options) -> Checkpoint:
     values = litgpt_settings(settings, settings_file)
     config = build_config(values, options.config_overrides)
     heads, groups, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    assert groups is not None and size is not None  # filled in when it was built
     names = {name: name for name in source.describe()}
     if "lm_head.weight" in names and "transformer.wte.weight" in names:
         config.tie_word_embeddings = torch.equal(source.get("lm_head.weight"), source.get("transformer.wte.weight"))
@@ -133,7 +134,7 @@ def litgpt_settings(settings: dict[str, Any], path: Path) -> dict[str, Any]:
             refused.append(f"rope_adjustments={str(adjustments)[:80]} (Llama 3.1's can be expressed)")
         else:
             names = {"original_max_seq_len": "original_max_position_embeddings"}
-            rope |= {"rope_type": "llama3"} | {names.get(name, name): value for name, value in adjustments.items()}
+            rope |= {"rope_type": "llama3"} | {names.get(str(name), str(name)): value for name, value in adjustments.items()}
     elif s["rope_condense_ratio"] != 1:
         rope |= {"rope_type": "linear", "factor": float(s["rope_condense_ratio"])}
     if refused:
@@ -172,7 +173,7 @@ def _apart(source: Source, heads: int, groups: int, size: int) -> Source:
 
     Today's are all queries, all keys, all values (`attn.qkv`); until 2024 each group's queries, its key and its value (`attn.attn`).
     """
-    made = {}
+    made: dict[str, list[str]] = {}
     for name in source.describe():
         for fused in (".attn.qkv.", ".attn.attn."):
             if fused in name:

@@ -49,6 +49,10 @@ def _attention(part: str) -> tuple[str, ...]:
     return tuple(f"model.layers.{{}}.self_attn.{name}_proj.{part}" for name in "qkv")
 
 
+def _same(*names: str) -> Rule:
+    return SAME, names
+
+
 def _block(name: str) -> str:
     return "model.layers.{}." + name
 
@@ -196,7 +200,7 @@ LLAMA2C: WeightMap = {
 
 # litgpt's, its query, key and value taken apart.
 LITGPT: WeightMap = {
-    f"{theirs}.{part}": (SAME, (f"{ours}.{part}",))
+    f"{theirs}.{part}": _same(f"{ours}.{part}")
     for part in ("weight", "bias")
     for theirs, ours in {
         "transformer.wte": "model.embed_tokens",

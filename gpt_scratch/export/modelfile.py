@@ -137,7 +137,7 @@ def modelfile_path(gguf: str) -> Path:
     """Beside the GGUF file: NAME.Modelfile.
 
     Raises:
-        UserError: a file of somebody else's is there.
+        UserError: a file that this package did not write is there.
     """
     path = Path(gguf).with_suffix(".Modelfile")
     if path.is_dir() or (path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(FIRST_LINE)):
