@@ -261,7 +261,7 @@ GGUF_LLAMA: WeightMap = {
     "blk.{}.ffn_up.weight": (SAME, (_block("mlp.up_proj.weight"),)),
     "blk.{}.ffn_down.weight": (SAME, (_block("mlp.down_proj.weight"),)),
 } | {
-    f"blk.{{}}.attn_{name}.{part}": (SAME, (_block(f"self_attn.{name}_proj.{part}"),))
+    f"blk.{{}}.attn_{name}.{part}": _same(_block(f"self_attn.{name}_proj.{part}"))
     for name in "qkv"
     for part in ("weight", "bias")
 }
