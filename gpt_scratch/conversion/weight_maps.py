@@ -260,10 +260,7 @@ GGUF_LLAMA: WeightMap = {
     "blk.{}.ffn_gate.weight": (SAME, (_block("mlp.gate_proj.weight"),)),
     "blk.{}.ffn_up.weight": (SAME, (_block("mlp.up_proj.weight"),)),
     "blk.{}.ffn_down.weight": (SAME, (_block("mlp.down_proj.weight"),)),
-} | {
-    f"blk.{{}}.attn_{name}.{part}": _same(_block(f"self_attn.{name}_proj.{part}"))
-    for name in "qkv"
-    for part in ("weight", "bias")
+    **{f"blk.{{}}.attn_{x}.{part}": _same(_block(f"self_attn.{x}_proj.{part}")) for x in "qkv" for part in ("weight", "bias")},
 }
 GGUF_GPT2: WeightMap = {
     "token_embd.weight": (SAME, ("model.embed_tokens.weight",)),
