@@ -1,12 +1,12 @@
 """Time to a given loss: finished pretraining runs compared by the steps they took to get there and by what a step of theirs takes."""
 
-import json
 import statistics
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ..analysis.runs import read_history as read_log
 from ..errors import UserError
 
 
@@ -19,9 +19,11 @@ def read_history(folder: str) -> list[dict[str, Any]]:
     path = Path(folder) / "trainer_state.json"
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the output directory of a finished run")
-    history = json.loads(path.read_text(encoding="utf-8"))["log_history"]
+    history = read_log(str(path))
     if not any("eval_loss" in entry for entry in history):
         raise UserError(f"{path} holds no eval_loss: run with --eval_strategy steps")
+    if not all(earlier["step"] <= later["step"] for earlier, later in pairwise(history)):
+        raise UserError(f"{path}: its steps are not in order, as those of a run are")
     return history
 
 
