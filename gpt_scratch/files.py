@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,42 @@ def atomic_directory(
         _put_in_place(temporary, target, found)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def swapped_directory(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary directory beside `path` that takes its place when the block ends well, whatever stands there: for a run's own directory.
+
+    What stood there is removed only then; if it holds something that the new one does not, it is kept beside it, under another name.
+    """
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _restore_after_kill(target)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-", suffix=UNFINISHED))
+    aside = temporary.with_name(temporary.name.removesuffix(UNFINISHED) + REPLACED)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)
+        if os.path.lexists(target):
+            os.rename(target, aside)
+        try:
+            os.rename(temporary, target)
+        except BaseException:
+            if os.path.lexists(aside):
+                os.rename(aside, target)
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    if not os.path.lexists(aside):
+        return
+    if aside.is_dir() and set(_entries(aside)) <= set(_entries(target)):
+        shutil.rmtree(aside, ignore_errors=True)
+        return
+    kept = next(name for i in count(1) if not os.path.lexists(name := target.with_name(f"{target.name}-before-{i}")))
+    os.rename(aside, kept)
+    print(f"note: {target} stood there and holds other files, too: it is now {kept}", file=sys.stderr)
 
 
 def check_target(

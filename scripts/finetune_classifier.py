@@ -45,7 +45,7 @@ from gpt_scratch.training.classification import (
 )
 from gpt_scratch.training.finetuning import describe_trainable, padding_share
 from gpt_scratch.training.precision import use_fast_fp32_matmul
-from gpt_scratch.training.run import checkpoint_to_resume, save_run
+from gpt_scratch.training.run import checkpoint_to_resume, save_adapter, save_run
 
 
 def main(script_args: ClassificationArguments, training_args: ScratchTrainingArguments) -> dict:
@@ -81,7 +81,7 @@ def main(script_args: ClassificationArguments, training_args: ScratchTrainingArg
     trainer.script_args = script_args
     result = trainer.train(resume_from_checkpoint=resume)
     if script_args.trainable == "lora":
-        trainer.model.save_pretrained(f"{training_args.output_dir}/adapter")
+        save_adapter(trainer)
         trainer.model = trainer.model.merge_and_unload()
     metrics = final_metrics(trainer, data, trainable, result.metrics["train_runtime"])
     record = save_run(trainer, script_args, metrics | {"padding_share": share})

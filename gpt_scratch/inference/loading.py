@@ -16,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -37,6 +38,7 @@ LARGEST = {
     "expert": 100_000,
 }  # of a size with this word in its name: each costs before any weight is read
 COMPILED = "_orig_mod."
+MASKS = (".attn.bias", ".attn.masked_bias")  # constants that earlier releases of transformers saved with GPT-2's weights
 PARAMETERS_A_BYTE = 8  # no format packs more than a parameter a bit
 
 
@@ -95,6 +97,18 @@ def load_config(name: str, **overrides: Any) -> PreTrainedConfig:
         raise refusal(f"{name} cannot be loaded", error) from error
 
 
+def load_generation_config(name: str) -> GenerationConfig:
+    """The `generation_config.json` of a directory or Hub name.
+
+    Raises:
+        UserError: there is none, or it is broken.
+    """
+    try:
+        return GenerationConfig.from_pretrained(name)
+    except BaseException as error:
+        raise refusal(f"{name}: its generation_config.json cannot be used", error) from error
+
+
 def load_model(
     name: str,
     head: str,
@@ -142,7 +156,7 @@ def load_model(
     refuse_incomplete(
         name,
         {key for key in report["missing_keys"] if not (new_head and key.startswith(NEW_HEADS))},
-        {key for key in report["unexpected_keys"] if not (new_head and key.startswith("lm_head."))},
+        {key for key in report["unexpected_keys"] if not (new_head and key.startswith("lm_head.")) and not key.endswith(MASKS)},
         report["mismatched_keys"],
     )
     refuse_non_finite(name, model.named_parameters())

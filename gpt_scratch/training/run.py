@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import accelerate
@@ -19,7 +20,7 @@ from transformers import Trainer
 
 from .. import __version__
 from ..errors import UserError, innermost, one_line
-from ..files import write_json
+from ..files import swapped_directory, write_json
 from ..reference_outputs import FILE, write_reference_outputs
 from .checkpoints import damage, newest_whole_checkpoint
 from .lock import lock_output_directory
@@ -108,6 +109,13 @@ def save_run(trainer: Trainer, script_args: Any, metrics: dict[str, Any]) -> dic
         write_json(Path(trainer.args.output_dir) / "metrics.json", record)
         _write_reference_outputs(Path(trainer.args.output_dir))
     return record
+
+
+def save_adapter(trainer: Trainer) -> None:
+    """Write the adapter that was trained to OUTPUT/adapter, whole or not at all; one that stood there is replaced."""
+    is_main = trainer.is_world_process_zero()
+    with swapped_directory(Path(trainer.args.output_dir) / "adapter") if is_main else TemporaryDirectory() as folder:
+        trainer.model.save_pretrained(str(folder), is_main_process=is_main)
 
 
 def _write_reference_outputs(folder: Path) -> None:

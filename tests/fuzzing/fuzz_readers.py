@@ -34,7 +34,9 @@ def place_of(error: BaseException) -> str:
     """Where an error was raised, so that each is kept once: its type and the last lines of this package on the way to it."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "gpt_scratch" in frame.filename or "fuzzing" in frame.filename]
-    return " ".join([type(error).__name__, *(f"{Path(frame.filename).name}:{frame.lineno}" for frame in [*ours[-2:], frames[-1]])])
+    return " ".join(
+        [type(error).__name__, *(f"{Path(frame.filename).name}:{frame.lineno}" for frame in [*ours[-2:], frames[-1]])]
+    )
 
 
 def main() -> None:

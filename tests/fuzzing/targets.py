@@ -42,7 +42,12 @@ from gpt_scratch.training.resume import read_trainer_state
 
 LONGEST_MESSAGE = 5_000
 # What a run was made with, to which the file of a checkpoint is compared.
-RUN = {key: {"a": 1} for key in made_with.REFUSED} | {"rows a step": 8, "length": {"max_steps": 3}, "dropout": {}, "flags": {"a": 1}}
+RUN = {key: {"a": 1} for key in made_with.REFUSED} | {
+    "rows a step": 8,
+    "length": {"max_steps": 3},
+    "dropout": {},
+    "flags": {"a": 1},
+}
 
 
 @dataclass(frozen=True)

@@ -99,13 +99,17 @@ HOSTILE_LOGS = {
 }
 
 
-@pytest.mark.fault("a trainer_state.json or metrics.json of a stranger's run, drawn: lists, texts, NaN, huge numbers", seconds=20, mebibytes=400)
+@pytest.mark.fault(
+    "a trainer_state.json or metrics.json of a stranger's run, drawn: lists, texts, NaN, huge numbers", seconds=20, mebibytes=400
+)
 def test_the_log_of_a_stranger_is_refused_in_one_line(script, tmp_path):
     for name, text in HOSTILE_LOGS.items():
         (tmp_path / "trainer_state.json").write_text(text, encoding="utf-8")
         with pytest.raises(UserError) as refusal:
             run(script, "runs", str(tmp_path))
-        assert "holds no log of a run" in str(refusal.value) and "\n" not in str(refusal.value) and len(str(refusal.value)) < 500, name
+        assert (
+            "holds no log of a run" in str(refusal.value) and "\n" not in str(refusal.value) and len(str(refusal.value)) < 500
+        ), name
         with pytest.raises(UserError):
             read_history(str(tmp_path))
     log = [{"step": step, "eval_loss": loss} for step, loss in enumerate([3.0, float("inf"), float("nan"), 1e29, 2])]
