@@ -154,7 +154,9 @@ def _rows_of_parquet(name: str) -> Iterator[dict[str, Any]]:
                     )
                 yield from batch.to_pylist()
                 first += batch.num_rows
-    except (pyarrow.ArrowException, OSError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # pyarrow raises others, too, such as UnicodeDecodeError of a column's name
         raise UserError(f"{name} is not a readable parquet file: {one_line(innermost(error))}") from error
 
 

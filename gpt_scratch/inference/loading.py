@@ -305,6 +305,9 @@ def refuse_beyond_files(name: str, config: PreTrainedConfig, head: str, files: S
                     count += len(opened.keys())
             if not count:
                 raise ValueError(f"{', '.join(file.name for file in files[:3])} holds no tensors")
+            layers = getattr(config, "num_hidden_layers", 0)
+            if isinstance(layers, int) and layers > count:  # each takes time to be built, before its parameters can be counted
+                raise ValueError(f"config.json describes {layers:,} layers, and its weights have only {count:,} tensors")
         with torch.device("meta"):
             model = AUTO[head].from_config(config, trust_remote_code=False)
         parameters = sum(parameter.numel() for parameter in set(model.parameters()))

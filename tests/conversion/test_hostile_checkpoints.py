@@ -162,11 +162,14 @@ def test_a_stock_directory_is_opened_by_the_one_loader(tmp_path):
         (folder / "generation_config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
         if name != "a number of 5,000 digits":
             cases.append((f"generation_config.json: {name}", folder, "generation_config.json cannot be used"))
-    for name, value in {"num_labels": 10**9, "n_layer": 10**9}.items():
+    for name, value, words in (
+        ("num_labels", 10**9, "num_labels is 1,000,000,000"),
+        ("n_layer", 10**9, "n_layer is 1,000,000,000"),
+    ):
         folder = Path(shutil.copytree(tmp_path / "whole", tmp_path / name))
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         (folder / "config.json").write_text(json.dumps(config | {name: value}), encoding="utf-8")
-        cases.append((name, folder, f"{name} is 1,000,000,000"))
+        cases.append((name, folder, words))
     run_cases(cases, 60, 900)
 
 
@@ -293,6 +296,7 @@ def llama(layers: int, width: int, vocabulary: int) -> bytes:
 
 GGUF = {
     "10^9 layers": (lambda: llama(10**9, 8, 8), "llama.block_count is 1,000,000,000"),
+    "5,000 layers in one tensor": (lambda: llama(5_000, 8, 8), "llama.block_count is 5,000, and it has only 1 tensors"),
     "a width of 10^9": (lambda: llama(1, 10**9, 10**9), ""),
     "a vocabulary of 10^9": (lambda: llama(1, 64, 10**9), "parameters, and its weights have only"),
     "10^18 settings": (lambda: gguf(counts=(0, 10**18)), "settings"),
