@@ -67,7 +67,9 @@ def main() -> None:
             word = word if "\\x" in word else word.replace("\\", "\\\\")
             dictionary.write('"' + word.replace('"', '\\"') + '"\n')
         dictionary.flush()
-        arguments = [sys.argv[0], *LIMITS, f"-artifact_prefix={crashes}/{name}-", f"-dict={dictionary.name}", *sys.argv[1:]]
+        arguments = [sys.argv[0], *LIMITS, f"-artifact_prefix={crashes}/{name}-", *sys.argv[1:]]
+        if target.words:
+            arguments.insert(1, f"-dict={dictionary.name}")
         if kept.is_dir() and not any(Path(argument).is_file() for argument in given):
             arguments += ([] if given else [tempfile.mkdtemp()]) + [str(kept)]
         atheris.Setup(arguments, once)
