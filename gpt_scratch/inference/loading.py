@@ -26,6 +26,7 @@ from transformers.utils.logging import get_verbosity, set_verbosity, set_verbosi
 
 from ..errors import UserError, innermost, one_line
 from ..files import read_json_object
+from ..hub.downloads import bound_downloads
 from ..tokenization import portable
 
 AUTO = {"lm": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification}
@@ -75,6 +76,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     Raises:
         UserError: there is none, or it is broken.
     """
+    bound_downloads()
     try:
         return portable.load_tokenizer(name)
     except BaseException as error:
@@ -87,6 +89,7 @@ def load_config(name: str, **overrides: Any) -> PreTrainedConfig:
     Raises:
         UserError: there is none, it is broken, or a size that no model has.
     """
+    bound_downloads()
     try:
         path = cached_file(name, "config.json")
         if path is None:
@@ -222,6 +225,7 @@ def _adapter_config(name: str) -> dict[str, Any] | None:
         "_raise_exceptions_for_connection_errors": False,
         "_raise_exceptions_for_gated_repo": False,
     }
+    bound_downloads()
     try:
         if cached_file(name, "config.json", **optional) is not None:
             return None

@@ -281,7 +281,9 @@ def test_slow_clients_are_ended(model):
             connection.sendall(text.encode())
             return connection
 
-        connections = [opened(text) for text in ["", "GET / HTTP/1.1\r\nX-A: ", f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n"] * 100]
+        connections = [
+            opened(text) for text in ["", "GET / HTTP/1.1\r\nX-A: ", f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n"] * 100
+        ]
         for number in range(3):  # each reply takes a while, and nobody reads it
             page.join("generate", [model, "One day " * 100, 400, *SETTINGS[1:]], f"unread-{number}")
         time.sleep(4)

@@ -146,7 +146,9 @@ def test_values_of_this_environment(tmp_path, monkeypatch):
 
 BOMBS = {
     "a gzip bomb of 2 GB": lambda: gzip.compress(gzip.compress(bytes(2**31), 1), 9),
-    "a PDF bomb of 300 MB": lambda: pdf(" ").replace(zlib.compress(b"BT /F1 12 Tf (   ) Tj ET"), zlib.compress(bytes(300 * 2**20), 1)),
+    "a PDF bomb of 300 MB": lambda: pdf(" ").replace(
+        zlib.compress(b"BT /F1 12 Tf (   ) Tj ET"), zlib.compress(bytes(300 * 2**20), 1)
+    ),
     "a damaged PDF": lambda: pdf("some text").replace(zlib.compress(b"BT /F1 12 Tf ( some text ) Tj ET"), b"x\x9cdamaged"),
     "an encrypted zip": lambda: packed(b"x", "zip").replace(b"PK\1\2\x14\x03\x14\0\0\0", b"PK\1\2\x14\x03\x14\0\1\0"),
     "a damaged gzip": lambda: packed(b"some text" * 999, "gzip")[:-20],
@@ -169,7 +171,11 @@ def test_the_plots_of_a_run_are_read_and_other_pdfs_are_named(tmp_path):
     result = find_secrets(Contents(tmp_path, ["loss.pdf", "loss.png"], {}))
     assert result.sealed == {} and result.findings == []
     deep = b"%PDF-1.4\n" + b"1 0 obj <<" * 100_000 + b" obj" * 100_000 + b">>" + b" " * 100_000 + b">>stream\n" * 9_000
-    for data in (pdf("a", b"[/ASCII85Decode /FlateDecode]"), pdf("a", b"/DCTDecode"), pdf("a", rest=b"trailer << /Encrypt 9 0 R >>")):
+    for data in (
+        pdf("a", b"[/ASCII85Decode /FlateDecode]"),
+        pdf("a", b"/DCTDecode"),
+        pdf("a", rest=b"trailer << /Encrypt 9 0 R >>"),
+    ):
         assert scan(tmp_path, data, "other.pdf").sealed == {"other.pdf": "PDF"}
     start = time.process_time()
     assert scan(tmp_path, deep, "deep.pdf").findings == [] and time.process_time() - start < 10

@@ -26,7 +26,12 @@ class Server:
         self.port = self.socket.getsockname()[1]
         protocol = bounded_protocol(Limits(send_seconds=SECONDS, time_limit=0.1, max_connections=20), long_streams=True)
         config = uvicorn.Config(
-            self.app, interface="asgi3", http=protocol, lifespan="off", log_level="critical", h11_max_incomplete_event_size=MAX_HEADER_BYTES
+            self.app,
+            interface="asgi3",
+            http=protocol,
+            lifespan="off",
+            log_level="critical",
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         )
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]}, daemon=True)

@@ -6,10 +6,12 @@ import subprocess
 import sys
 
 import pytest
+from bounds import run_bounded
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 from gpt_scratch.errors import UserError
+from gpt_scratch.tokenization import byte_pair_training
 from gpt_scratch.tokenization.byte_pair import END_OF_TEXT, PADDING, BytePairTokenizer, train_byte_level_bpe, train_byte_pair
 from gpt_scratch.tokenization.byte_pair_training import count_pieces, learn_merges
 from gpt_scratch.tokenization.gpt2 import load_gpt2_tokenizer
@@ -103,12 +105,35 @@ def test_pairs_rarer_than_min_frequency_are_not_merged():
 
 
 def test_pieces_are_counted_over_parts_of_a_text(monkeypatch):
-    from gpt_scratch.tokenization import byte_pair_training
-
     whole = count_pieces([TEXT])
     monkeypatch.setattr(byte_pair_training._parts, "__defaults__", (50,))
     assert len(list(byte_pair_training._parts(TEXT))) > 10
     assert count_pieces([TEXT]) == whole
+
+
+def test_of_too_many_different_words_the_rarest_are_left_out_and_that_is_said(monkeypatch, capsys):
+    words = [f"{number:06d}" for number in range(20_000)]
+    text = " ".join([*["often", "always"] * 50, *words, *["always"] * 50])
+    whole = count_pieces([text])
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(byte_pair_training, "MOST_CHARACTERS", 7_000)
+    counts = count_pieces([text[start : start + 5_000] for start in range(0, len(text), 5_000)])
+    assert sum(map(len, counts)) <= 7_000 and counts[" always"] == whole[" always"] and counts[" often"] == whole[" often"]
+    said = capsys.readouterr().err
+    assert "different words" in said and said.count("\n") == 1
+    tokens, _ = byte_pair_training.learn_merges(counts, 400)
+    assert b" always" in tokens and b" often" in tokens
+
+
+@pytest.mark.slow
+@pytest.mark.fault("30 MiB of different words, from which a tokenizer is trained", seconds=240, mebibytes=1200)
+def test_a_text_of_different_words_is_learned_in_bounded_memory(tmp_path):
+    code = "import random; from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe; d = random.Random(0)\n"
+    code += "words = lambda: ''.join(d.choices('abcdefghijklmnopqrstuvwxyz', k=d.randint(5, 11)))\n"
+    code += "texts = (' '.join(words() for _ in range(1000)) for _ in range(3500))\nprint(len(train_byte_level_bpe(texts, 8000)))"
+    outcome = run_bounded([sys.executable, "-c", code], 240, 1200)
+    assert outcome.exceeded is None and outcome.stdout == "8000\n", (outcome.exceeded, outcome.stderr[-500:])
+    assert "different words" in outcome.stderr and "learning merges" in outcome.stderr
 
 
 def test_ids_are_gpt2s_bytes_then_merges_then_special_tokens(shared_data):
