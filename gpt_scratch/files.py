@@ -154,7 +154,9 @@ def check_target(
         raise UserError(f"cannot write to {str(path)!r}: a path holds no null byte")
     try:
         if given.name != given.name.strip() and not os.path.lexists(given):  # "$NAME " of a script, a line with its end
-            raise UserError(f"{str(path)!r} begins or ends with white space, which is surely a mistake: choose another output directory")
+            raise UserError(
+                f"{str(path)!r} begins or ends with white space, which is surely a mistake: choose another output directory"
+            )
         if given.is_symlink():
             raise UserError(
                 f"{path} is a link to {os.readlink(given)}: name the directory itself, or choose another output directory"

@@ -172,11 +172,8 @@ def pdf_is_readable(file: BinaryIO) -> bool:
     data = file.read(PDF_BYTES + 1)
     file.seek(0)
     plain = len(data) <= PDF_BYTES and b"/Encrypt" not in data
-    streams = islice(_pdf_streams(data), MEMBERS + 1) if plain else iter(())
-    count = 0
-    for count, (filters, _) in enumerate(streams, 1):
-        plain = plain and filters in ([], [b"FlateDecode"])
-    return plain and count <= MEMBERS
+    filters = [named for named, _ in islice(_pdf_streams(data), MEMBERS + 1)] if plain else []
+    return plain and len(filters) <= MEMBERS and all(named in ([], [b"FlateDecode"]) for named in filters)
 
 
 def _kind(stream: BinaryIO) -> str | None:

@@ -86,7 +86,9 @@ CASES = {
 HARMLESS = ("an ETag that leads out of the cache", "a commit that leads out of the cache")
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.fault(f"loading by name from a Hub with {name}", **BOUNDS)) for name in CASES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.fault(f"loading by name from a Hub with {name}", **BOUNDS)) for name in CASES]
+)
 def test_another_answer_is_one_line(ready, name):
     pattern, changes = CASES[name]
     attack(ready, pattern, **changes)

@@ -111,7 +111,7 @@ def test_an_answer_that_is_read_may_take_its_time(server):
 def test_slow_senders_are_ended(server):
     connections = [server.open("" if number % 2 else "GET /slow HTTP/1.1\r\nX-A: ") for number in range(40)]
     answers = []
-    for number, connection in enumerate(connections):
+    for connection in connections:
         try:
             answers.append(connection.recv(1000))
         except OSError:  # reset
