@@ -78,8 +78,8 @@ def rotary_embedding(config, position_ids: torch.Tensor, dtype: torch.dtype) -> 
     """Cosines and sines of every position, each (B, 1, T, D), ready to broadcast over the heads.
 
     Pair i of a head turns by theta^(-2i/D) radians per position (Su et al. 2021, section 3.2.2); the scaled types, which stretch that
-    to longer contexts, are transformers'. Computed at each call: a cached table would be a buffer, which a meta-device load leaves as
-    garbage. The angles are fp32 whatever `dtype` is, since bf16 cannot tell position 1000 from 1001.
+    to longer contexts, are transformers'. Computed at each call: a cached table would be a buffer, which a meta-device load leaves
+    uninitialized. The angles are fp32 whatever `dtype` is, since bf16 cannot tell position 1000 from 1001.
     """
     if config.rope_parameters["rope_type"] == "default":
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=position_ids.device) / config.head_dim
@@ -126,7 +126,7 @@ def eager_attention_forward(
 class GPTScratchAttention(nn.Module):
     """Causal multi-head self-attention with optional grouped key/value heads and rotary positions.
 
-    Any function of transformers' table computes it. Before `set_attn_implementation` goes on, transformers looks for the words
+    Any function of transformers' table computes it. `set_attn_implementation` works only where transformers finds the text
     `ALL_ATTENTION_FUNCTIONS.get_interface(` or `ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]` in this file.
     """
 
@@ -182,7 +182,7 @@ class GPTScratchMLP(nn.Module):
             self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
-        # GPT-2's GELU, 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), as one kernel: transformers spells "gelu_new" out in seven
+        # GPT-2's GELU, 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), as one kernel: transformers' "gelu_new" takes seven
         self.act_fn = ACT2FN["gelu_pytorch_tanh" if config.hidden_act == "gelu_new" else config.hidden_act]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -241,9 +241,9 @@ class GPTScratchPreTrainedModel(AnyRelease, PreTrainedModel):
 
         "gpt2" is OpenAI's, normal with standard deviation 0.02: "We scale the weights of residual layers at initialization by a factor
         of 1/sqrt(N) where N is the number of residual layers" (Radford et al. 2019, section 2.3), N = 2 layers. "gpt2_zero" has zeros in
-        their place. "pytorch" is what nn.Linear and nn.Embedding do by themselves.
+        their place. "pytorch" is the default of nn.Linear and nn.Embedding.
         """
-        init = nn.init  # by this name: transformers has its functions spare what was loaded
+        init = nn.init  # by this name: transformers patches its functions to skip what was loaded
         if isinstance(module, nn.Linear | nn.Embedding) and self.config.initialization == "pytorch":
             module.reset_parameters()
         elif isinstance(module, nn.Linear | nn.Embedding):
@@ -297,7 +297,7 @@ class GPTScratchModel(GPTScratchPreTrainedModel):
         Returns last_hidden_state (B, T, C), the cache, and on request hidden_states and attentions (eager only).
 
         Raises `ValueError` for arguments that contradict each other, and for sequences longer than `max_position_embeddings` where
-        positions are learned; `TypeError` for an argument that nothing here knows.
+        positions are learned; `TypeError` for an unknown argument.
         """
         past_key_values = only_cache(past_key_values, cache, kwargs)
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions

@@ -1,4 +1,4 @@
-"""Which tokens are real, where they stand, which documents share a row, and who may attend to whom: pure functions of tensors.
+"""Real tokens, their positions, the documents of a packed row, and attention masks, as pure functions of tensors.
 
 Shapes: B batch, T tokens of this call, S tokens seen so far (cache included).
 
@@ -25,17 +25,17 @@ def mask_and_positions(
 
     Args:
         tokens: ids (B, T) or embeddings (B, T, C); only their number and device count.
-        attention_mask: (B, S), nonzero for real tokens, or a mask that somebody else has prepared, which is returned as it is.
-        position_ids: where the caller gives them.
+        attention_mask: (B, S), nonzero for real tokens, or a prepared mask, which is returned unchanged.
+        position_ids: of the caller, or None.
         cache: keys and values of earlier tokens, or None.
         implementation: of attention, as `config._attn_implementation` names it.
 
-    Returns `None` for the mask where causality alone says it all. Raises `ValueError` for packed documents that flash attention would
+    Returns `None` for the mask where plain causal attention suffices. Raises `ValueError` for packed documents that flash attention would
     mix.
     """
     implementation, T = implementation or "eager", tokens.shape[1]
     prepared = attention_mask is not None and not (isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2)
-    paged = cache is not None and "flash" in implementation  # such a cache may not know one length for all rows
+    paged = cache is not None and "flash" in implementation  # such a cache may not have one length for all rows
     if position_ids is not None and (prepared or paged):
         return attention_mask, position_ids
     past_length = 0 if cache is None else cache.get_seq_length()
@@ -55,7 +55,7 @@ def mask_and_positions(
             "flatten the batch into one row, or use sdpa or flex_attention"
         )
     if implementation not in ("eager", "sdpa", "flex_attention"):
-        return attention_mask, position_ids  # made causal by the kernel, or by somebody else's attention, such as vLLM's
+        return attention_mask, position_ids  # made causal by the kernel, or by another library's attention, such as vLLM's
     longest = fixed_length(cache)
     if attention_mask is documents is longest is None and (T == 1 or cache is None or past_length == 0):
         return None, position_ids
@@ -64,7 +64,7 @@ def mask_and_positions(
 
 
 def refuse_positions_beyond(limit: int, position_ids: torch.Tensor) -> None:
-    """Raise `ValueError` where a table of `limit` learned positions ends too early."""
+    """Raise `ValueError` for positions beyond a table of `limit` learned ones."""
     # Under a tracer values are unknown; the length of the call still is not.
     last = int(position_ids.max()) + 1 if values_are_known(position_ids) else position_ids.shape[1]
     if last > limit:
@@ -79,7 +79,7 @@ def count_positions(columns: torch.Tensor, attention_mask: torch.Tensor | None) 
 
     Args:
         columns: (T,), index of each new token in its row, padding and cached tokens included.
-        attention_mask: (B, S), nonzero for real tokens; a prepared mask of four dimensions says nothing of positions.
+        attention_mask: (B, S), nonzero for real tokens; a prepared mask of four dimensions holds no positions.
 
     >>> count_positions(torch.arange(4), torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0]])).tolist()
     [[0, 0, 1, 2], [0, 1, 1, 1]]

@@ -7,6 +7,12 @@ python scripts/export.py gguf runs/quickstart exported/quickstart-q8_0.gguf --ty
 The output is written whole or not at all: not where what was read back does not compute what the model does.
 """
 
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
+
 import argparse
 import sys
 from collections.abc import Sequence

@@ -368,7 +368,7 @@ def test_after_a_kill_between_the_renames_the_next_call_brings_the_old_directory
     with pytest.raises(UserError, match="pass --overwrite"), atomic_directory("ours"):
         pytest.fail("the block must not run")
     assert (home / "project" / "ours" / "model.safetensors").read_text() == "ours"
-    assert "is back" in capsys.readouterr().err
+    assert "note: restored" in capsys.readouterr().err
 
 
 RACER = (

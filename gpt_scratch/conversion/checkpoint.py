@@ -19,7 +19,7 @@ PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 20, 1600: 25}  # GPT-2's four sizes:
 
 @dataclass
 class Options:
-    """What a file does not tell, from the command line."""
+    """What a file does not hold, from the command line."""
 
     config_overrides: dict[str, Any] = field(default_factory=dict)
     lora_alpha: float | None = None
@@ -50,7 +50,7 @@ class Checkpoint:
 
 
 def build_config(values: dict[str, Any], overrides: dict[str, Any]) -> GPTScratchConfig:
-    """A configuration from what the checkpoint tells and what the user adds.
+    """A configuration from the checkpoint's settings and the user's.
 
     Raises:
         UserError: an impossible value.
@@ -76,21 +76,21 @@ def open_tokenizer(name: str, config: GPTScratchConfig) -> PreTrainedTokenizerBa
     return tokenizer
 
 
-def join_tokenizer(checkpoint: Checkpoint, ids_were_told: bool) -> None:
+def join_tokenizer(checkpoint: Checkpoint, has_special_ids: bool) -> None:
     """Let the tokenizer, the configuration and the generation settings agree on special tokens and the longest input.
 
-    The pad token is the configuration's, or else the end of text: padding is told by the attention mask here, never by its id.
+    The pad token is the configuration's, or else the end of text: padding is identified by the attention mask here, never by its id.
 
     Args:
         checkpoint: with a tokenizer.
-        ids_were_told: the source's own configuration named the special tokens; where it did not, the tokenizer's count.
+        has_special_ids: the source's own configuration named the special tokens; otherwise the tokenizer's are used.
     """
     tokenizer, config = checkpoint.tokenizer, checkpoint.config
     assert tokenizer is not None
     if tokenizer.pad_token_id is None:
-        known = ids_were_told and config.pad_token_id is not None
+        known = has_special_ids and config.pad_token_id is not None
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id) if known else tokenizer.eos_token
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if not ids_were_told or getattr(config, name) is None:
+        if not has_special_ids or getattr(config, name) is None:
             setattr(config, name, getattr(tokenizer, name))
     tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)

@@ -15,9 +15,9 @@ from ..errors import UserError, one_line
 from ..modeling_gpt_scratch import GPTScratchForCausalLM, GPTScratchForSequenceClassification
 from ..tokenization.portable import save_tokenizer
 from .checkpoint import Checkpoint
-from .export import foreign_config, inverted, save_config
 from .safetensors_writer import write_safetensors
 from .sources import DTYPES, SafetensorsSource, Source
+from .stock_layouts import foreign_config, inverted, save_config
 from .weight_maps import SAME, Layout, WeightMap
 
 MODELS: dict[str, type[PreTrainedModel]] = {"lm": GPTScratchForCausalLM, "classifier": GPTScratchForSequenceClassification}
@@ -44,7 +44,7 @@ def plan(source: Source, weight_map: WeightMap, expected: Mapping[str, torch.Ten
         expected: our names and tensors on the meta device, without tied copies.
 
     Raises:
-        UserError: lists tensors that the map or the model has no place for, parameters that nothing or two tensors fill, and
+        UserError: lists tensors that the map or the model does not have, parameters that no tensor or two tensors fill, and
             wrong shapes or types.
     """
     found: dict[str, Part] = {}
@@ -62,7 +62,7 @@ def plan(source: Source, weight_map: WeightMap, expected: Mapping[str, torch.Ten
             continue
         needed = tuple(layout.join([expected[name] for name in names]).shape)
         if tensor.dtype not in DTYPES.values():
-            wrong.append(f"{key} is of type {tensor.dtype}, which is none of floating point")
+            wrong.append(f"{key} is of type {tensor.dtype}, which is not a floating-point type")
         if (tuple(tensor.shape[1:]) if layout.transposed and tensor.shape[:1] == (1,) else tuple(tensor.shape)) != needed:
             wrong.append(f"{key} is {tuple(tensor.shape)} instead of {needed}{f' {layout}' if len(needed) == 2 else ''}")
         twice += [f"{name} (by {found[name].key} and {key})" for name in names if name in found]
@@ -74,9 +74,9 @@ def plan(source: Source, weight_map: WeightMap, expected: Mapping[str, torch.Ten
         "parameters that no tensor fills": missing,
         "parameters that two tensors fill": twice,
     }
-    told = [f"{what}: {_listed(names)}" for what, names in problems.items() if names]
-    if told:
-        raise UserError("; ".join(told))
+    found_problems = [f"{what}: {_listed(names)}" for what, names in problems.items() if names]
+    if found_problems:
+        raise UserError("; ".join(found_problems))
     return {name: found.get(name, Part(None, SAME, 0)) for name in expected}
 
 
@@ -171,7 +171,7 @@ def _save_generation_config(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def compare_written(folder: Path, source: Source, weight_map: WeightMap, dtype: torch.dtype) -> int:
-    """Read back what was written, put each foreign tensor together again and compare it, bit for bit; returns how many are equal.
+    """Read back what was written, reassemble each foreign tensor and compare it, bit for bit; returns how many are equal.
 
     Raises:
         UserError: names a tensor that differs.

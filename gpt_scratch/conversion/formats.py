@@ -1,4 +1,4 @@
-"""Which format a checkpoint is in: recognized by its files and the names of its tensors, and why is said."""
+"""Which format a checkpoint is in: recognized by its files and the names of its tensors, with the reason."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def recognize(name: str, options: Options, wanted: str = "auto") -> Checkpoint:
     """Open a path or a Hub repository in the format that it is in.
 
     Raises:
-        UserError: an unknown format, a broken file, or something that the file does not tell and no option does.
+        UserError: an unknown format, a broken file, or a setting that neither the file nor an option gives.
     """
     path = Path(name)
     if not path.exists() and not _index_of(path).is_file():
@@ -44,7 +44,7 @@ def recognize(name: str, options: Options, wanted: str = "auto") -> Checkpoint:
     if options.tokenizer:
         checkpoint.tokenizer = open_tokenizer(options.tokenizer, checkpoint.config)
     if checkpoint.tokenizer is not None:
-        join_tokenizer(checkpoint, ids_were_told=kind in ("gpt2", "llama", "gguf", "gpt_scratch"))
+        join_tokenizer(checkpoint, has_special_ids=kind in ("gpt2", "llama", "gguf", "gpt_scratch"))
     return checkpoint
 
 
@@ -57,7 +57,7 @@ def _from_hub(name: str) -> Path:
         if not list(path.glob("*.safetensors")):
             path = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, "pytorch_model*.bin"]))
     except Exception as error:  # no such name, not found, no access, no network
-        raise UserError(f"{name} is no path here, and cannot be fetched from the Hub: {one_line(error, 150)}") from error
+        raise UserError(f"{name} is not a local path, and cannot be fetched from the Hub: {one_line(error, 150)}") from error
     return path
 
 
@@ -92,7 +92,9 @@ def _kind(path: Path) -> tuple[str, str]:
         if found:
             return kind, f"since a tensor is called {found}"
     if any(name.startswith("transformer_blocks.") for name in names):
-        raise UserError(f"{path} has transformer_blocks with norms behind each part (post-norm), which cannot be expressed")
+        raise UserError(
+            f"{path} has transformer_blocks with norms after each part (post-norm), which this architecture does not have"
+        )
     if "wte.weight" in names or "model.embed_tokens.weight" in names:
         raise UserError(f"{path} holds weights in a layout of transformers: name its directory, with the config.json")
     raise UserError(f"{path} is in no known format; its tensors are {', '.join(list(names)[:5])}")

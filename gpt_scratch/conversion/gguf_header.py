@@ -1,6 +1,6 @@
-"""The header of a GGUF file, walked before any library reads it: what it claims must lie in the file.
+"""The header of a GGUF file, parsed before any library reads it: what it claims must fit in the file.
 
-The gguf package believes the lengths of arrays (one beyond the end is filled with nothing, element by element, without end), and
+The gguf package trusts the lengths of arrays (one beyond the end is filled with empty elements, without end), and
 transformers builds as many layers as the header says. Source: ggml docs/gguf.md.
 """
 

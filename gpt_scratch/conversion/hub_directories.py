@@ -28,7 +28,7 @@ from .sources import RenamedSource, SafetensorsSource, Source, StateDictSource, 
 from .weight_maps import HF_GPT2, LLAMA, WeightMap
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
-# What both families call as we do. Our defaults for the ids are GPT-2's, which would be wrong elsewhere: `None` counts too.
+# Named alike in both families and here. Our defaults for the ids are GPT-2's, which would be wrong elsewhere: `None` counts too.
 SHARED = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "tie_word_embeddings")
 LABELS = ("id2label", "label2id", "problem_type")
 
@@ -77,7 +77,7 @@ def _weights(path: Path) -> Source:
     for file in files:
         content = load_pickle_safely(file)
         if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-            raise UserError(f"{file} holds something else than tensors by name")
+            raise UserError(f"{file} holds something other than named tensors")
         tensors |= content
     return StateDictSource(tensors)
 
@@ -112,7 +112,7 @@ def _shared(theirs: PreTrainedConfig, head: str) -> dict[str, Any]:
 
 
 def gpt2_config(theirs: PreTrainedConfig, head: str, overrides: dict[str, Any]) -> GPTScratchConfig:
-    """transformers' GPT2Config in our terms.
+    """transformers' GPT2Config as our configuration.
 
     Raises:
         UserError: a setting that cannot be expressed; names it.
@@ -137,7 +137,7 @@ def gpt2_config(theirs: PreTrainedConfig, head: str, overrides: dict[str, Any]) 
 
 
 def llama_config(theirs: PreTrainedConfig, head: str, overrides: dict[str, Any]) -> GPTScratchConfig:
-    """transformers' LlamaConfig or MistralConfig in our terms.
+    """transformers' LlamaConfig or MistralConfig as our configuration.
 
     Raises:
         UserError: a setting that cannot be expressed; names it.
@@ -205,7 +205,7 @@ def read_gguf(path: Path) -> PreTrainedModel:
     """The model of a GGUF file, in float32.
 
     Raises:
-        UserError: tensors that are missing, left over or of another shape.
+        UserError: tensors that are missing, unexpected or of another shape.
     """
     from transformers import GgufConfig
 

@@ -13,7 +13,7 @@ from .tensorflow_bundle import TensorFlowCheckpoint
 from .weight_maps import OPENAI
 
 SIZES = ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer")
-# Beside the model, fine-tuned checkpoints hold what the optimizer needs to go on, under the last part of the name.
+# Beside the model, fine-tuned checkpoints hold the optimizer's state, under the last part of the name.
 OPTIMIZER_SLOTS = ("Adam", "Adam_1", "Adagrad", "Momentum", "RMSProp", "RMSProp_1")
 COUNTERS = ("global_step", "beta1_power", "beta2_power")
 

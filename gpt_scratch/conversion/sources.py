@@ -25,7 +25,7 @@ OTHER_DTYPES = {
 }
 
 
-MOST_SHARED = 4  # times that the tensors of a file may use its bytes: tied weights stand there under two names
+MOST_SHARED = 4  # times that the tensors of a file may use its bytes: tied weights are stored under two names
 
 
 class Source(Protocol):
@@ -131,7 +131,7 @@ class RenamedSource:
         source: the tensors.
         names: the source's names to ours; a tensor that is not named here is left out.
         rows: our name to the number of first rows to keep (a padded vocabulary).
-        replaced: our name to a tensor that stands in for the source's own.
+        replaced: our name to a tensor that replaces the source's own.
 
     Raises:
         UserError: two tensors of one name.
@@ -188,7 +188,7 @@ class LoraSource:
                 raise UserError(f"the LoRA layer {layer} has no {missing[0]}")
             weight, a, b = (tuple(self.described[name].shape) for name in needed)
             if not len(weight) == len(a) == len(b) == 2 or (a[0], b[-1]) != (weight[1], weight[0]) or a[-1] != b[0]:
-                raise UserError(f"{layer}: lora.A {list(a)} times lora.B {list(b)} is no change of linear.weight {list(weight)}")
+                raise UserError(f"{layer}: lora.A {list(a)} times lora.B {list(b)} does not fit linear.weight {list(weight)}")
 
     def describe(self) -> dict[str, torch.Tensor]:
         """Shape and dtype of every tensor, the merged layers under their plain names."""
@@ -242,7 +242,7 @@ def load_pickle_safely(path: Path) -> Any:
 
 
 def _verify_archive(path: Path) -> None:
-    """Checksums, which mapping would skip. torch.save packs nothing: what its archives hold is no more than they are long.
+    """Checksums, which mapping would skip. torch.save compresses nothing: what its archives hold is no more than they are long.
 
     Raises:
         UserError: names the part that is wrong.
@@ -252,7 +252,7 @@ def _verify_archive(path: Path) -> None:
         for part in parts:
             if part.compress_type != zipfile.ZIP_STORED or part.flag_bits & 1 or part.file_size != part.compress_size:
                 raise UserError(
-                    f"{path}: its part {one_line(part.filename, 100)} is packed or encrypted, which torch.save never does"
+                    f"{path}: its part {one_line(part.filename, 100)} is compressed or encrypted, which torch.save never does"
                 )
         held, size = sum(part.file_size for part in parts), path.stat().st_size
         if held > size:

@@ -1,6 +1,6 @@
-"""Single files of tensors whose program holds the rest: the book's `GPTModel` and nanoGPT's `ckpt.pt`.
+"""Single files of tensors, whose configuration is in the program that wrote them: the book's `GPTModel` and nanoGPT's `ckpt.pt`.
 
-What a file does not hold (heads, dropout, LoRA's alpha) is asked for, or derived and said; never guessed silently.
+What a file does not hold (heads, dropout, LoRA's alpha) is asked for, or derived and reported; never guessed silently.
 """
 
 from collections.abc import Mapping
@@ -99,16 +99,16 @@ def open_book(path: Path, options: Options) -> Checkpoint:
     """A state dict of the book's `GPTModel`, of its fast variant, its classifier, or with LoRA layers.
 
     Raises:
-        UserError: a broken or unsafe file, no whole model, or something needed that the file does not tell.
+        UserError: a broken or unsafe file, no whole model, or a setting that the file does not hold.
     """
     source, rest = read_state_dict(path)
-    notes = [f"left out, since it is no weight of the model: {', '.join(map(str, rest))}"] if rest else []
+    notes = [f"left out, since it is not a weight of the model: {', '.join(map(str, rest))}"] if rest else []
     if any(".lora." in name for name in source.describe()):
         source = _merged_lora(path, source, options, notes)
     shapes = {name: tuple(tensor.shape) for name, tensor in source.describe().items()}
     for name in ("tok_emb.weight", "pos_emb.weight", "out_head.weight"):
         if len(shapes.get(name, ())) != 2:
-            raise UserError(f"{path} has no matrix {name}: it is no whole model of the book's")
+            raise UserError(f"{path} has no matrix {name}: it is not a complete model of the book's")
     vocabulary, width = shapes["tok_emb.weight"]
     values: dict[str, Any] = {
         "vocab_size": vocabulary,

@@ -92,7 +92,7 @@ def launch_settings(hosts: Collection[str] | None, functions: Collection[int], f
     """How Gradio serves the page: nothing that environment variables or its defaults would open beside it.
 
     Args:
-        hosts: names of this machine that a request may use, so that pages elsewhere are kept out; None where others reach the page.
+        hosts: names of this machine that a request may use, so that other origins are kept out; None where others reach the page.
         functions: the numbers of the page's functions that a request may call.
         forget: see [`PageGuard`].
     """

@@ -1,4 +1,4 @@
-"""An ASGI middleware in front of Gradio's app: only the addresses that the page needs, short requests, and no page elsewhere.
+"""An ASGI middleware in front of Gradio's app: it lets through short requests to the addresses that the page needs, from no other origin.
 
 Gradio's app also takes uploads, gives out files, fetches addresses on behalf of clients, describes and serves an API, and more. The page
 uses none of that; requests to it get 404.
@@ -35,7 +35,7 @@ class PageGuard:
 
     Args:
         app: Gradio's app.
-        hosts: what the Host header may name, without the port; None allows any name, and pages elsewhere.
+        hosts: what the Host header may name, without the port; None allows any name, and any origin.
         functions: the numbers of the page's functions that a request may call.
         forget: ends what a session has asked for, and drops what was said to it.
     """
@@ -112,7 +112,7 @@ class PageGuard:
                 return 403, "the Host header names another machine"
             origin = headers.get(b"origin")
             if origin is not None and netloc(origin) != headers[b"host"]:
-                return 403, "pages elsewhere may not talk to this one"
+                return 403, "pages of other origins may not call this one"
         path, method = scope["path"], scope["method"]
         allowed = READ if method in ("GET", "HEAD") else WRITE if method == "POST" else None
         if allowed is None or not allowed.fullmatch(path) or ".." in path:

@@ -23,8 +23,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from ..configuration_gpt_scratch import GPTScratchConfig
 from ..conversion.checkpoint import Checkpoint, Options
-from ..conversion.export import foreign_config, inverted
 from ..conversion.formats import recognize
+from ..conversion.stock_layouts import foreign_config, inverted
 from ..conversion.verify import logits_of, prompts
 from ..errors import UserError
 from ..files import atomic_path
@@ -120,16 +120,18 @@ def tokenizer_fields(checkpoint: Checkpoint) -> dict[str, Any]:
     """
     tokenizer, vocab_size = checkpoint.tokenizer, checkpoint.config.vocab_size
     assert tokenizer is not None
-    told = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
-    model, splitting = told["model"], told.get("pre_tokenizer") or {}
+    described = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
+    model, splitting = described["model"], described.get("pre_tokenizer") or {}
     if model["type"] != "BPE":
         raise UserError(f"GGUF holds byte-level BPE tokenizers as GPT-2's; this one is {model['type']}")
-    if told.get("normalizer") is not None:
-        raise UserError(f"GGUF cannot express the tokenizer's normalizer {told['normalizer']['type']}")
+    if described.get("normalizer") is not None:
+        raise UserError(f"GGUF cannot express the tokenizer's normalizer {described['normalizer']['type']}")
     if splitting.get("type") != "ByteLevel" or not splitting["use_regex"] or splitting["add_prefix_space"]:
         raise UserError("GGUF cannot express how the tokenizer splits text before the merges: only GPT-2's pattern is supported")
     tokens = {id: (token, NORMAL) for token, id in model["vocab"].items()}
-    tokens |= {added["id"]: (added["content"], CONTROL if added["special"] else USER_DEFINED) for added in told["added_tokens"]}
+    tokens |= {
+        added["id"]: (added["content"], CONTROL if added["special"] else USER_DEFINED) for added in described["added_tokens"]
+    }
     listed = [tokens.get(id, (f"[PAD{id}]", UNUSED)) for id in range(vocab_size)]
     return {
         "tokens": [token for token, _ in listed],

@@ -135,7 +135,7 @@ class _Xz(io.RawIOBase):
                     return b""
                 self.decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=128 * 2**20)
             elif not data and self.decoder.needs_input:
-                raise EOFError("it ends in the midst")
+                raise EOFError("it is truncated")
             if piece := self.decoder.decompress(data, count):
                 return piece
 
@@ -199,12 +199,12 @@ def _kind(stream: BinaryIO) -> str | None:
 
 def _tail(stream: BinaryIO) -> bytes:
     end = stream.seek(0, io.SEEK_END)
-    stream.seek(max(0, end - 65_557))  # of zip's last record and the longest comment behind it
+    stream.seek(max(0, end - 65_557))  # of zip's last record and the longest comment after it
     return stream.read()
 
 
 def _members(kind: str, file: BinaryIO) -> Iterator[tuple[str, BinaryIO, bool]]:
-    """Name, content, and whether it stands in the file as it is."""
+    """Name, content, and whether it is stored uncompressed."""
     if kind == "zip":
         _check_directory(_tail(file), file)
         with zipfile.ZipFile(file) as archive:

@@ -1,6 +1,6 @@
 """Upload a checkpoint directory to the Hub, in one commit that is there whole or not at all, and prove it by loading what comes back.
 
-Large files go first, each once: after an interruption the same call sends only what the Hub has not got. Sources: `huggingface_hub`'s
+Large files go first, each once: after an interruption the same call sends only what the Hub does not have. Sources: `huggingface_hub`'s
 `HfApi.create_commit` and the git-lfs batch API.
 """
 
@@ -33,6 +33,7 @@ from huggingface_hub.hf_api import RepoFile
 from safetensors.torch import load_file
 
 from ..errors import NO_ROOM, UserError, one_line
+from ..files import CODE_PATTERN
 from ..verify_checkpoint import FILE as REFERENCE_OUTPUTS
 from ..verify_checkpoint import verify_checkpoint
 from .contents import Contents, shown
@@ -41,7 +42,6 @@ from .downloads import bounded_client
 # What would be read in place of what is uploaded, or beside it although it belongs to other weights.
 LOADED = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json", REFERENCE_OUTPUTS)
 LOGITS_TOLERANCE = 1e-5  # of the largest logit; processes may run on other numbers of threads
-CODE = "*_gpt_scratch.py"  # of an earlier upload; no use beside a stock layout
 LARGE = 10 * 2**20  # bytes from which the Hub never keeps a file as a git blob
 AGAIN = "run the same command again, what is on the Hub already is not sent twice"
 
@@ -92,14 +92,14 @@ def open_repository(name: str, private: bool | None = None, revision: str = "mai
 
 
 def upload(contents: Contents, repository: Repository, message: str, token: str | None = None, update: bool = False) -> Upload:
-    """Send what the Hub has not got and commit it. Weights of an earlier upload that would be loaded instead are deleted.
+    """Send what the Hub does not have and commit it. Weights of an earlier upload that would be loaded instead are deleted.
 
     Args:
         update: add a commit to a repository that holds something else already.
 
     Raises:
-        UserError: other content and no `update`, no permission, a card that the Hub refuses, or the network went away; in this case
-            a second call goes on from there.
+        UserError: other content and no `update`, no permission, a card that the Hub refuses, or the network failed; in this case a
+            second call resumes.
     """
     there = repository.present
     finished = all(name in there and there[name] in _ids(contents.folder / name) for name in contents.files)
@@ -107,7 +107,11 @@ def upload(contents: Contents, repository: Repository, message: str, token: str 
         raise UserError(
             f"{repository.id} exists and holds {len(there)} files: pass --update to add a commit to it, or choose another name"
         )
-    stale = [name for name in there if any(fnmatch(name, pattern) for pattern in (*LOADED, CODE)) and name not in contents.files]
+    stale = [
+        name
+        for name in there
+        if any(fnmatch(name, pattern) for pattern in (*LOADED, CODE_PATTERN)) and name not in contents.files
+    ]
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=contents.folder / name) for name in contents.files
     ]

@@ -1,5 +1,5 @@
-"""uvicorn's HTTP/1.1 protocol with an end for every phase of a connection: it has none of its own for headers that drip, a client
-that does not read its answer, or a connection that sends nothing after the first.
+"""uvicorn's HTTP/1.1 protocol with a time limit for every phase of a connection: its own has none for headers that arrive byte by byte, a
+client that does not read the response, or a connection that stays idle after its first request.
 
 `H11Protocol` is given to `uvicorn.Config(http=...)`, which takes any protocol class; overridden are the callbacks of
 `asyncio.Protocol`, and `handle_events` and `on_response_complete`, which uvicorn does not document; run with 0.54.
@@ -14,7 +14,7 @@ from .limits import Limits
 from .refusal import Refusal
 
 MAX_HEADER_BYTES = 16_384
-MARGIN = 10.0  # seconds for everything that is not sending, waiting or generating
+MARGIN = 10.0  # seconds for everything except sending, waiting and generating
 
 
 def bounded_protocol(limits: Limits, long_streams: bool = False) -> type[H11Protocol]:

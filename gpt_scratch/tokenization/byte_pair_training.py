@@ -31,6 +31,10 @@ def _gpt2_byte_order() -> list[int]:
 
 
 BYTE_ORDER = _gpt2_byte_order()
+TO_IDS = bytes(BYTE_ORDER.index(byte) for byte in range(256))
+# While merges are learned a word is a string of one character a token, chr(id), so that the string methods find and replace pairs at the
+# speed of C. This character marks both ends of a word, and the ids from 256 on are shifted by one to make room for it.
+END = chr(256)
 _WORD_THEN_NEWLINE = re.compile(r"\S\n")
 
 
@@ -98,28 +102,16 @@ def learn_merges(piece_counts: Mapping[str, int], vocab_size: int, min_frequency
         The tokens' bytes by id, bytes first in GPT-2's order; and the merges in the order learned: (left id, right id) -> id of the
         union. Among equally frequent pairs the one with the smallest ids comes first.
 
-    Example:
-
-    ```python
     >>> tokens, merges = learn_merges({"low": 5, "lower": 2, "newest": 6, "widest": 3}, vocab_size=260)
     >>> tokens[256:]
     [b'es', b'est', b'lo', b'low']
-    ```
     """
-    # A word is a string of one character a token, chr(id), so that the string methods find and replace pairs at the speed of C.
-    # chr(256) marks both ends of a word, and the ids from 256 on are shifted by one to make room for it.
-    end = chr(256)
     tokens = [bytes([byte]) for byte in BYTE_ORDER]
-    to_ids = bytes(BYTE_ORDER.index(byte) for byte in range(256))
-    words = [f"{end}{piece.encode().translate(to_ids).decode('latin-1')}{end}" for piece in piece_counts]
+    words = [f"{END}{piece.encode().translate(TO_IDS).decode('latin-1')}{END}" for piece in piece_counts]
     frequency = list(piece_counts.values()).__getitem__
 
-    # The inverted index: in which words a pair occurs, once for each occurrence. Places may become stale; counts may not.
-    places: dict[str, list[int]] = defaultdict(list)
-    joined = "".join(words)
-    for pair, word in zip(map(add, joined, joined[1:]), chain.from_iterable(map(repeat, range(len(words)), map(len, words)))):
-        places[pair].append(word)
-    counts = {pair: sum(map(frequency, where)) for pair, where in places.items() if end not in pair}
+    places = _places_of_pairs(words)  # may become stale; counts may not
+    counts = {pair: sum(map(frequency, where)) for pair, where in places.items() if END not in pair}
     # Ordered by count, then by the pair's ids. An entry whose count has fallen since is put back when it comes up.
     heap = [(-count, pair, places[pair]) for pair, count in counts.items()]
     heapify(heap)
@@ -137,18 +129,16 @@ def learn_merges(piece_counts: Mapping[str, int], vocab_size: int, min_frequency
         heappop(heap)
         bar.update()
         left, right = pair[0], pair[1]
-        ids_of_pair = (ord(left) - (left > end), ord(right) - (right > end))
+        ids_of_pair = (ord(left) - (left > END), ord(right) - (right > END))
         # No other pair spells this token already: merges inside a span that ends as one token are the same wherever it occurs.
         merges[ids_of_pair] = len(tokens)
         new = chr(len(tokens) + 1)
         tokens.append(tokens[ids_of_pair[0]] + tokens[ids_of_pair[1]])
 
         before, after, doubled = _replace_pair(words, where, pair, new)
-        before.pop(end, None)
-        after.pop(end, None)
         for places_of_new, old_pair, new_pair in (
-            *((where, character + left, character + new) for character, where in before.items()),
-            *((where, right + character, new + character) for character, where in after.items()),
+            *((where, character + left, character + new) for character, where in before.items() if character != END),
+            *((where, right + character, new + character) for character, where in after.items() if character != END),
             *([(doubled, right + left, new + new)] if doubled else ()),
         ):
             count = sum(map(frequency, places_of_new))
@@ -159,10 +149,19 @@ def learn_merges(piece_counts: Mapping[str, int], vocab_size: int, min_frequency
     return tokens, merges
 
 
+def _places_of_pairs(words: list[str]) -> dict[str, list[int]]:
+    """The inverted index: in which words a pair of neighbours occurs, once for each occurrence."""
+    places: dict[str, list[int]] = defaultdict(list)
+    joined = "".join(words)
+    for pair, word in zip(map(add, joined, joined[1:]), chain.from_iterable(map(repeat, range(len(words)), map(len, words)))):
+        places[pair].append(word)
+    return places
+
+
 def _replace_pair(words: list[str], where: list[int], pair: str, new: str):
     """Replace `pair` by `new` in the words `where`, in place.
 
-    Returns the words where a character stands before `new`, by character; the same after it; and those with `new` twice in a row, where
+    Returns the words where a character precedes `new`, by character; the same after it; and those with `new` twice in a row, where
     the end of one pair met the beginning of the next. A word is listed once for each occurrence.
     """
     before: dict[str, list[int]] = defaultdict(list)

@@ -47,13 +47,9 @@ def train_word_level(
     Raises:
         UserError: an unknown rule, a vocabulary without room for a word, no word that occurs often enough.
 
-    Example:
-
-    ```python
     >>> tokenizer = train_word_level(["It's the last he painted."])
     >>> tokenizer.decode(tokenizer("It's the first.")["input_ids"])
     "It's the <|unk|>."
-    ```
     """
     if vocab_size is not None and vocab_size <= len(SPECIAL_TOKENS):
         raise UserError(f"vocab_size is {vocab_size}: {len(SPECIAL_TOKENS)} special tokens leave no room for words")

@@ -67,7 +67,7 @@ def test_book_with_its_optimizer(convert, tmp_path, capsys):
     optimizer.step()
     content = {"model_state_dict": reference.state_dict(), "optimizer_state_dict": optimizer.state_dict()}
     check_language_model(convert(save(content, tmp_path / "model_and_optimizer.pth"), *HEADS_FLAG), reference)
-    assert "left out, since it is no weight of the model: optimizer_state_dict" in capsys.readouterr().out
+    assert "left out, since it is not a weight of the model: optimizer_state_dict" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
@@ -154,7 +154,7 @@ def test_a_classifier_whose_bias_cannot_be_moved_is_refused(refused, tmp_path):
     assert "bias of out_head cannot be moved" in message and "depend on one another" in message
 
 
-def test_heads_are_derived_for_published_sizes_and_said(convert, tmp_path, capsys):
+def test_heads_are_derived_for_published_sizes_and_reported(convert, tmp_path, capsys):
     reference = enlarge(BookGPT(VOCABULARY, CONTEXT, width=768, heads=12, layers=1))
     model = check_language_model(convert(save(reference.state_dict(), tmp_path / "model.pth")), reference)
     assert model.config.num_attention_heads == 12
@@ -239,7 +239,7 @@ def test_half_a_lora_layer_is_refused(refused, tmp_path):
     flags = (*HEADS_FLAG, "--lora_alpha", "1", "--lora_scaling", "alpha")
     assert "the LoRA layer out_head has no out_head.lora.B" in refused(path, *flags)
     state["out_head.lora.B"] = torch.ones(3, 61)
-    assert "lora.A [32, 2] times lora.B [3, 61] is no change" in refused(save(state, path), *flags)
+    assert "lora.A [32, 2] times lora.B [3, 61] does not fit" in refused(save(state, path), *flags)
 
 
 def test_heads_are_asked_for(refused, tmp_path):
@@ -273,7 +273,7 @@ def test_unknown_files_are_refused(refused, tmp_path):
     assert "holds a list, not a dictionary" in refused(save([torch.ones(2)], path))
     assert "holds no tensors by name" in refused(save({"epoch": 3}, path))
     assert "name its directory" in refused(save({"wte.weight": torch.ones(2)}, path))
-    assert "no path here" in refused(tmp_path / "nothing.pth")
+    assert "not a local path" in refused(tmp_path / "nothing.pth")
     assert "name the file with the weights itself" in refused(tmp_path)
 
 

@@ -225,8 +225,8 @@ def test_no_api(page):
         assert httpx.get(f"{page.url}/{path}").status_code == 404
 
 
-@pytest.mark.fault("a page elsewhere that talks to the running page, also under another name", **BOUNDS)
-def test_pages_elsewhere(page, model):
+@pytest.mark.fault("a page of another origin that calls the running page, also under another name", **BOUNDS)
+def test_pages_of_other_origins(page, model):
     for headers in ({"host": "attacker.example"}, {"origin": "http://attacker.example"}, {"origin": "null"}):
         assert page.join("generate", [model, "One", *SETTINGS], "s", **headers).status_code == 403
         assert httpx.get(f"{page.url}/config", headers=headers).status_code == 403

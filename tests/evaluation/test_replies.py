@@ -40,7 +40,7 @@ def test_scores_count_every_reply():
     assert scores == {"exact_matches": 1, "rouge_l": pytest.approx((1 + 0 + 2 / 3) / 3), "empty_replies": 1}
 
 
-def test_batches_give_the_replies_of_single_prompts_and_endings_are_told():
+def test_batches_give_the_replies_of_single_prompts_and_endings_are_reported():
     tokenizer = train_byte_level_bpe(["a"], vocab_size=258)
     model = tiny_model(vocab_size=258, max_position_embeddings=64)
     prompts = ["Hello", "a", "The quick brown fox", "zz"]

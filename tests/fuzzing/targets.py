@@ -26,8 +26,9 @@ from gpt_scratch.conversion.state_dicts import open_book, open_nanogpt, read_sta
 from gpt_scratch.conversion.tensorflow_bundle import TABLE_MAGIC, TensorFlowCheckpoint
 from gpt_scratch.data.classification import label_ids, read_labelled_texts
 from gpt_scratch.data.instruction import read_conversations
+from gpt_scratch.data.opening import check_files
 from gpt_scratch.data.preference import read_preferences
-from gpt_scratch.data.readers import check_files, read_pieces
+from gpt_scratch.data.readers import read_pieces
 from gpt_scratch.errors import UserError
 from gpt_scratch.evaluation.judge import read_verdicts
 from gpt_scratch.inference import chat_template

@@ -1,4 +1,4 @@
-"""The stand-in Hub gone bad: it answers something else than it should, and points to a host of strangers that listens for tokens."""
+"""The stand-in Hub, hostile: it answers wrongly, and redirects to another host that collects tokens."""
 
 import json
 import threading

@@ -12,7 +12,7 @@ from tiny_models import assert_equal, tiny_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 
 from gpt_scratch import GPTScratchForSequenceClassification
-from gpt_scratch.conversion.export import CLASSES, LAYOUTS
+from gpt_scratch.conversion.stock_layouts import CLASSES, LAYOUTS
 from gpt_scratch.errors import run_script
 from gpt_scratch.hub import stock_layout
 from gpt_scratch.hub.cards import write_card, write_classifier_card
@@ -229,7 +229,7 @@ def test_code_and_shards_of_an_earlier_upload_are_deleted(run, push, logged_in):
     assert not any(name.endswith(".py") or "-of-" in name for name in files) and "model.safetensors" in files
 
 
-def test_the_settings_that_stand_in_the_way_are_named_and_nothing_is_sent(run, refused, logged_in):
+def test_the_settings_that_cannot_be_expressed_are_named_and_nothing_is_sent(run, refused, logged_in):
     hub, folder = logged_in(), run("llama")
     message = refused(folder, "first", "--layout", "gpt2")
     assert "gpt2 cannot express position_embedding_type='rope' (it needs 'learned'), norm_type='rmsnorm' (it needs" in message

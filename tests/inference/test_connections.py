@@ -1,121 +1,108 @@
-"""Connections that are slow in one way or another, to a server whose answers may go on for long: real sockets, an app of ten lines."""
+"""Connections to the server: slow ones end, clients that go away or do not read hold up nobody, their number is bounded."""
 
-import asyncio
+import json
 import socket
-import threading
 import time
 
 import pytest
+from served import LIMITS, MEBIBYTES, head, read_all, server_socket
 
-from gpt_scratch.inference.limits import Limits
+from gpt_scratch.inference.limits import COMPLETIONS
 
-uvicorn = pytest.importorskip("uvicorn", reason='serving needs pip install "gpt_scratch[serving]"')
-
-SECONDS = 0.5  # that a client may take to send, or to read a part
-BOUNDS = {"seconds": 20, "mebibytes": 100}
+pytest.importorskip("uvicorn")
+pytest.importorskip("openai")
 
 
-class Server:
-    """In a thread; `running` is the number of answers that are being written, `written` the bytes that the app has handed over."""
-
-    def __init__(self):
-        from gpt_scratch.inference.connections import MAX_HEADER_BYTES, bounded_protocol
-
-        self.running, self.written = 0, 0
-        self.socket = socket.create_server(("127.0.0.1", 0))
-        self.port = self.socket.getsockname()[1]
-        protocol = bounded_protocol(Limits(send_seconds=SECONDS, time_limit=0.1, max_connections=20), long_streams=True)
-        config = uvicorn.Config(
-            self.app,
-            interface="asgi3",
-            http=protocol,
-            lifespan="off",
-            log_level="critical",
-            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-        )
-        self.server = uvicorn.Server(config)
-        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]}, daemon=True)
-
-    async def app(self, scope, receive, send):
-        """/slow ends after 3 s; /much is 50 MB; /once is 5 MB in one piece."""
-        self.running += 1
+@pytest.mark.fault("a chunked body of 10 MB without a length", seconds=2, mebibytes=MEBIBYTES)
+def test_a_body_without_a_length_is_bounded(server):
+    with server_socket(server) as connection:
+        connection.sendall(head(server, COMPLETIONS, "Transfer-Encoding: chunked"))
+        start = time.monotonic()
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-            size, pieces = {"/slow": (10, 30), "/much": (10_000, 5_000), "/once": (5_000_000, 1)}[scope["path"]]
-            gone = asyncio.create_task(self.until_gone(receive))
-            for _ in range(pieces):
-                if gone.done():
-                    break
-                await send({"type": "http.response.body", "body": b"x" * size, "more_body": True})
-                self.written += size
-                await asyncio.sleep(0.1 if size == 10 else 0)
-            await send({"type": "http.response.body", "body": b""})
-        finally:
-            self.running -= 1
-
-    async def until_gone(self, receive):
-        while (await receive())["type"] != "http.disconnect":
+            for _ in range(160):
+                connection.sendall(b"10000\r\n" + b" " * 65_536 + b"\r\n")
+        except OSError:  # the server has closed the connection
             pass
+        answer = read_all(connection)
+    assert time.monotonic() - start < 2 and server.mebibytes < MEBIBYTES
+    assert answer == b"" or b" 413 " in answer  # the answer is lost where the kernel resets first
+    assert server.ask("/health")[0] == 200
 
-    def open(self, text: str) -> socket.socket:
-        connection = socket.socket()
+
+@pytest.mark.parametrize(
+    "start, drip",
+    [
+        pytest.param("", "", marks=pytest.mark.fault("a connection that sends nothing", seconds=6, mebibytes=MEBIBYTES)),
+        pytest.param("POST /v1/completions HTTP/1.1\r\n", "X-A: b\r\n", marks=pytest.mark.fault("headers that drip (slowloris)", seconds=6, mebibytes=MEBIBYTES)),
+        pytest.param("body", " ", marks=pytest.mark.fault("a body that drips", seconds=6, mebibytes=MEBIBYTES)),
+        pytest.param("second", "X-A: b\r\n", marks=pytest.mark.fault("headers of a second request that drip", seconds=8, mebibytes=MEBIBYTES)),
+    ],
+)  # fmt: skip
+def test_slow_connections_are_ended(server, start, drip):
+    with server_socket(server) as connection:
+        connection.settimeout(0.1)
+        first = {
+            "body": head(server, COMPLETIONS, "Content-Length: 10000").decode(),
+            "second": "GET /health HTTP/1.1\r\nHost: a\r\n\r\nGET /health HTTP/1.1\r\n",
+        }.get(start, start)
+        connection.sendall(first.encode())
+        begin, received = time.monotonic(), b""
+        while time.monotonic() - begin < 8:
+            try:
+                connection.sendall(drip.encode())
+                part = connection.recv(4096)
+                if not part:
+                    break
+                received += part
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+        took = time.monotonic() - begin
+    assert took < 5, received
+    assert (b" 408 " in received) == (start == "body")
+
+
+@pytest.mark.fault("a client that never reads the reply it asked for", seconds=20, mebibytes=MEBIBYTES)
+def test_a_client_that_does_not_read_holds_up_nobody(server, question):
+    body = json.dumps(question | {"max_tokens": 3000, "stream": True}).encode()
+    with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-        connection.connect(("127.0.0.1", self.port))
-        connection.settimeout(10)
-        connection.sendall(text.encode())
-        return connection
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(head(server, COMPLETIONS, f"Content-Length: {len(body)}") + body)
+        time.sleep(0.3)
+        start = time.monotonic()
+        assert server.ask(COMPLETIONS, question)[0] == 200  # after its turn or its 2 s
+        assert time.monotonic() - start < 4
 
 
-@pytest.fixture
-def server():
-    server = Server()
-    server.thread.start()
-    while not server.server.started:
-        time.sleep(0.01)
-    yield server
-    server.server.should_exit = True
-    server.thread.join(10)
+@pytest.mark.fault("200 open connections that say nothing", seconds=10, mebibytes=MEBIBYTES)
+def test_connections_are_bounded_and_come_free(server):
+    connections = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(200)]
+    try:
+        time.sleep(0.5)
+        refused = sum(b" 503 " in read_all(connection, 0.01) for connection in connections[60:])
+        assert refused > 100
+        time.sleep(LIMITS.send_seconds + 0.5)
+        assert server.ask("/health")[0] == 200
+    finally:
+        for connection in connections:
+            connection.close()
 
 
-def until(met, seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not met():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def get(path: str) -> str:
-    return f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n"
-
-
-@pytest.mark.fault("clients that read nothing of an answer without end, or of one in a single piece", **BOUNDS)
-def test_an_answer_that_nobody_reads_is_ended(server):
-    connections = [server.open(get(path)) for path in ("/much", "/once") * 4]
-    until(lambda: server.written > 0)
-    until(lambda: not server.server.server_state.connections)
-    until(lambda: server.running == 0)
-    assert server.written < 4 * 5_000_000 + 4 * 10_000_000  # of 220 million: what the buffers of the system take
-    for connection in connections:
-        connection.close()
-
-
-def test_an_answer_that_is_read_may_take_its_time(server):
-    with server.open(get("/slow")) as connection:
-        received = b""
-        while not received.endswith(b"0\r\n\r\n"):
-            received += connection.recv(1000)
-    assert received.count(b"x" * 10) == 30
-
-
-@pytest.mark.fault("headers that drip, connections that say nothing, and more than a server takes", **BOUNDS)
-def test_slow_senders_are_ended(server):
-    connections = [server.open("" if number % 2 else "GET /slow HTTP/1.1\r\nX-A: ") for number in range(40)]
-    answers = []
-    for connection in connections:
-        try:
-            answers.append(connection.recv(1000))
-        except OSError:  # reset
-            answers.append(b"")
-        connection.close()
-    assert sum(b" 503 " in answer for answer in answers) >= 10 and not any(b" 200 " in answer for answer in answers)
-    until(lambda: not server.server.server_state.connections)
+@pytest.mark.fault("HTTP that is none: binary noise, two lengths, an endless header, HTTP/2", seconds=5, mebibytes=MEBIBYTES)
+def test_noise_is_refused(server):
+    for noise in (
+        b"\x16\x03\x01\x02\x00" * 50,
+        b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 100_000,
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: x\r\n\r\n",
+    ):
+        with server_socket(server) as connection:
+            connection.settimeout(3)
+            connection.sendall(noise)
+            answer = read_all(connection)
+            assert b"websocket" in noise or b" 400 " in answer or answer == b"", answer
+    assert server.ask("/health")[0] == 200 and server.mebibytes < MEBIBYTES

@@ -4,7 +4,7 @@
     python tests/versions/check_stock_layouts.py FOLDER/expected.json           # anywhere else: torch, transformers, safetensors
 
 `expected.json` holds, for each directory beside it: `input_ids` and `attention_mask` (rows, T), of a language model padded left, of a
-classifier right; `logits`, (rows, T, V) or (rows, L); and `greedy`, what a language model goes on with, (rows, new tokens). All in
+classifier right; `logits`, (rows, T, V) or (rows, L); and `greedy`, how a language model continues, (rows, new tokens). All in
 float32. Runs on transformers 4.46 and later; nothing here may be newer than that.
 
 Raises:
