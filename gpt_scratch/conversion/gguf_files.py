@@ -70,7 +70,7 @@ class GGUFSource:
         tensor = self.tensors[name]
         try:
             array = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        except NotImplementedError as error:
+        except (NotImplementedError, ValueError, IndexError) as error:
             raise UserError(f"{name} is of type {tensor.tensor_type.name}, which cannot be read as a weight") from error
         return torch.from_numpy(np.array(array, dtype=np.float32)).reshape([int(size) for size in reversed(tensor.shape)])
 
@@ -218,7 +218,7 @@ def _rotary(take: Any, width: int, source: GGUFSource, refused: list[str]) -> di
     if "rope_freqs.weight" not in source.tensors:
         return rope
     divided = source.get("rope_freqs.weight").double()
-    if bool((divided == 1).all()):
+    if bool((divided == 1).all()):  # none at all too
         return rope
     frequencies = rope["rope_theta"] ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
     rope |= LLAMA3 | {"rope_type": "llama3", "factor": float(str(divided.max().float().numpy()))}

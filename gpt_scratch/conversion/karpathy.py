@@ -138,7 +138,7 @@ def _nanogpt_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]], options: 
         "n_layer": len({name.split(".")[2] for name in shapes if name.startswith("transformer.h.")}),
         "n_head": heads_of(path, width, options, notes),
         "n_positions": positions,
-        "n_inner": shapes.get("transformer.h.0.mlp.c_fc.weight", (None,))[0],
+        "n_inner": next(iter(shapes.get("transformer.h.0.mlp.c_fc.weight", ())), None),
         "drop_rate": 0.0,
         "qkv_bias": "transformer.h.0.attn.c_attn.bias" in shapes,
         "o_bias": "transformer.h.0.attn.c_proj.bias" in shapes,

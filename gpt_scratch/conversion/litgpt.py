@@ -84,7 +84,12 @@ def open_litgpt(path: Path, options: Options) -> Checkpoint:
     settings_file = file.with_name("model_config.yaml")
     settings = _read_yaml(settings_file)
     source, _ = read_state_dict(file)
-    values = litgpt_settings(settings, settings_file)
+    try:
+        values = litgpt_settings(settings, settings_file)
+    except (TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{settings_file} has a setting of a wrong type: {one_line(error)}") from error
     config = build_config(values, options.config_overrides)
     heads, groups, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     assert groups is not None and size is not None  # filled in when it was built

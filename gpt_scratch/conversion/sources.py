@@ -218,13 +218,20 @@ class CutSource:
         """Shape and dtype of every tensor."""
         theirs = self.source.describe()
         whole = {name: tensor for name, tensor in theirs.items() if name not in self.used}
-        return whole | {new: self.make(new, [theirs[name] for name in names]) for new, names in self.made.items()}
+        return whole | {new: self._make(new, [theirs[name] for name in names]) for new, names in self.made.items()}
 
     def get(self, name: str) -> torch.Tensor:
         """One tensor, read and made now."""
         if name not in self.made:
             return self.source.get(name)
-        return self.make(name, [self.source.get(part) for part in self.made[name]])
+        return self._make(name, [self.source.get(part) for part in self.made[name]])
+
+    def _make(self, name: str, parts: list[torch.Tensor]) -> torch.Tensor:
+        try:
+            return self.make(name, parts)
+        except (RuntimeError, ValueError, IndexError) as error:  # of torch, where shapes do not go together
+            shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in zip(self.made[name], parts))
+            raise UserError(f"{name} cannot be made of {shapes[:300]}") from error
 
 
 class LoraSource:
@@ -249,7 +256,7 @@ class LoraSource:
             if missing:
                 raise UserError(f"the LoRA layer {layer} has no {missing[0]}")
             weight, a, b = (tuple(self.described[name].shape) for name in needed)
-            if (a[0], b[-1]) != (weight[1], weight[0]) or a[-1] != b[0]:
+            if not len(weight) == len(a) == len(b) == 2 or (a[0], b[-1]) != (weight[1], weight[0]) or a[-1] != b[0]:
                 raise UserError(f"{layer}: lora.A {list(a)} times lora.B {list(b)} does not fit linear.weight {list(weight)}")
 
     def describe(self) -> dict[str, torch.Tensor]:

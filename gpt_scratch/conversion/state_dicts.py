@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..configuration_gpt_scratch import GPTScratchConfig
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .checkpoint import PUBLISHED_HEADS, Checkpoint, Options, build_config
 from .sources import LoraSource, RenamedSource, SafetensorsSource, Source, StateDictSource, load_pickle_safely
 from .weight_maps import BOOK, SAME
@@ -43,10 +43,8 @@ def read_state_dict(path: Path) -> tuple[Source, Mapping[str, Any]]:
         raise UserError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
     state = _state_of(content, path)
     tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-    if no_text := [name for name in tensors if not isinstance(name, str)]:
-        raise UserError(
-            f"{path}: tensors are named {', '.join(map(repr, no_text[:5]))}, which are no names of a model's parameters"
-        )
+    if wrong := [name for name in tensors if not isinstance(name, str)]:
+        raise UserError(f"{path}: the name of a tensor is {one_line(repr(wrong[0]), 100)}, which is no text")
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_quantized:
             kind = "quantized" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
@@ -138,9 +136,14 @@ def open_book(path: Path, options: Options) -> Checkpoint:
 def _book_mlp(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """The plain MLP of the book's GPT, or the gated one of its Llama, Qwen 3 and ch04/07_moe."""
     gated = "trf_blocks.0.ff.fc1.weight" in shapes
-    first = shapes.get("trf_blocks.0.ff.fc1.weight" if gated else "trf_blocks.0.ff.layers.0.bias", (None,))
+    rows = _rows(shapes, "trf_blocks.0.ff.fc1.weight" if gated else "trf_blocks.0.ff.layers.0.bias")
     values = {"mlp_type": "gated", "hidden_act": "silu", "mlp_bias": False} if gated else {}
-    return values | {"intermediate_size": first[0]}
+    return values | {"intermediate_size": rows or None}
+
+
+def _rows(shapes: Mapping[str, tuple[int, ...]], name: str) -> int:
+    """Of a tensor that may be missing or a single number: then 0."""
+    return next(iter(shapes.get(name, ())), 0)
 
 
 def _book_positions(path: Path, shapes: Mapping[str, tuple[int, ...]], options: Options, notes: list[str]) -> dict[str, Any]:
@@ -174,9 +177,9 @@ def _book_heads(path: Path, shapes: Mapping[str, tuple[int, ...]], options: Opti
         UserError: none of these.
     """
     if "trf_blocks.0.att.qkv.weight" in shapes:
-        queries = keys = shapes["trf_blocks.0.att.qkv.weight"][0] // 3
+        queries = keys = _rows(shapes, "trf_blocks.0.att.qkv.weight") // 3
     else:
-        queries, keys = (shapes.get(f"trf_blocks.0.att.W_{kind}.weight", (0,))[0] for kind in ("query", "key"))
+        queries, keys = (_rows(shapes, f"trf_blocks.0.att.W_{kind}.weight") for kind in ("query", "key"))
     given = [
         options.config_overrides[name]
         for name in ("n_heads", "n_head", "num_attention_heads")
@@ -184,7 +187,7 @@ def _book_heads(path: Path, shapes: Mapping[str, tuple[int, ...]], options: Opti
     ]
     width = shapes["tok_emb.weight"][1]
     if "trf_blocks.0.att.q_norm.scale" in shapes:
-        head = shapes["trf_blocks.0.att.q_norm.scale"][0]
+        head = _rows(shapes, "trf_blocks.0.att.q_norm.scale") or 1
         values: dict[str, Any] = {
             "qk_norm": True,
             "head_dim": head,
@@ -231,17 +234,23 @@ def _book_classifier(path: Path, source: Source, values: dict[str, Any], options
     replaced = {}
     if "out_head.bias" in described:
         shift = "final_norm.shift" if "final_norm.shift" in described else "final_norm.bias"
+        shapes = [tuple(described[name].shape) if name in described else () for name in ("out_head.bias", shift)]
+        if shapes != [tuple(described["out_head.weight"].shape[:1]), tuple(described["out_head.weight"].shape[1:])]:
+            raise UserError(f"{path}: out_head.bias and {shift} do not have the sizes of out_head.weight")
         weight, bias = source.get("out_head.weight").double(), source.get("out_head.bias").double()
         old = source.get(shift)
-        new = (old.double() + torch.linalg.pinv(weight) @ bias).to(old.dtype)
-        error = (weight @ (new.double() - old.double()) - bias).abs().max().item()
-        if not error <= 1e-6 * max(1.0, bias.abs().max().item()):
+        try:
+            new = (old.double() + torch.linalg.pinv(weight) @ bias).to(old.dtype)
+        except torch.linalg.LinAlgError as error:  # NaN, or infinite values
+            raise UserError(f"{path}: out_head.weight is no matrix of finite numbers ({one_line(error, 100)})") from error
+        remainder = (weight @ (new.double() - old.double()) - bias).abs().max().item()
+        if not remainder <= 1e-6 * max(1.0, bias.abs().max().item()):
             raise UserError(
                 f"{path}: the bias of out_head cannot be moved into the final norm, and this package's classifier has none: the rows of "
-                f"out_head.weight depend on one another (error {error:.1e})"
+                f"out_head.weight depend on one another (error {remainder:.1e})"
             )
         replaced[shift] = new
-        notes.append(f"the bias of out_head was moved into {shift}, which gives the same scores (to {error:.0e})")
+        notes.append(f"the bias of out_head was moved into {shift}, which gives the same scores (to {remainder:.0e})")
     names = {name: name for name in described if name != "out_head.bias"}
     classes = described["out_head.weight"].shape[0]
     labels: dict[str, Any] = {"num_labels": classes}

@@ -283,7 +283,7 @@ def test_unknown_files_are_refused(refused, tmp_path):
     assert "holds a list, not a dictionary" in refused(save([torch.ones(2)], path))
     assert "holds no tensors by name" in refused(save({"epoch": 3}, path))
     assert "whose config.json is missing" in refused(save({"wte.weight": torch.ones(2)}, path))
-    assert "tensors are named 0, 1, which are no names" in refused(save({0: torch.ones(2), 1: torch.ones(2)}, path))
+    assert "the name of a tensor is 0, which is no text" in refused(save({0: torch.ones(2), 1: torch.ones(2)}, path))
     several = {"generator": {"a": torch.ones(2)}, "ema": {"a": torch.ones(2)}, "optimizer": {"a": torch.ones(2)}}
     assert "holds several sets of tensors, generator, ema: save the one to convert" in refused(save(several, path))
     sparse = {"trf_blocks.0.w": torch.eye(2).to_sparse()}
