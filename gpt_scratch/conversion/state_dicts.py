@@ -175,8 +175,8 @@ def _book_classifier(path: Path, source: Source, values: dict[str, Any], options
         old = source.get(shift)
         try:
             new = (old.double() + torch.linalg.pinv(weight) @ bias).to(old.dtype)
-        except torch.linalg.LinAlgError as error:  # NaN, or infinite values
-            raise UserError(f"{path}: out_head.weight is no matrix of finite numbers ({one_line(error, 100)})") from error
+        except torch.linalg.LinAlgError as failure:  # NaN, or infinite values
+            raise UserError(f"{path}: out_head.weight is no matrix of finite numbers ({one_line(failure, 100)})") from failure
         error = (weight @ (new.double() - old.double()) - bias).abs().max().item()
         if not error <= 1e-6 * max(1.0, bias.abs().max().item()):
             raise UserError(

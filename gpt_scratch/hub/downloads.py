@@ -18,7 +18,7 @@ from ..errors import UserError, one_line
 try:
     from httpx2 import SyncByteStream  # of huggingface_hub 2
 except ImportError:
-    from httpx import SyncByteStream  # type: ignore[assignment]
+    from httpx import SyncByteStream  # type: ignore[assignment, no-redef]
 
 ROOM = 1 << 30  # bytes of disk that a download leaves free
 UNCLAIMED = 50 * 2**30  # of an answer that does not say its size, as behind some proxies
