@@ -112,6 +112,7 @@ def check_command_line(script: str, argv: Sequence[str], description: str | None
     values = read_flags(parser, list(argv)[1 if method else 0 :], PASSED_ON.get(script), table)
     if script not in OWN_RANGES:
         check_ranges({k: v for k, v in values.items() if k not in LATER and (k not in OFF or v != OFF[k])}, "--")
+    check_needed(script, values)
     check_inputs(script, values)
     if values.get("output_dir") and not values.get("resume_from_checkpoint") and described.get("recipe"):
         refuse_a_run(Path(values["output_dir"]))
@@ -199,6 +200,27 @@ MODELS = ("model", "model_name_or_path", "reward_model")  # with a config.json
 PLACES = (*MODELS, "tokenizer_name", "tokenizer", "source", "folder")
 DATA_SUFFIX = re.compile(r"\.(txt|text|md|jsonl?|csv|tsv|parquet|zip)(\.(gz|zst|bz2|xz))?$", re.IGNORECASE)
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+START = {"model_name_or_path": "the checkpoint to start from"}
+NEEDED = {
+    "finetune_classifier": {"train_file": "the labelled texts to train on"},
+    "finetune_instructions": {"train_file": "the records to train on"} | START,
+    "finetune_preferences": {"train_file": "the pairs to learn from"} | START,
+}
+
+
+def check_needed(script: str, values: Mapping[str, Any]) -> None:
+    """Refuse a training run without data or without its first checkpoint; argparse does not, as a recipe may hold these.
+
+    Raises:
+        UserError: names the flag.
+    """
+    if script == "pretrain" and bool(values["train_file"]) == bool(values["dataset_name"]):
+        raise UserError("give either --train_file or --dataset_name")
+    for name, what in NEEDED.get(script, {}).items():
+        if values.get(name) is None:
+            raise UserError(f"--{name} is missing: give {what}")
 
 
 def check_inputs(script: str, values: Mapping[str, Any]) -> None:

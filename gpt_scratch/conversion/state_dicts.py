@@ -175,13 +175,13 @@ def _book_classifier(path: Path, source: Source, values: dict[str, Any], options
         old = source.get(shift)
         try:
             new = (old.double() + torch.linalg.pinv(weight) @ bias).to(old.dtype)
-        except torch.linalg.LinAlgError as failure:  # NaN, or infinite values
-            raise UserError(f"{path}: out_head.weight is no matrix of finite numbers ({one_line(failure, 100)})") from failure
-        error = (weight @ (new.double() - old.double()) - bias).abs().max().item()
-        if not error <= 1e-6 * max(1.0, bias.abs().max().item()):
+        except torch.linalg.LinAlgError as error:  # NaN, or infinite values
+            raise UserError(f"{path}: out_head.weight is no matrix of finite numbers ({one_line(error, 100)})") from error
+        remainder = (weight @ (new.double() - old.double()) - bias).abs().max().item()
+        if not remainder <= 1e-6 * max(1.0, bias.abs().max().item()):
             raise UserError(
                 f"{path}: the bias of out_head cannot be moved into the final norm, and this package's classifier has none: the rows of "
-                f"out_head.weight depend on one another (error {error:.1e})"
+                f"out_head.weight depend on one another (error {remainder:.1e})"
             )
         replaced[shift] = new
         notes.append(f"the bias of out_head was moved into {shift}, which gives the same scores (to {error:.0e})")

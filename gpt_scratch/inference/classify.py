@@ -20,8 +20,9 @@ def classify_texts(
     """For each text, in order: `{"text", "label", "score", "scores"}`, and `"cut_to"` where it was longer than the model's positions.
 
     `window` batches are read ahead and sorted by length, so that short texts are not padded to long ones; 1 answers as soon as a batch
-    is full. A text that is empty, or spaces alone, has label `None` and an `"error"`:
-    there is nothing to classify, and any label would be wrong."""
+    is full. A text that is empty, or spaces alone, has label `None` and an `"error"`: there is
+    nothing to classify, and any label would be wrong.
+    """
     labels = model.config.id2label
     limit = model.config.max_position_embeddings
     texts = iter(texts)
