@@ -5,7 +5,7 @@ r"""Train the spam classifier by several recipes and seeds, and print them side 
         --model_name_or_path CONVERTED_MODEL --train_file SMSSpamCollection.tsv --split clean --output_dir runs/spam --bf16
 
 A recipe is a file of scripts/configs/spam, by name, or a path. Each run is one of scripts/finetune_classifier.py, in
-OUTPUT_DIR/SPLIT/RECIPE-SEED; a run whose metrics.json is there is not made again, so an interrupted comparison goes on where it was.
+OUTPUT_DIR/SPLIT/RECIPE-SEED; a run whose metrics.json exists is not repeated, so an interrupted comparison resumes where it stopped.
 Flags that are not of this script go to every run. Writes OUTPUT_DIR/SPLIT/comparison.md and comparison.json.
 """
 
