@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import tiny_model, token_ids
@@ -39,8 +40,8 @@ def tokenizer():
 class Rows(list):
     """Rows of token ids that are decoded as the validation text."""
 
-    def tokens(self, start: int, stop: int) -> list[int]:
-        return self[0]["input_ids"][start:stop].tolist()
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        return self[0]["input_ids"][start:stop].numpy()
 
 
 def rows(seed: int, count: int = 5) -> Rows:
