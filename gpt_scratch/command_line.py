@@ -1,8 +1,8 @@
 """The command line of every script: its help, its recipes, and its mistakes, all before torch and transformers are imported.
 
 Importing these takes seconds. [`check_command_line`] needs neither: `command_line.json` holds the flags of each script as its own parser
-has them (`make flags` writes it, and a test compares). The script's own parser reads the same line again afterwards and has the last word;
-it does all of it where the file was made for other releases, or the flags have changed since.
+has them (`make flags` writes it, and a test compares). The script's own parser reads the same line again afterwards and decides; it does
+everything where the file was made for other releases, or the flags have changed since.
 """
 
 import argparse
@@ -26,14 +26,14 @@ from .ranges import check_ranges
 PACKAGE = Path(__file__).resolve().parent
 TABLE = PACKAGE / "command_line.json"
 PARENT = "TrainingArguments"  # what the other groups of libraries' flags are subclasses of
-# Where flags are defined besides the script itself. What stands elsewhere, as the choices do, is compared by the test.
+# Where flags are defined besides the script itself. What is defined elsewhere, such as choices, is compared by the test.
 DEFINED_IN = (*(f"training/{name}.py" for name in ("arguments", "pretraining", "classification", "instructions", "preferences")),
               "inference/limits.py", "verify_checkpoint.py", "data/opening.py")  # fmt: skip
 DEFINITION = re.compile(r"^(?:def parse\b|class (?:\w*Arguments|Limits|Reading)\b).*?(?=^[^\s)]|\Z)", re.DOTALL | re.MULTILINE)
 OFF = {"top_k": 0}  # values of TRL's flags that are outside of the range and switch something off
-LATER = ("max_steps", "num_train_epochs")  # of these one may make up for the other
+LATER = ("max_steps", "num_train_epochs")  # one of these may replace the other
 OWN_RANGES = ("serve",)  # whose limits have ranges of their own
-PASSED_ON = {"compare_classifiers": "finetune_classifier"}  # scripts that hand flags which they do not know to another one
+PASSED_ON = {"compare_classifiers": "finetune_classifier"}  # scripts that pass unknown flags on to another one
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -187,7 +187,7 @@ def known_flags(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def unknown_name(name: str, known: Sequence[str], kind: str) -> str:
-    """What is said of a name that nothing has, with the nearest one that is known."""
+    """The message for an unknown name, with the nearest known one."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"unknown {kind} {name!r}" + (f"; did you mean {near[0]!r}?" if near else "; --help lists the flags")
 
@@ -293,7 +293,7 @@ def releases() -> dict[str, str | None]:
 
 
 def is_current(table: Mapping[str, Any], script: str) -> bool:
-    """Whether the table holds what the script's own parser would say here."""
+    """Whether the table holds what the script's own parser would hold here."""
     found = table["scripts"].get(script)
     if found is None:
         return False
@@ -361,7 +361,7 @@ def build_parser(
 
     Args:
         groups: flags that several scripts have, by the titles of their groups.
-        first: what stands before the flags in the usage line.
+        first: what precedes the flags in the usage line.
     """
     parser = LightParser(prog=prog, description=description, formatter_class=HelpFormatter, allow_abbrev=False, add_help=False)
     usage = [prog, *first]

@@ -153,7 +153,7 @@ def refuse_a_run(path: Path) -> None:
         )
     for name in ("README.md", "config.json", "metrics.json", "tokenizer.json"):
         if os.path.lexists(path / name):
-            raise UserError(f"{path} holds a {name}, which the run would write over: choose another --output_dir")
+            raise UserError(f"{path} holds a {name}, which the run would overwrite: choose another --output_dir")
 
 
 def _reason_to_stay(target: Path, sources: Sequence[str | os.PathLike | None]) -> str | None:

@@ -9,7 +9,7 @@ A recipe, with flags on top:
 
     python scripts/pretrain.py scripts/configs/the_verdict_124m.yaml --train_file the-verdict.txt --output_dir runs/verdict
 
-Several GPUs, and going on after an interruption:
+Several GPUs, and resuming after an interruption:
 
     torchrun --nproc_per_node 8 scripts/pretrain.py scripts/configs/gpt2_124m_fineweb_edu_8gpu.yaml --output_dir runs/fineweb
     python scripts/pretrain.py ... --resume_from_checkpoint latest

@@ -1,7 +1,7 @@
 """Documents from files: txt, jsonl, json, csv, tsv and parquet, or a `datasets` name or directory, in memory or streamed.
 
-A document is one txt file, or one row of the other formats; where the end-of-text mark separates documents in the text, what stands between
-two marks. It travels as pieces of about `PIECE_CHARACTERS`, and never more than `LONGEST_PIECE`, so that a file of any size is read,
+A document is one txt file, or one row of the other formats; where the end-of-text mark separates documents in the text, the text between
+two marks. It is read as pieces of about `PIECE_CHARACTERS`, and never more than `LONGEST_PIECE`, so that a file of any size is read,
 tokenized and cached in constant memory.
 """
 
@@ -39,7 +39,7 @@ def read_pieces(
 
     Args:
         end_mark: a string that ends a document wherever it stands in the text; it stays the end of that document's text.
-        at_once: raise at the first fault of a table, for streams; else all of a file's faults are told at its end.
+        at_once: raise at the first fault of a table, for streams; else all of a file's faults are reported at its end.
 
     Raises:
         UserError: bytes of another encoding, broken rows, a missing text column, rows without text; names file and places.
@@ -75,7 +75,7 @@ def texts_of_rows(
         keep: called with all columns of a row before its text is given.
 
     Raises:
-        UserError: rows without the column, or with something else than text in it; names file and rows.
+        UserError: rows without the column, or with something other than text in it; names file and rows.
     """
     empty = 0
     for name, number, values in rows:
@@ -117,7 +117,7 @@ def _parts(chunks: Iterator[str], end_mark: str | None) -> Iterator[tuple[str, b
         for part in whole:
             yield part + end_mark, True
             begun = False
-        known = max(0, len(rest) - len(end_mark) + 1)  # a mark may go on in the next chunk
+        known = max(0, len(rest) - len(end_mark) + 1)  # a mark may continue in the next chunk
         if known:
             yield rest[:known], False
             begun, rest = True, rest[known:]

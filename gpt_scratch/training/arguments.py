@@ -2,7 +2,7 @@
 
     python scripts/pretrain.py scripts/configs/quickstart.yaml --learning_rate 1e-3
 
-A recipe holds the flags by name, without dashes. Flags that follow it win. An unknown name is an error, since a typo that is
+A recipe holds the flags by name, without dashes. Flags that follow it take precedence. An unknown name is an error, since a typo that is
 silently ignored costs a training run.
 """
 
@@ -44,7 +44,7 @@ class ScratchTrainingArguments(TrainingArguments):
 
     eval_strategy: str = dataclasses.field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
     save_strategy: str = dataclasses.field(default="epoch", metadata={"help": "When to save: no, steps, epoch or best."})
-    save_total_limit: int | None = dataclasses.field(default=2, metadata={"help": "Checkpoints to keep; the oldest go."})
+    save_total_limit: int | None = dataclasses.field(default=2, metadata={"help": "Checkpoints to keep; the oldest are removed."})
     logging_steps: float = dataclasses.field(default=10, metadata={"help": "Steps between log lines."})
     include_num_input_tokens_seen: str = dataclasses.field(
         default="all", metadata={"help": "Count tokens seen, for curves against tokens: no, all or non_padding."}
@@ -52,13 +52,13 @@ class ScratchTrainingArguments(TrainingArguments):
     dataloader_pin_memory: bool = dataclasses.field(
         default_factory=torch.cuda.is_available, metadata={"help": "Page-locked batches, for faster copies to a GPU."}
     )
-    # The patience of early stopping goes on after an interruption.
+    # The patience of early stopping continues after an interruption.
     restore_callback_states_from_checkpoint: bool = dataclasses.field(
         default=True, metadata={"help": "Restore the state of callbacks from a checkpoint, with --resume_from_checkpoint."}
     )
     allow_non_finite: bool = dataclasses.field(
         default=False,
-        metadata={"help": "Go on where the loss or the gradient's norm is NaN or infinite, which ends a run otherwise."},
+        metadata={"help": "Continue when the loss or the gradient's norm is NaN or infinite; by default this ends the run."},
     )
     # Open until the model is known: set_default_learning_rate in optimizers.py.
     learning_rate: float | None = dataclasses.field(
@@ -104,7 +104,7 @@ class _OneLineParser(HfArgumentParser):
         raise UserError(f"{message}; --help lists the flags")
 
     def parse_known_args(self, args=None, namespace=None):
-        """Numbers are checked before `TrainingArguments` reckons with them."""
+        """Numbers are checked before `TrainingArguments` uses them."""
         found, rest = super().parse_known_args(args, namespace)
         check_ranges({k: v for k, v in vars(found).items() if k not in LATER and (k not in OFF or v != OFF[k])}, "--")
         if rest:  # before the dataclasses are made, which have errors of their own
@@ -185,10 +185,10 @@ def parse_config_overrides(text: str | None, config_class: Any) -> dict[str, Any
 
 
 def check_output_directory(output_dir: str, resume: str | None) -> None:
-    """Make the directory, lock it for this process's life, and refuse one that holds what the run would write over.
+    """Make the directory, lock it for this process's life, and refuse one that holds files which the run would overwrite.
 
     Args:
-        resume: the checkpoint to go on from; one in `output_dir` lets the run that it belongs to be continued.
+        resume: the checkpoint to resume from; one in `output_dir` lets the run that it belongs to be continued.
 
     Raises:
         UserError: names the directory and what to do.

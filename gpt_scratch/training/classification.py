@@ -167,7 +167,7 @@ def read_splits(args: ClassificationArguments) -> ClassificationSplits:
     """Texts of train, validation and test, and the class ids; prints the statistics of each split.
 
     Raises:
-        UserError: flags that do not go together, or data that cannot be read or split.
+        UserError: flags that exclude each other, or data that cannot be read or split.
     """
     if args.train_file is None:
         raise UserError("--train_file is missing: give the labelled texts to train on")
@@ -210,10 +210,10 @@ def read_splits(args: ClassificationArguments) -> ClassificationSplits:
 def make_model(
     args: ClassificationArguments, ids: dict[str, int], train: LabelledTexts, seed: int, resume: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The classifier to train, its head new unless the checkpoint is a classifier, and its tokenizer, with one pad token for both.
+    """The classifier to train, its head new unless the checkpoint is a classifier, and its tokenizer, with the same pad token.
 
     Args:
-        resume: the checkpoint that the run goes on from. Its tokenizer is taken where one would be trained.
+        resume: the checkpoint that the run resumes from. Its tokenizer is taken where one would be trained.
 
     Raises:
         UserError: a checkpoint or tokenizer that cannot be loaded, or values that no model can have.

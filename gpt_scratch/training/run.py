@@ -1,4 +1,4 @@
-"""What every training script does around `trainer.train()`: choose a checkpoint, collect facts, leave a whole directory behind."""
+"""What every training script does around `trainer.train()`: choose a checkpoint, record figures, write the whole directory."""
 
 import json
 import os
@@ -96,11 +96,11 @@ def evaluation_curve(history: Sequence[Mapping[str, Any]], *columns: str) -> lis
 
 
 def _write_reference_outputs(folder: Path) -> None:
-    """From the files just written, so that sharded and merged models need nothing of their own. A failure does not cost the run."""
+    """From the files just written, so that sharded and merged models need nothing of their own. A failure does not fail the run."""
     try:
         with named("computing the reference outputs"):
             write_reference_outputs(folder)
-    except Exception as error:  # the model is saved, whatever went wrong here
+    except Exception as error:  # the model is saved, whatever fails here
         (folder / FILE).unlink(missing_ok=True)  # of a run before this one
         print(
             f"warning: the model is saved, but not what it computes ({FILE}), so it cannot be verified later: {one_line(innermost(error))}"

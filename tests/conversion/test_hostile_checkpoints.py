@@ -220,8 +220,8 @@ def test_a_pth_is_not_believed_beyond_its_bytes(tmp_path):
     circle["model"] = circle
     torch.save(circle, loop)
     cases = [
-        ("packed", repacked(tmp_path / "packed.pth", whole, zipfile.ZIP_DEFLATED, bytes(200_000_000)), "packed or encrypted"),
-        ("encrypted", edited(tmp_path / "encrypted.pth", whole, flag_as_encrypted), "packed or encrypted"),
+        ("packed", repacked(tmp_path / "packed.pth", whole, zipfile.ZIP_DEFLATED, bytes(200_000_000)), "compressed or encrypted"),
+        ("encrypted", edited(tmp_path / "encrypted.pth", whole, flag_as_encrypted), "compressed or encrypted"),
         ("parts that claim more", edited(tmp_path / "more.pth", whole, claim_more), "parts claim"),
         ("cut short", edited(tmp_path / "short.pth", whole, lambda data: data.__delitem__(slice(-30, None))), "broken"),
         (
