@@ -63,7 +63,7 @@ from gpt_scratch.training.classification import (
 from gpt_scratch.training.finetuning import describe_trainable
 from gpt_scratch.training.optimizers import set_default_learning_rate
 from gpt_scratch.training.precision import use_fast_fp32_matmul
-from gpt_scratch.training.run import checkpoint_to_resume, save_trained, write_record
+from gpt_scratch.training.run import checkpoint_to_resume, save_adapter, save_trained, write_record
 
 
 def main(script_args: ClassificationArguments, training_args: ScratchTrainingArguments) -> dict:
@@ -100,7 +100,7 @@ def main(script_args: ClassificationArguments, training_args: ScratchTrainingArg
     trainer.script_args = script_args
     result = trainer.train(resume_from_checkpoint=resume)
     if script_args.trainable == "lora":
-        trainer.model.save_pretrained(f"{training_args.output_dir}/adapter")
+        save_adapter(trainer)
         trainer.model = trainer.model.merge_and_unload()
     save_trained(trainer)
     measured, predictions = measure(trainer, data)

@@ -310,7 +310,7 @@ def _data(description: dict[str, Any]) -> str:
         split: ", ".join(
             f"{value:,} {name.replace('_', ' ')}"
             for name, value in counts.items()
-            if isinstance(value, int) and name != "texts_also_in_train"
+            if type(value) is int and name != "texts_also_in_train"
         )
         for split, counts in description.items()
         if isinstance(counts, dict)

@@ -137,6 +137,8 @@ def parse_arguments(types: Sequence[type], argv: Sequence[str], description: str
         raise
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(one_line(error, 3000)) from error
+    except Exception as error:  # a file that a flag names, a key that it lacks: TrainingArguments raises many kinds
+        raise UserError(f"the flags cannot be used: {type(error).__name__}: {one_line(error, 3000)}") from error
     for part in parsed:
         if isinstance(part, TrainingArguments):
             _refuse_no_steps(part)

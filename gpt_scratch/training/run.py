@@ -5,13 +5,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import transformers
 from transformers import Trainer
 
 from ..errors import UserError, innermost, one_line
-from ..files import write_json
+from ..files import swapped_directory, write_json
 from ..progress import named
 from ..provenance import describe_environment, without_folders
 from ..reference_outputs import FILE, write_reference_outputs
@@ -71,6 +72,13 @@ def write_record(trainer: Trainer, script_args: Any, metrics: dict[str, Any]) ->
         write_json(Path(trainer.args.output_dir) / "metrics.json", record)
         _write_reference_outputs(Path(trainer.args.output_dir))
     return record
+
+
+def save_adapter(trainer: Trainer) -> None:
+    """Write the adapter that was trained to OUTPUT/adapter, whole or not at all; one that stood there is replaced."""
+    is_main = trainer.is_world_process_zero()
+    with swapped_directory(Path(trainer.args.output_dir) / "adapter") if is_main else TemporaryDirectory() as folder:
+        trainer.model.save_pretrained(str(folder), is_main_process=is_main)
 
 
 def run_figures(trainer: Trainer, train_seconds: float | None) -> dict[str, Any]:

@@ -253,7 +253,7 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# The larger the model, the less its vocabulary weighs.
+# With the same vocabulary, the larger a model is, the less its token vectors weigh.
 #
 # ## 4. Compare with the shipped model
 #

@@ -142,3 +142,50 @@ def test_open_requests():
     guard = PageGuard(None, {"localhost"}, {3})
     guard.open = MAX_REQUESTS
     assert ask(guard=guard) == 503 and guard.open == MAX_REQUESTS
+
+
+@pytest.mark.fault("sessions of the page that ask for something and never read the answer", **BOUNDS)
+def test_what_nobody_reads_is_forgotten(monkeypatch):
+    monkeypatch.setattr("gpt_scratch.demo.page_guard.UNREAD_SECONDS", 0.3)
+    forgotten, ended = [], asyncio.Event()
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        if scope["method"] == "GET":
+            await ended.wait()
+
+    async def forget(session):
+        forgotten.append(session)
+
+    async def send(message):
+        pass
+
+    guard = PageGuard(app, None, {3}, forget)
+
+    def request(session, read=False):
+        waiting = [{"type": "http.request", "body": json.dumps(JOIN | {"session_hash": session}).encode()}]
+
+        async def receive():
+            return waiting.pop()
+
+        path, method = ("/gradio_api/queue/data", "GET") if read else ("/gradio_api/queue/join", "POST")
+        query = f"session_hash={session}".encode()
+        return guard({"type": "http", "method": method, "path": path, "query_string": query, "headers": []}, receive, send)
+
+    async def visit():
+        for session in ("read", "unread", "unread", "None"):
+            await request(session if session != "None" else None)
+        reader = asyncio.create_task(request("read", read=True))
+        await asyncio.sleep(0.6)
+        assert sorted(forgotten) == ["None", "unread"] and not guard.unread
+        await request("read")  # while it is read
+        ended.set()
+        await reader
+        await asyncio.sleep(0.1)
+        await request("read")  # and again, soon after
+        await asyncio.sleep(0.1)
+        assert sorted(forgotten) == ["None", "unread"]
+        await asyncio.sleep(0.6)
+        assert sorted(forgotten) == ["None", "read", "unread"] and not guard.unread and not guard.readers
+
+    asyncio.run(visit())
