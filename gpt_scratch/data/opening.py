@@ -1,6 +1,6 @@
-"""Files as people have them: found by name, folder or glob, unpacked, decoded, and one report of everything that is wrong in them.
+"""Opening files: found by name, folder or glob, decompressed, decoded, and one report of everything that is wrong in them.
 
-What can be recognized is read and said in one line (byte order marks, UTF-16); what cannot be is refused with the flag that helps.
+What can be recognized is read and reported in one line (byte order marks, UTF-16); what cannot be is refused with the flag that helps.
 """
 
 import argparse
@@ -96,7 +96,7 @@ _lists: list[list[str]] = []
 
 @contextmanager
 def listing_what_is_said() -> Iterator[list[str]]:
-    """A list of all lines of [`say`] within the block, to be said again where its result is read from a cache."""
+    """A list of all lines of [`say`] within the block, to be printed again where its result is read from a cache."""
     lines: list[str] = []
     _lists.append(lines)
     try:
@@ -116,7 +116,7 @@ def say(line: str) -> None:
 
 
 class Faults:
-    """What is wrong in the files of a source, gathered so that it is said at once: the first ten places, and how many.
+    """What is wrong in the files of a source, gathered and reported at once: the first ten places, and how many.
 
     Args:
         at_once: raise at the first one, for streams that have no end to wait for.

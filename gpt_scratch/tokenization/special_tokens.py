@@ -1,7 +1,7 @@
 """Special tokens written inside a text are characters of it, not control tokens: a document that says `<|endoftext|>` does not end there.
 
-A tokenizer would turn the mark into the token by itself, in a document, a message or a prompt, whoever wrote it. So what comes from outside
-is encoded by the functions of this file, and the token itself is only put in by code: at the end of a document, or by a chat template.
+A tokenizer by itself turns the mark into the token, in a document, a message or a prompt, whoever wrote it. So text from outside is encoded
+by the functions of this file, and only code inserts the token itself: at the end of a document, or by a chat template.
 """
 
 import re

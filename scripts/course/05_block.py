@@ -137,7 +137,7 @@ plt.show()
 # Attention moves information between tokens. The MLP works on each token by itself: it makes the vector four times as wide, bends it, and makes it narrow again. Two thirds
 # of a layer's parameters are here.
 #
-# The gated form has three matrices: one half decides how much of the other half passes (Shazeer 2020).
+# The gated form has three matrices: what the first makes decides how much passes of what the second makes, and the third leads back (Shazeer 2020).
 
 
 # %%

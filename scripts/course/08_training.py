@@ -185,14 +185,14 @@ def write(model, tokens=20):
 
 model, losses, validation = new_model(seed=8), [], []
 optimizer = AdamW(model.parameters())
-B, epochs = 16, 1 if small else 4
+B, epochs = 16, 1 if small else 10
 steps = epochs * (len(rows) // B)
 print(f"before training: loss {loss_of(model, held_out).item():.2f}, log V = {math.log(sizes.V):.2f}")
 for epoch in range(epochs):
     order = torch.randperm(len(rows))
     for start in range(0, len(rows) - B + 1, B):
         batch = rows[order[start : start + B]]
-        losses.append(train_step(model, optimizer, batch, rate_at(len(losses), steps, highest=4e-3, warmup=10)))
+        losses.append(train_step(model, optimizer, batch, rate_at(len(losses), steps, highest=5e-3, warmup=10)))
     with torch.no_grad():
         validation.append(loss_of(model, held_out).item())
     print(

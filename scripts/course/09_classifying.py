@@ -40,25 +40,26 @@ torch.manual_seed(9)
 # ## 1. Messages
 #
 # Two kinds of messages: from a friend, and adverts. A small grammar writes them, so that nothing must be downloaded. Both kinds use "free", "win" and "tonight", so single words are not
-# enough.
+# enough; and both end in the same ways, so that what tells them apart must be remembered to the end.
 
 # %%
 FRIEND = [
     "Are you free {when}? I could {do} with you.",
-    "Did you see who could win the game {when}? Call me.",
+    "Did you see who could win the game {when}?",
     "I am late, sorry. Please {do} without me {when}.",
     "My brother wants to {do} {when}. Will you come?",
     "Thank you for the {thing}, it was a kind present.",
     "Can you bring the {thing} {when}? I need it to {do}.",
 ]
 ADVERT = [
-    "Win a free {thing} {when}! Call now.",
+    "Win a free {thing} {when}!",
     "Your {thing} is waiting. Answer {when} and pay nothing!",
     "Only {when}: every {thing} at half the price. Come and buy!",
     "You have won a {thing}! Send your name {when} to get it free.",
     "Do not miss it {when}: buy one {thing}, get two.",
     "The best {thing} in town, free for the first who calls {when}!",
 ]
+CLOSING = ["Call me now!", "Answer soon.", "Tell your friends.", "See you {when}!", "It will be fun.", "Do not be late."]
 WORDS = {
     "when": ["tonight", "today", "tomorrow", "this evening", "on Sunday", "now", "in the morning"],
     "do": ["cook", "swim", "play", "read", "walk home", "fly the kite"],
@@ -73,7 +74,7 @@ def write_messages(number, seed):
     found = {}
     while len(found) < number:
         label = LABELS[len(found) % 2]
-        pattern = draw.choice(ADVERT if label == "advert" else FRIEND)
+        pattern = f"{draw.choice(ADVERT if label == 'advert' else FRIEND)} {draw.choice(CLOSING)}"
         found[pattern.format(**{name: draw.choice(words) for name, words in WORDS.items()})] = label
     rows = list(found.items())
     draw.shuffle(rows)
@@ -136,7 +137,7 @@ def collate(rows, width=None, pad=0):
 classifier = Classifier(six.load(checkpoint), 2).eval()
 with torch.no_grad():
     answers, wrong_answers = [], []
-    for width, pad in ((25, 0), (40, 0), (60, 7)):
+    for width, pad in ((50, 0), (57, 0), (64, 7)):
         ids, lengths, _ = collate(messages[:1], width, pad)
         answers.append(classifier(ids, lengths)[0])
         wrong_answers.append(classifier(ids, torch.tensor([width]))[0])

@@ -154,7 +154,8 @@ print(f"{trained:,} of {sum(parameter.numel() for parameter in model.parameters(
 # %% [markdown]
 # ## 5. Train it
 #
-# The model of the quickstart tells stories, but about whom it likes. We teach it to tell one about the person we ask for. The examples are made from the stories: the first sentence of a story, and the first name in it.
+# The model of the quickstart tells stories and knows of no questions. We teach it a form: when asked about somebody, answer with one sentence and stop. The examples are made from the stories: the first sentence of each story that names
+# exactly one person.
 
 # %%
 lines = (root / "gpt_scratch" / "data" / "samples" / "stories.jsonl").read_text(encoding="utf-8").splitlines()
@@ -162,9 +163,9 @@ NAMES = ["Anna", "Tom", "Mia", "Ben", "Lucy", "Max", "Emma", "Leo", "Clara", "Sa
 records = []
 for line in lines:
     sentence = json.loads(line)["text"].split(". ")[0] + "."
-    name = next((name for name in NAMES if name in sentence), None)
-    if name:
-        records.append({"instruction": f"Tell about {name}.", "input": "", "output": sentence})
+    found = [name for name in NAMES if name in sentence]
+    if len(found) == 1 and " and " not in sentence:
+        records.append({"instruction": f"Tell about {found[0]}.", "input": "", "output": sentence})
 print(len(records), "examples, such as", records[0])
 T = model.config.T
 rows = [tuple(part[:T] for part in encode(record, "phi3")) for record in records[: 8 if small else 600]]
@@ -173,17 +174,26 @@ rows = [row for row in rows if any(label != -100 for label in row[1])]
 
 @torch.no_grad()
 def reply(model, instruction, tokens=20):
-    """Greedy, up to the end mark."""
+    """Greedy, up to the end mark; and whether that came."""
     ids = tokenizer.encode(prompt_of({"instruction": instruction, "input": ""}, "phi3")).ids[: T - tokens]
     begin = len(ids)
     for _ in range(tokens):
         ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
         if ids[-1] == END:
             break
-    return tokenizer.decode(ids[begin:])
+    return tokenizer.decode(ids[begin:]), ids[-1] == END
 
 
-before = [reply(model, f"Tell about {name}.", 3 if small else 20) for name in ("Nora", "Max")]
+@torch.no_grad()
+def try_out(model, names):
+    """Ask about each name, and count the replies that stop by themselves and those that are about the right person."""
+    replies = [reply(model, f"Tell about {name}.", 3 if small else 20) for name in names]
+    stopped = sum(ended for _, ended in replies)
+    return [text for text, _ in replies], stopped, sum(name in text for name, (text, _) in zip(names, replies))
+
+
+before, stopped, right = try_out(model, NAMES)
+print(f"before: {stopped} of {len(NAMES)} replies stop by themselves, {right} name the right person; {before[0]!r}")
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3, weight_decay=0.0)
 losses = []
 for step in range(2 if small else 80):
@@ -194,8 +204,12 @@ for step in range(2 if small else 80):
     optimizer.step()
     losses.append(loss.item())
 print(f"loss of the replies {losses[0]:.2f} -> {losses[-1]:.2f}")
-for name, text in zip(("Nora", "Max"), before):
-    print(f"Tell about {name}.\n  before: {text!r}\n  after:  {reply(model, f'Tell about {name}.', 3 if small else 20)!r}")
+after, stopped, right = try_out(model, NAMES)
+print(f"after:  {stopped} of {len(NAMES)} replies stop by themselves, {right} name the right person; {after[0]!r}")
+
+# %% [markdown]
+# The form is learned in a minute. To name the right person, the model would have to copy a word from the prompt, and a model this small, after three minutes of stories, hardly can (lesson 12 looks for heads that copy). Finetuning
+# shapes what a model can do already; it adds little that is new.
 
 # %% tags=["figure"]
 figure, axis = plt.subplots(figsize=(5, 2.6))

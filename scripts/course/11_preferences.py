@@ -19,6 +19,7 @@ small = False
 # %%
 import json
 import math
+import re
 
 import matplotlib.pyplot as plt
 import torch
@@ -81,16 +82,26 @@ def dpo_loss(model, reference, pairs, beta=0.1):
 print(f"-log sigmoid(0.5) = {-math.log(1 / (1 + math.exp(-0.5))):.3f}")
 
 # %% [markdown]
-# A reader of the quickstart's stories prefers those about girls. We make pairs from stories that begin with "One day,": the chosen one is about a girl, the rejected one about a boy.
+# A reader of the quickstart's stories prefers those about girls. The stories that begin with "One day," make pairs: one with a girl and "her", the other the same with a boy and "his". Two replies that differ only in what we care
+# about teach just that; all else cancels in the difference.
 
 # %%
 lines = (root / "gpt_scratch" / "data" / "samples" / "stories.jsonl").read_text(encoding="utf-8").splitlines()
-texts = [json.loads(line)["text"] for line in lines]
-sentences = [text.split(". ")[0] + "." for text in texts if text.startswith("One day,")]
-about_girls = [sentence for sentence in sentences if " her " in sentence]
-about_boys = [sentence for sentence in sentences if " his " in sentence]
+sentences = [json.loads(line)["text"].split(". ")[0] + "." for line in lines]
+GIRLS, BOYS = (
+    ["Anna", "Mia", "Lucy", "Emma", "Clara", "Nora", "Ella", "Ruth"],
+    ["Tom", "Ben", "Max", "Leo", "Sam", "Jack", "Finn", "Paul"],
+)
 PROMPT = "One day,"
-pair_texts = [(PROMPT, girl.removeprefix(PROMPT), boy.removeprefix(PROMPT)) for girl, boy in zip(about_girls, about_boys)]
+pair_texts = []
+for sentence in sentences:
+    name = sentence.removeprefix(PROMPT).split()[0]
+    if sentence.startswith(PROMPT) and name in GIRLS + BOYS:
+        place = (GIRLS + BOYS).index(name) % 8
+        after_name = sentence.removeprefix(f"{PROMPT} {name}")
+        chosen = f" {GIRLS[place]}{after_name.replace(' his ', ' her ')}"
+        rejected = f" {BOYS[place]}{after_name.replace(' her ', ' his ')}"
+        pair_texts.append((PROMPT, chosen, rejected))
 pair_texts = pair_texts[: 8 if small else 120]
 pairs = [
     (tokenizer.encode(prompt).ids, *([*tokenizer.encode(reply).ids, END] for reply in replies)) for prompt, *replies in pair_texts
@@ -104,19 +115,20 @@ model = six.load(checkpoint)
 
 @torch.no_grad()
 def share_of_girls(model, stories):
-    """Of stories drawn from the model, how many say "her" or "she"."""
+    """Of stories drawn from the model, in how many the first of the words he, his, she, her is one of the last two."""
     torch.manual_seed(0)
     ids = torch.tensor([tokenizer.encode(PROMPT).ids] * stories)
     for _ in range(5 if small else 25):
         ids = torch.cat([ids, torch.multinomial(model(ids)[:, -1].softmax(-1), 1)], dim=1)
-    return sum(" her " in text or " she " in text.lower() for text in map(tokenizer.decode, ids.tolist())) / stories
+    found = [re.search(r"\b(he|his|she|her)\b", text, re.IGNORECASE) for text in map(tokenizer.decode, ids.tolist())]
+    return sum(match is not None and match[1].lower() in ("she", "her") for match in found) / stories
 
 
 stories = 4 if small else 100
 print(
     f"before: loss {dpo_loss(model, reference, held_out)[0].item():.3f}, {share_of_girls(model, stories):.0%} of stories are about girls"
 )
-optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4, weight_decay=0.0)
+optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.0)
 curve = []
 for step in range(2 if small else 40):
     batch = [pairs[(4 * step + number) % len(pairs)] for number in range(4)]

@@ -26,7 +26,8 @@ from tokenizers import Tokenizer
 
 if not (checkpoint / "model.safetensors").is_file():
     raise SystemExit(f"there is no model in {checkpoint}: run `make quickstart` first (about three minutes)")
-model = lesson(6).load(checkpoint)
+six = lesson(6)
+model = six.load(checkpoint)
 tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
 torch.manual_seed(12)
 torch.set_grad_enabled(False)  # nothing is trained here
@@ -79,7 +80,8 @@ print(len(words), "tokens:", "|".join(words))
 # %% [markdown]
 # ## 2. What heads look at
 #
-# Each row of a map is a token that asks; bright is what it looks at. Many heads look at the token before, at the first token (a place to rest, where there is nothing to find), or at a name further up.
+# Each row of a map is a token that asks; bright is what it looks at. Look for a line just below the diagonal (the token before), a bright first column (a place to rest, where there is nothing to find), single bright spots (a name
+# further up), and rows without any (a head that takes a little of everything).
 
 # %% tags=["figure"]
 L, H = model.config.L, model.config.H
@@ -148,59 +150,104 @@ plt.show()
 # To find one we need text where nothing else helps: random tokens, twice in a row. The first half cannot be foreseen. The second can, but only by copying. With n tokens in a half, place t of the second half should look at
 # t - n + 1.
 
+
 # %%
-n = min(16, model.config.T // 2)
-repeated = torch.randint(0, model.config.V - 2, (8 if small else 64, n)).repeat(1, 2)  # (B, 2n)
-repeated_scores, _, repeated_maps = run(model, repeated)
-
-
 def to_token_after_earlier(maps, n):
     """[(B, H, 2n, 2n)] -> (L, H): mean weight, in the second half, on the token after the same token's first occurrence"""
     return torch.stack([layer.diagonal(offset=1 - n, dim1=-2, dim2=-1)[..., 1:].mean((0, 2)) for layer in maps])
 
 
+def repeated_tokens(V, n, rows):
+    """(rows, 2n): n random tokens, twice"""
+    return torch.randint(0, V, (rows, n)).repeat(1, 2)
+
+
+n = 12
+repeated = repeated_tokens(model.config.V - 2, n, 8 if small else 64)
+copying = to_token_after_earlier(run(model, repeated)[2], n)
+print(f"a head that looks anywhere gives {1 / (1.5 * n):.2f}; the strongest of the quickstart's model gives {copying.max():.2f}")
+
+# %% [markdown]
+# The model of the quickstart has no such head. Its stories are so regular that it gets by with grammar and a few names, and it has read for three minutes only. Larger models get such heads early in their training, all at once,
+# and their loss drops visibly.
+#
+# So we train a model that needs one: two layers, 24 tokens, and nothing to read but random tokens that repeat. The length of a half is drawn anew for each batch, or else the model could simply learn "look twelve places back". It takes two layers: a
+# head in the first one tells each token what stood before it; a head in the second looks for the token whose *predecessor* is the current one.
+
+
+# %%
+@torch.enable_grad()
+def train_copying(steps, V=24, T=24, B=64):
+    """A GPT of two layers that has learned to continue repeated tokens; the loss of each step."""
+    torch.manual_seed(0)
+    copier, losses = six.GPT(six.Config(V=V, T=T, C=64, H=4, L=2)), []
+    for parameter in copier.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.1)
+    optimizer = torch.optim.AdamW(copier.parameters(), lr=3e-3, weight_decay=0.0)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3 * min(1, (step + 1) / 100)
+        half = int(torch.randint(T // 4, T // 2 + 1, ()))
+        ids = torch.randint(0, V, (B, half)).repeat(1, 1 + T // half)[:, :T]
+        scores = copier(ids)[:, half - 1 : -1]  # only what can be foreseen is scored
+        loss = torch.nn.functional.cross_entropy(scores.flatten(0, 1), ids[:, half:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(copier.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    return copier.eval(), losses
+
+
+copier, losses = train_copying(3 if small else 500)
+repeated = repeated_tokens(24, n, 8 if small else 64)
+repeated_scores, _, repeated_maps = run(copier, repeated)
+copying = to_token_after_earlier(repeated_maps, n)
+layer, head = divmod(int(copying.argmax()), 4)
+print(f"loss {losses[0]:.2f} -> {losses[-1]:.2f}; guessing one of 24 is {math.log(24):.2f}")
+print(f"the strongest head is layer {layer}, head {head}: weight {copying.max():.2f} on the token to copy")
+if not small:
+    assert copying.max() > 0.3
+
+# %% [markdown]
+# There it is. Now switch it off, and for comparison each other head, one at a time. If this head does the copying, the second half must become harder without it.
+
+
+# %%
 def surprise_by_half(scores, ids, n):
     """Mean bits of the tokens of the first half and of the second"""
     bits = -(scores[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]) / math.log(2)
     return bits[:, : n - 1].mean().item(), bits[:, n:].mean().item()
 
 
-copying = to_token_after_earlier(repeated_maps, n)
-layer, head = divmod(int(copying.argmax()), model.config.H)
-print(
-    f"a head that looks anywhere gives {1 / (1.5 * n):.2f}; the strongest is layer {layer}, head {head}, with {copying.max():.2f}"
-)
-first, second = surprise_by_half(repeated_scores, repeated, n)
-print(f"random tokens: first half {first:.1f} bits, second half {second:.1f} bits")
-
-# %% [markdown]
-# Now switch it off, and for comparison each other head, one at a time. If this head does the copying, the second half must become harder, and no other head may matter as much.
-
-# %%
-change = torch.zeros(model.config.L, model.config.H)
-for off in [(layer, head) for layer in range(model.config.L) for head in range(model.config.H)]:
-    without = surprise_by_half(run(model, repeated, off=[off])[0], repeated, n)
-    change[off] = (without[1] - second) - (without[0] - first)  # of the second half, beyond what the first half loses too
-for row in range(model.config.L):
-    print(
-        f"layer {row}: looks " + " ".join(f"{share:.2f}" for share in copying[row].tolist()),
-        "| costs " + " ".join(f"{bits:+.2f}" for bits in change[row].tolist()),
-    )
-print(
-    f"the head that looks most, layer {layer} head {head}, costs {change[layer, head]:+.2f} bits a token; the others on average {(change.sum() - change[layer, head]) / (change.numel() - 1):+.2f}"
-)
+_, second = surprise_by_half(repeated_scores, repeated, n)
+change = torch.zeros(2, 4)
+for off in [(layer, head) for layer in range(2) for head in range(4)]:
+    change[off] = surprise_by_half(run(copier, repeated, off=[off])[0], repeated, n)[1] - second
+print(f"second half, all heads on: {second:.2f} bits a token, of {math.log2(24):.2f} for guessing")
+for row in range(2):
+    looks = " ".join(f"{share:.2f}" for share in copying[row].tolist())
+    costs = " ".join(f"{bits:+5.2f}" for bits in change[row].tolist())
+    before = " ".join(f"{share:.2f}" for share in to_previous(repeated_maps)[row].tolist())
+    print(f"layer {row}: looks at the token before {before} | at the token to copy {looks} | bits lost without it {costs}")
+if not small:
+    assert change[layer, head] > 0.5
 
 # %% tags=["figure"]
-figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
-axes[0].imshow(repeated_maps[layer][0, head], cmap="viridis")
-axes[0].set(title=f"layer {layer}, head {head}, on repeated tokens", xlabel="looked at", ylabel="asks")
-axes[1].scatter(copying.flatten(), change.flatten())
-axes[1].set(xlabel="weight on the token to copy", ylabel="bits lost without the head")
+figure, axes = plt.subplots(1, 3, figsize=(12, 3.4))
+axes[0].plot(losses)
+axes[0].set(title="learning to copy", xlabel="step", ylabel="loss")
+axes[1].imshow(repeated_maps[layer][0, head], cmap="viridis")
+axes[1].set(title=f"layer {layer}, head {head}", xlabel="looked at", ylabel="asks")
+axes[2].bar([f"{layer}.{head}" for layer in range(2) for head in range(4)], change.flatten())
+axes[2].set(title="bits lost without the head", xlabel="layer.head")
 figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# The diagonal line in the lower half of the map is the copying: each token of the second half looks at the token after its first occurrence.
+# The line in the lower half of the map is the copying: each token of the second half looks at the token after its first occurrence. The heads of the first layer that look at the token before matter
+# as much: they prepare what this head looks for.
 #
 # ## 6. Compare with the package
 #

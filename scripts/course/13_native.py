@@ -120,7 +120,7 @@ print(tokenizer.decode(written[0].tolist()))
 print("loss on its own text:", round(again(written, labels=written).loss.item(), 3))
 
 # %% [markdown]
-# Thirty lines, and `Trainer`, `pipeline` and peft work with it. But open that folder on another machine, and you get an error: `lesson_gpt` is not known there. For this the Hub knows
+# Thirty lines, and whatever calls `forward` with labels, such as `Trainer`, can train it. But open that folder on another machine, and you get an error: `lesson_gpt` is not known there. For this the Hub knows
 # `auto_map`: `config.json` names a Python file *in the folder*, which is run if the user allows it (`trust_remote_code=True`). The file must import nothing that is not there too.
 #
 # ## 5. Compare with the shipped class
@@ -160,7 +160,7 @@ print(f"the last logits change by padding: lesson {change_by_padding(again):.1e}
 assert change_by_padding(again) > 1e-3 > 1e-5 > change_by_padding(shipped)
 
 # %% [markdown]
-# **The cache.** `generate` hands the keys and values of earlier words in (lesson 7). The class above does not take them, so it must read all again.
+# **The cache.** `generate` hands the keys and values of earlier words in (lesson 7). The class above does not take them, so we had to pass `use_cache=False`, and it reads the whole text again for each word. Forget that setting, and nobody warns you.
 #
 # **Too long.** A table of positions ends. The class above fails with whatever PyTorch says; the shipped one says what to do.
 

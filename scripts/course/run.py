@@ -10,6 +10,7 @@ the lessons before it are written. Needs the extra `dev`.
 
 import argparse
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -41,14 +42,16 @@ def execute(path: Path, parameters: dict | None = None, timeout: int = 600):
     from nbclient import NotebookClient
     from traitlets.config import Config
 
-    notebook = notebook_of(path, parameters)
-    config = Config()
-    if sys.platform != "win32":  # sockets of this user, in place of ports that any user of the machine could read
-        config.KernelManager.transport = "ipc"
-    place = {"metadata": {"path": str(COURSE)}}
-    NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=place, config=config).execute()
+    notebook, config = notebook_of(path, parameters), Config()
+    with tempfile.TemporaryDirectory() as sockets:
+        if sys.platform != "win32":  # files of this user alone, in place of ports that any user of the machine could read
+            config.KernelManager.transport, config.KernelManager.ip = "ipc", f"{sockets}/kernel"
+        settings = {"timeout": timeout, "startup_timeout": timeout, "kernel_name": "python3", "config": config}
+        NotebookClient(notebook, resources={"metadata": {"path": str(COURSE)}}, **settings).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times of day, which would differ in every run
+        if cell.cell_type == "code":  # progress bars are left out
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     return notebook
 
 
