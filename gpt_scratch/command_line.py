@@ -1,8 +1,8 @@
 """The command line of every script: its help, its recipes, and its mistakes, all before torch and transformers are imported.
 
 Importing these takes seconds. [`check_command_line`] needs neither: `command_line.json` holds the flags of each script as its own parser
-has them (`make flags` writes it, and a test compares). The script's own parser reads the same line again afterwards and has the last word;
-it does all of it where the file was made for other releases, or the flags have changed since.
+has them (`make flags` writes it, and a test compares). The script's own parser reads the same line again afterwards and decides; it does
+everything where the file was made for other releases, or the flags have changed since.
 """
 
 import argparse
@@ -26,14 +26,14 @@ from .ranges import check_ranges
 PACKAGE = Path(__file__).resolve().parent
 TABLE = PACKAGE / "command_line.json"
 PARENT = "TrainingArguments"  # what the other groups of libraries' flags are subclasses of
-# Where flags are defined besides the script itself. What stands elsewhere, as the choices do, is compared by the test.
+# Where flags are defined besides the script itself. What is defined elsewhere, such as choices, is compared by the test.
 DEFINED_IN = (*(f"training/{name}.py" for name in ("arguments", "pretraining", "classification", "instructions", "preferences")),
               "inference/limits.py", "verify_checkpoint.py", "data/opening.py")  # fmt: skip
 DEFINITION = re.compile(r"^(?:def parse\b|class (?:\w*Arguments|Limits|Reading)\b).*?(?=^[^\s)]|\Z)", re.DOTALL | re.MULTILINE)
 OFF = {"top_k": 0}  # values of TRL's flags that are outside of the range and switch something off
-LATER = ("max_steps", "num_train_epochs")  # of these one may make up for the other
+LATER = ("max_steps", "num_train_epochs")  # one of these may replace the other
 OWN_RANGES = ("serve",)  # whose limits have ranges of their own
-PASSED_ON = {"compare_classifiers": "finetune_classifier"}  # scripts that hand flags which they do not know to another one
+PASSED_ON = {"compare_classifiers": "finetune_classifier"}  # scripts that pass unknown flags on to another one
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -112,6 +112,7 @@ def check_command_line(script: str, argv: Sequence[str], description: str | None
     values = read_flags(parser, list(argv)[1 if method else 0 :], PASSED_ON.get(script), table)
     if script not in OWN_RANGES:
         check_ranges({k: v for k, v in values.items() if k not in LATER and (k not in OFF or v != OFF[k])}, "--")
+    check_needed(script, values)
     check_inputs(script, values)
     if values.get("output_dir") and not values.get("resume_from_checkpoint") and described.get("recipe"):
         refuse_a_run(Path(values["output_dir"]))
@@ -186,7 +187,7 @@ def known_flags(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def unknown_name(name: str, known: Sequence[str], kind: str) -> str:
-    """What is said of a name that nothing has, with the nearest one that is known."""
+    """The message for an unknown name, with the nearest known one."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"unknown {kind} {name!r}" + (f"; did you mean {near[0]!r}?" if near else "; --help lists the flags")
 
@@ -199,6 +200,27 @@ MODELS = ("model", "model_name_or_path", "reward_model")  # with a config.json
 PLACES = (*MODELS, "tokenizer_name", "tokenizer", "source", "folder")
 DATA_SUFFIX = re.compile(r"\.(txt|text|md|jsonl?|csv|tsv|parquet|zip)(\.(gz|zst|bz2|xz))?$", re.IGNORECASE)
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+START = {"model_name_or_path": "the checkpoint to start from"}
+NEEDED = {
+    "finetune_classifier": {"train_file": "the labelled texts to train on"},
+    "finetune_instructions": {"train_file": "the records to train on"} | START,
+    "finetune_preferences": {"train_file": "the pairs to learn from"} | START,
+}
+
+
+def check_needed(script: str, values: Mapping[str, Any]) -> None:
+    """Refuse a training run without data or without its first checkpoint; argparse does not, as a recipe may hold these.
+
+    Raises:
+        UserError: names the flag.
+    """
+    if script == "pretrain" and bool(values["train_file"]) == bool(values["dataset_name"]):
+        raise UserError("give either --train_file or --dataset_name")
+    for name, what in NEEDED.get(script, {}).items():
+        if values.get(name) is None:
+            raise UserError(f"--{name} is missing: give {what}")
 
 
 def check_inputs(script: str, values: Mapping[str, Any]) -> None:
@@ -271,7 +293,7 @@ def releases() -> dict[str, str | None]:
 
 
 def is_current(table: Mapping[str, Any], script: str) -> bool:
-    """Whether the table holds what the script's own parser would say here."""
+    """Whether the table holds what the script's own parser would hold here."""
     found = table["scripts"].get(script)
     if found is None:
         return False
@@ -339,7 +361,7 @@ def build_parser(
 
     Args:
         groups: flags that several scripts have, by the titles of their groups.
-        first: what stands before the flags in the usage line.
+        first: what precedes the flags in the usage line.
     """
     parser = LightParser(prog=prog, description=description, formatter_class=HelpFormatter, allow_abbrev=False, add_help=False)
     usage = [prog, *first]

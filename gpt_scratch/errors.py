@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
@@ -73,6 +73,9 @@ def run_script(main: Callable[[], Result]) -> Result:
     running out of memory also end in one line and status 2; a bug keeps its traceback. Where the reader of a pipe is gone (`... | head`),
     the script ends quietly, with status 1.
     """
+    transformers_logging: Any = sys.modules.get("transformers.utils.logging")
+    if transformers_logging is not None:
+        transformers_logging.disable_progress_bar()  # of loading and writing each tensor: progress.py names what takes long
     try:
         return main()
     except UserError as error:

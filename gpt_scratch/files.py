@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,42 @@ def atomic_directory(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def swapped_directory(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary directory beside `path` that takes its place when the block ends well, whatever stands there: for a run's own directory.
+
+    What stood there is removed only then; if it holds something that the new one does not, it is kept beside it, under another name.
+    """
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _restore_after_kill(target)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-", suffix=UNFINISHED))
+    aside = temporary.with_name(temporary.name.removesuffix(UNFINISHED) + REPLACED)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)
+        if os.path.lexists(target):
+            os.rename(target, aside)
+        try:
+            os.rename(temporary, target)
+        except BaseException:
+            if os.path.lexists(aside):
+                os.rename(aside, target)
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    if not os.path.lexists(aside):
+        return
+    if aside.is_dir() and set(_entries(aside)) <= set(_entries(target)):
+        shutil.rmtree(aside, ignore_errors=True)
+        return
+    kept = next(name for i in count(1) if not os.path.lexists(name := target.with_name(f"{target.name}-before-{i}")))
+    os.rename(aside, kept)
+    print(f"note: {target} stood there and holds other files, too: it is now {kept}", file=sys.stderr)
+
+
 def check_target(
     path: str | os.PathLike, overwrite: bool = False, sources: Sequence[str | os.PathLike | None] = ()
 ) -> tuple[Path, os.stat_result | None]:
@@ -115,7 +151,13 @@ def check_target(
         UserError: something exists there that must not be replaced; the message names it.
     """
     given = Path(os.path.expanduser(path))
+    if "\0" in str(given):
+        raise UserError(f"cannot write to {str(path)!r}: a path holds no null byte")
     try:
+        if given.name != given.name.strip() and not os.path.lexists(given):  # "$NAME " of a script, a line with its end
+            raise UserError(
+                f"{str(path)!r} begins or ends with white space, which is surely a mistake: choose another output directory"
+            )
         if given.is_symlink():
             raise UserError(
                 f"{path} is a link to {os.readlink(given)}: name the directory itself, or choose another output directory"
@@ -153,7 +195,7 @@ def refuse_a_run(path: Path) -> None:
         )
     for name in ("README.md", "config.json", "metrics.json", "tokenizer.json"):
         if os.path.lexists(path / name):
-            raise UserError(f"{path} holds a {name}, which the run would write over: choose another --output_dir")
+            raise UserError(f"{path} holds a {name}, which the run would overwrite: choose another --output_dir")
 
 
 def _reason_to_stay(target: Path, sources: Sequence[str | os.PathLike | None]) -> str | None:

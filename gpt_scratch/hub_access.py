@@ -1,4 +1,4 @@
-"""Whether a name can be looked up on the Hub at all, asked once and quickly, before libraries try again and again for minutes."""
+"""Whether a name can be looked up on the Hub at all, checked once and quickly, before libraries retry for minutes."""
 
 import os
 import socket
@@ -15,7 +15,7 @@ YES = {"1", "ON", "YES", "TRUE"}  # as huggingface_hub reads switches
 
 
 def refuse_unreachable(name: str) -> None:
-    """Refuse a name on the Hub that is neither in the cache nor can be fetched; where only the cache is left, say so and use it.
+    """Refuse a name on the Hub that is neither in the cache nor can be fetched; where only the cache is left, print a note and use it.
 
     Raises:
         UserError: names the Hub and the reason.
@@ -28,12 +28,10 @@ def refuse_unreachable(name: str) -> None:
     if reason is None:
         return
     if not cached:
-        raise UserError(
-            f"{name}: no such directory here, and the Hub cannot be asked for it ({reason}): give the path of a directory"
-        )
+        raise UserError(f"{name}: no such directory here, and the Hub cannot be reached ({reason}): give the path of a directory")
     if "HF_HUB_OFFLINE" not in os.environ:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
-        print(f"note: {name} is taken from the Hub's cache, since the Hub cannot be asked ({reason})", file=sys.stderr)
+        print(f"note: {name} is taken from the Hub's cache, since the Hub cannot be reached ({reason})", file=sys.stderr)
 
 
 def is_cached(name: str) -> bool:
@@ -44,7 +42,7 @@ def is_cached(name: str) -> bool:
 
 
 def unreachable() -> str | None:
-    """Why no connection to the Hub, or to the proxy before it, comes about; `None` where one does."""
+    """Why no connection to the Hub, or to the proxy before it, can be made; `None` where one can."""
     url = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     host = url.hostname or ""
     proxy = "" if proxy_bypass(host) else getproxies().get(url.scheme, "")
@@ -59,7 +57,7 @@ def unreachable() -> str | None:
         except OSError as error:
             found[0] = f"{address[0]}: {error.strerror or error}"
 
-    thread = threading.Thread(target=connect, daemon=True)  # the search for an address knows no timeout
+    thread = threading.Thread(target=connect, daemon=True)  # looking up an address has no timeout
     thread.start()
     thread.join(SECONDS)
     return found[0]

@@ -1,4 +1,4 @@
-"""Work that may take long, with a name: a bar in a terminal, a line in a log; neither where it is done at once."""
+"""Work that may take long, with a name: a bar in a terminal, a line in a log; neither where it takes no time."""
 
 import sys
 import threading

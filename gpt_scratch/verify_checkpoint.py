@@ -89,6 +89,10 @@ def verify_checkpoint(name: str, revision: str | None = None, trust_remote_code:
         return Verdict(UNKNOWN, "--revision is for names on the Hub, and this is a directory")
     if trust_remote_code and sys.modules.get("gpt_scratch"):
         return _verify_alone(name, revision)
+    if sys.modules.get("gpt_scratch"):  # else this file runs alone
+        from gpt_scratch.hub.downloads import bound_downloads
+
+        bound_downloads()
     try:
         reference = read_reference(find_reference(name, revision))
     except ValueError as error:

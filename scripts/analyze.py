@@ -109,7 +109,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         print(json.dumps(summary, indent=1) if args.json else summary_table(summary))
         return summary
     if getattr(args, "top", 1) > model.config.vocab_size:
-        raise UserError(f"--top is {args.top}: the model knows {model.config.vocab_size:,} tokens")
+        raise UserError(f"--top is {args.top}: the model has {model.config.vocab_size:,} tokens")
     ids = encode_prompts([args.text], tokenizer, model.device)["input_ids"]
     tokens = token_texts(tokenizer, ids[0].tolist())
     figures, files = SUBJECTS[args.subject](args, model, tokenizer, ids, tokens)

@@ -4,13 +4,13 @@
     python scripts/benchmark.py step --shape 2x1024 8x128 --bf16 --compile
     python scripts/benchmark.py memory --shape 4x256 1x1024
     python scripts/benchmark.py generation --batch 1 8 --compile
-    python scripts/benchmark.py perplexity --model runs/quickstart --text held-out.txt  # what weights in fewer bytes cost
+    python scripts/benchmark.py perplexity --model runs/quickstart --text held-out.txt  # what bf16 and int8 weights cost
     python scripts/benchmark.py length                                  # time and memory from 256 to 4,096 tokens
-    python scripts/benchmark.py vocabulary --n_layer 2                  # time and memory from 4,096 to 128,256 words
+    python scripts/benchmark.py vocabulary --n_layer 2                  # time and memory for vocabularies from 4,096 to 128,256
     python scripts/benchmark.py ceilings                                # what the machine itself can do now
     python scripts/benchmark.py trainer                                 # Trainer over a bare loop
     python scripts/benchmark.py data --text input.txt --tokenizer runs/tokenizer     # from text to batches
-    python scripts/benchmark.py padding --bf16                          # short texts of unlike lengths
+    python scripts/benchmark.py padding --bf16                          # short texts of varying length
     python scripts/benchmark.py import
     RAYON_NUM_THREADS=1 python scripts/benchmark.py tokenizers --text input.txt --vocab_sizes 1000 8000
     python scripts/benchmark.py loss --baseline runs/gpt2-1 runs/gpt2-2 --candidate runs/modern-1     # time to the loss where the first end
@@ -18,7 +18,7 @@
 
 A rival's module shifts the labels itself and may bring its own optimizer (`configure_optimizer()`, in place of fused AdamW); `sizes` has
 n_layer, n_head, n_embd, vocab_size, n_positions. Prints a table and, with --output, writes it as JSON with environment, versions, threads
-and load. Seconds belong to the machine and the hour; compare ratios.
+and load. Seconds depend on the machine and its load; compare ratios.
 """
 
 if __name__ == "__main__":
@@ -65,7 +65,7 @@ def shape(text: str) -> tuple[int, int]:
     """
     batch, _, length = text.partition("x")
     if not (batch.isdigit() and length.isdigit() and int(batch) and int(length)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no shape: 4x256 is 4 rows of 256 tokens")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shape: 4x256 is 4 rows of 256 tokens")
     return int(batch), int(length)
 
 
@@ -172,7 +172,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=32, help="generation: tokens of the prompt")
     parser.add_argument("--new_tokens", type=int, default=128, help="generation: tokens to generate")
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast")
-    parser.add_argument("--compile", action="store_true", help="torch.compile everybody; generation: our compiled step as well")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile all contenders; generation: our compiled step as well"
+    )
     parser.add_argument("--repetitions", type=int, default=5, help="measurements of each, after one to warm up")
     parser.add_argument("--steps", type=int, default=8, help="trainer: steps of a run")
     parser.add_argument(

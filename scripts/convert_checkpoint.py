@@ -43,7 +43,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("source", nargs="?", help="checkpoint: a file, a directory, a TensorFlow prefix or .index, or a Hub name")
     parser.add_argument("output", help="directory to write; must not exist or be empty")
     parser.add_argument(
-        "--format", default="auto", choices=["auto", *FORMATS], help="of the source; auto recognizes it and says why"
+        "--format", default="auto", choices=["auto", *FORMATS], help="of the source; auto recognizes it and prints the reason"
     )
     parser.add_argument("--to", choices=LAYOUTS, help="write a stock transformers checkpoint from one of this package's")
     parser.add_argument(
@@ -52,7 +52,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--tokenizer", help="directory or Hub name of the tokenizer to put beside the weights, where the source has none"
     )
-    parser.add_argument("--config_overrides", help="what the file does not tell, e.g. n_heads=12")
+    parser.add_argument("--config_overrides", help="settings that the file does not hold, e.g. n_heads=12")
     parser.add_argument("--lora_alpha", type=float, help="alpha of the book's LoRA layers, which are merged")
     parser.add_argument("--lora_scaling", choices=["alpha", "alpha_over_rank"], help="how the book's LoRA layers were scaled")
     parser.add_argument(

@@ -1,4 +1,4 @@
-r"""Replies of a finetuned model to held-out prompts, how good they are, and what another model says of them.
+r"""Replies of a finetuned model to held-out prompts, how good they are, and the verdict of another model.
 
 Replies, exact match, ROUGE-L, loss and perplexity:
 
@@ -16,7 +16,7 @@ Replies that were written before, judged by Ollama:
         --judge_model llama3 --rubric 1-5
 
 Replies are written as a list of the records with `model_response`, the published format; figures to NAME.metrics.json; the judge's answers
-to NAME.verdicts.jsonl, one by one as they come: a run that was killed goes on from there.
+to NAME.verdicts.jsonl, one by one as they come: a run that was killed resumes there.
 """
 
 if __name__ == "__main__":

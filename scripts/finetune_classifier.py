@@ -33,6 +33,7 @@ from transformers import DataCollatorWithPadding, EarlyStoppingCallback
 
 from gpt_scratch.data.padding import padding_share
 from gpt_scratch.errors import UserError, run_script
+from gpt_scratch.evaluation.classification import class_report, figures_by_class
 from gpt_scratch.hub.cards import write_classifier_card
 from gpt_scratch.hub.push_callback import take_over_push
 from gpt_scratch.plots import plot_or_warn
@@ -55,13 +56,14 @@ from gpt_scratch.training.classification import (
     plot_confusion,
     plot_curves,
     read_splits,
+    warn_of_missed_classes,
     what_trains,
     write_mistakes,
 )
 from gpt_scratch.training.finetuning import describe_trainable
-from gpt_scratch.training.optimizers import settle_learning_rate
+from gpt_scratch.training.optimizers import set_default_learning_rate
 from gpt_scratch.training.precision import use_fast_fp32_matmul
-from gpt_scratch.training.run import checkpoint_to_resume, save_trained, write_record
+from gpt_scratch.training.run import checkpoint_to_resume, save_adapter, save_trained, write_record
 
 
 def main(script_args: ClassificationArguments, training_args: ScratchTrainingArguments) -> dict:
@@ -77,7 +79,7 @@ def main(script_args: ClassificationArguments, training_args: ScratchTrainingArg
     data = encode_splits(script_args, splits, model, tokenizer)
     model = choose_trainable(model, script_args)
     trainable = describe_trainable(model)
-    settle_learning_rate(training_args, trainable[1], what_trains(script_args))
+    set_default_learning_rate(training_args, trainable[1], what_trains(script_args))
     grouped = training_args.train_sampling_strategy == "group_by_length"
     share = padding_share(data.rows["train"]["length"], training_args.per_device_train_batch_size, grouped)
     print(f"padding: {share:.1%} of the tokens in training batches{' grouped by length' if grouped else ''}")
@@ -98,7 +100,7 @@ def main(script_args: ClassificationArguments, training_args: ScratchTrainingArg
     trainer.script_args = script_args
     result = trainer.train(resume_from_checkpoint=resume)
     if script_args.trainable == "lora":
-        trainer.model.save_pretrained(f"{training_args.output_dir}/adapter")
+        save_adapter(trainer)
         trainer.model = trainer.model.merge_and_unload()
     save_trained(trainer)
     measured, predictions = measure(trainer, data)
@@ -110,6 +112,10 @@ def main(script_args: ClassificationArguments, training_args: ScratchTrainingArg
         plot_or_warn(plot_confusion, measured["test_confusion_matrix"], splits.names, output / "confusion_matrix")
         plot_or_warn(plot_curves, trainer.state.log_history, len(data.rows["train"]), output)
         write_classifier_card(training_args.output_dir, record)
+        confusion = measured["test_confusion_matrix"]
+        print(class_report(figures_by_class(confusion, splits.names)))
+        if warning := warn_of_missed_classes(confusion, splits.names, script_args):
+            print(warning)
         print(
             f"test: accuracy {metrics['test_accuracy']:.2%}, macro F1 {metrics['test_macro_f1']:.4f} on {len(splits.texts['test'])} texts"
         )

@@ -48,9 +48,9 @@ from gpt_scratch.training.instructions import (
 )
 from gpt_scratch.training.language_model_trainer import LanguageModelTrainer
 from gpt_scratch.training.losses import set_language_modeling_loss
-from gpt_scratch.training.optimizers import settle_learning_rate
+from gpt_scratch.training.optimizers import set_default_learning_rate
 from gpt_scratch.training.precision import use_fast_fp32_matmul
-from gpt_scratch.training.run import checkpoint_to_resume, save_trained, write_record
+from gpt_scratch.training.run import checkpoint_to_resume, save_adapter, save_trained, write_record
 
 
 def main(script_args: InstructionArguments, training_args: ScratchTrainingArguments) -> dict:
@@ -69,7 +69,7 @@ def main(script_args: InstructionArguments, training_args: ScratchTrainingArgume
     data = prepare_data(script_args, splits, model, tokenizer, training_args)
     model = choose_trainable(model, script_args)
     trainable = describe_trainable(model)
-    settle_learning_rate(training_args, trainable[1], "all" if script_args.trainable == "all" else "some")
+    set_default_learning_rate(training_args, trainable[1], "all" if script_args.trainable == "all" else "some")
     if training_args.load_best_model_at_end or script_args.early_stopping_patience is not None:
         keep_best_checkpoint(training_args)
     collator = InstructionCollator(tokenizer.pad_token_id)
@@ -91,7 +91,7 @@ def main(script_args: InstructionArguments, training_args: ScratchTrainingArgume
     before = held_out_losses(trainer.model, data, collator, batch_size, "before")
     result = trainer.train(resume_from_checkpoint=resume)
     if script_args.trainable == "lora":
-        trainer.model.save_pretrained(f"{training_args.output_dir}/adapter")
+        save_adapter(trainer)
         trainer.model = trainer.model.merge_and_unload()
     save_trained(trainer)
     if trainer.is_world_process_zero():

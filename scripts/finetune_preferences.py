@@ -1,4 +1,4 @@
-r"""Teach a finetuned model by pairs of replies, with TRL: DPO, or a reward model and then GRPO.
+r"""Train a finetuned model on pairs of replies, with TRL: DPO, or a reward model and then GRPO.
 
 The published DPO, on another model:
 

@@ -56,6 +56,8 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
         record: dict[str, Any] = {"rows": [], "runs": {}}
         if output.is_file():
             record = json.loads(output.read_text(encoding="utf-8"))
+        for row in record["rows"]:
+            row.setdefault("integration", row.pop("road", None))  # as 0.1.0 called it
         new = {(row["model"], row["integration"]) for row in rows}
         record["rows"] = [row for row in record["rows"] if (row["model"], row["integration"]) not in new] + rows
         record["runs"][rows[0]["model"]] = {

@@ -9,7 +9,7 @@ A recipe, with flags on top:
 
     python scripts/pretrain.py scripts/configs/the_verdict_124m.yaml --train_file the-verdict.txt --output_dir runs/verdict
 
-Several GPUs, and going on after an interruption:
+Several GPUs, and resuming after an interruption:
 
     torchrun --nproc_per_node 8 scripts/pretrain.py scripts/configs/gpt2_124m_fineweb_edu_8gpu.yaml --output_dir runs/fineweb
     python scripts/pretrain.py ... --resume_from_checkpoint latest
@@ -40,7 +40,7 @@ from gpt_scratch.training.arguments import (
 )
 from gpt_scratch.training.language_model_trainer import LanguageModelTrainer
 from gpt_scratch.training.losses import set_language_modeling_loss
-from gpt_scratch.training.optimizers import settle_learning_rate
+from gpt_scratch.training.optimizers import set_default_learning_rate
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 from gpt_scratch.training.pretraining import (
     PretrainingArguments,
@@ -69,7 +69,7 @@ def main(script_args: PretrainingArguments, training_args: ScratchTrainingArgume
     set_seed(training_args.seed)
     model = make_model(script_args, config, tokenizer)
     print(describe_model(model))
-    settle_learning_rate(training_args, model.num_parameters(), "all" if script_args.model_name_or_path else "new")
+    set_default_learning_rate(training_args, model.num_parameters(), "all" if script_args.model_name_or_path else "new")
     if script_args.early_stopping_patience is not None:
         keep_best_checkpoint(training_args)
     trainer = LanguageModelTrainer(

@@ -8,7 +8,7 @@
 
 Shows what would go up, checks it for tokens and paths of this machine and that it still computes its reference_outputs.json, uploads it as
 one commit, downloads that commit into an empty directory, compares every checksum, loads it in a fresh process without this package, and
-compares what it computes there. After an interruption the same command goes on where it stopped. Then anybody loads it:
+compares what it computes there. After an interruption the same command resumes where it stopped. Then anybody loads it:
 
     AutoModelForCausalLM.from_pretrained("user/my-first-gpt", trust_remote_code=True, revision="the commit printed at the end")
 """
@@ -81,7 +81,7 @@ def refuse_secrets(args: argparse.Namespace, scan: Scan) -> None:
     """Print what was looked for and found."""
     print(f"looked for: {scan.looks_for()}")
     for name, kind in scan.sealed.items():
-        print(f"note: {name} is packed as {kind}, which is not unpacked here: look yourself whether it holds a secret")
+        print(f"note: {name} is packed as {kind}, which is not unpacked here: check yourself whether it holds a secret")
     for finding in scan.findings:
         print(f"found {finding}")
     if not all(finding.is_path for finding in scan.findings):
@@ -115,7 +115,7 @@ def push(args: argparse.Namespace, contents: Contents) -> str | None:
     if verifiable:
         print("computes its reference_outputs.json without this package, with and without the cache")
     elif "config.json" in contents.files:
-        print("note: there is no reference_outputs.json; nobody can verify later that the model computes what it did")
+        print("note: there is no reference_outputs.json; it cannot be verified later that the model still computes the same")
     if args.dry_run:
         return None
     repository = open_repository(args.repository, args.private, args.revision)

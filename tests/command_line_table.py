@@ -33,7 +33,7 @@ OWN = {
 }
 
 
-class _FoundError(Exception):
+class _FoundError(BaseException):
     def __init__(self, parser: argparse.ArgumentParser):
         self.parser = parser
 

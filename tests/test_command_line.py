@@ -78,9 +78,12 @@ WRONG = {
     "pretrain nowhere.yaml": "recipe nowhere.yaml cannot be read",
     "pretrain --train_file nowhere.txt": "nowhere.txt: no such file",
     "pretrain --train_file text.txt --output_dir runs/old": "runs/old already holds a run",
-    "pretrain --train_file text.txt --tokenizer_name gpt2": "gpt2: no such directory here, and the Hub cannot be asked for it (127.0.0.1: ",
+    "pretrain --train_file text.txt --tokenizer_name gpt2": "gpt2: no such directory here, and the Hub cannot be reached (127.0.0.1: ",
+    "pretrain --block_size 64": "give either --train_file or --dataset_name",
+    "finetune_classifier --vocab_size 500": "--train_file is missing: give the labelled texts to train on",
+    "finetune_instructions --train_file text.txt": "--model_name_or_path is missing: give the checkpoint to start from",
     "finetune_classifier --train_file empty.csv": "empty.csv is empty",
-    "finetune_classifier --model_name_or_path runs/nothing": "runs/nothing holds no model: there is no config.json in it",
+    "finetune_classifier --train_file text.txt --model_name_or_path runs/nothing": "runs/nothing holds no model: there is no config.json in it",
     "finetune_preferences": "the first word must be the method, dpo, reward, grpo",
     "finetune_preferences sft": "and not 'sft'",
     "finetune_preferences dpo --bet 1": "unknown flag 'bet'; did you mean 'beta'?",
@@ -106,7 +109,7 @@ RIGHT = [
     "pretrain --train_file text.txt --output_dir runs/old --resume_from_checkpoint latest",
     "pretrain --train_file text.txt --lr_scheduler_kwargs {}",
     "finetune_classifier --train_file a_name_of_datasets",
-    "finetune_preferences grpo --top_k 0 --use_cpu",
+    "finetune_preferences grpo --top_k 0 --use_cpu --train_file text.txt --model_name_or_path runs/model",
     "compare_classifiers --recipes random --train_file text.txt --output_dir x --learning_rate 1e-3 --bf16",
     "generate runs/model --prompt a b --temperature 0.5",
     "analyze runs runs/old runs/model --labels a b",
@@ -121,15 +124,21 @@ def test_what_is_right_passes(folder, line):
     check_command_line(script, argv, None)
 
 
-def test_every_recipe_passes(monkeypatch):
+def test_every_recipe_passes(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
+    (tmp_path / "config.json").write_text("{}")
     folders = {"instructions": ["finetune_instructions"], "spam": ["finetune_classifier"]}
     for path in sorted((SCRIPTS / "configs").rglob("*.yaml")):
         folder = path.parent.name
         if folder == "accelerate":
             continue
         command = ["finetune_preferences", path.stem] if folder == "preferences" else folders.get(folder, ["pretrain"])
-        check_command_line(command[0], [*command[1:], str(path), "--output_dir", "runs/none-of-this-name"], None)
+        flags = ["--output_dir", "runs/none-of-this-name"]
+        if "dataset_name" not in path.read_text(encoding="utf-8"):
+            flags += ["--train_file", "README.md"]
+        if command[0] not in ("pretrain", "finetune_classifier"):
+            flags += ["--model_name_or_path", str(tmp_path)]
+        check_command_line(command[0], [*command[1:], str(path), *flags], None)
 
 
 def test_a_table_of_other_code_or_releases_checks_nothing(monkeypatch):

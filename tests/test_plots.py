@@ -1,7 +1,10 @@
 """The curves that are drawn from a run's log."""
 
+import pytest
+
 from gpt_scratch import plots
 from gpt_scratch.analysis import runs
+from gpt_scratch.analysis.runs import plot_histories
 from gpt_scratch.plots import plot_losses, save_lines, series
 
 
@@ -43,3 +46,11 @@ def test_two_runs_differ_in_colour_and_their_curves_in_line(monkeypatch):
     looks = [(line.get_ydata()[0], line.get_color(), line.get_linestyle()) for line in figures[0].axes[0].lines]
     assert looks == [(3.0, "C0", "--"), (4.0, "C0", "-"), (3.0, "C1", "--"), (4.0, "C1", "-")]
     assert [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()] == ["one", "two"]
+
+
+@pytest.mark.fault("names of runs and models that are formulas which matplotlib cannot read, in plots", seconds=30, mebibytes=300)
+def test_names_are_no_formulas(tmp_path):
+    log = [{"loss": 2.0, "step": 1}, {"loss": 1.0, "step": 2}]
+    name = "a$\\frac$b"
+    assert len(plot_histories({name: log}, tmp_path / "runs", title=name)) == 2
+    assert len(plot_losses(log, tmp_path / "losses", title=name)) == 2

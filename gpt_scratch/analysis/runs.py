@@ -1,11 +1,12 @@
 """A finished run from its `trainer_state.json` alone (or `metrics.json`): loss, perplexity, learning rate, gradient norm."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, one_line
+from ..files import read_json_object
 from ..plots import History, curve_style, new_figure, save_figure, series
 from .overfitting import overfitting_step
 
@@ -15,6 +16,8 @@ PANELS = {
     "learning rate": {"learning_rate": ""},
     "gradient norm": {"grad_norm": ""},
 }
+XS = ("step", "epoch", "num_input_tokens_seen")
+LARGEST = 1e30  # that matplotlib can draw, and a gradient's norm may have in float32
 STYLES = "training dashed, training (evaluated) dotted, validation solid"
 
 
@@ -30,11 +33,30 @@ def read_history(name: str) -> list[dict]:
     if not found:
         raise UserError(f"{name}: neither trainer_state.json nor metrics.json is there")
     try:
-        content = json.loads(found[0].read_text(encoding="utf-8"))
-        history = content["log_history"] if "log_history" in content else content["metrics"]["curve"]
-        return [dict(entry) for entry in history]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{found[0]} holds no log of a run: {error!r}") from error
+        content = read_json_object(found[0])
+        if "log_history" not in content and not isinstance(content.get("metrics"), dict):
+            raise ValueError("neither log_history nor metrics is in it")
+        history = content["log_history"] if "log_history" in content else content["metrics"].get("curve")
+        if not isinstance(history, list):
+            raise ValueError("the log is not a list")
+        for number, entry in enumerate(history):
+            _check_entry(entry, f"entry {number} of the log")
+        return history
+    except (ValueError, OSError) as error:
+        raise UserError(f"{found[0]} holds no log of a run: {one_line(error)}") from error
+
+
+def _check_entry(entry: Any, place: str) -> None:
+    """What is drawn must be numbers that can be drawn; what else a log holds is not read. A loss may be NaN, or infinite."""
+    if not isinstance(entry, dict) or "step" not in entry:
+        raise ValueError(f"{place} is not an object with a step")
+    for key in (*XS, *(key for keys in PANELS.values() for key in keys)):
+        value = entry.get(key, 0)
+        if type(value) not in (int, float):
+            raise ValueError(f"{place}: {key} must be a number, not {str(value)[:40]!r}")
+        drawn = abs(value) < LARGEST if key in XS else abs(value) < LARGEST or abs(value) == math.inf or value != value
+        if not drawn:
+            raise ValueError(f"{place}: {key} is {str(value)[:40]}, which no run logs")
 
 
 def plot_histories(runs: Mapping[str, History], path: str | Path, x: str = "step", title: str = "") -> list[Path]:

@@ -19,6 +19,8 @@ def evaluated_history(folder: str) -> list[dict[str, Any]]:
     history = read_history(folder)
     if not any("eval_loss" in entry for entry in history):
         raise UserError(f"{folder} holds no eval_loss: run with --eval_strategy steps")
+    if not all(earlier["step"] <= later["step"] for earlier, later in pairwise(history)):
+        raise UserError(f"{folder}: the steps of its log are not in order, as those of a run are")
     return history
 
 

@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..modeling_gpt_scratch import GPTScratchForCausalLM, GPTScratchForSequenceClassification
 from ..tokenization.portable import save_tokenizer
 from .checkpoint import Checkpoint
@@ -164,7 +164,10 @@ def _save_generation_config(checkpoint: Checkpoint, folder: Path) -> None:
         settings.save_pretrained(folder)
     except ValueError:  # transformers refuses to write contradictions, e.g. a temperature without sampling, that it used to write
         settings.do_sample = True
-        settings.save_pretrained(folder)
+        try:
+            settings.save_pretrained(folder)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"generation_config.json of the source cannot be written again: {one_line(error)}") from error
 
 
 def compare_written(folder: Path, source: Source, weight_map: WeightMap, dtype: torch.dtype) -> int:

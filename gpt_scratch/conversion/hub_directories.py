@@ -13,17 +13,15 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
-    GenerationConfig,
     LlamaConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
 
 from ..configuration_gpt_scratch import GPTScratchConfig
-from ..errors import UserError, one_line
-from ..inference.loading import refusal, refuse_beyond_files, refuse_incomplete
+from ..errors import UserError
+from ..inference.loading import load_config, load_generation_config, load_model, refusal, refuse_beyond_files, refuse_incomplete
 from .checkpoint import Checkpoint, Options, build_config, open_tokenizer
 from .gguf_header import check_gguf
 from .sources import RenamedSource, SafetensorsSource, Source, StateDictSource, load_pickle_safely, read_json, shards_of
@@ -44,10 +42,7 @@ def open_hub_directory(path: Path, options: Options) -> Checkpoint:
     values = read_json(path / "config.json")
     if "quantization_config" in values:
         raise UserError(f"{path / 'config.json'} has a quantization_config: convert the weights before they are quantized")
-    try:
-        theirs = AutoConfig.from_pretrained(path)  # fills in the family's defaults, and reads older forms of its settings
-    except Exception as error:  # a wrong type or value, reported by transformers
-        raise UserError(f"{path / 'config.json'}: {one_line(error)}") from error
+    theirs = load_config(str(path))  # fills in the family's defaults, and reads older forms of its settings
     source, notes = _weights(path), list[str]()
     prefix = "transformer." if theirs.model_type == "gpt2" else ""
     source = RenamedSource(source, {name: name.removeprefix(prefix) for name in source.describe()})
@@ -62,12 +57,11 @@ def open_hub_directory(path: Path, options: Options) -> Checkpoint:
     if head == "lm":
         source = _with_one_head(source, "wte.weight" if prefix else "model.embed_tokens.weight", config, notes)
     checkpoint = Checkpoint(source, weight_map, config, head, str(path / "config.json"), notes=notes)
-    auto = AutoModelForSequenceClassification if head == "classifier" else AutoModelForCausalLM
-    checkpoint.reference = lambda: auto.from_pretrained(path, dtype=torch.float32)
+    checkpoint.reference = lambda: load_model(str(path), head, torch.float32)
     if any((path / name).is_file() for name in TOKENIZER_FILES) and options.tokenizer is None:
         checkpoint.tokenizer = open_tokenizer(str(path), config)
     if (path / "generation_config.json").is_file():
-        checkpoint.generation_config = GenerationConfig.from_pretrained(path)
+        checkpoint.generation_config = load_generation_config(str(path))
     return checkpoint
 
 

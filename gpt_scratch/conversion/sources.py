@@ -187,7 +187,7 @@ class LoraSource:
             if missing:
                 raise UserError(f"the LoRA layer {layer} has no {missing[0]}")
             weight, a, b = (tuple(self.described[name].shape) for name in needed)
-            if (a[0], b[-1]) != (weight[1], weight[0]) or a[-1] != b[0]:
+            if not len(weight) == len(a) == len(b) == 2 or (a[0], b[-1]) != (weight[1], weight[0]) or a[-1] != b[0]:
                 raise UserError(f"{layer}: lora.A {list(a)} times lora.B {list(b)} does not fit linear.weight {list(weight)}")
 
     def describe(self) -> dict[str, torch.Tensor]:

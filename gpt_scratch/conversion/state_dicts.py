@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .checkpoint import PUBLISHED_HEADS, Checkpoint, Options, build_config
 from .sources import LoraSource, RenamedSource, SafetensorsSource, Source, StateDictSource, load_pickle_safely
 from .weight_maps import BOOK, NANOGPT, SAME
@@ -35,6 +35,8 @@ def read_state_dict(path: Path) -> tuple[Source, Mapping[str, Any]]:
     nested = [content[name] for name in ("model_state_dict", "model", "state_dict") if isinstance(content.get(name), Mapping)]
     state = nested[0] if nested else content
     tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    if wrong := [name for name in tensors if not isinstance(name, str)]:
+        raise UserError(f"{path}: the name of a tensor is {one_line(repr(wrong[0]), 100)}, which is no text")
     if not tensors:
         raise UserError(f"{path} holds no tensors by name; its entries are {', '.join(map(str, list(content)[:5]))}")
     rest = {name: value for name, value in content.items() if name not in tensors and value is not state}
@@ -57,9 +59,11 @@ def open_nanogpt(path: Path, options: Options) -> Checkpoint:
     args: Any = rest.get("model_args")
     if not isinstance(args, Mapping):
         raise UserError(f"{path} holds no model_args; nanoGPT's ckpt.pt does, and the number of heads is nowhere else")
+    if type(args.get("dropout", 0.0)) not in (int, float):
+        raise UserError(f"{path}: dropout of model_args is {one_line(repr(args['dropout']), 100)}, a number is needed")
     for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
         if type(args.get(name)) is not int:
-            raise UserError(f"{path}: {name} of model_args is {args.get(name)!r}, a whole number is needed")
+            raise UserError(f"{path}: {name} of model_args is {one_line(repr(args.get(name)), 100)}, a whole number is needed")
     names = {name: name for name in source.describe()}
     if not {"lm_head.weight", "transformer.wte.weight"} <= names.keys():
         raise UserError(f"{path} does not hold both lm_head.weight and transformer.wte.weight, as nanoGPT writes them")
@@ -164,14 +168,20 @@ def _book_classifier(path: Path, source: Source, values: dict[str, Any], options
     replaced = {}
     if "out_head.bias" in described:
         shift = "final_norm.shift" if "final_norm.shift" in described else "final_norm.bias"
+        shapes = [tuple(described[name].shape) if name in described else () for name in ("out_head.bias", shift)]
+        if shapes != [tuple(described["out_head.weight"].shape[:1]), tuple(described["out_head.weight"].shape[1:])]:
+            raise UserError(f"{path}: out_head.bias and {shift} do not have the sizes of out_head.weight")
         weight, bias = source.get("out_head.weight").double(), source.get("out_head.bias").double()
         old = source.get(shift)
-        new = (old.double() + torch.linalg.pinv(weight) @ bias).to(old.dtype)
-        error = (weight @ (new.double() - old.double()) - bias).abs().max().item()
-        if not error <= 1e-6 * max(1.0, bias.abs().max().item()):
+        try:
+            new = (old.double() + torch.linalg.pinv(weight) @ bias).to(old.dtype)
+        except torch.linalg.LinAlgError as error:  # NaN, or infinite values
+            raise UserError(f"{path}: out_head.weight is no matrix of finite numbers ({one_line(error, 100)})") from error
+        remainder = (weight @ (new.double() - old.double()) - bias).abs().max().item()
+        if not remainder <= 1e-6 * max(1.0, bias.abs().max().item()):
             raise UserError(
                 f"{path}: the bias of out_head cannot be moved into the final norm, and this package's classifier has none: the rows of "
-                f"out_head.weight depend on one another (error {error:.1e})"
+                f"out_head.weight depend on one another (error {remainder:.1e})"
             )
         replaced[shift] = new
         notes.append(f"the bias of out_head was moved into {shift}, which gives the same scores (to {error:.0e})")

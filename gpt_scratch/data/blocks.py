@@ -130,11 +130,11 @@ def blocks_of_stream(
 
 
 class StreamedBlocks(torch.utils.data.IterableDataset):
-    """Rows from a stream as an iterable data set: read again for each epoch, its documents shared out among loader workers.
+    """Rows from a stream as an iterable data set: read again for each epoch, its documents divided among loader workers.
 
     Args:
         rows: makes the rows of one pass from (index, count): of the documents, every `count`-th from `index` on.
-        sharded: `rows` shares its documents out by itself, as streams of `datasets` do.
+        sharded: `rows` divides its documents by itself, as streams of `datasets` do.
         repeat: start again at the end, without end. Trainer counts the rows to skip when it resumes from the start of one pass, so a run
             of several passes resumes exactly only if they are one to it.
     """
@@ -152,5 +152,5 @@ class StreamedBlocks(torch.utils.data.IterableDataset):
             for row in self.rows(index, count):
                 seen += 1
                 yield row
-            if not self.repeat or not seen:  # without a single row the next pass would bring none either
+            if not self.repeat or not seen:  # a pass without a row: the next would have none either
                 return

@@ -1,7 +1,7 @@
-"""Labelled texts to training rows: the SMS Spam Collection in every shape it is passed around in, and any table with two columns.
+"""Labelled texts to training rows: the SMS Spam Collection in each of its published formats, and any table with two columns.
 
 Traps of the published recipe that are handled here: quotes in the raw file are literal (a CSV reader with default quoting swallows two
-messages), and 37 of the 300 published test messages stand verbatim among the training messages (`deduplicate` removes such
+messages), and 37 of the 300 published test messages occur verbatim among the training messages (`deduplicate` removes such
 copies before splitting; `published_split` keeps them, to reproduce the published rows exactly).
 """
 
@@ -136,7 +136,7 @@ def _sms_text(path: Path) -> str:
         raise
     except KeyError as error:
         raise UserError(f"{path} is not the SMS Spam Collection's zip: it has no member {SMS_MEMBER}") from error
-    except Exception as error:  # encrypted, damaged, packed in a way that this Python lacks: zipfile raises many kinds
+    except Exception as error:  # encrypted, damaged, compressed in an unsupported way: zipfile raises many kinds
         raise UserError(f"{path} is not the SMS Spam Collection's zip, or damaged: {one_line(error)}") from error
 
 
@@ -335,7 +335,7 @@ def published_split(path: str) -> tuple[LabelledTexts, LabelledTexts, LabelledTe
 
 
 def overlap(part: LabelledTexts, train: LabelledTexts) -> int:
-    """Texts of `part` that also stand in `train`."""
+    """Texts of `part` that also occur in `train`."""
     known = set(train.texts)
     return sum(text in known for text in part.texts)
 

@@ -8,7 +8,7 @@ Self = TypeVar("Self", bound="Examples")
 
 
 class Examples:
-    """Base of dataclasses whose lists are columns of one length; what is no list belongs to all rows."""
+    """Base of dataclasses whose lists are columns of one length; other fields belong to all rows."""
 
     def _columns(self) -> dict[str, list]:
         values: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type]

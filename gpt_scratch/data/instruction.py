@@ -1,11 +1,11 @@
 """Instruction data to training rows: prompt styles, labels, packing. The forms of records are those of `records.py`.
 
 Every record becomes a conversation, every prompt style a chat template whose `{% generation %}` markers say which tokens are the
-assistant's. The template is saved with the tokenizer, so what is trained here is what `pipeline` and servers ask later.
+assistant's. The template is saved with the tokenizer, so that `pipeline` and servers use the format that was trained.
 
 Traps that are handled here: the end-of-text token that ends a reply is a label even where it is the padding token too (padding is known by
-length, never by id); labels that the user brings keep their own -100; a template without generation markers would leave every
-label masked without a word; packed replies must not be predicted from the reply before them, nor see it; a special token written inside a
+length, never by id); labels that the user brings keep their own -100; a template without generation markers would silently mask
+every label; packed replies must not be predicted from the reply before them, nor see it; a special token written inside a
 message is characters; what a template leaves out of a conversation is refused by name; an empty reply is never learned.
 
 Worked example, style "phi3", one letter a token, `$` the end of text, prompt masked:
@@ -77,7 +77,7 @@ def read_conversations(
     """Instruction records from json, jsonl, csv, tsv or parquet, or a `datasets` name.
 
     A record holds `instruction` and `output` and perhaps `input`, `system` and `history` (Alpaca), or `messages` of `role` and `content`
-    (or ShareGPT's `conversations`), or `prompt` and `completion` (each a text, or a list of messages), or ready `input_ids` and `labels`.
+    (or ShareGPT's `conversations`), or `prompt` and `completion` (each a string, or a list of messages), or ready `input_ids` and `labels`.
 
     Raises:
         UserError: names file, rows and keys: no such file, broken JSON (with its line), a record of none of these forms, a reply missing, a
@@ -126,7 +126,7 @@ def set_prompt_style(tokenizer: PreTrainedTokenizerBase, style: str) -> None:
         raise UserError("--prompt_style tokenizer: this tokenizer has no chat template; choose alpaca, phi3 or chatml")
     if not GENERATION.search(tokenizer.chat_template):
         raise UserError(
-            "--prompt_style tokenizer: the tokenizer's chat template has no {% generation %} markers around the assistant's words, so "
+            "--prompt_style tokenizer: the tokenizer's chat template has no {% generation %} markers around the assistant's reply, so "
             "every label would be masked; add them to the template, or choose alpaca, phi3 or chatml"
         )
 
@@ -200,7 +200,7 @@ def encode_record(
 
 @dataclass
 class EncodedConversations:
-    """Rows of `input_ids`, `labels` and `length`, and what came of them."""
+    """Rows of `input_ids`, `labels` and `length`, with their statistics."""
 
     rows: datasets.Dataset
     cut: int
@@ -276,7 +276,7 @@ def _unusable(record: Mapping[str, Any], labels: list[int], eos_id: int, style: 
     if "input_ids" not in record:
         if empty := empty_replies(to_messages(record, style)):
             where = f" (message {', '.join(map(str, empty))})" if len(to_messages(record, style)) > 2 else ""
-            return f"the reply is empty{where}, and a model trained on it would learn to say nothing"
+            return f"the reply is empty{where}, and a model trained on it would learn to reply with nothing"
         if eos_id not in labels:
             return (
                 "no end-of-text token among the labels: the chat template must end a reply with it inside its generation markers"
@@ -296,7 +296,7 @@ def empty_replies(messages: Sequence[Message]) -> list[int]:
 
 
 def prompt_key(record: Mapping[str, Any]) -> str:
-    """What makes two prompts the same, whatever the prompt style."""
+    """The key by which two prompts are equal, whatever the prompt style."""
     if "input_ids" in record:
         return str(list(record["input_ids"]))
     messages = prompt_messages(record, "alpaca")

@@ -28,7 +28,7 @@ from .opening import Reading, check_files, listing_what_is_said, say
 from .readers import Piece, read_pieces, read_rows
 from .tables import load_table
 
-CACHE_VERSION = 3  # of cutting and tokenizing, and so of the cached pieces and tokens: raise it where either changes
+CACHE_VERSION = 3  # of the cached pieces and tokens: raise it where cutting or tokenizing changes
 SPLITS_BY = ("documents", "characters")
 PIECES = datasets.Features({"text": datasets.Value("large_string"), "end": datasets.Value("bool")})
 
@@ -145,7 +145,7 @@ def split_documents(
     """The first part for training, the last `validation_percentage` percent of the characters for validation.
 
     By "documents", the cut is at the end of the document that is nearest to that place. Where none is near (one document, or a very
-    long one there), it is at the end of a paragraph, line or word inside that document, which is said. By "characters" it is at the
+    long one there), it is at the end of a paragraph, line or word inside that document, which is reported. By "characters" it is at the
     character itself, as the book splits. A document that is cut in two gets no end mark in its first half, since it does not end there.
 
     Raises:
@@ -301,7 +301,7 @@ class BlockSettings:
 
 @dataclass
 class Counts:
-    """What went in and what came out of a split, printed so that nothing is lost or repeated silently."""
+    """Statistics of a split, printed so that nothing is lost or repeated silently."""
 
     documents: int
     characters: int
@@ -326,7 +326,7 @@ class Counts:
 
 @dataclass
 class LanguageModelingData:
-    """Rows to train and validate on, and what they were made of."""
+    """Rows to train and validate on, and their statistics."""
 
     train: TokenBlocks | StreamedBlocks
     validation: TokenBlocks
@@ -375,7 +375,7 @@ class Corpus:
         return (piece.text for piece in self.train.pieces()) if isinstance(self.train, Source) else texts_of(self.train)
 
     def blocks(self, tokenizer: PreTrainedTokenizerBase, settings: BlockSettings) -> LanguageModelingData:
-        """Tokenize, cut into rows, and print what came of each split.
+        """Tokenize, cut into rows, and print statistics of each split.
 
         Raises:
             UserError: less text than one block, or a tokenizer without the end-of-text token that is needed.
@@ -441,8 +441,8 @@ def _streamed_rows(
 ) -> Iterator[dict[str, torch.Tensor]]:
     worker = torch.utils.data.get_worker_info()
     if source.dataset_name is not None and skip and worker and worker.num_workers > 1:
-        # A stream of `datasets` shares its shards out among the workers by itself, before any document is counted.
-        raise UserError("held-out documents cannot be told from others by several loader workers: give --validation_file")
+        # A stream of `datasets` divides its shards among the workers by itself, before any document is counted.
+        raise UserError("several loader workers cannot leave out the same held-out documents: give --validation_file")
     end_id = tokenizer.eos_token_id if settings.append_eos else None
     ids = (
         _tokenize({"text": [piece.text], "end": [piece.end]}, tokenizer, end_id, settings.parse_special_tokens)["input_ids"][0]

@@ -1,6 +1,6 @@
-"""Files as people have them: found by name, folder or glob, unpacked, decoded, and one report of everything that is wrong in them.
+"""Opening files: found by name, folder or glob, decompressed, decoded, and one report of everything that is wrong in them.
 
-What can be recognized is read and said in one line (byte order marks, UTF-16); what cannot be is refused with the flag that helps.
+What can be recognized is read and reported in one line (byte order marks, UTF-16); what cannot be is refused with the flag that helps.
 """
 
 import argparse
@@ -68,7 +68,7 @@ class Reading:
         Raises:
             UserError: an encoding or delimiter that does not exist.
         """
-        reading = Reading(**{one.name: getattr(flags, one.name) for one in fields(Reading)})
+        reading = Reading(flags.encoding, flags.delimiter, flags.skip_empty, flags.replace_invalid)
         if reading.encoding is not None:
             try:
                 found = codecs.lookup(reading.encoding)
@@ -96,7 +96,7 @@ _lists: list[list[str]] = []
 
 @contextmanager
 def listing_what_is_said() -> Iterator[list[str]]:
-    """A list of all lines of [`say`] within the block, to be said again where its result is read from a cache."""
+    """A list of all lines of [`say`] within the block, to be printed again where its result is read from a cache."""
     lines: list[str] = []
     _lists.append(lines)
     try:
@@ -108,14 +108,15 @@ def listing_what_is_said() -> Iterator[list[str]]:
 def say(line: str) -> None:
     """Print a line about a file on standard error, once in a process: files are read several times."""
     for lines in _lists:
-        lines.append(line)
+        if line not in lines:
+            lines.append(line)
     if line not in _said:
         _said.add(line)
         print(printable(line), file=sys.stderr)
 
 
 class Faults:
-    """What is wrong in the files of a source, gathered so that it is said at once: the first ten places, and how many.
+    """What is wrong in the files of a source, gathered and reported at once: the first ten places, and how many.
 
     Args:
         at_once: raise at the first one, for streams that have no end to wait for.
@@ -358,19 +359,22 @@ def read_lines(name: str, reading: Reading) -> Iterator[str]:
 def invalid_place(values: Any, place: str = "") -> str | None:
     """The key under which a value holds half of a surrogate pair, which no encoding can express; None where all is text."""
     if isinstance(values, str):
+        if values.isascii():  # most are, and it is known of a string without a look at its characters
+            return None
         try:
             values.encode("utf-8")
         except UnicodeEncodeError:
             return place
         return None
     if isinstance(values, Mapping):
-        parts = [
-            (key, invalid_place(str(key), place or "a key") or invalid_place(value, place or str(key)))
-            for key, value in values.items()
-        ]
-        return next((found for _, found in parts if found), None)
-    if isinstance(values, (list, tuple)):
-        return next((found for value in values if (found := invalid_place(value, place))), None)
+        for key, value in values.items():
+            found = invalid_place(str(key), place or "a key") or invalid_place(value, place or str(key))
+            if found is not None:
+                return found
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            if (found := invalid_place(value, place)) is not None:
+                return found
     return None
 
 

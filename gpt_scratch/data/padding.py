@@ -1,4 +1,4 @@
-"""What padding costs: the share of a batch that is no text."""
+"""What padding costs: its share of a batch."""
 
 
 def padding_share(lengths: list[int], batch_size: int, grouped: bool) -> float:

@@ -1,12 +1,12 @@
 """Documents from files: txt, jsonl, json, csv, tsv and parquet, or a `datasets` name or directory, in memory or streamed.
 
-A document is one txt file, or one row of the other formats; where the end-of-text mark separates documents in the text, what stands between
-two marks. It travels as pieces of about `PIECE_CHARACTERS`, and never more than `LONGEST_PIECE`, so that a file of any size is read,
+A document is one txt file, or one row of the other formats; where the end-of-text mark separates documents in the text, the text between
+two marks. It is read as pieces of about `PIECE_CHARACTERS`, and never more than `LONGEST_PIECE`, so that a file of any size is read,
 tokenized and cached in constant memory.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,7 @@ def read_pieces(
 
     Args:
         end_mark: a string that ends a document wherever it stands in the text; it stays the end of that document's text.
-        at_once: raise at the first fault of a table, for streams; else all of a file's faults are told at its end.
+        at_once: raise at the first fault of a table, for streams; else all of a file's faults are reported at its end.
 
     Raises:
         UserError: bytes of another encoding, broken rows, a missing text column, rows without text; names file and places.
@@ -66,11 +66,16 @@ def _pieces_of_rows(
         yield from _cut(_parts(iter([text]), end_mark))
 
 
-def texts_of_rows(rows: Iterable[Row], text_column: str, reading: Reading, faults: Faults) -> Iterator[str]:
+def texts_of_rows(
+    rows: Iterable[Row], text_column: str, reading: Reading, faults: Faults, keep: Callable[[dict[str, Any]], None] | None = None
+) -> Iterator[str]:
     """The text of each row.
 
+    Args:
+        keep: called with all columns of a row before its text is given.
+
     Raises:
-        UserError: rows without the column, or with something else than text in it; names file and rows.
+        UserError: rows without the column, or with something other than text in it; names file and rows.
     """
     empty = 0
     for name, number, values in rows:
@@ -87,6 +92,8 @@ def texts_of_rows(rows: Iterable[Row], text_column: str, reading: Reading, fault
         elif not text.strip() and reading.skip_empty:
             empty += 1
         elif not faults.count:  # what comes after a fault is only read for the report
+            if keep is not None:
+                keep(values)
             yield text
     if empty:
         say(f"{empty:,} rows with an empty text were left out")
@@ -110,7 +117,7 @@ def _parts(chunks: Iterator[str], end_mark: str | None) -> Iterator[tuple[str, b
         for part in whole:
             yield part + end_mark, True
             begun = False
-        known = max(0, len(rest) - len(end_mark) + 1)  # a mark may go on in the next chunk
+        known = max(0, len(rest) - len(end_mark) + 1)  # a mark may continue in the next chunk
         if known:
             yield rest[:known], False
             begun, rest = True, rest[known:]

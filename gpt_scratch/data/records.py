@@ -1,4 +1,4 @@
-"""Records of conversations in the forms in which people have them, made one: a list of messages, with tools where there are any.
+"""Records of conversations in every common form, normalized to one: a list of messages, with tools where there are any.
 
 Alpaca (`instruction`, `input`, `output`, with `system` and `history`), messages of OpenAI's form, ShareGPT (`conversations` of `from` and
 `value`), prompt and completion, and ready token ids. A key that carries content is used or refused by its name; keys that only describe a
@@ -17,13 +17,13 @@ from .readers import kind_of
 from .tables import RECORD_COLUMNS, read_table
 
 Message = dict[str, Any]
-# ShareGPT's names of roles, and what others call them.
+# ShareGPT's names of roles, and other common names.
 ROLES = {"system": "system", "user": "user", "assistant": "assistant", "tool": "tool", "human": "user", "gpt": "assistant",
          "chatgpt": "assistant", "bot": "assistant", "model": "assistant", "observation": "tool", "function": "tool",
          "developer": "system", "function_call": "assistant"}  # fmt: skip
 REASONING = ("reasoning_content", "reasoning", "thinking")
 MESSAGE_KEYS = {"role", "content", "tool_calls", "name", "tool_call_id", "weight", *REASONING}
-# Keys that describe a record or a message, and say nothing that could be learned.
+# Keys that describe a record or a message, and hold nothing to learn.
 DESCRIPTIONS = {
     "id", "ids", "idx", "index", "uuid", "guid", "hash", "row", "split", "source", "sources", "dataset", "dataset_name", "origin",
     "category", "categories", "tag", "tags", "topic", "topics", "task", "task_type", "type", "language", "lang", "license", "licence",
@@ -124,7 +124,7 @@ def without(
 
 
 def _repeats(value: Any, row: Mapping[str, Any]) -> bool:
-    """Whether a text is the record once more, as a prompt: Stanford Alpaca's data have it so."""
+    """Whether a text is the record again, rendered as a prompt, as in Stanford Alpaca's data."""
     parts = [row.get("instruction"), row.get("output")]
     return isinstance(value, str) and all(isinstance(part, str) and part in value for part in parts)
 
@@ -169,7 +169,7 @@ def normalized(record: Mapping[str, Any]) -> dict[str, Any]:
     record = {key: value for key, value in record.items() if value is not None}
     if "conversations" in record:
         if "messages" in record:
-            raise UserError("'messages' and 'conversations' stand there both: leave one out")
+            raise UserError("'messages' and 'conversations' are both there: leave one out")
         record["messages"] = record.pop("conversations")
     form, known = next((found for found in FORMS if found[0] in record), ("", set()))
     if not form:
@@ -180,7 +180,7 @@ def normalized(record: Mapping[str, Any]) -> dict[str, Any]:
     refuse_unknown(record, known)
     if record.get("weight", 1) != 1:
         raise UserError(
-            f"'weight' is {record['weight']!r}: whole records are not weighed; repeat the record, or pass --ignore_keys weight"
+            f"'weight' is {record['weight']!r}: whole records cannot be weighted; repeat the record, or pass --ignore_keys weight"
         )
     record.pop("weight", None)
     if form == "input_ids":
@@ -202,7 +202,7 @@ def normalized(record: Mapping[str, Any]) -> dict[str, Any]:
         if not any(message["role"] == "assistant" for message in record["messages"]):
             raise UserError("messages hold no reply (role assistant), so there is nothing to learn")
         if "system" in record and record["messages"][0]["role"] == "system":
-            raise UserError("'system' stands there, and a system message first among the messages: leave one out")
+            raise UserError("there are 'system' and a first message of the role system: leave one out")
     elif form == "instruction":
         for key in ("instruction", "output", "input"):
             value = record.get(key, "" if key == "input" else None)
@@ -272,7 +272,7 @@ def _checked_message(message: Any, place: str) -> Message:
         if theirs in message and ours not in message:
             message[ours] = message.pop(theirs)
     if not isinstance(message.get("role"), str):
-        raise UserError(f"{place} needs the texts role and content")
+        raise UserError(f"{place} needs the strings role and content")
     if (role := ROLES.get(message["role"].lower())) is None:
         raise UserError(f"{place} has the role {message['role']!r}; use system, user, assistant or tool")
     refuse_unknown(message, MESSAGE_KEYS, of=f"{place}: ")
@@ -285,7 +285,7 @@ def _checked_message(message: Any, place: str) -> Message:
     if content is None and calls:
         content = ""
     if not isinstance(content, str):
-        raise UserError(f"{place} needs the texts role and content")
+        raise UserError(f"{place} needs the strings role and content")
     result: Message = {"role": role, "content": content}
     if calls:
         result["tool_calls"] = [_checked_call(call, place) for call in _list(calls, f"{place}: tool_calls")]

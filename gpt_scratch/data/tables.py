@@ -1,4 +1,4 @@
-"""Rows of csv, tsv, jsonl, json and parquet files and of `datasets` tables, as dictionaries, with everything that is wrong said at once.
+"""Rows of csv, tsv, jsonl, json and parquet files and of `datasets` tables, as dictionaries; all errors are reported at once.
 
 What a file does not say is recognized and printed where it is not what the suffix promises: the delimiter, a header in a tsv, lines in a
 `.json`, a list in a `.jsonl`, rows under one key. A row that does not fit its header is never cut to fit it.
@@ -35,7 +35,7 @@ from .opening import (
 Row = tuple[str, int, dict[str, Any]]  # file or data set, number (0 is the first), values by column
 DELIMITERS = ",;\t|"
 DELIMITER_WORDS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "|"}
-# Columns of the scripts' own: they tell a header from a row, and a record from rows under a key.
+# Columns that the scripts use: they distinguish a header from a row, and a record from rows under a key.
 TEXT_COLUMNS = ("text", "label")
 RECORD_COLUMNS = (
     "instruction", "input", "output", "prompt", "completion", "messages", "conversations", "chosen", "rejected", "system", "history",
@@ -54,7 +54,7 @@ def read_table(
 ) -> Iterator[Row]:
     """The rows of a file, of all files of a glob, or of a split of a `datasets` name or directory.
 
-    A row that cannot be read goes to `faults`, and reading goes on; they are raised after the last row, so that a caller that adds its own
+    A row that cannot be read goes to `faults`, and reading continues; raised after the last row, so that a caller that adds its own
     has all of them in one report.
 
     Args:
@@ -124,7 +124,7 @@ def rows_of_lines(
     columns: Sequence[str] = (),
     header: bool | None = None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number and values of the rows of csv, or of tsv: there quotes are the text's own, unless all of them are as spreadsheets put them.
+    """Number and values of the rows of csv, or of tsv: there quotes are text, unless all of them enclose cells.
 
     A tsv whose first line names no columns holds label and text, and all that follows the first tab is the text.
     """
@@ -244,7 +244,7 @@ def _recognized_delimiter(head: Sequence[str], default: str, columns: Sequence[s
 
 
 def _quotes_like_a_spreadsheet(head: Sequence[str], delimiter: str) -> bool:
-    """Whether quotes in a tsv are what a spreadsheet puts around a cell, and not the text's own: every one of them fits."""
+    """Whether quotes in a tsv enclose cells, as spreadsheets write them, and are not a part of the text: every one of them fits."""
     cells = [cell for line in head for cell in line.rstrip("\r\n").split(delimiter) if '"' in cell]
     return (
         bool(cells)
@@ -262,7 +262,7 @@ def _quotes_like_a_spreadsheet(head: Sequence[str], delimiter: str) -> bool:
 def _rows_of_json(
     name: str, reading: Reading, faults: Faults, columns: Sequence[str], header: bool | None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    # Read by hand and not by datasets' streaming readers: these share files out among loader workers by themselves,
+    # Read by hand and not by datasets' streaming readers: these divide files among loader workers by themselves,
     # and a single file then goes to the first worker only.
     suffix = suffix_of(name)
     beginning = next((text.lstrip() for text in read_text(name, reading) if text.strip()), "")
@@ -331,7 +331,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for i, key in enumerate(keys) if key in keys[:i])!r} stands there twice")
+        raise ValueError(f"the key {next(key for i, key in enumerate(keys) if key in keys[:i])!r} occurs twice")
     return values
 
 

@@ -26,8 +26,9 @@ from ..conversion.checkpoint import Checkpoint, Options
 from ..conversion.formats import recognize
 from ..conversion.stock_layouts import foreign_config, inverted
 from ..conversion.verify import logits_of, prompts
-from ..errors import UserError, one_line
+from ..errors import UserError
 from ..files import atomic_path
+from ..inference.loading import refusal
 from .comparison import Comparison, compare_logits
 
 # Of matrices; vectors stay in float32. Those that are quantized need rows of whole blocks.
@@ -308,8 +309,8 @@ def read_back(path: Path, reference: Callable[[], PreTrainedModel]) -> Compariso
     gc.collect()
     try:
         model = open_gguf_model(path)
-    except Exception as error:  # whatever gguf or transformers raise
-        raise UserError(f"verification failed: transformers cannot read the file: {one_line(error)}") from error
+    except BaseException as error:  # whatever gguf or transformers raise
+        raise refusal("verification failed: transformers cannot read the file", error) from error
     return compare_logits(ours, logits_of(model, asked), type(model).__name__, path.stat().st_size)
 
 
@@ -318,7 +319,10 @@ def compare_tokenizers(path: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     Raises:
         UserError: the tokenizer in the file gives other ids.
     """
-    theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    try:
+        theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except BaseException as error:
+        raise refusal("verification failed: transformers cannot read the tokenizer in the file", error) from error
     ours, read = tokenizer(SAMPLE)["input_ids"], theirs(SAMPLE)["input_ids"]
     if ours != read:
         raise UserError(f"verification failed: the tokenizer in the file gives {read[:12]}..., this one {ours[:12]}...")

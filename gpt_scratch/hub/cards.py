@@ -17,6 +17,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from yaml import YAMLError
 
+from ..evaluation.classification import figures_by_class
 from ..files import atomic_path
 from ..verify_checkpoint import FILE as REFERENCE_OUTPUTS
 
@@ -135,6 +136,7 @@ def write_classifier_card(output_dir: str, record: dict[str, Any]) -> None:
         sections=[
             _table("Results", "measured", _chosen(metrics, CLASSIFIER_FIGURES)),
             f"Over the whole of each split; the test split has {split['rows']:,} texts.{overlap} Confident mistakes are in `mistakes.tsv`.",
+            _classes(metrics),
             _picture(output_dir, "confusion_matrix"),
             _picture(output_dir, "loss"),
             _data(metrics["data"]),
@@ -308,7 +310,7 @@ def _data(description: dict[str, Any]) -> str:
         split: ", ".join(
             f"{value:,} {name.replace('_', ' ')}"
             for name, value in counts.items()
-            if isinstance(value, int) and name != "texts_also_in_train"
+            if type(value) is int and name != "texts_also_in_train"
         )
         for split, counts in description.items()
         if isinstance(counts, dict)
@@ -348,6 +350,17 @@ def _table(heading: str, column: str, values: dict[str, Any]) -> str:
 def _cell(value: Any) -> str:
     text = f"{value:,.4f}".rstrip("0").rstrip(".") if isinstance(value, float) and abs(value) >= 1e-3 else str(value)
     return " ".join(text.split()).replace("|", "\\|")
+
+
+def _classes(metrics: dict[str, Any]) -> str:
+    """Counts and rates of each class on the test split."""
+    if "test_confusion_matrix" not in metrics:
+        return ""
+    rows = "\n".join(
+        f"| {_cell(row.name)} | {row.texts:,} | {row.predicted:,} | {row.precision:.3f} | {row.recall:.3f} | {row.f1:.3f} |"
+        for row in figures_by_class(metrics["test_confusion_matrix"], metrics["labels"])
+    )
+    return f"## Classes\n\n| class | test texts | predicted | precision | recall | F1 |\n|---|---|---|---|---|---|\n{rows}"
 
 
 def _picture(output_dir: str, name: str) -> str:

@@ -33,7 +33,7 @@ ESCAPE = re.compile(rb"\\(?:u00([0-7][0-9A-Fa-f])|x([0-7][0-9A-Fa-f])|([/\"'\\nr
 SIMPLE = {b"n": b"\n", b"r": b"\r", b"t": b"\t"}
 REST = re.compile(rb"\r?\n([A-Za-z0-9+/_-]{1,100})(?:=|\s|\Z)")  # the last line of wrapped base64
 
-WHERE = "in texts, binary files, UTF-16, JSON escapes, base64, file names, and inside zip, tar, gzip, bzip2 and xz"
+WHERE = "in texts, binary files, UTF-16, JSON escapes, base64, file names, and inside zip, tar, gzip, bzip2, xz and PDF"
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,8 @@ def find_secrets(contents: Contents) -> Scan:
             findings.append(Finding(names[name], "in its name", "a secret or a path of a machine"))
         paths = name.rsplit("/", 1)[-1] not in VOCABULARIES
         with (contents.folder / name).open("rb") as file:
-            if kind := sealed(file.read(16)):
+            if kind := sealed(file):
                 unread[names[name]] = kind
-            file.seek(0)
             found = _scan_file(file, Budget(names[name], contents.size(name)), rules, paths)
             findings += [Finding(names[name], place, kind) for place, kind in found]
     return Scan(findings, unread, names)

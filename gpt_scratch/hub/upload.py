@@ -30,7 +30,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils._http import default_client_factory  # not public; run with 2.4
 from safetensors.torch import load_file
 
 from ..errors import NO_ROOM, UserError, one_line
@@ -38,6 +37,7 @@ from ..files import CODE_PATTERN
 from ..verify_checkpoint import FILE as REFERENCE_OUTPUTS
 from ..verify_checkpoint import verify_checkpoint
 from .contents import Contents, shown
+from .downloads import bounded_client
 
 # What would be read in place of what is uploaded, or beside it although it belongs to other weights.
 LOADED = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json", REFERENCE_OUTPUTS)
@@ -238,10 +238,13 @@ def _clear_errors(name: str) -> Iterator[None]:
 
 
 def _client() -> Any:
-    """huggingface_hub's own client, but the Hub may name another host, where to confirm a large file: it does not get the token."""
-    client = default_client_factory()
+    """huggingface_hub's own client with bounds. The Hub may name another host, where to confirm a large file: it does not get the token."""
+    client = bounded_client()
     client.event_hooks = client.event_hooks | {"request": [*client.event_hooks["request"], _keep_token]}
     return client
+
+
+_client.bounded = True  # type: ignore[attr-defined]
 
 
 def _keep_token(request: Any) -> None:

@@ -16,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -25,6 +26,7 @@ from transformers.utils.logging import get_verbosity, set_verbosity, set_verbosi
 
 from ..errors import UserError, innermost, one_line
 from ..files import read_json_object
+from ..hub.downloads import bound_downloads
 from ..progress import named
 from ..tokenization import portable
 
@@ -38,6 +40,7 @@ LARGEST = {
     "expert": 100_000,
 }  # of a size with this word in its name: each takes time and memory before any weight is read
 COMPILED = "_orig_mod."
+MASKS = (".attn.bias", ".attn.masked_bias")  # constants that earlier releases of transformers saved with GPT-2's weights
 PARAMETERS_A_BYTE = 8  # no format packs more than a parameter a bit
 
 
@@ -74,6 +77,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     Raises:
         UserError: there is none, or it is broken.
     """
+    bound_downloads()
     try:
         return portable.load_tokenizer(name)
     except BaseException as error:
@@ -86,6 +90,7 @@ def load_config(name: str, **overrides: Any) -> PreTrainedConfig:
     Raises:
         UserError: there is none, it is broken, or a size that no model has.
     """
+    bound_downloads()
     try:
         path = cached_file(name, "config.json")
         if path is None:
@@ -94,6 +99,18 @@ def load_config(name: str, **overrides: Any) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(name, trust_remote_code=False, **overrides)
     except BaseException as error:
         raise refusal(f"{name} cannot be loaded", error) from error
+
+
+def load_generation_config(name: str) -> GenerationConfig:
+    """The `generation_config.json` of a directory or Hub name.
+
+    Raises:
+        UserError: there is none, or it is broken.
+    """
+    try:
+        return GenerationConfig.from_pretrained(name)
+    except BaseException as error:
+        raise refusal(f"{name}: its generation_config.json cannot be used", error) from error
 
 
 def load_model(
@@ -144,7 +161,7 @@ def load_model(
     refuse_incomplete(
         name,
         {key for key in report["missing_keys"] if not (new_head and key.startswith(NEW_HEADS))},
-        {key for key in report["unexpected_keys"] if not (new_head and key.startswith("lm_head."))},
+        {key for key in report["unexpected_keys"] if not (new_head and key.startswith("lm_head.")) and not key.endswith(MASKS)},
         report["mismatched_keys"],
     )
     refuse_non_finite(name, model.named_parameters())
@@ -210,6 +227,7 @@ def _adapter_config(name: str) -> dict[str, Any] | None:
         "_raise_exceptions_for_connection_errors": False,
         "_raise_exceptions_for_gated_repo": False,
     }
+    bound_downloads()
     try:
         if cached_file(name, "config.json", **optional) is not None:
             return None
@@ -293,6 +311,9 @@ def refuse_beyond_files(name: str, config: PreTrainedConfig, head: str, files: S
                     count += len(opened.keys())
             if not count:
                 raise ValueError(f"{', '.join(file.name for file in files[:3])} holds no tensors")
+            layers = getattr(config, "num_hidden_layers", 0)
+            if isinstance(layers, int) and layers > count:  # each takes time to be built, before its parameters can be counted
+                raise ValueError(f"config.json describes {layers:,} layers, and its weights have only {count:,} tensors")
         with torch.device("meta"):
             model = AUTO[head].from_config(config, trust_remote_code=False)
         parameters = sum(parameter.numel() for parameter in set(model.parameters()))

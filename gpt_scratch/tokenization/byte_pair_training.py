@@ -5,17 +5,23 @@ that hold its pair. On 1 MB of text this pure Python is faster than the Rust tra
 """
 
 import re
+import sys
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from heapq import heapify, heappop, heappush, heapreplace
-from itertools import chain, pairwise, repeat
+from itertools import accumulate, chain, pairwise, repeat
 from operator import add
+
+from tqdm import tqdm
 
 from .pretokenization import split_gpt2
 
 Pair = tuple[int, int]
 LONGEST_WORD = 1024
 LONG_CHARACTERS = 1 << 20
+MOST_CHARACTERS = 10_000_000  # of all distinct pieces that are learned from: about a million words, which take 0.5 GB
+SILENT_SECONDS = 5  # of work, before a progress bar is shown
 
 
 def _gpt2_byte_order() -> list[int]:
@@ -36,11 +42,12 @@ def count_pieces(texts: Iterable[str]) -> Counter[str]:
     """How often each piece of GPT-2's pre-tokenization occurs. Special tokens in the text count as text, as in `tokenizers`.
 
     Pieces of more than LONGEST_WORD characters are no words but base64 or text without spaces, hardly any of them twice the same. They
-    are cut there, and only the first LONG_CHARACTERS of them in all are counted, so that memory is bounded.
+    are cut there, and only the first LONG_CHARACTERS of them in all are counted, so that memory is bounded. For the same reason the rarest
+    pieces are left out where the distinct ones have more than MOST_CHARACTERS; that is said.
     """
     counts: Counter[str] = Counter()
-    room = LONG_CHARACTERS
-    for text in texts:
+    room, added, left_out = LONG_CHARACTERS, 0, 0
+    for text in tqdm(texts, "counting words", unit=" texts", delay=SILENT_SECONDS, leave=False):
         for part in _parts(text):
             pieces = split_gpt2(part)
             if len(part) > LONGEST_WORD and max(map(len, pieces)) > LONGEST_WORD:
@@ -49,7 +56,29 @@ def count_pieces(texts: Iterable[str]) -> Counter[str]:
                 pieces = [piece for piece in pieces if len(piece) <= LONGEST_WORD]
                 pieces += [longer[start : start + LONGEST_WORD] for start in range(0, len(longer), LONGEST_WORD)]
             counts.update(pieces)
+            added += len(part)
+            if added > MOST_CHARACTERS:  # else it is not worth counting the distinct ones
+                added = 0
+                if sum(map(len, counts)) > 2 * MOST_CHARACTERS:
+                    left_out += _leave_out_the_rarest(counts)
+    left_out += _leave_out_the_rarest(counts)
+    if left_out:
+        print(
+            f"note: the text has more different words than are learned from: the {left_out:,} rarest are left out",
+            file=sys.stderr,
+        )
     return counts
+
+
+def _leave_out_the_rarest(counts: Counter[str]) -> int:
+    """Keep the most frequent pieces, of MOST_CHARACTERS in all; of equally frequent ones those that came first. Returns how many go."""
+    if sum(map(len, counts)) <= MOST_CHARACTERS:
+        return 0
+    ordered = sorted(counts, key=counts.__getitem__, reverse=True)
+    kept = bisect_right(list(accumulate(map(len, ordered))), MOST_CHARACTERS)
+    for piece in ordered[kept:]:
+        del counts[piece]
+    return len(ordered) - kept
 
 
 def _parts(text: str, length: int = 1 << 22) -> Iterator[str]:
@@ -88,6 +117,7 @@ def learn_merges(piece_counts: Mapping[str, int], vocab_size: int, min_frequency
     heapify(heap)
 
     merges: dict[Pair, int] = {}
+    bar = tqdm(total=vocab_size - len(tokens), desc="learning merges", delay=SILENT_SECONDS, leave=False)
     while heap and len(tokens) < vocab_size:
         negative_count, pair, where = heap[0]
         count = counts[pair]
@@ -97,6 +127,7 @@ def learn_merges(piece_counts: Mapping[str, int], vocab_size: int, min_frequency
         if count < max(min_frequency, 1):
             break
         heappop(heap)
+        bar.update()
         left, right = pair[0], pair[1]
         ids_of_pair = (ord(left) - (left > END), ord(right) - (right > END))
         # No other pair spells this token already: merges inside a span that ends as one token are the same wherever it occurs.
@@ -114,6 +145,7 @@ def learn_merges(piece_counts: Mapping[str, int], vocab_size: int, min_frequency
             counts[old_pair] -= count
             counts[new_pair] = count
             heappush(heap, (-count, new_pair, places_of_new))
+    bar.close()
     return tokens, merges
 
 

@@ -2,11 +2,12 @@
 
     python scripts/pretrain.py scripts/configs/quickstart.yaml --learning_rate 1e-3
 
-A recipe holds the flags by name, without dashes. Flags that follow it win. An unknown name is an error, since a typo that is
+A recipe holds the flags by name, without dashes. Flags that follow it take precedence. An unknown name is an error, since a typo that is
 silently ignored costs a training run.
 """
 
 import argparse
+import atexit
 import dataclasses
 import json
 import math
@@ -32,7 +33,7 @@ from ..command_line import (
 from ..errors import UserError, one_line
 from ..files import refuse_a_run
 from ..ranges import check_ranges
-from .lock import lock_output_directory
+from .lock import LOCK, lock_output_directory
 
 SCHEDULE = {"learning_rate": 5e-5, "lr_scheduler_type": "linear", "warmup_steps": 0}  # Trainer's, where nobody chooses
 
@@ -43,7 +44,7 @@ class ScratchTrainingArguments(TrainingArguments):
 
     eval_strategy: str = dataclasses.field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
     save_strategy: str = dataclasses.field(default="epoch", metadata={"help": "When to save: no, steps, epoch or best."})
-    save_total_limit: int | None = dataclasses.field(default=2, metadata={"help": "Checkpoints to keep; the oldest go."})
+    save_total_limit: int | None = dataclasses.field(default=2, metadata={"help": "Checkpoints to keep; the oldest are removed."})
     logging_steps: float = dataclasses.field(default=10, metadata={"help": "Steps between log lines."})
     include_num_input_tokens_seen: str = dataclasses.field(
         default="all", metadata={"help": "Count tokens seen, for curves against tokens: no, all or non_padding."}
@@ -51,15 +52,15 @@ class ScratchTrainingArguments(TrainingArguments):
     dataloader_pin_memory: bool = dataclasses.field(
         default_factory=torch.cuda.is_available, metadata={"help": "Page-locked batches, for faster copies to a GPU."}
     )
-    # The patience of early stopping goes on after an interruption.
+    # The patience of early stopping continues after an interruption.
     restore_callback_states_from_checkpoint: bool = dataclasses.field(
         default=True, metadata={"help": "Restore the state of callbacks from a checkpoint, with --resume_from_checkpoint."}
     )
     allow_non_finite: bool = dataclasses.field(
         default=False,
-        metadata={"help": "Go on where the loss or the gradient's norm is NaN or infinite, which ends a run otherwise."},
+        metadata={"help": "Continue when the loss or the gradient's norm is NaN or infinite; by default this ends the run."},
     )
-    # Open until the model is known: settle_learning_rate in optimizers.py.
+    # Open until the model is known: set_default_learning_rate in optimizers.py.
     learning_rate: float | None = dataclasses.field(
         default=None,
         metadata={"help": "Highest learning rate. Default: by the model's size and what trains, printed at the start."},
@@ -103,7 +104,7 @@ class _OneLineParser(HfArgumentParser):
         raise UserError(f"{message}; --help lists the flags")
 
     def parse_known_args(self, args=None, namespace=None):
-        """Numbers are checked before `TrainingArguments` reckons with them."""
+        """Numbers are checked before `TrainingArguments` uses them."""
         found, rest = super().parse_known_args(args, namespace)
         check_ranges({k: v for k, v in vars(found).items() if k not in LATER and (k not in OFF or v != OFF[k])}, "--")
         if rest:  # before the dataclasses are made, which have errors of their own
@@ -136,6 +137,8 @@ def parse_arguments(types: Sequence[type], argv: Sequence[str], description: str
         raise
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(one_line(error, 3000)) from error
+    except Exception as error:  # a file that a flag names, a key that it lacks: TrainingArguments raises many kinds
+        raise UserError(f"the flags cannot be used: {type(error).__name__}: {one_line(error, 3000)}") from error
     for part in parsed:
         if isinstance(part, TrainingArguments):
             _refuse_no_steps(part)
@@ -184,10 +187,10 @@ def parse_config_overrides(text: str | None, config_class: Any) -> dict[str, Any
 
 
 def check_output_directory(output_dir: str, resume: str | None) -> None:
-    """Make the directory, lock it for this process's life, and refuse one that holds what the run would write over.
+    """Make the directory, lock it for this process's life, and refuse one that holds files which the run would overwrite.
 
     Args:
-        resume: the checkpoint to go on from; one in `output_dir` lets the run that it belongs to be continued.
+        resume: the checkpoint to resume from; one in `output_dir` lets the run that it belongs to be continued.
 
     Raises:
         UserError: names the directory and what to do.
@@ -196,8 +199,11 @@ def check_output_directory(output_dir: str, resume: str | None) -> None:
     continued = resume is not None and Path(resume).resolve().parent == path.resolve()
     if not continued:
         refuse_a_run(path)
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
+        if made:
+            atexit.register(remove_unused, made)
         probe = path / f".write-test-{os.getpid()}"
         probe.touch()
         probe.unlink()
@@ -206,6 +212,18 @@ def check_output_directory(output_dir: str, resume: str | None) -> None:
     lock_output_directory(output_dir)
     if not continued:
         refuse_a_run(path)  # by a run that ended between the two
+
+
+def remove_unused(made: Sequence[Path]) -> None:
+    """Remove directories that a run made and left empty, innermost first: a misspelt override ends a run after its directory is made."""
+    for folder in made:
+        try:
+            if {entry.name for entry in folder.iterdir()} - {LOCK}:
+                return
+            (folder / LOCK).unlink(missing_ok=True)
+            folder.rmdir()
+        except OSError:  # gone, or somebody else's by now
+            return
 
 
 def keep_best_checkpoint(args: TrainingArguments, metric: str = "eval_loss", greater_is_better: bool = False) -> None:

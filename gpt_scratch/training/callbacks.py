@@ -1,4 +1,4 @@
-"""Trainer callbacks: a line for each log, perplexity, samples, loss on training text, a live curve, a warning when a run overfits."""
+"""Trainer callbacks: a line for each log, perplexity, samples, loss on training text, the curve redrawn live, overfitting."""
 
 import json
 import sys
@@ -17,13 +17,13 @@ from ..plots import plot_losses, plot_or_warn
 from ..tokenization.special_tokens import encode_text
 
 # Of what Trainer and TRL log: how it is called in a line. What is in neither table is shown by its own name.
-SPOKEN = {
+LOG_NAMES = {
     "loss": "loss", "eval_loss": "validation loss", "learning_rate": "learning rate", "grad_norm": "gradient norm",
     "num_input_tokens_seen": "tokens seen", "train_tokens_per_second": "tokens/s", "eval_macro_f1": "macro F1", "eval_roc_auc": "ROC AUC",
 }  # fmt: skip
 COUNTS = ("num_input_tokens_seen", "train_tokens_per_second", "num_tokens")  # stand before their names
-UNSPOKEN = ("epoch", "step", "total_flos")
-UNSPOKEN_ENDS = ("_runtime", "_per_second", "_preparation_time", "_macro_precision", "_macro_recall", "_calibration_error",
+HIDDEN = ("epoch", "step", "total_flos")
+HIDDEN_ENDS = ("_runtime", "_per_second", "_preparation_time", "_macro_precision", "_macro_recall", "_calibration_error",
                  "eval_precision", "eval_recall", "eval_f1")  # fmt: skip
 
 
@@ -40,10 +40,10 @@ def log_line(logs: Mapping[str, Any], step: int, max_steps: int) -> str:
     epoch = f" (epoch {logs['epoch']:.2f})" if "epoch" in logs else ""
     shown = []
     for key, value in logs.items():
-        spoken = SPOKEN.get(key, key.removeprefix("eval_").replace("_", " "))
-        if key in UNSPOKEN or (key not in SPOKEN and key.endswith(UNSPOKEN_ENDS)) or not isinstance(value, (int, float)):
+        name = LOG_NAMES.get(key, key.removeprefix("eval_").replace("_", " "))
+        if key in HIDDEN or (key not in LOG_NAMES and key.endswith(HIDDEN_ENDS)) or not isinstance(value, (int, float)):
             continue
-        shown.append(f"{value:,.0f} {spoken}" if key in COUNTS else f"{spoken} {value:.4g}")
+        shown.append(f"{value:,.0f} {name}" if key in COUNTS else f"{name} {value:.4g}")
     kind = "validation, " if any(key.startswith("eval_") for key in logs) and "eval_loss" not in logs else ""
     return f"step {step:,} of {max_steps:,}{epoch}: {kind}{', '.join(shown)}"
 
@@ -81,7 +81,7 @@ class LogCallback(ProgressCallback):
             print(line, flush=True)
 
 
-def speak_in_lines(trainer: Trainer) -> None:
+def use_log_lines(trainer: Trainer) -> None:
     """Put [`LogCallback`] in the place of the callback by which Trainer prints; a notebook keeps its table."""
     for printing in (PrinterCallback, ProgressCallback):
         if trainer.pop_callback(printing) is not None:

@@ -1,6 +1,7 @@
 """The parts of a classification finetuning: its flags, data, model, what trains, metrics, plots and the table of mistakes."""
 
 import csv
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from ..data.classification import (
 )
 from ..data.opening import Reading
 from ..errors import UserError, one_line
-from ..evaluation.classification import METRIC_PATH, softmax
+from ..evaluation.classification import METRIC_PATH, figures_by_class, softmax
 from ..files import atomic_path
 from ..inference.generation import check_unicode
 from ..inference.loading import check_rows, load_config, load_model, load_tokenizer
@@ -166,7 +167,7 @@ def read_splits(args: ClassificationArguments) -> ClassificationSplits:
     """Texts of train, validation and test, and the class ids; prints the statistics of each split.
 
     Raises:
-        UserError: flags that do not go together, or data that cannot be read or split.
+        UserError: flags that exclude each other, or data that cannot be read or split.
     """
     if args.train_file is None:
         raise UserError("--train_file is missing: give the labelled texts to train on")
@@ -209,10 +210,10 @@ def read_splits(args: ClassificationArguments) -> ClassificationSplits:
 def make_model(
     args: ClassificationArguments, ids: dict[str, int], train: LabelledTexts, seed: int, resume: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The classifier to train, its head new unless the checkpoint is a classifier, and its tokenizer, with one pad token for both.
+    """The classifier to train, its head new unless the checkpoint is a classifier, and its tokenizer, with the same pad token.
 
     Args:
-        resume: the checkpoint that the run goes on from. Its tokenizer is taken where one would be trained.
+        resume: the checkpoint that the run resumes from. Its tokenizer is taken where one would be trained.
 
     Raises:
         UserError: a checkpoint or tokenizer that cannot be loaded, or values that no model can have.
@@ -266,7 +267,7 @@ def choose_trainable(model: PreTrainedModel, args: ClassificationArguments) -> P
 
 
 def what_trains(args: ClassificationArguments) -> str:
-    """As `settle_learning_rate` names it."""
+    """As `set_default_learning_rate` names it."""
     if not args.model_name_or_path:
         return "new"
     return {"head": "head", "all": "all"}.get(str(args.trainable), "some")
@@ -375,16 +376,54 @@ def plot_curves(history: list[dict[str, Any]], train_rows: int, output: Path) ->
     save_lines(examples, {"eval_accuracy": "validation"}, "examples", output / "accuracy", "examples seen", "accuracy")
 
 
-def plot_confusion(matrix: list[list[int]], names: list[str], path: Path) -> None:
-    """The confusion matrix with its counts, PNG and PDF."""
-    figure, axes = new_figure(size=(1.5 + 1.2 * len(names), 1.2 + 1.1 * len(names)))
-    axes.imshow(matrix, cmap="Blues")
-    highest = max(map(max, matrix))
+def plot_confusion(matrix: list[list[int]], names: list[str], path: Path, title: str = "Test texts") -> None:
+    """The confusion matrix, coloured by the share of each row, with its counts, and the rates of each class beside it; PNG and PDF."""
+    figures = figures_by_class(matrix, names)
+    wrapped = ["\n".join(textwrap.wrap(name, 24) or [name]) for name in names]
+    longest = max(len(line) for name in wrapped for line in name.split("\n"))
+    slanted = longest > 10
+    lines = max(name.count("\n") for name in wrapped) + 3
+    cell = max(0.9, 0.17 * lines)
+    figure, axes = new_figure(
+        size=(2.6 + 0.09 * longest + 1.25 * len(names), 2.1 + (0.07 * longest if slanted else 0) + cell * len(names))
+    )
+    shares = [[count / max(1, sum(row)) for count in row] for row in matrix]
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for i, row in enumerate(matrix):
         for j, count in enumerate(row):
-            axes.text(j, i, str(count), ha="center", va="center", color="white" if count > highest / 2 else "black")
-    axes.set_xticks(range(len(names)), names)
-    axes.set_yticks(range(len(names)), names)
+            colour = "white" if shares[i][j] > 0.5 else "black"
+            axes.text(j, i, f"{count:,}\n{shares[i][j]:.0%}", ha="center", va="center", color=colour)
+    axes.set_xticks(
+        range(len(names)),
+        [f"{name}\nprecision {row.precision:.0%}" for name, row in zip(wrapped, figures)],
+        rotation=40 if slanted else 0,
+        ha="right" if slanted else "center",
+        rotation_mode="anchor" if slanted else "default",
+    )
+    axes.set_yticks(
+        range(len(names)),
+        [f"{name}\n{row.texts:,} texts\nrecall {row.recall:.0%}, F1 {row.f1:.2f}" for name, row in zip(wrapped, figures)],
+    )
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
+    axes.set_title(f"{title}: counts, and shares of each true class")
+    figure.colorbar(image, label="share of the row")
     save_figure(figure, path)
+
+
+def warn_of_missed_classes(confusion: list[list[int]], names: list[str], args: ClassificationArguments) -> str | None:
+    """What to say of classes of which no text is recognised, with the flag that helps; `None` where there are none."""
+    missing = [row for row in figures_by_class(confusion, names) if row.texts and not row.recall]
+    if not missing:
+        return None
+    listed = ", ".join(
+        f"{row.name!r} ({row.texts:,} texts, {f'predicted {row.predicted:,} times' if row.predicted else 'never predicted'})"
+        for row in missing
+    )
+    if not args.class_weights:
+        advice = "--class_weights gives rare classes more weight"
+    elif not args.balance_classes:
+        advice = "--balance_classes trains on as many texts of each class as the rarest has"
+    else:
+        advice = "give more texts of them, or a larger --num_train_epochs"
+    return f"warning: no text is recognised of the class{'es' if len(missing) > 1 else ''} {listed}: {advice}"

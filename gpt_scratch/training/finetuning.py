@@ -43,7 +43,7 @@ def load_language_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A language model in fp32 and its tokenizer, with the same special tokens, ready to train on rows padded on the right.
 
-    Without a padding token the end of text pads, which is safe: this package masks by length.
+    Without a padding token the end-of-text token is used, which is safe: this package masks by length.
 
     Raises:
         UserError: no name, a checkpoint or tokenizer that cannot be loaded, more tokens than the model has rows.

@@ -61,7 +61,7 @@ class InstructionArguments(Reading):
     split: str = field(
         default="ordered",
         metadata={
-            "help": "ordered: train, test, validation as they stand in the file, as published. random: shuffled first. files: three files.",
+            "help": "ordered: train, test, validation in the order of the file, as published. random: shuffled first. files: three files.",
             "choices": ["ordered", "random", "files"],
         },
     )
@@ -70,7 +70,7 @@ class InstructionArguments(Reading):
     )
     split_seed: int = field(default=123, metadata={"help": "Seed of --split random, apart from --seed so that runs share it."})
     remove_shared_prompts: bool = field(
-        default=False, metadata={"help": "Leave out training records whose prompt stands in validation or test, too."}
+        default=False, metadata={"help": "Leave out training records whose prompt occurs in validation or test, too."}
     )
     model_name_or_path: str | None = field(default=None, metadata={"help": "A checkpoint of this package to finetune."})
     tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer. Default: the checkpoint's."})
@@ -94,7 +94,7 @@ class InstructionArguments(Reading):
         },
     )
     packing: bool = field(
-        default=False, metadata={"help": "Join several records into a row of --pack_length; they do not see one another."}
+        default=False, metadata={"help": "Pack several records into a row of --pack_length; they do not attend to one another."}
     )
     pack_length: int = field(default=512, metadata={"help": "Tokens of a packed row at most."})
     trainable: str = field(
@@ -169,7 +169,7 @@ def read_splits(args: InstructionArguments) -> InstructionSplits:
     """Train, validation and test; prints the size of each, and the prompts that they share with train.
 
     Raises:
-        UserError: flags that do not go together, or data that cannot be read or split.
+        UserError: flags that exclude each other, or data that cannot be read or split.
     """
     if args.train_file is None:
         raise UserError("--train_file is missing: give the records to train on")
@@ -194,7 +194,7 @@ def read_splits(args: InstructionArguments) -> InstructionSplits:
         shared_with_train = "" if name == "train" else f", {result.prompts_in_train(name)} of their prompts also in train"
         print(f"{name}: {len(part):,} records{shared_with_train}")
     if removed:
-        print(f"{removed:,} training records were left out: their prompts stand in validation or test")
+        print(f"{removed:,} training records were left out: their prompts occur in validation or test")
     return result
 
 
@@ -205,7 +205,7 @@ def prepare_data(
     tokenizer: PreTrainedTokenizerBase,
     training_args: TrainingArguments,
 ) -> InstructionData:
-    """Encode every split with the chat template of `prompt_style`, which the tokenizer gets; prints what came of it.
+    """Encode every split with the chat template of `prompt_style`, which the tokenizer gets; prints statistics of each split.
 
     Raises:
         UserError: a template without markers, a row without a trainable token.

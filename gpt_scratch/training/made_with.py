@@ -1,7 +1,7 @@
 """What a training checkpoint was made with: written beside it as `.made_with.json`, and compared when a run is resumed.
 
-A resumed run goes on with the same function, ids, rows and random numbers, or it does not go on: another architecture or tokenizer, other
-data, classes, trained parameters or another seed are an error. Other settings, such as the learning rate or the number of epochs, may be
+A run resumes only with the same function, ids, rows and random numbers: another architecture or tokenizer, other data, classes, trained
+parameters or another seed are an error. Other settings, such as the learning rate or the number of epochs, may be
 changed, and each change is named.
 """
 
@@ -24,7 +24,7 @@ from ..progress import bar
 FILE = ".made_with.json"  # hidden, so that it does not go to the Hub
 ROWS = 4096  # of a data set whose content is compared, evenly spread; all of a smaller one. Their number is compared in any case
 STREAMED_ROWS = 32  # the first ones of a stream
-# Of a configuration: what says nothing about the function, or is named with the settings (dropout) or by itself (classes).
+# Of a configuration: what does not change the function, or is compared with the settings (dropout) or by itself (classes).
 NOT_ARCHITECTURE = {
     *(
         "_name_or_path",
@@ -47,7 +47,7 @@ NOT_ARCHITECTURE = {
     ),
     *("bos_token_id", "eos_token_id", "pad_token_id"),
 }
-# Beginnings of the names of flags that do not change what is learned, or that are compared by what they lead to.
+# Prefixes of flags that do not change what is learned, or whose effect is compared.
 NOT_COMPARED = (
     *(
         "_",
@@ -144,15 +144,15 @@ def write(made_with: dict[str, Any], checkpoint: Path) -> None:
 
 
 def compare(made_with: dict[str, Any], checkpoint: str) -> list[str]:
-    """What differs between a run and the checkpoint it goes on from, a line each, without what is refused.
+    """What differs between a run and the checkpoint that it resumes from, a line each, without what is refused.
 
     Raises:
-        UserError: what cannot be changed in the middle of a run; names each change and how to go on.
+        UserError: what cannot be changed in the middle of a run; names each change and what to do.
     """
     path = Path(checkpoint) / FILE
     if not path.exists():
         return [
-            f"{path.parent.name} does not say what it was made with ({FILE}): make sure yourself that data, tokenizer and seed are the same"
+            f"{path.parent.name} does not say what it was made with ({FILE}): check that data, tokenizer and seed are the same"
         ]
     try:
         before = read_json_object(path)

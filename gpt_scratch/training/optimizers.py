@@ -34,7 +34,7 @@ def default_learning_rate(parameters: int, trained: str) -> float:
     return min(5e-3, 6e-4 * (124e6 / parameters) ** 0.3) * SHARES[trained][0]
 
 
-def settle_learning_rate(args: TrainingArguments, parameters: int, trained: str) -> None:
+def set_default_learning_rate(args: TrainingArguments, parameters: int, trained: str) -> None:
     """Set learning rate, warm-up and decay in `args` where no flag gave the learning rate; says so in one line.
 
     Args:

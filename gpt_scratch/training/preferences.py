@@ -1,4 +1,4 @@
-"""The parts of learning from preferences with TRL: flags, pairs, and a trainer for each method (DPO, reward model, GRPO).
+"""The parts of preference training with TRL: flags, pairs, and a trainer for each method (DPO, reward model, GRPO).
 
 DPO (Rafailov et al. 2023) trains a finetuned model on pairs at once. The classical chain takes two steps: a reward model, which is this
 package's classifier with one label (Ouyang et al. 2022), then GRPO (Shao et al. 2024), which lets the model answer and reinforces the
@@ -33,13 +33,13 @@ CURVES = {
         (
             "accuracy",
             {"rewards/accuracies": "training", "eval_rewards/accuracies": "validation"},
-            "share of pairs ranked rightly",
+            "share of pairs ranked correctly",
         ),
     ],
     "reward": [
         ("loss", {"loss": "training", "eval_loss": "validation"}, "loss"),
         ("margins", {"margin": "training", "eval_margin": "validation"}, "reward margin, chosen - rejected"),
-        ("accuracy", {"accuracy": "training", "eval_accuracy": "validation"}, "share of pairs ranked rightly"),
+        ("accuracy", {"accuracy": "training", "eval_accuracy": "validation"}, "share of pairs ranked correctly"),
     ],
     "grpo": [
         ("reward", {"reward": "training", "eval_reward": "validation"}, "mean reward"),
@@ -64,12 +64,12 @@ class PreferenceArguments(Reading):
     )
     split_fractions: list[float] = field(
         default_factory=lambda: [0.85, 0.05, 0.1],
-        metadata={"help": "Shares of train, validation and test, as they stand in the file."},
+        metadata={"help": "Shares of train, validation and test, in the order of the file."},
     )
     model_name_or_path: str | None = field(default=None, metadata={"help": "A finetuned checkpoint of this package."})
     allow_non_finite: bool = field(
         default=False,
-        metadata={"help": "Go on where the loss or the gradient's norm is NaN or infinite, which ends a run otherwise."},
+        metadata={"help": "Continue when the loss or the gradient's norm is NaN or infinite; by default this ends the run."},
     )
     reward_model: str | None = field(default=None, metadata={"help": "With grpo: a model trained by the method reward."})
     prompt_style: str = field(
@@ -86,7 +86,7 @@ def import_trl() -> Any:
     try:
         import trl
     except ImportError as error:
-        raise UserError('learning from preferences needs trl: pip install "gpt_scratch[trl]"') from error
+        raise UserError('preference training needs trl: pip install "gpt_scratch[trl]"') from error
     bound_chat_templates()
     return trl
 
@@ -211,7 +211,7 @@ def load_reward_model(name: str) -> tuple[Any, PreTrainedTokenizerBase]:
     config = load_config(name)
     if config.num_labels != 1 or "ForSequenceClassification" not in (config.architectures or [""])[0]:
         raise UserError(
-            f"--reward_model {name} is no reward model, which is a classifier with one label: train one with the method reward"
+            f"--reward_model {name} is not a reward model, which is a classifier with one label: train one with the method reward"
         )
     tokenizer = load_tokenizer(name)
     check_rows(tokenizer, config, name)

@@ -294,7 +294,8 @@ def make_callbacks(
         callbacks.append(TrainingLossCallback(first_rows(data.train, args.eval_train_blocks)))
     callbacks += [OverfittingCallback(), CurveCallback(title)]
     if args.sample_tokens:
-        prompts = args.sample_prompt or [tokenizer.decode(data.validation.tokens(0, 8))]
+        beginning = data.validation.tokens(0, 8).tolist()
+        prompts: list[Any] = args.sample_prompt or [(tokenizer.decode(beginning), beginning)]
         callbacks.append(SamplesCallback(tokenizer, prompts, args.sample_tokens, args.sample_temperature))
     if args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))

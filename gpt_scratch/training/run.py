@@ -1,17 +1,18 @@
-"""What every training script does around `trainer.train()`: choose a checkpoint, collect facts, leave a whole directory behind."""
+"""What every training script does around `trainer.train()`: choose a checkpoint, record figures, write the whole directory."""
 
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import transformers
 from transformers import Trainer
 
 from ..errors import UserError, innermost, one_line
-from ..files import write_json
+from ..files import swapped_directory, write_json
 from ..progress import named
 from ..provenance import describe_environment, without_folders
 from ..reference_outputs import FILE, write_reference_outputs
@@ -73,6 +74,13 @@ def write_record(trainer: Trainer, script_args: Any, metrics: dict[str, Any]) ->
     return record
 
 
+def save_adapter(trainer: Trainer) -> None:
+    """Write the adapter that was trained to OUTPUT/adapter, whole or not at all; one that stood there is replaced."""
+    is_main = trainer.is_world_process_zero()
+    with swapped_directory(Path(trainer.args.output_dir) / "adapter") if is_main else TemporaryDirectory() as folder:
+        trainer.model.save_pretrained(str(folder), is_main_process=is_main)
+
+
 def run_figures(trainer: Trainer, train_seconds: float | None) -> dict[str, Any]:
     """What the record of every run holds: its length in steps, epochs and seconds."""
     return {"steps": trainer.state.global_step, "epochs": trainer.state.epoch, "train_seconds": train_seconds}
@@ -96,11 +104,11 @@ def evaluation_curve(history: Sequence[Mapping[str, Any]], *columns: str) -> lis
 
 
 def _write_reference_outputs(folder: Path) -> None:
-    """From the files just written, so that sharded and merged models need nothing of their own. A failure does not cost the run."""
+    """From the files just written, so that sharded and merged models need nothing of their own. A failure does not fail the run."""
     try:
         with named("computing the reference outputs"):
             write_reference_outputs(folder)
-    except Exception as error:  # the model is saved, whatever went wrong here
+    except Exception as error:  # the model is saved, whatever fails here
         (folder / FILE).unlink(missing_ok=True)  # of a run before this one
         print(
             f"warning: the model is saved, but not what it computes ({FILE}), so it cannot be verified later: {one_line(innermost(error))}"

@@ -20,9 +20,7 @@ from gpt_scratch.analysis.next_token import (
     sampling_distribution,
     write_surprise_html,
 )
-from gpt_scratch.analysis.runs import plot_histories
 from gpt_scratch.errors import UserError
-from gpt_scratch.plots import plot_losses
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
 # results.md: the nine logits of the book's section 5.3.1, and what it prints for them
@@ -147,14 +145,6 @@ def test_tokens_and_names_are_no_html(tmp_path):
     for word in HOSTILE:
         assert tags([word], word) == plain
     assert "title>bad\\udce9<" in write_surprise_html([], tmp_path / "text.html", "bad\udce9").read_text(encoding="utf-8")
-
-
-@pytest.mark.fault("names of runs and models that are formulas which matplotlib cannot read, in plots", seconds=30, mebibytes=300)
-def test_names_are_no_formulas(tmp_path):
-    log = [{"loss": 2.0, "step": 1}, {"loss": 1.0, "step": 2}]
-    name = "a$\\frac$b"
-    assert len(plot_histories({name: log}, tmp_path / "runs", title=name)) == 2
-    assert len(plot_losses(log, tmp_path / "losses", title=name)) == 2
 
 
 def test_bars_are_sorted_and_the_prompt_is_named(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ def test_rows_are_measured_and_other_models_rows_are_kept(script, checkpoint, tm
     module = script("measure_roads")
     text, output = tmp_path / "text.txt", tmp_path / "compatibility.json"
     text.write_text("The cat sat on the mat, and they're at 12 o'clock. " * 40)
-    other = {"model": "other", "integration": "original", "what": "", "version": "1"}
+    other = {"model": "other", "road": "original", "what": "", "version": "1"}
     output.write_text(json.dumps({"rows": [other], "runs": {}}))
     names = ["original", "Trainer", "GGUF f32", "GGUF q8_0"]
     argv = [
@@ -33,7 +33,12 @@ def test_rows_are_measured_and_other_models_rows_are_kept(script, checkpoint, tm
     assert exact["difference"] < 1e-4 and exact["perplexity"] == pytest.approx(original["perplexity"], rel=1e-5)
     assert rounded["difference"] > 1e-3 and rounded["bytes"] < exact["bytes"]
     record = json.loads(output.read_text())
-    assert [row["integration"] for row in record["rows"]] == ["original", *names] and record["rows"][0] == other
+    assert [row["integration"] for row in record["rows"]] == ["original", *names] and record["rows"][0] == {
+        "model": "other",
+        "integration": "original",
+        "what": "",
+        "version": "1",
+    }
     assert output.with_suffix(".md").read_text().count("\n") == 7
 
 

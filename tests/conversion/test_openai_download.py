@@ -246,7 +246,7 @@ def test_a_file_of_a_wrong_size_that_is_there_is_refused(contents, tmp_path):
 def test_a_server_that_states_no_size_is_refused(contents, tmp_path):
     with (
         Server(contents, lengths=False).running() as url,
-        pytest.raises(UserError, match="checkpoint: the server does not tell the size"),
+        pytest.raises(UserError, match="checkpoint: the server does not state the size"),
     ):
         download_openai_checkpoint("124M", tmp_path, [url])
     assert files(tmp_path) == {}

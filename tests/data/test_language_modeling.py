@@ -160,6 +160,73 @@ def test_split_by_characters_is_the_books_and_cuts_a_document_in_two():
         split_documents(documents, 99.99, by="characters")
 
 
+def test_a_split_by_documents_cuts_between_the_nearest_two():
+    documents = documents_of(datasets.Dataset.from_list([{"text": f"{i} " * 50} for i in range(10)]))
+    train, validation = split_documents(documents, 15)
+    assert (len(train), len(validation)) == (8, 2) or (len(train), len(validation)) == (9, 1)
+    assert train[-1]["end"] and [row["text"] for row in train] + [row["text"] for row in validation] == documents["text"][:]
+    two = documents_of(datasets.Dataset.from_list([{"text": "a" * 700}, {"text": "b" * 300}]))
+    assert [row["text"][0] for part in split_documents(two, 20) for row in part] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "percentage", "first", "where"),
+    [
+        ("One two.\n\nThree four.\nFive six.", 50, "One two.\n\n", "the end of a paragraph"),
+        ("aaaa aaaa\n" * 10, 20, "aaaa aaaa\n" * 8, "the end of a line"),
+        ("word " * 100, 33, "word " * 66 + "word", "the end of a word"),
+        ("漢" * 100, 10, "漢" * 90, "a character"),
+    ],
+)
+def test_one_long_document_is_cut_at_an_end(monkeypatch, capsys, text, percentage, first, where):
+    monkeypatch.setattr(opening, "_said", set())
+    documents = documents_of(datasets.Dataset.from_list([{"text": text}]))
+    train, validation = split_documents(documents, percentage)
+    assert [(row["text"], row["end"]) for row in train] == [(first, False)]
+    assert "".join(row["text"] for row in validation) == text[len(first) :] and validation[-1]["end"]
+    assert f"so one is cut at {where}" in capsys.readouterr().err
+
+
+def test_a_split_never_cuts_a_row_where_it_can_be_helped():
+    """As 2,400 stories of unlike lengths: as many documents come out as went in."""
+    rng = np.random.default_rng(0)
+    documents = documents_of(datasets.Dataset.from_list([{"text": "story " * int(n)} for n in rng.integers(20, 60, 240)]))
+    train, validation = split_documents(documents, 10)
+    assert sum(train["end"]) + sum(validation["end"]) == 240 and train[-1]["end"] and len(validation) in range(15, 35)
+
+
+def test_marks_in_the_text_separate_documents_on_demand(tmp_path, tokenizer, monkeypatch):
+    end = "<|endoftext|>"
+    file = tmp_path / "text.txt"
+    file.write_text(f"One day{end}Anna lost {end}her key{end}\n", encoding="utf-8")
+    for size in (1, 3, 7, 1 << 20):  # a mark may stand across two blocks of a read
+        monkeypatch.setattr(opening, "READ_BYTES", size)
+        pieces = list(readers.read_pieces([str(file)], end_mark=end))
+        assert "".join(piece.text for piece in pieces) == f"One day{end}Anna lost {end}her key{end}"
+        assert sum(piece.end for piece in pieces) == 3
+    source = Source((str(file),), end_mark=end)
+    rows = tokenize_documents(source.documents(), tokenizer, parse_special_tokens=True)["input_ids"]
+    eos = tokenizer.eos_token_id
+    assert [list(row) for row in rows] == [[*tokenizer(text)["input_ids"], eos] for text in ("One day", "Anna lost ", "her key")]
+    streamed = list(stream_blocks(source, tokenizer, BlockSettings(4, 4, parse_special_tokens=True)))
+    assert [token for row in streamed for token in row["input_ids"].tolist()] == [token for row in rows for token in row][
+        : 4 * len(streamed)
+    ]
+    plain = tokenize_documents(documents_from_files([str(file)]), tokenizer)["input_ids"]
+    assert sum(list(row).count(eos) for row in plain) == 1  # the end of the file
+
+
+def test_what_was_said_of_a_file_is_said_when_it_comes_from_the_cache(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "a\\ud83d"}\n{"text": "b"}\n{"text": ""}\n', encoding="utf-8")
+    for _ in range(2):
+        monkeypatch.setattr(opening, "_said", set())
+        documents = documents_from_files([str(file)], reading=opening.Reading(replace_invalid=True, skip_empty=True))
+        assert documents["text"][:] == ["a\ufffd", "b"]
+        told = capsys.readouterr().err
+        assert "replaced by U+FFFD in 1 rows" in told and "1 rows with an empty text were left out" in told
+
+
 def test_counts_account_for_every_token(tokenizer):
     documents = documents_of(datasets.Dataset.from_list([{"text": TEXT}, {"text": TEXT[:100]}]))
     _, counts = make_blocks(documents, tokenizer, BlockSettings(16))

@@ -40,7 +40,7 @@ ANSWERS = {
     "a drip without end": (lambda c: endless(c, HEAD + b"\r\n{", b" ", 0.05), "did not end in time"),
     "gigabytes": (lambda c: endless(c, HEAD + b"\r\n", bytes(1 << 20), 0), "more than 1,048,576 bytes"),
     "2.5 GB promised": (lambda c: endless(c, HEAD + b"Content-Length: 2500000000\r\n\r\n", bytes(1 << 20), 0), "more than"),
-    "gzip": (lambda c: c.sendall(reply(gzip.compress(bytes(10**8)), "Content-Encoding: gzip")), "is packed (gzip)"),
+    "gzip": (lambda c: c.sendall(reply(gzip.compress(bytes(10**8)), "Content-Encoding: gzip")), "is compressed (gzip)"),
     "a redirect": (lambda c: c.sendall(reply(b"", "Location: file:///etc/passwd", status="302 Found")), "redirects (status 302)"),
     "a kept redirect": (
         lambda c: c.sendall(reply(b"", "Location: http://127.0.0.1:9/", status="307 Go")),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
+from gpt_scratch.benchmarking.time_to_loss import evaluated_history
 from gpt_scratch.errors import UserError
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
@@ -79,6 +80,43 @@ def test_runs_from_nothing_but_their_logs(script, tmp_path):
         run(script, "runs", runs[0])
 
 
+HOSTILE_LOGS = {
+    "a list": "[]",
+    "nested 200,000 deep": "[" * 200_000,
+    "no JSON": "\x00",
+    "a log that is a text": '{"log_history": "text"}',
+    "a log of numbers": '{"log_history": [5]}',
+    "metrics that are a list": '{"metrics": []}',
+    "a curve that is a number": '{"metrics": {"curve": 5}}',
+    "an entry without a step": '{"log_history": [{"loss": 1, "eval_loss": 2}]}',
+    "a step that is a text": '{"log_history": [{"step": "1", "eval_loss": 2}]}',
+    "a step that is NaN": '{"log_history": [{"step": NaN, "eval_loss": 2}]}',
+    "a loss that is a list": '{"log_history": [{"step": 1, "eval_loss": [2]}]}',
+    "a loss that is null": '{"log_history": [{"step": 1, "eval_loss": null}]}',
+    "a loss of 400 digits": '{"log_history": [{"step": 1, "eval_loss": ' + "9" * 400 + "}]}",
+    "a step of 5,000 digits": '{"log_history": [{"step": ' + "9" * 5_000 + "}]}",
+    "an epoch of 1e300": '{"log_history": [{"step": 1, "epoch": 1e300, "eval_loss": 2}]}',
+}
+
+
+@pytest.mark.fault(
+    "a trainer_state.json or metrics.json of a stranger's run, drawn: lists, texts, NaN, huge numbers", seconds=20, mebibytes=400
+)
+def test_the_log_of_a_stranger_is_refused_in_one_line(script, tmp_path):
+    for name, text in HOSTILE_LOGS.items():
+        (tmp_path / "trainer_state.json").write_text(text, encoding="utf-8")
+        with pytest.raises(UserError) as refusal:
+            run(script, "runs", str(tmp_path))
+        assert (
+            "holds no log of a run" in str(refusal.value) and "\n" not in str(refusal.value) and len(str(refusal.value)) < 500
+        ), name
+        with pytest.raises(UserError):
+            evaluated_history(str(tmp_path))
+    log = [{"step": step, "eval_loss": loss} for step, loss in enumerate([3.0, float("inf"), float("nan"), 1e29, 2])]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": log}), encoding="utf-8")
+    assert len(run(script, "runs", str(tmp_path), "--output", str(tmp_path / "drawn"))["files"]) == 2
+
+
 def test_bad_input(script, folder, tmp_path):
     with pytest.raises(UserError, match="layer 2: this model has layers 0 to 1"):
         run(script, "attention", folder, "--text", "One", "--layer", "2", "--output", str(tmp_path / "x"))
@@ -115,7 +153,8 @@ def test_each_flag_counts(script, folder, tmp_path):
         "2.0"
     ]
     assert few[0][1] == pytest.approx(1)
-    summary = run(script, "summary", folder, "--batch", "3", "--length", "10", "--tokens", "600", "--flops", "1e9", "--json")
-    other = run(script, "summary", folder, "--batch", "6", "--length", "20", "--tokens", "1200", "--flops", "1e6", "--json")
-    same = {name for name in summary if summary[name] == other[name]}
-    assert {"parameters"} <= same and len(summary.keys() - same) >= 3, (summary, other)
+    flags = {"--batch": "3", "--length": "10", "--tokens": "600", "--flops": "1e9"}
+    first = run(script, "summary", folder, *(word for pair in flags.items() for word in pair), "--json")
+    for flag, other in {"--batch": "6", "--length": "20", "--tokens": "1200", "--flops": "1e6"}.items():
+        changed = run(script, "summary", folder, *(word for pair in (flags | {flag: other}).items() for word in pair), "--json")
+        assert changed != first and changed["parameters"] == first["parameters"], flag

@@ -1,6 +1,7 @@
-"""A resumed run takes its own settings, and an evaluation that fails costs no steps. Kills and damage: test_survival.py, test_resume.py."""
+"""A resumed run takes its own settings, an evaluation that fails costs no steps, and old checkpoints are removed in order. Kills and damage: test_survival.py, test_resume.py."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from tiny_models import tiny_model, token_ids
 from transformers import EarlyStoppingCallback, default_data_collator
 
 from gpt_scratch.training.arguments import ScratchTrainingArguments
-from gpt_scratch.training.checkpoints import MANIFEST, ResumableTrainer
+from gpt_scratch.training.checkpoints import MANIFEST, ResumableTrainer, rotate
 
 ROWS = [{"input_ids": row, "labels": row} for row in token_ids(16, 8)]
 
@@ -97,3 +98,24 @@ def test_an_evaluation_that_fails_costs_no_steps(tmp_path, capsys):
     assert [entry["step"] for entry in again.state.log_history if "eval_loss" in entry] == [3, 4]
     state = json.loads((tmp_path / "checkpoint-3" / "trainer_state.json").read_text(encoding="utf-8"))
     assert state["global_step"] == 3
+
+
+def test_checkpoints_give_way_by_their_steps_whatever_the_clock_says(tmp_path):
+    """The newest has the oldest time, as after a clock that went back; what this package did not write stays."""
+    for step, time in ((2, 4000), (4, 3000), (6, 2000), (8, 1000)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / MANIFEST).write_text("{}", encoding="utf-8")
+        os.utime(tmp_path / f"checkpoint-{step}", (time, time))
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-notes").mkdir()
+
+    def left() -> set[str]:
+        return {path.name.removeprefix("checkpoint-") for path in tmp_path.iterdir()} - {"1", "notes"}
+
+    rotate(tmp_path, tmp_path / "checkpoint-8", 3, None)
+    assert left() == {"4", "6", "8"}
+    rotate(tmp_path, tmp_path / "checkpoint-6", 2, None)  # 8 is of an attempt that was given up
+    assert left() == {"4", "6"}
+    rotate(tmp_path, tmp_path / "checkpoint-6", 1, str(tmp_path / "checkpoint-4"))
+    assert left() == {"4", "6"}
+    assert (tmp_path / "checkpoint-1").is_dir() and (tmp_path / "checkpoint-notes").is_dir()

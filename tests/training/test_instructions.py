@@ -9,11 +9,12 @@ from tiny_models import tiny_model
 from transformers import EarlyStoppingCallback, TrainerState
 
 from gpt_scratch.data.instruction import IGNORED, InstructionCollator
+from gpt_scratch.data.padding import padding_share
 from gpt_scratch.errors import UserError
 from gpt_scratch.evaluation.perplexity import evaluate_loss
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 from gpt_scratch.training.callbacks import SamplesCallback
-from gpt_scratch.training.finetuning import load_language_model, padding_share
+from gpt_scratch.training.finetuning import load_language_model
 from gpt_scratch.training.instructions import (
     InstructionArguments,
     figures_of_run,

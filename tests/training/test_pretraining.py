@@ -11,6 +11,7 @@ from tiny_models import tiny_model, token_ids
 from transformers import AutoTokenizer, EarlyStoppingCallback, TrainerState, TrainingArguments
 
 from gpt_scratch import GPTScratchConfig
+from gpt_scratch.data.language_modeling import LanguageModelingData
 from gpt_scratch.errors import UserError
 from gpt_scratch.evaluation.perplexity import evaluate_loss
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
@@ -19,7 +20,6 @@ from gpt_scratch.training.callbacks import SamplesCallback, TrainingLossCallback
 from gpt_scratch.training.losses import set_language_modeling_loss
 from gpt_scratch.training.pretraining import (
     PretrainingArguments,
-    PretrainingData,
     check_arguments,
     make_callbacks,
     make_model,
@@ -47,8 +47,8 @@ def rows(seed: int, count: int = 5) -> Rows:
     return Rows({"input_ids": row, "labels": row} for row in token_ids(count, 8, seed=seed))
 
 
-def data() -> PretrainingData:
-    return PretrainingData(rows(1), rows(2), {"train": {"tokens": 40}})
+def data() -> LanguageModelingData:
+    return LanguageModelingData(rows(1), rows(2), {"train": {"tokens": 40}})
 
 
 def arguments(tmp_path, **given) -> TrainingArguments:
@@ -203,7 +203,7 @@ def test_flags_that_do_not_go_together(tmp_path, flags, message):
         check_arguments(PretrainingArguments(train_file=[str(tmp_path / "text.txt")], **flags), arguments(tmp_path))
 
 
-def run(script, monkeypatch, tmp_path, *flags: str) -> tuple[dict, PretrainingData]:
+def run(script, monkeypatch, tmp_path, *flags: str) -> tuple[dict, LanguageModelingData]:
     """The record of a run of one step, and the data that it was made on."""
     module, seen = script("pretrain"), []
     monkeypatch.setattr(module, "measure", lambda trainer, data, *rest: seen.append(data) or measure(trainer, data, *rest))

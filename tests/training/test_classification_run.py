@@ -145,7 +145,7 @@ def test_texts_are_cut_at_the_length_of_the_flag(table, tokenizer, flag, positio
 def test_the_loss_follows_the_flags(table, tokenizer):
     splits = read(table)
     data = encode_splits(ClassificationArguments(), splits, classifier(tokenizer), tokenizer)
-    outputs, labels = SimpleNamespace(logits=torch.tensor([[2.0, 0.0], [2.0, 0.0]])), torch.tensor([0, 1])
+    outputs, labels = SimpleNamespace(logits=torch.tensor([[2.0, 0.0], [5.0, 0.0]])), torch.tensor([0, 1])
     log_p = outputs.logits.log_softmax(-1)
     assert make_loss(ClassificationArguments(), SimpleNamespace(label_smoothing_factor=0.0), data) == {}  # the model's own
     weighted = make_loss(ClassificationArguments(class_weights=True), SimpleNamespace(label_smoothing_factor=0.0), data)[
