@@ -184,7 +184,7 @@ def _book_classifier(path: Path, source: Source, values: dict[str, Any], options
                 f"out_head.weight depend on one another (error {remainder:.1e})"
             )
         replaced[shift] = new
-        notes.append(f"the bias of out_head was moved into {shift}, which gives the same scores (to {error:.0e})")
+        notes.append(f"the bias of out_head was moved into {shift}, which gives the same scores (to {remainder:.0e})")
     names = {name: name for name in described if name != "out_head.bias"}
     classes = described["out_head.weight"].shape[0]
     labels: dict[str, Any] = {"num_labels": classes}
