@@ -101,8 +101,8 @@ class PerplexityCallback(TrainerCallback):
 class TrainingLossCallback(TrainerCallback):
     """After each evaluation, the loss on a fixed part of the training rows, without dropout: `train_eval_loss`.
 
-    The `loss` that Trainer logs is a mean over steps while the weights change, with dropout; it cannot be laid beside
-    the validation loss. The book and nanoGPT measure training loss this way.
+    The `loss` that Trainer logs is a mean over steps while the weights change, with dropout; it cannot be compared
+    with the validation loss. The book and nanoGPT measure training loss this way.
     """
 
     def __init__(self, rows: Sequence[dict]):
@@ -161,7 +161,7 @@ class SamplesCallback(TrainerCallback):
 
     def _continue(self, model, ids: list[int]) -> str:
         ids = ids or [self.tokenizer.eos_token_id]
-        # The prompt gives way where both do not fit: absolute positions end at max_position_embeddings.
+        # The prompt is cut where both do not fit: absolute positions end at max_position_embeddings.
         ids = ids[-max(1, model.config.max_position_embeddings - self.max_new_tokens) :]
         pad_id = padding_id(self.tokenizer)
         sampling: dict[str, Any] = {"top_k": 50} if self.temperature else {}

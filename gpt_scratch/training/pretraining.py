@@ -91,7 +91,7 @@ class PretrainingArguments(Reading):
     )
     model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "A checkpoint to go on from with fresh optimizer, and its tokenizer. Default: new weights."},
+        metadata={"help": "A checkpoint to start from, with a fresh optimizer, and its tokenizer. Default: new weights."},
     )
     config_overrides: str | None = field(
         default=None, metadata={"help": "Of a new model: n_embd=384,n_layer=6,... or a JSON object of GPTScratchConfig's fields."}
@@ -147,7 +147,7 @@ def check_arguments(args: PretrainingArguments, training_args: TrainingArguments
         raise UserError("--streaming needs --tokenizer_name: a tokenizer cannot be trained on text that is not read beforehand")
     if args.streaming and args.dataset_name and not args.validation_file and training_args.dataloader_num_workers > 1:
         raise UserError(
-            "--streaming a data set with several --dataloader_num_workers needs --validation_file: workers share the stream out among "
+            "--streaming a data set with several --dataloader_num_workers needs --validation_file: workers divide the stream among "
             "themselves, and could not leave out the same documents"
         )
     if args.model_name_or_path and args.config_overrides:
@@ -202,10 +202,10 @@ def open_tokenizer(name: str, model_max_length: int) -> PreTrainedTokenizerBase:
 def prepare_data(
     args: PretrainingArguments, config: GPTScratchConfig, resume: str | None = None
 ) -> tuple[LanguageModelingData, PreTrainedTokenizerBase]:
-    """Read, split, tokenize and cut; prints what came of each split.
+    """Read, split, tokenize and cut; prints statistics of each split.
 
     Args:
-        resume: the checkpoint that the run goes on from. Its tokenizer is taken where one would be trained.
+        resume: the checkpoint that the run resumes from. Its tokenizer is taken where one would be trained.
 
     Raises:
         UserError: data that cannot be read or is shorter than one block, a tokenizer that does not fit the model.
@@ -319,7 +319,7 @@ def describe_model(model: PreTrainedModel) -> str:
 
 
 def measure(trainer, data: LanguageModelingData, train_seconds: float | None, eval_train_blocks: int) -> dict[str, Any]:
-    """What the run ends with: exact token-weighted losses, the best and first validation losses, speed, tokens seen."""
+    """The final figures: exact token-weighted losses, the best and first validation losses, speed, tokens seen."""
     history, batch_size = trainer.state.log_history, trainer.args.per_device_eval_batch_size
     speeds = [entry["train_tokens_per_second"] for entry in history if "train_tokens_per_second" in entry]
     validation = evaluate_loss(trainer.model, data.validation, batch_size, name="measuring the validation text")

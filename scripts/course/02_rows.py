@@ -242,8 +242,8 @@ print(check_2(inputs_and_targets))
 # | what | where |
 # |---|---|
 # | rows over an Arrow table | `gpt_scratch/data/blocks.py`, `TokenBlocks` |
-# | positions and labels of stories in one row | `gpt_scratch/data/language_modeling.py`, `block_row` |
-# | the same from a stream that never ends | `gpt_scratch/data/language_modeling.py`, `StreamedBlocks` |
+# | positions and labels of stories in one row | `gpt_scratch/data/blocks.py`, `block_row` |
+# | the same from a stream that never ends | `gpt_scratch/data/blocks.py`, `StreamedBlocks` |
 # | the shift by one | `gpt_scratch/loss_gpt_scratch.py`, `_targets` |
 # | no attention across stories | `gpt_scratch/positions_gpt_scratch.py`, `find_documents` |
 #

@@ -222,6 +222,8 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
+# Only the factor differs. The reward alone can only push answers up, those it draws most often most of all; the comparison within the group also pushes down what was worse than usual.
+#
 # Two things that this small example does not need, and large ones do. Answers of many tokens: each token's log probability gets the factor of the whole answer. And several steps on the same drawn answers: then the
 # probabilities have moved since they were drawn, and the ratio of new to old, cut off at 0.8 and 1.2, takes the place of the logarithm (Schulman et al. 2017).
 #

@@ -46,7 +46,13 @@ def execute(path: Path, parameters: dict | None = None, timeout: int = 600):
     with tempfile.TemporaryDirectory() as sockets:
         if sys.platform != "win32":  # files of this user alone, in place of ports that any user of the machine could read
             config.KernelManager.transport, config.KernelManager.ip = "ipc", f"{sockets}/kernel"
-        settings = {"timeout": timeout, "startup_timeout": timeout, "kernel_name": "python3", "config": config}
+        settings = {
+            "timeout": timeout,
+            "startup_timeout": timeout,
+            "kernel_name": "python3",
+            "coalesce_streams": True,
+            "config": config,
+        }
         NotebookClient(notebook, resources={"metadata": {"path": str(COURSE)}}, **settings).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times of day, which would differ in every run

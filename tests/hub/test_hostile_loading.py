@@ -9,8 +9,8 @@ from huggingface_hub import constants
 from stand_in_hub import Blob, Repo
 from tiny_models import tiny_model
 
+from gpt_scratch import downloads
 from gpt_scratch.errors import UserError
-from gpt_scratch.hub import downloads
 from gpt_scratch.inference.loading import load_language_model
 from gpt_scratch.reference_outputs import write_reference_outputs
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
@@ -42,6 +42,7 @@ def ready(hub, files, logged_in, monkeypatch, tmp_path):
     repo = Repo(private=False)
     repo.commit("main", {name: Blob(data, name.endswith(".safetensors")) for name, data in files.items()}, "first")
     hub.repos["ada/model"] = repo
+    hub.objects |= {blob.sha256: blob.content for blob in repo.commits[repo.branches["main"]].values() if blob.lfs}
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         monkeypatch.setattr(constants, name, str(tmp_path / "cache" / "hub"), raising=False)
     yield hub
@@ -107,15 +108,18 @@ def test_another_answer_is_one_line(ready, name):
 @pytest.mark.parametrize("place", [r"/resolve/.*/config\.json$", r"model\.safetensors$|/lfs/|/cdn/"])
 def test_a_file_without_end_is_ended(ready, monkeypatch, place):
     monkeypatch.setattr(downloads, "UNCLAIMED", 20 * 2**20)
-    attack(ready, place, endless=True, headers={"X-Linked-Size": str(10**12)})
+    attack(ready, place, endless=True, headers={"X-Linked-Size": str(10**10)})
     assert "sends more than 20,971,520 bytes" in refused()
     assert ready.sent < 200 * 2**20
 
 
-@pytest.mark.fault("a Hub that says a file has 10^15 bytes, more than the disk", **BOUNDS)
-def test_a_file_larger_than_the_disk_is_not_begun(ready):
-    attack(ready, r"model\.safetensors$|/lfs/|/cdn/", headers={"Content-Length": str(10**15), "X-Linked-Size": str(10**15)})
-    assert "has 1,000,000,000,000,000 bytes, and" in refused()
+@pytest.mark.fault("a Hub that says a file has 10 GB where the disk has room for less, or 10^15 bytes", **BOUNDS)
+def test_a_file_larger_than_the_disk_is_not_begun(ready, monkeypatch):
+    monkeypatch.setattr(downloads, "free_bytes", lambda: 2 * 2**30)
+    attack(ready, "/cdn/", headers={"Content-Length": str(10**10)})
+    assert "has 10,000,000,000 bytes, and 2,147,483,648 are free" in refused()
+    attack(ready, r"model\.safetensors$|/cdn/", headers={"Content-Length": str(10**15), "X-Linked-Size": str(10**15)})
+    refused()
 
 
 @pytest.mark.fault("a Hub that packs a file by gzip", **BOUNDS)

@@ -98,7 +98,7 @@ def test_rows_follow_the_flags(file, tokenizer, capsys):
     for style, first in (("alpaca", "Below is an instruction"), ("chatml", "<|im_start|>user"), ("phi3", "<|user|>")):
         _, styled = prepare(file, tokenizer, 512, prompt_style=style)
         assert tokenizer.decode(styled.train[0]["input_ids"]).startswith(first)
-        assert styled.sample_prompts[0].startswith(first)
+        assert styled.sample_prompts[0][0].startswith(first)
     assert "warning" not in capsys.readouterr().out
 
 
@@ -114,7 +114,8 @@ def test_records_without_a_reply_are_left_out_by_the_flag_alone(file, tokenizer,
 
 def test_samples_follow_the_flags(file, tokenizer):
     _, given = prepare(file, tokenizer, sample_replies=1)
-    assert given.sample_prompts == ["<|user|>\nSay 0.\n<|assistant|>:\n"]  # of the validation records
+    [(prompt, ids)] = given.sample_prompts
+    assert prompt == tokenizer.decode(ids) == "<|user|>\nSay 0.\n<|assistant|>:\n"  # of the validation records
     args = InstructionArguments(sample_tokens=9, early_stopping_patience=4)
     callbacks = {type(callback): callback for callback in make_callbacks(args, given, tokenizer, "")}
     samples = callbacks[SamplesCallback]

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import tiny_model, token_ids
@@ -39,8 +40,8 @@ def tokenizer():
 class Rows(list):
     """Rows of token ids that are decoded as the validation text."""
 
-    def tokens(self, start: int, stop: int) -> list[int]:
-        return self[0]["input_ids"][start:stop].tolist()
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        return self[0]["input_ids"][start:stop].numpy()
 
 
 def rows(seed: int, count: int = 5) -> Rows:
@@ -86,13 +87,12 @@ def test_callbacks_follow_the_flags(tokenizer):
     callbacks = {type(callback): callback for callback in make_callbacks(args, data(), tokenizer, "title")}
     assert len(callbacks[TrainingLossCallback].rows) == 2
     samples = callbacks[SamplesCallback]
-    assert (samples.prompts, samples.max_new_tokens, samples.temperature) == (["Anna"], 7, 0.6)
+    assert ([text for text, _ in samples.prompts], samples.max_new_tokens, samples.temperature) == (["Anna"], 7, 0.6)
     assert callbacks[EarlyStoppingCallback].early_stopping_patience == 4
     given = data()
     callbacks = {type(callback): callback for callback in make_callbacks(PretrainingArguments(), given, tokenizer, "")}
-    assert callbacks[SamplesCallback].prompts == [
-        tokenizer.decode(given.validation[0]["input_ids"][:8])
-    ]  # of the validation text
+    [(prompt, _)] = callbacks[SamplesCallback].prompts
+    assert prompt == tokenizer.decode(given.validation[0]["input_ids"][:8])  # of the validation text
     assert not {TrainingLossCallback, EarlyStoppingCallback} & callbacks.keys()
     assert SamplesCallback not in map(type, make_callbacks(PretrainingArguments(sample_tokens=0), data(), tokenizer, ""))
 
