@@ -90,7 +90,7 @@ def verify_checkpoint(name: str, revision: str | None = None, trust_remote_code:
     if trust_remote_code and sys.modules.get("gpt_scratch"):
         return _verify_alone(name, revision)
     if sys.modules.get("gpt_scratch"):  # else this file runs alone
-        from gpt_scratch.hub.downloads import bound_downloads
+        from gpt_scratch.downloads import bound_downloads
 
         bound_downloads()
     try:

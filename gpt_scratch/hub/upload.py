@@ -16,11 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 import torch
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, set_client_factory, snapshot_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -32,12 +30,12 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from safetensors.torch import load_file
 
+from ..downloads import bound_downloads
 from ..errors import NO_ROOM, UserError, one_line
 from ..files import CODE_PATTERN
 from ..verify_checkpoint import FILE as REFERENCE_OUTPUTS
 from ..verify_checkpoint import verify_checkpoint
 from .contents import Contents, shown
-from .downloads import bounded_client
 
 # What would be read in place of what is uploaded, or beside it although it belongs to other weights.
 LOADED = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json", REFERENCE_OUTPUTS)
@@ -208,7 +206,7 @@ def _refuse_paths(name: str, paths: Iterable[str]) -> None:
 @contextmanager
 def _clear_errors(name: str) -> Iterator[None]:
     """The client's errors as one line each that says what to do. The token goes to the Hub only."""
-    set_client_factory(_client)
+    bound_downloads()
     try:
         yield
     except LocalTokenNotFoundError as error:
@@ -235,22 +233,6 @@ def _clear_errors(name: str) -> Iterator[None]:
         raise UserError(f"{name}: the download failed: {one_line(error)}") from error
     except Exception as error:  # the client takes answers as they come: each of another form raises another kind
         raise UserError(_not_understood(name, error)) from error
-
-
-def _client() -> Any:
-    """huggingface_hub's own client with bounds. The Hub may name another host, where to confirm a large file: it does not get the token."""
-    client = bounded_client()
-    client.event_hooks = client.event_hooks | {"request": [*client.event_hooks["request"], _keep_token]}
-    return client
-
-
-_client.bounded = True  # type: ignore[attr-defined]
-
-
-def _keep_token(request: Any) -> None:
-    hub = urlsplit(constants.ENDPOINT)
-    if (request.url.scheme, request.url.netloc.decode()) != (hub.scheme, hub.netloc):
-        request.headers.pop("authorization", None)
 
 
 def _not_understood(name: str, error: Exception) -> str:

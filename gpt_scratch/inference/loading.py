@@ -24,9 +24,9 @@ from transformers import (
 from transformers.utils import cached_file
 from transformers.utils.logging import get_verbosity, set_verbosity, set_verbosity_error
 
+from ..downloads import bound_downloads
 from ..errors import UserError, innermost, one_line
 from ..files import read_json_object
-from ..hub.downloads import bound_downloads
 from ..progress import named
 from ..tokenization import portable
 

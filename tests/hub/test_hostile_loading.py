@@ -9,8 +9,8 @@ from huggingface_hub import constants
 from stand_in_hub import Blob, Repo
 from tiny_models import tiny_model
 
+from gpt_scratch import downloads
 from gpt_scratch.errors import UserError
-from gpt_scratch.hub import downloads
 from gpt_scratch.inference.loading import load_language_model
 from gpt_scratch.reference_outputs import write_reference_outputs
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe

@@ -161,7 +161,7 @@ CHANGES = {
     "an adapter for a whole model": ("lora", ["--trainable", "all"], "other trained parameters"),
 }
 ALLOWED = {
-    "a learning rate": ("pretrain", ["--learning_rate", "1e-4"], "learning_rate: 5e-05 before, 0.0001 now"),
+    "a learning rate": ("pretrain", ["--learning_rate", "1e-4"], "learning_rate: 0.005 before, 0.0001 now"),
     "more steps": ("pretrain", ["--max_steps", "6"], "max_steps: 4 before, 6 now"),
     "a batch, with a number of steps": ("pretrain", ["--per_device_train_batch_size", "2"], "rows a step: 4 before, 2 now"),
     "the same batch in other pieces": (

@@ -4,42 +4,48 @@ huggingface_hub compares a file with its size when it has been written, however 
 (`set_client_factory`), which counts the bytes of each answer while they come.
 """
 
+import functools
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from huggingface_hub import constants, set_client_factory
-from huggingface_hub.utils import _http
-from huggingface_hub.utils._http import default_client_factory  # not public; run with 2.4
 
-from ..errors import UserError, one_line
+from .errors import UserError, one_line
 
 try:
-    from httpx2 import SyncByteStream  # of huggingface_hub 2
+    import httpx2 as httpx  # of huggingface_hub 2
 except ImportError:
-    from httpx import SyncByteStream  # type: ignore[assignment, no-redef]
+    import httpx  # type: ignore[no-redef]
 
 ROOM = 1 << 30  # bytes of disk that a download leaves free
 UNCLAIMED = 50 * 2**30  # of an answer that does not say its size, as behind some proxies
 ANSWER = 256 * 2**20  # of an answer that is no download: JSON
 
 
+@functools.cache
 def bound_downloads() -> None:
     """From now on, in this process. Calling it again changes nothing."""
-    if not hasattr(_http._GLOBAL_CLIENT_FACTORY, "bounded"):
-        set_client_factory(bounded_client)
+    set_client_factory(bounded_client)
 
 
 def bounded_client() -> Any:
-    """huggingface_hub's own client, whose answers are counted."""
+    """huggingface_hub's own client, whose answers are counted, and which sends the token to the Hub alone.
+
+    The Hub may name another host where to confirm a large file.
+    """
+    try:
+        from huggingface_hub.utils._http import default_client_factory  # not public; run with 2.4 on 2026-11-27
+    except ImportError:
+        print("note: downloads are not bounded with this release of huggingface_hub", file=sys.stderr)
+        return httpx.Client(follow_redirects=True, timeout=constants.DEFAULT_REQUEST_TIMEOUT)
     client = default_client_factory()
     hooks = client.event_hooks
-    client.event_hooks = {"request": [*hooks["request"], _ask_plainly], "response": [*hooks["response"], _bound]}
+    client.event_hooks = {"request": [*hooks["request"], _keep_token, _ask_plainly], "response": [*hooks["response"], _bound]}
     return client
-
-
-bounded_client.bounded = True  # type: ignore[attr-defined]
 
 
 def free_bytes() -> int:
@@ -68,6 +74,12 @@ def _bound(response: Any) -> None:
     response.stream = _Counted(response.stream, limit, name)
 
 
+def _keep_token(request: Any) -> None:
+    hub = urlsplit(constants.ENDPOINT)
+    if (request.url.scheme, request.url.netloc.decode()) != (hub.scheme, hub.netloc):
+        request.headers.pop("authorization", None)
+
+
 def _is_answer(request: Any) -> bool:
     """And no file."""
     return request.url.path.startswith("/api/")
@@ -79,7 +91,7 @@ def _ask_plainly(request: Any) -> None:
         request.headers["accept-encoding"] = "identity"
 
 
-class _Counted(SyncByteStream):
+class _Counted(httpx.SyncByteStream):
     """The stream of an answer, ended where it has more than `limit` bytes."""
 
     def __init__(self, stream: Any, limit: int, name: str):
