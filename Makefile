@@ -2,14 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup quickstart test test-slow test-versions test-versions-quick faults quality format clean
+.PHONY: setup quickstart test test-slow test-versions test-versions-quick faults flags course quality format clean
 
 setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
+	@echo "Installing the package and its libraries into .venv: 2 GB on disk, about three minutes the first time."
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
-	touch $@
+	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+	@echo "Installed. Remove it with: make clean"
 
 quickstart: setup
 	rm -rf runs/quickstart
@@ -31,9 +33,20 @@ test-versions: setup
 test-versions-quick: setup
 	$(BIN)/python tests/versions/run_matrix.py --releases oldest pinned newest 5.23.0
 
+# Every lesson of scripts/course/ as an executed notebook and a page in runs/course; first the quickstart's model, if it is not there.
+course: setup runs/quickstart/model.safetensors
+	$(BIN)/python scripts/course/run.py runs/course --pages scripts/course/pages
+
+runs/quickstart/model.safetensors: | setup
+	$(BIN)/python scripts/pretrain.py scripts/configs/quickstart.yaml
+
 # The table of hostile and broken input that the tests hold.
 faults: setup
 	$(BIN)/python tests/faults_table.py
+
+# The flags of the scripts, which --help and mistakes need before torch and transformers are imported.
+flags: setup
+	$(BIN)/python tests/command_line_table.py
 
 quality: setup
 	$(BIN)/ruff check .

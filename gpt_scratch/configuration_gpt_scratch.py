@@ -1,7 +1,7 @@
 """Configuration of the GPT: sizes, the architecture choices, dropout, initialization and special tokens.
 
 The defaults are GPT-2 small (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", table 2;
-OpenAI's `hparams.json` of the 124M release) without query/key/value biases. Independent choices reach from there
+OpenAI's `hparams.json` of the 124M release) without query/key/value biases. Independent choices lead from there
 to the Llama family (Touvron et al. 2023): `position_embedding_type`, `norm_type`, `mlp_type`,
 `num_key_value_heads`, and the three bias switches.
 
@@ -13,10 +13,11 @@ This file is copied into every saved checkpoint, so it imports nothing but torch
 """
 
 # mypy: no-strict-optional
-# (fields left open are filled in by __post_init__; their types still say None)
+# (fields left open are filled in by __init__; their types still say None)
 
 import inspect
 import re
+import sys
 from typing import Any, NoReturn, get_args
 
 from transformers import __version__ as TRANSFORMERS
@@ -37,7 +38,7 @@ AUTO_MAP = {
     "AutoModelForSequenceClassification": "modeling_gpt_scratch.GPTScratchForSequenceClassification",
 }
 
-# Field: what it may be.
+# Field: its allowed values.
 CHOICES = {
     "position_embedding_type": ("learned", "rope"),
     "norm_type": ("layernorm", "rmsnorm"),
@@ -55,9 +56,9 @@ ROPE_FACTORS = {
     "yarn": ("factor", "original_max_position_embeddings"),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
-ROPE_OPTIONS = {"yarn": ("attention_factor", "beta_fast", "beta_slow")}  # and what it may have besides
+ROPE_OPTIONS = {"yarn": ("attention_factor", "beta_fast", "beta_slow")}  # optional settings
 
-# Beyond any model there is; building one would hang or exhaust the memory before it failed.
+# Larger than any existing model: building one would hang or run out of memory before it failed.
 LARGEST = {
     "num_hidden_layers": 10_000,
     "num_attention_heads": 100_000,
@@ -80,6 +81,17 @@ def is_newer(version: str, than: str) -> bool:
     """Whether a release comes after another: `is_newer("0.10.0", "0.9.1")`."""
     first, second = ([int(number) for number in re.findall(r"\d+", text)[:3]] for text in (version, than))
     return first > second
+
+
+def register_with_peft() -> None:
+    """Where peft is imported: its defaults for Llama, whose module names are those of this model, hold here as well.
+
+    Then `LoraConfig()` needs no `target_modules` (the query and value projections), and neither does any other method of peft with a
+    table of its own. This needs no import of peft, and works by the code in a checkpoint, too.
+    """
+    for name, table in vars(sys.modules.get("peft.utils.constants", object)).items():
+        if name.startswith("TRANSFORMERS_MODELS_TO_") and isinstance(table, dict) and "llama" in table:
+            table.setdefault(GPTScratchConfig.model_type, table["llama"])
 
 
 class GPTScratchConfig(PretrainedConfig):
@@ -113,13 +125,16 @@ class GPTScratchConfig(PretrainedConfig):
         qkv_bias (`bool`): biases of the query, key and value projections (GPT-2 `True`; the book and Llama `False`).
         o_bias (`bool`): bias of the attention's output projection.
         mlp_bias (`bool`): biases of the MLP.
+        lm_head_bias (`bool`): a bias of the output head (Karpathy's lecture GPT; GPT-2 and Llama have none).
+        sliding_window (`int`, *optional*): every token attends to so many tokens at most, itself and those just before it, in every
+            layer (Mistral 7B v0.1, Jiang et al. 2023, section 2). `None` means all before it.
         tie_word_embeddings (`bool`): the output head is the token embedding, one tensor (GPT-2 `True`, the book `False`).
 
     Training:
         embedding_dropout, attention_dropout, residual_dropout (`float`): probabilities. The book's `drop_rate` sets all three.
         initialization (`str`): `"gpt2"`: every weight normal(0, `initializer_range`), projections into the residual
-            stream scaled by 1/sqrt(2 layers), biases zero. `"pytorch"`: what `nn.Linear` and `nn.Embedding` do by
-            themselves, the initialization of the book's published curves. `"gpt2_zero"`: as `"gpt2"`, but the projections
+            stream scaled by 1/sqrt(2 layers), biases zero. `"pytorch"`: the default of `nn.Linear` and
+            `nn.Embedding`, the initialization of the book's published curves. `"gpt2_zero"`: as `"gpt2"`, but the projections
             into the residual stream are zero, so that every block starts as the identity (Zhang et al. 2019, Fixup).
         initializer_range (`float`): standard deviation for `"gpt2"`.
 
@@ -131,21 +146,17 @@ class GPTScratchConfig(PretrainedConfig):
         pad_token_id, bos_token_id, eos_token_id (`int`, *optional*): 50256 is GPT-2's `<|endoftext|>`; `None` where the
             vocabulary is too small to hold it.
 
-        gpt_scratch_version (`str`, *optional*): release that wrote this configuration. A newer one than this code is warned of, and
-            refused if it has a setting that this code does not know.
+        gpt_scratch_version (`str`, *optional*): release that wrote this configuration. A newer one than this code causes a warning,
+            or an error if it has a setting that this code does not know.
 
     Raises:
-        GPTScratchConfigError: a `ValueError` whose message holds the field, the value and the reason. Keywords that nothing here knows
-            are kept as attributes, as in every transformers configuration.
+        GPTScratchConfigError: a `ValueError` whose message holds the field, the value and the reason. Unknown keywords are kept as
+            attributes, as in every transformers configuration.
 
-    Example:
-
-    ```python
     >>> from gpt_scratch import GPTScratchConfig
     >>> config = GPTScratchConfig(context_length=256, emb_dim=768, n_heads=12, n_layers=12, drop_rate=0.1, qkv_bias=False)
     >>> config.max_position_embeddings, config.residual_dropout
     (256, 0.1)
-    ```
     """
 
     model_type = "gpt_scratch"
@@ -206,6 +217,8 @@ class GPTScratchConfig(PretrainedConfig):
         qkv_bias: bool = False,
         o_bias: bool = True,
         mlp_bias: bool = True,
+        lm_head_bias: bool = False,
+        sliding_window: int | None = None,
         tie_word_embeddings: bool = True,
         embedding_dropout: float | int = 0.1,
         attention_dropout: float | int = 0.1,
@@ -238,6 +251,8 @@ class GPTScratchConfig(PretrainedConfig):
         self.qkv_bias = qkv_bias
         self.o_bias = o_bias
         self.mlp_bias = mlp_bias
+        self.lm_head_bias = lm_head_bias
+        self.sliding_window = sliding_window
         self.tie_word_embeddings = tie_word_embeddings
         self.embedding_dropout = embedding_dropout
         self.attention_dropout = attention_dropout
@@ -252,7 +267,22 @@ class GPTScratchConfig(PretrainedConfig):
         self._apply_aliases(kwargs)
         self._refuse_wrong_types()
         self._refuse_impossible_sizes(kwargs.get("num_labels"))
-        # Derived values: what the user left open follows from what was given.
+        self._derive_what_was_left_open()
+        if self.mlp_type == "gated":
+            self.base_model_tp_plan = {**self.base_model_tp_plan, "layers.*.mlp.gate_proj": "colwise"}
+        self.auto_map = {**(kwargs.pop("auto_map", None) or {}), **AUTO_MAP}
+        rope_parameters = self._join_rotary_settings(kwargs)
+        # transformers 4 sets these from its own arguments, and would overwrite what stands here
+        shared = {name: getattr(self, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings")}
+        if is_newer("4.48.0", TRANSFORMERS):  # whose pipelines load a tokenizer only where the configuration names its class
+            kwargs.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
+        super().__init__(**shared, **kwargs)
+        self.rope_parameters = rope_parameters
+        self._compare_versions(gpt_scratch_version, kwargs)
+        self.gpt_scratch_version = VERSION
+        self.validate_architecture()
+
+    def _derive_what_was_left_open(self) -> None:
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
@@ -269,19 +299,11 @@ class GPTScratchConfig(PretrainedConfig):
         if self.vocab_size <= 50256:
             self.bos_token_id = None if self.bos_token_id == 50256 else self.bos_token_id
             self.eos_token_id = None if self.eos_token_id == 50256 else self.eos_token_id
-        if self.mlp_type == "gated":
-            self.base_model_tp_plan = {**self.base_model_tp_plan, "layers.*.mlp.gate_proj": "colwise"}
-        self.auto_map = {**(kwargs.pop("auto_map", None) or {}), **AUTO_MAP}
-        rope_parameters = self._join_rotary_settings(kwargs)
-        # transformers 4 sets these from its own arguments, and would overwrite what stands here
-        shared = {name: getattr(self, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings")}
-        if is_newer("4.48.0", TRANSFORMERS):  # whose pipelines load a tokenizer only where the configuration names its class
-            kwargs.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
-        super().__init__(**shared, **kwargs)
-        self.rope_parameters = rope_parameters
-        self._compare_versions(gpt_scratch_version, kwargs)
-        self.gpt_scratch_version = VERSION
-        self.validate_architecture()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it. peft asks for this before it looks up what to adapt, so its tables know this architecture from then on."""
+        register_with_peft()
+        return super().to_dict()
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
         self.validate_architecture()
@@ -303,9 +325,9 @@ class GPTScratchConfig(PretrainedConfig):
         unknown = sorted(name for name in kwargs.keys() - known if not name.startswith("_"))
         if unknown:
             refuse(
-                f"this checkpoint is of gpt_scratch {written_by}, and {VERSION} does not know its {', '.join(unknown)}: {advice}"
+                f"this checkpoint was written by gpt_scratch {written_by}, and {VERSION} does not know its {', '.join(unknown)}: {advice}"
             )
-        logger.warning(f"this checkpoint is of gpt_scratch {written_by}, newer than {VERSION} that reads it: {advice}")
+        logger.warning(f"this checkpoint was written by gpt_scratch {written_by}, newer than the installed {VERSION}: {advice}")
 
     def _join_rotary_settings(self, kwargs: dict) -> dict | None:
         """`rope_parameters` with the names of transformers 4, `rope_theta` and `rope_scaling`, taken out of `kwargs`."""
@@ -324,7 +346,7 @@ class GPTScratchConfig(PretrainedConfig):
                     )
             return None
         if partial not in (None, 1, 1.0):
-            refuse(f"partial_rotary_factor is {partial!r}: every head is rotated whole here")
+            refuse(f"partial_rotary_factor is {partial!r}: only whole heads are rotated")
         rope = {**(scaling or {}), **(rope or {})}
         if theta is not None and rope.get("rope_theta", theta) != theta:
             refuse(f"rope_theta is {theta}, and rope_parameters say {rope['rope_theta']}: give one of them")
@@ -352,7 +374,7 @@ class GPTScratchConfig(PretrainedConfig):
         aliases: dict[str, tuple[str, ...]] = {alias: (field,) for alias, field in self.attribute_map.items()}
         aliases["drop_rate"] = ("embedding_dropout", "attention_dropout", "residual_dropout")
         defaults = {name: field.default for name, field in self._fields().items()}
-        # Field: what set it. A field given its default value cannot be told from one that was not given.
+        # Field: what set it. A field given its default value cannot be distinguished from one that was not given.
         given = {name: name for name, default in defaults.items() if getattr(self, name) != default}
         for alias in [alias for alias in aliases if alias in kwargs]:
             value = kwargs.pop(alias)
@@ -373,6 +395,7 @@ class GPTScratchConfig(PretrainedConfig):
             "head_dim",
             "intermediate_size",
             "max_position_embeddings",
+            "sliding_window",
         ):
             sizes[name] = getattr(self, name)
         for name, value in sizes.items():
@@ -392,7 +415,7 @@ class GPTScratchConfig(PretrainedConfig):
             )
         for name in ("embedding_dropout", "attention_dropout", "residual_dropout"):
             if not 0 <= getattr(self, name) < 1:
-                refuse(f"{name} is {getattr(self, name)}: a probability of dropping must be in [0, 1)")
+                refuse(f"{name} is {getattr(self, name)}: a dropout probability must be in [0, 1)")
         if not 0 <= self.norm_eps < float("inf"):
             refuse(f"norm_eps is {self.norm_eps}: it must be finite and not negative")
         if not 0 < self.initializer_range < 10:
@@ -420,7 +443,7 @@ class GPTScratchConfig(PretrainedConfig):
                 refuse(f"rope_parameters has no {name}: rope_type {rope_type!r} needs {', '.join(needed)}")
             if name in rope and not (type(rope[name]) in (int, float) and 0 < rope[name] < float("inf")):
                 refuse(f"rope_parameters {name} is {rope[name]!r}: it must be a number above 0")
-        # What a model was trained with before is said by some, and used by llama3.
+        # Several types may state the original length; llama3 uses it.
         for name in rope.keys() - {"rope_type", "original_max_position_embeddings", *needed, *optional}:
             known = ", ".join((*needed, *optional))
             refuse(f"rope_parameters {name} is {rope[name]!r}: rope_type {rope_type!r} knows only {known}")

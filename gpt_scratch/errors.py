@@ -1,11 +1,11 @@
-"""Errors that the user can mend, and how a script ends on one: a single line and a non-zero exit status."""
+"""Errors that the user can fix, and how a script ends on one: a single line and a non-zero exit status."""
 
 import errno
 import os
 import re
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
@@ -14,16 +14,16 @@ class UserError(ValueError):
     """Bad input. The message is one line: what is wrong, where (file, row, key, value) and what to do."""
 
 
-# What Python raises without a word of its own.
+# Exceptions that Python raises without a message.
 WORDS = {MemoryError: "out of memory", RecursionError: "nested too deeply", EOFError: "it ends early", TimeoutError: "timed out"}
-# Control characters but tab and newline (a terminal obeys them), marks that turn the direction of the text around them, and halves of
-# surrogate pairs, which cannot be printed. Joiners and wide spaces, which scripts and emoji need, are none of these.
+# Control characters except tab and newline, which a terminal would interpret; marks that change the direction of text; halves of surrogate
+# pairs, which cannot be printed. Joiners and wide spaces, which scripts and emoji need, are kept.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def printable(text: str) -> str:
-    r"""Text from elsewhere as it may be printed in a terminal: what the terminal would obey stands there in Python's notation.
+    r"""Untrusted text, safe to print in a terminal: control characters are shown as Python escapes.
 
     >>> printable("a\x1b]0;title\x07b")
     'a\\x1b]0;title\\x07b'
@@ -32,9 +32,9 @@ def printable(text: str) -> str:
 
 
 def one_line(error: object, length: int = 300) -> str:
-    r"""The message of an error, or another text of others, on one line, printable, without colours, cut to `length` characters.
+    r"""The message of an error, or any untrusted text, on one line: printable, without colours, at most `length` characters.
 
-    An error without a message gets words.
+    An error without a message gets one.
 
     >>> one_line(MemoryError()), one_line(ValueError("a\n  b"))
     ('out of memory', 'a b')
@@ -52,14 +52,14 @@ def innermost(error: BaseException) -> BaseException:
     return error
 
 
-PREEMPTED_STATUS = 143  # 128 + SIGTERM, what a shell reports of a program that SIGTERM ends: schedulers take it as "start again"
-# Nobody's bug: a file system that is full, read-only or forbidden.
+PREEMPTED_STATUS = 143  # 128 + SIGTERM, what a shell reports of a program ended by SIGTERM; schedulers take it as "start again"
+# Not a bug: a file system that is full, read-only or forbidden.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 INTERRUPTED_STATUS = 130  # 128 + SIGINT, likewise of Ctrl-C
 
 
 class Preempted(Exception):
-    """Training was stopped from outside (SIGTERM, Ctrl-C) and everything is saved. The message is one line: where, and how to go on."""
+    """Training was stopped from outside (SIGTERM, Ctrl-C) and everything is saved. The message is one line: where, and how to resume."""
 
     def __init__(self, message: str, status: int = PREEMPTED_STATUS):
         super().__init__(message)
@@ -69,10 +69,13 @@ class Preempted(Exception):
 def run_script(main: Callable[[], Result]) -> Result:
     """Run a script's main function; a [`UserError`] prints as one line on standard error and exits with status 2.
 
-    [`Preempted`] prints its line on standard output and exits with status 143, or 130 after Ctrl-C. A full or read-only file system is one
-    line and status 2, too, and so is running out of memory; a bug keeps its traceback. A reader of a pipe that goes away (`... | head`)
-    ends the script quietly, with status 1.
+    [`Preempted`] prints its line on standard output and exits with status 143, or 130 after Ctrl-C. A full or read-only file system and
+    running out of memory also end in one line and status 2; a bug keeps its traceback. Where the reader of a pipe is gone (`... | head`),
+    the script ends quietly, with status 1.
     """
+    transformers_logging: Any = sys.modules.get("transformers.utils.logging")
+    if transformers_logging is not None:
+        transformers_logging.disable_progress_bar()  # of loading and writing each tensor: progress.py names what takes long
     try:
         return main()
     except UserError as error:
@@ -99,8 +102,8 @@ def run_script(main: Callable[[], Result]) -> Result:
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        # A library in Rust that panics raises what is no Exception. Most often it is a tokenizer.json with an expression that never ends.
+        # A panic in Rust is not an `Exception`. The usual cause is a regular expression in tokenizer.json that never ends.
         print(
-            f"error: a library gave up, most often on a regular expression of tokenizer.json: {one_line(error)}", file=sys.stderr
+            f"error: a library failed, most often on a regular expression in tokenizer.json: {one_line(error)}", file=sys.stderr
         )
         sys.exit(2)

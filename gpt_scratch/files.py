@@ -1,7 +1,7 @@
 """Writing files whole or not at all: into a temporary neighbour, then renamed into place.
 
-Of directories only one that this package wrote is ever replaced: it bears a mark, `.gpt_scratch.json`, with the names of what was written
-there, and whatever else stands in it is somebody's own. It is renamed aside, not deleted, until the new one is in its place.
+A directory is replaced only if this package wrote it: `.gpt_scratch.json` in it lists what was written, and any other file in it belongs to
+the user. The old directory is renamed aside, not deleted, until the new one is in its place.
 """
 
 import glob
@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from .errors import UserError
 JSON_BYTES = 64 * 2**20  # of a configuration or an index of shards at most
 MARK = ".gpt_scratch.json"
 UNFINISHED, REPLACED = "-unfinished", "-replaced"  # end the names of the hidden neighbours of a directory that is written
+CODE_PATTERN = "*_gpt_scratch.py"  # of the model, copied into every checkpoint
 # Release 0.1.0 set no mark; a conversion by it holds conversion.json, and nothing but these.
 UNMARKED = ("conversion.json", "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
-            "*_gpt_scratch.py", "README.md", "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+            CODE_PATTERN, "README.md", "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
             "chat_template.jinja")  # fmt: skip
 
 
@@ -33,7 +34,7 @@ def read_json_object(path: Path, limit: int = JSON_BYTES) -> dict[str, Any]:
     """A JSON object of at most `limit` bytes.
 
     Raises:
-        ValueError: it is none, or too long; OSError: it cannot be read.
+        ValueError: not a JSON object, or too long; OSError: it cannot be read.
     """
     with path.open("rb") as file:
         text = file.read(limit + 1)
@@ -44,7 +45,7 @@ def read_json_object(path: Path, limit: int = JSON_BYTES) -> dict[str, Any]:
     except RecursionError:
         raise ValueError(f"{path.name} is nested too deeply") from None
     except ValueError as error:
-        raise ValueError(f"{path.name} is no JSON: {error}") from None
+        raise ValueError(f"{path.name} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} must hold a JSON object, not a {type(content).__name__}")
     return content
@@ -52,7 +53,7 @@ def read_json_object(path: Path, limit: int = JSON_BYTES) -> dict[str, Any]:
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary path beside `path`, with the same suffix, that takes its place when the block ends well.
+    """A temporary path beside `path`, with the same suffix, that takes its place when the block succeeds.
 
     After an exception nothing is left behind and an existing `path` is as it was.
     """
@@ -75,13 +76,13 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 def atomic_directory(
     path: str | os.PathLike, overwrite: bool = False, sources: Sequence[str | os.PathLike | None] = ()
 ) -> Iterator[Path]:
-    """A temporary directory beside `path` that takes its place when the block ends well.
+    """A temporary directory beside `path` that takes its place when the block succeeds.
 
-    After an exception, what stood at `path` stands there again.
+    After an exception, `path` is as it was.
 
     Args:
         overwrite: replace a directory that this package wrote. An empty one is replaced without it.
-        sources: what the block reads; those that are no path of this machine (names on the Hub) do not count.
+        sources: what the block reads; those that are not local paths (names on the Hub) are ignored.
 
     Raises:
         UserError: before the block runs, as [`check_target`]; after it, if `path` has changed meanwhile or cannot be renamed.
@@ -105,16 +106,58 @@ def atomic_directory(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def swapped_directory(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary directory beside `path` that takes its place when the block ends well, whatever stands there: for a run's own directory.
+
+    What stood there is removed only then; if it holds something that the new one does not, it is kept beside it, under another name.
+    """
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _restore_after_kill(target)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-", suffix=UNFINISHED))
+    aside = temporary.with_name(temporary.name.removesuffix(UNFINISHED) + REPLACED)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)
+        if os.path.lexists(target):
+            os.rename(target, aside)
+        try:
+            os.rename(temporary, target)
+        except BaseException:
+            if os.path.lexists(aside):
+                os.rename(aside, target)
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    if not os.path.lexists(aside):
+        return
+    if aside.is_dir() and set(_entries(aside)) <= set(_entries(target)):
+        shutil.rmtree(aside, ignore_errors=True)
+        return
+    kept = next(name for i in count(1) if not os.path.lexists(name := target.with_name(f"{target.name}-before-{i}")))
+    os.rename(aside, kept)
+    print(f"note: {target} stood there and holds other files, too: it is now {kept}", file=sys.stderr)
+
+
 def check_target(
     path: str | os.PathLike, overwrite: bool = False, sources: Sequence[str | os.PathLike | None] = ()
 ) -> tuple[Path, os.stat_result | None]:
-    """Where a directory `path` is written, without links and `..`, and the directory that stands there, if one does.
+    """The absolute path of `path`, without links and `..`, and the directory that exists there, if any.
 
     Raises:
-        UserError: something stands there that must not be replaced; the message names it.
+        UserError: something exists there that must not be replaced; the message names it.
     """
     given = Path(os.path.expanduser(path))
+    if "\0" in str(given):
+        raise UserError(f"cannot write to {str(path)!r}: a path holds no null byte")
     try:
+        if given.name != given.name.strip() and not os.path.lexists(given):  # "$NAME " of a script, a line with its end
+            raise UserError(
+                f"{str(path)!r} begins or ends with white space, which is surely a mistake: choose another output directory"
+            )
         if given.is_symlink():
             raise UserError(
                 f"{path} is a link to {os.readlink(given)}: name the directory itself, or choose another output directory"
@@ -141,8 +184,22 @@ def check_target(
     return target, found
 
 
+def refuse_a_run(path: Path) -> None:
+    """
+    Raises:
+        UserError: the directory holds a run, or files of another origin by the names that a run writes.
+    """
+    if any(path.glob("checkpoint-*")) or any(path.glob("*.safetensors")):
+        raise UserError(
+            f"{path} already holds a run: choose another --output_dir, or go on with it by --resume_from_checkpoint latest"
+        )
+    for name in ("README.md", "config.json", "metrics.json", "tokenizer.json"):
+        if os.path.lexists(path / name):
+            raise UserError(f"{path} holds a {name}, which the run would overwrite: choose another --output_dir")
+
+
 def _reason_to_stay(target: Path, sources: Sequence[str | os.PathLike | None]) -> str | None:
-    """Why a directory stays whatever it holds. Compared by device and inode: case, links and other spellings do not matter."""
+    """Why a directory is never replaced. Compared by device and inode: case, links and other spellings do not matter."""
     if _is_mount(target):  # the root is one
         return "is a mount point"
     read = [Path(os.path.abspath(os.path.expanduser(source))) for source in sources if source]
@@ -193,7 +250,7 @@ def _entries(folder: Path) -> Iterator[str]:
 
 
 def _foreign_entries(folder: Path) -> Iterator[str]:
-    """What of `folder` this package did not write there."""
+    """The files in `folder` that this package did not write."""
     try:
         ours = set(json.loads((folder / MARK).read_text(encoding="utf-8"))["files"])
         return (name for name in _entries(folder) if name not in ours or _is_mount(folder / name))
@@ -212,7 +269,7 @@ def _was_converted_by_first_release(folder: Path) -> bool:
 
 
 def _put_in_place(temporary: Path, target: Path, found: os.stat_result | None) -> None:
-    """Rename `temporary` to `target`; `found` is what stood there at the start, and is removed last."""
+    """Rename `temporary` to `target`; `found` is what existed there at the start, and is removed last."""
     aside = temporary.with_name(temporary.name.removesuffix(UNFINISHED) + REPLACED)
     changed = f"{target} was changed by another process meanwhile, and is left as it is now: choose another output directory"
     try:
@@ -234,14 +291,14 @@ def _put_in_place(temporary: Path, target: Path, found: os.stat_result | None) -
 
 
 def _restore_after_kill(target: Path) -> None:
-    """A process killed between the two renames leaves the old directory under its hidden name: it gets its own again."""
+    """A process killed between the two renames leaves the old directory under its hidden name: it is renamed back."""
     if os.path.lexists(target):
         return
     # mkdtemp puts eight characters between
     left = sorted(target.parent.glob(f".{glob.escape(target.name)}-????????{REPLACED}"), key=lambda path: path.stat().st_ctime)
     if left:
         os.rename(left[-1], target)
-        print(f"note: {target} is back, which a process that was killed had renamed to {left[-1].name}", file=sys.stderr)
+        print(f"note: restored {target}, which a killed process had renamed to {left[-1].name}", file=sys.stderr)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

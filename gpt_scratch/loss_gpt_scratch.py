@@ -1,9 +1,9 @@
 """The losses: next-token cross-entropy, also without keeping the logits, and those of the classifier.
 
-The logits of GPT-2 small are the largest tensor of a training step: 1,024 tokens x 50,257 words are 206 MB in fp32, and the usual road
-(logits, float32 copy, log-softmax, gradient) holds up to four of them. Here head and loss are one function over chunks of rows: the
-logits of a chunk are turned into their own gradient in place, multiplied into the gradients of hidden states and weight, and
-overwritten by the next chunk. The gradients are formed in the forward, as the logits are there, so nothing is computed twice; the idea is
+The logits of GPT-2 small are the largest tensor of a training step: 1,024 tokens x a vocabulary of 50,257 are 206 MB in fp32, and the usual
+computation (logits, float32 copy, log-softmax, gradient) holds up to four of them. Here head and loss are one function over chunks of
+rows: the logits of a chunk are turned into their own gradient in place, multiplied into the gradients of hidden states and weight, and
+overwritten by the next chunk. The gradients are formed in the forward, while the logits exist, so nothing is computed twice. The idea is
 that of Wijmans et al. 2024 (arXiv:2411.09009) and Liger Kernel (Hsu et al. 2024, arXiv:2410.10989), here in plain torch.
 
 Rows labelled -100 never reach the head. Sums and statistics are fp32 whatever the dtype of the products.
@@ -14,10 +14,11 @@ This file is copied into every saved checkpoint: it imports torch only.
 import torch
 from torch import nn
 
-CHUNK_BYTES_PER_WORD = 1024  # 256 rows of logits in fp32, 512 in bf16: fewer make the products inefficient, more only take memory
+# For each entry of the vocabulary, 256 rows of logits in fp32, 512 in bf16: fewer make the products inefficient, more only take memory.
+CHUNK_BYTES_PER_ENTRY = 1024
 # On a CPU, pieces that stay in its cache, so that memory is read and written once:
 SOFTMAX_ROWS = 16  # x 50,257 x 4 bytes = 3.2 MB
-GRADIENT_WORDS = 4096  # x 768 x 4 bytes = 12.6 MB
+VOCABULARY_CHUNK = 4096  # x 768 x 4 bytes = 12.6 MB
 
 
 def chunked_language_modeling_loss(
@@ -38,9 +39,9 @@ def chunked_language_modeling_loss(
         num_items_in_batch: what the summed loss is divided by; without it the number of targets that count.
         shift_labels: (B, T), labels that are shifted already, in place of `labels`.
 
-    Its gradients are used up by one backward: `retain_graph=True` and second derivatives need `loss_implementation="full"`.
+    It supports one backward only: `retain_graph=True` and second derivatives need `loss_implementation="full"`.
     """
-    if torch.compiler.is_compiling():  # the compiler fuses the plain formula better than it could this file
+    if torch.compiler.is_compiling():  # the compiler fuses the plain formula better than the chunks below
         logits = nn.functional.linear(hidden_states, weight)
         return language_modeling_loss(logits, labels, label_smoothing, num_items_in_batch, shift_labels)
     targets = _targets(labels, shift_labels, hidden_states.device)
@@ -56,7 +57,7 @@ def language_modeling_loss(
     num_items_in_batch: int | torch.Tensor | None = None,
     shift_labels: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The same of logits (B, T, V) that exist."""
+    """The same, from logits (B, T, V)."""
     logits, targets = logits.flatten(0, -2).float(), _targets(labels, shift_labels, logits.device)
     loss = nn.functional.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
     return _mean(loss, targets, num_items_in_batch)
@@ -102,7 +103,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, label_smoothing=0.0, pad_multiple=None):
-        # Tensor cores want a vocabulary that is a multiple of 128; only this copy has it, never the checkpoint.
+        # Tensor cores work best with a vocabulary that is a multiple of 128; only this copy has it, never the checkpoint.
         pad_multiple = pad_multiple or (128 if hidden.is_cuda else 1)
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
@@ -113,7 +114,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = weight.new_zeros(matrix.shape, dtype=torch.float32) if needs_weight else None
         total = hidden.new_zeros((), dtype=torch.float32)
-        size = CHUNK_BYTES_PER_WORD // dtype.itemsize
+        size = CHUNK_BYTES_PER_ENTRY // dtype.itemsize
         workspace = rows.new_empty(min(size, N), matrix.shape[0])
         with torch.autocast(device, enabled=False):
             for start in range(0, N, size):
@@ -172,7 +173,7 @@ def _add_product_(total: torch.Tensor, logits: torch.Tensor, rows: torch.Tensor)
     if logits.dtype == total.dtype:
         total.addmm_(logits.T, rows)
         return
-    step = total.shape[0] if total.is_cuda else GRADIENT_WORDS
+    step = total.shape[0] if total.is_cuda else VOCABULARY_CHUNK
     for start in range(0, total.shape[0], step):
         words = slice(start, start + step)
         total[words] += logits[:, words].T @ rows

@@ -6,7 +6,7 @@ either side changes nothing, and documents packed into one row do not attend to 
 
 Sources: GPT-2 (Radford et al. 2019; OpenAI `gpt-2/src/model.py`), Llama (Touvron et al. 2023), rotary positions (Su et al. 2021,
 arXiv:2104.09864), RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467), grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245),
-gated MLPs (Shazeer 2020, arXiv:2002.05202).
+gated MLPs (Shazeer 2020, arXiv:2002.05202), sliding windows (Jiang et al. 2023, arXiv:2310.06825).
 
 Shapes: B batch, T tokens of this call, S tokens seen so far (cache included), C hidden_size, H query heads, K key/value heads,
 D head_dim, I intermediate_size, V vocab_size, L num_labels.
@@ -78,8 +78,8 @@ def rotary_embedding(config, position_ids: torch.Tensor, dtype: torch.dtype) -> 
     """Cosines and sines of every position, each (B, 1, T, D), ready to broadcast over the heads.
 
     Pair i of a head turns by theta^(-2i/D) radians per position (Su et al. 2021, section 3.2.2); the scaled types, which stretch that
-    to longer contexts, are transformers'. Computed at each call: a cached table would be a buffer, which a meta-device load leaves as
-    garbage. The angles are fp32 whatever `dtype` is, since bf16 cannot tell position 1000 from 1001.
+    to longer contexts, are transformers'. Computed at each call: a cached table would be a buffer, which a meta-device load leaves
+    uninitialized. The angles are fp32 whatever `dtype` is, since bf16 cannot tell position 1000 from 1001.
     """
     if config.rope_parameters["rope_type"] == "default":
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=position_ids.device) / config.head_dim
@@ -126,7 +126,7 @@ def eager_attention_forward(
 class GPTScratchAttention(nn.Module):
     """Causal multi-head self-attention with optional grouped key/value heads and rotary positions.
 
-    Any function of transformers' table computes it. Before `set_attn_implementation` goes on, transformers looks for the words
+    Any function of transformers' table computes it. `set_attn_implementation` works only where transformers finds the text
     `ALL_ATTENTION_FUNCTIONS.get_interface(` or `ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]` in this file.
     """
 
@@ -167,8 +167,9 @@ class GPTScratchAttention(nn.Module):
             # kwargs in one piece: a static cache reads cache_position from it, a paged cache exchanges its settings
             key, value = past_key_values.update(key, value, self.layer_idx, kwargs)  # (B, K, S, D)
         attend = attention_function(self.config._attn_implementation, eager_attention_forward)
-        dropout = self.attention_dropout if self.training else 0.0
-        output, weights = attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
+        kwargs |= {"dropout": self.attention_dropout if self.training else 0.0, "scaling": self.scaling}
+        kwargs |= {"sliding_window": self.config.sliding_window}  # for flash attention; the others find it in the mask
+        output, weights = attend(self, query, key, value, attention_mask, **kwargs)
         return self.o_proj(output.reshape(B, T, -1)), weights  # (B, T, H, D) -> (B, T, C)
 
 
@@ -182,7 +183,7 @@ class GPTScratchMLP(nn.Module):
             self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
-        # GPT-2's GELU, 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), as one kernel: transformers spells "gelu_new" out in seven
+        # GPT-2's GELU, 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), as one kernel: transformers' "gelu_new" takes seven
         self.act_fn = ACT2FN["gelu_pytorch_tanh" if config.hidden_act == "gelu_new" else config.hidden_act]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -241,9 +242,9 @@ class GPTScratchPreTrainedModel(AnyRelease, PreTrainedModel):
 
         "gpt2" is OpenAI's, normal with standard deviation 0.02: "We scale the weights of residual layers at initialization by a factor
         of 1/sqrt(N) where N is the number of residual layers" (Radford et al. 2019, section 2.3), N = 2 layers. "gpt2_zero" has zeros in
-        their place. "pytorch" is what nn.Linear and nn.Embedding do by themselves.
+        their place. "pytorch" is the default of nn.Linear and nn.Embedding.
         """
-        init = nn.init  # by this name: transformers has its functions spare what was loaded
+        init = nn.init  # by this name: transformers patches its functions to skip what was loaded
         if isinstance(module, nn.Linear | nn.Embedding) and self.config.initialization == "pytorch":
             module.reset_parameters()
         elif isinstance(module, nn.Linear | nn.Embedding):
@@ -297,7 +298,7 @@ class GPTScratchModel(GPTScratchPreTrainedModel):
         Returns last_hidden_state (B, T, C), the cache, and on request hidden_states and attentions (eager only).
 
         Raises `ValueError` for arguments that contradict each other, and for sequences longer than `max_position_embeddings` where
-        positions are learned; `TypeError` for an argument that nothing here knows.
+        positions are learned; `TypeError` for an unknown argument.
         """
         past_key_values = only_cache(past_key_values, cache, kwargs)
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
@@ -307,11 +308,13 @@ class GPTScratchModel(GPTScratchPreTrainedModel):
         refuse_contradictions(input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, kwargs)
 
         implementation, tokens = self.config._attn_implementation, input_ids if inputs_embeds is None else inputs_embeds
-        mask, position_ids = mask_and_positions(tokens, attention_mask, position_ids, past_key_values, implementation)
+        mask, position_ids = mask_and_positions(
+            tokens, attention_mask, position_ids, past_key_values, implementation, self.config.sliding_window
+        )
         if self.config.position_embedding_type == "learned":
             refuse_positions_beyond(self.config.max_position_embeddings, position_ids)
         if use_cache and past_key_values is None:
-            past_key_values = DynamicCache()
+            past_key_values = DynamicCache()  # of all keys: `generate` makes one that keeps the window only
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         position_embeddings = None
         if self.config.position_embedding_type == "learned":
@@ -352,7 +355,7 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):
     def __init__(self, config: GPTScratchConfig):
         super().__init__(config)
         self.model = GPTScratchModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
         # Of the run and not of the model: training scripts set them here, where no checkpoint keeps them.
         self.loss_implementation = config.loss_implementation
         self.label_smoothing = 0.0  # in training mode only
@@ -391,8 +394,9 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):
         hidden_states, logits, loss = outputs.last_hidden_state, None, None
         scored = labels is not None or shift_labels is not None
         smoothing = self.label_smoothing if self.training else 0.0
-        # Past the module, the head's weight is taken only where no adapter and no quantization has replaced it.
-        if scored and self.training and self.loss_implementation == "chunked" and type(self.lm_head) is nn.Linear:
+        # Past the module, the head's weight is taken only where no adapter and no quantization has replaced it, and no bias is added.
+        chunked = self.loss_implementation == "chunked" and type(self.lm_head) is nn.Linear and self.lm_head.bias is None
+        if scored and self.training and chunked:
             loss = chunked_language_modeling_loss(
                 hidden_states, self.lm_head.weight, labels, smoothing, num_items_in_batch, shift_labels
             )

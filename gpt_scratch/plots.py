@@ -1,15 +1,26 @@
 """Plots of a run, drawn from the log that Trainer keeps, and the figure on which every plot of this package is drawn."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from operator import mul
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+from .errors import innermost, one_line
 from .files import atomic_path
 
 History: TypeAlias = Sequence[Mapping[str, float]]
+
+
+def curve_style(key: str) -> dict[str, str]:
+    """Colour and line of a column of Trainer's log, the same in every plot: training blue and dashed, validation orange, the loss measured
+    on training rows green and dotted.
+    """
+    if key.startswith("train_eval"):
+        return {"color": "C2", "linestyle": ":"}
+    if key.startswith("eval_") or key == "perplexity":
+        return {"color": "C1", "linestyle": "-"}
+    return {"color": "C0", "linestyle": "-" if key in ("learning_rate", "grad_norm") else "--"}
 
 
 def series(history: History, key: str, x: str = "step") -> tuple[list[float], list[float]]:
@@ -38,12 +49,12 @@ def plot_losses(history: History, path: str | Path, title: str = "", warning_ste
     for key, label in labels.items():
         steps, losses = series(history, key)
         if steps:
-            axes.plot(steps, losses, label=label, marker="." if len(steps) < 60 else None, linewidth=1.2)
+            axes.plot(steps, losses, label=label, marker="." if len(steps) < 60 else None, linewidth=1.2, **curve_style(key))
     if warning_step is not None:
-        axes.axvline(warning_step, color="gray", linestyle="--", linewidth=0.8, label=f"overfitting from step {warning_step:g}")
+        axes.axvline(warning_step, color="gray", linestyle="-.", linewidth=0.8, label=f"overfitting from step {warning_step:g}")
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per token)")
-    axes.set_title(title, parse_math=False)
+    axes.set_title(title)
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
@@ -61,36 +72,13 @@ def save_lines(history: History, labels: Mapping[str, str], x: str, path: str | 
     for key, label in labels.items():
         xs, values = series(history, key, x)
         if xs:
-            axes.plot(xs, values, label=label, marker="." if len(xs) < 60 else None, linewidth=1.2)
+            axes.plot(xs, values, label=label, marker="." if len(xs) < 60 else None, linewidth=1.2, **curve_style(key))
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
     return save_figure(figure, path)
-
-
-def overfitting_step(history: History, evaluations: int = 3) -> float | None:
-    """The first step at which validation loss had risen `evaluations` times in a row while training loss fell; or `None`.
-
-    Training loss is `train_eval_loss` where it was measured, else the `loss` logged last before each evaluation.
-
-    >>> rows = [{"loss": 5 - i, "step": i} | {"eval_loss": v, "step": i} for i, v in enumerate([4, 3, 3.1, 3.2, 3.3])]
-    >>> overfitting_step(rows)
-    4
-    """
-    points: list[tuple[float, float, float]] = []  # step, validation loss, training loss
-    training = None
-    for entry in history:
-        training = entry.get("train_eval_loss", entry.get("loss", training))
-        if "eval_loss" in entry and training is not None:
-            points.append((entry["step"], entry["eval_loss"], training))
-    for last in range(evaluations, len(points)):
-        window = points[last - evaluations : last + 1]
-        rising = all(later[1] > earlier[1] for earlier, later in pairwise(window))
-        if rising and window[-1][2] < window[0][2]:
-            return window[-1][0]
-    return None
 
 
 def new_figure(size: tuple[float, float] = (7, 4.2), grid: tuple[int, int] | None = None):
@@ -106,7 +94,22 @@ def new_figure(size: tuple[float, float] = (7, 4.2), grid: tuple[int, int] | Non
 
 
 def save_figure(figure, path: str | Path, suffixes: Sequence[str] = (".png", ".pdf")) -> list[Path]:
-    """Write `path` with each suffix, each file whole or not at all; returns the files."""
+    """Write `path` with each suffix, each file whole or not at all; returns the files.
+
+    All text in the figure is taken literally: a `$` in a name begins no formula.
+    """
+    from matplotlib.text import Text
+    from matplotlib.ticker import LogFormatter
+
+    axes = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
+    powers = {
+        label
+        for axis in axes
+        if isinstance(axis.get_major_formatter(), LogFormatter)
+        for label in axis.get_ticklabels(which="both")
+    }
+    for text in figure.findobj(Text):
+        text.set_parse_math(text in powers)  # the powers of ten of a logarithmic axis are formulas
     written = []
     for suffix in suffixes:
         target = Path(f"{path}{suffix}")
@@ -114,3 +117,11 @@ def save_figure(figure, path: str | Path, suffixes: Sequence[str] = (".png", ".p
             figure.savefig(temporary, format=suffix[1:])
         written.append(target)
     return written
+
+
+def plot_or_warn(plot: Callable[..., Any], *args: Any) -> None:
+    """Call `plot(*args)`. What goes wrong in a plot of a training run is a warning, since a plot must not cost the run."""
+    try:
+        plot(*args)
+    except Exception as error:
+        print(f"warning: a plot could not be drawn, and the run continues without it: {one_line(innermost(error))}")

@@ -1,4 +1,4 @@
-"""Which tokens are real, where they stand, which documents share a row, and who may attend to whom: pure functions of tensors.
+"""Real tokens, their positions, the documents of a packed row, and attention masks, as pure functions of tensors.
 
 Shapes: B batch, T tokens of this call, S tokens seen so far (cache included).
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .releases_gpt_scratch import fixed_length
+from .releases_gpt_scratch import fixed_length, keys_within
 
 
 def values_are_known(tensor: torch.Tensor) -> bool:
@@ -19,23 +19,29 @@ def values_are_known(tensor: torch.Tensor) -> bool:
 
 
 def mask_and_positions(
-    tokens: torch.Tensor, attention_mask: Any, position_ids: torch.Tensor | None, cache: Any, implementation: str | None
+    tokens: torch.Tensor,
+    attention_mask: Any,
+    position_ids: torch.Tensor | None,
+    cache: Any,
+    implementation: str | None,
+    window: int | None = None,
 ) -> tuple[Any, torch.Tensor]:
     """The mask as the attention function takes it, and positions (B, T) or (1, T).
 
     Args:
         tokens: ids (B, T) or embeddings (B, T, C); only their number and device count.
-        attention_mask: (B, S), nonzero for real tokens, or a mask that somebody else has prepared, which is returned as it is.
-        position_ids: where the caller gives them.
+        attention_mask: (B, S), nonzero for real tokens, or a prepared mask, which is returned unchanged.
+        position_ids: of the caller, or None.
         cache: keys and values of earlier tokens, or None.
         implementation: of attention, as `config._attn_implementation` names it.
+        window: how many tokens each one attends to at most, itself included; `None` for all.
 
-    Returns `None` for the mask where causality alone says it all. Raises `ValueError` for packed documents that flash attention would
+    Returns `None` for the mask where plain causal attention suffices. Raises `ValueError` for packed documents that flash attention would
     mix.
     """
     implementation, T = implementation or "eager", tokens.shape[1]
     prepared = attention_mask is not None and not (isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2)
-    paged = cache is not None and "flash" in implementation  # such a cache may not know one length for all rows
+    paged = cache is not None and "flash" in implementation  # such a cache may not have one length for all rows
     if position_ids is not None and (prepared or paged):
         return attention_mask, position_ids
     past_length = 0 if cache is None else cache.get_seq_length()
@@ -55,7 +61,13 @@ def mask_and_positions(
             "flatten the batch into one row, or use sdpa or flex_attention"
         )
     if implementation not in ("eager", "sdpa", "flex_attention"):
-        return attention_mask, position_ids  # made causal by the kernel, or by somebody else's attention, such as vLLM's
+        if window is not None and cache is not None and attention_mask is not None:
+            count, _ = keys_within(cache, columns)  # a cache may have dropped what lies before the window
+            attention_mask = attention_mask[:, -count:]
+        return attention_mask, position_ids  # made causal by the kernel, or by another library's attention, such as vLLM's
+    if window is not None and (cache is not None or window < T):
+        key_length, first = (T, 0) if cache is None else keys_within(cache, columns)
+        return causal_mask(columns, key_length, attention_mask, documents, implementation, window, first), position_ids
     longest = fixed_length(cache)
     if attention_mask is documents is longest is None and (T == 1 or cache is None or past_length == 0):
         return None, position_ids
@@ -64,7 +76,7 @@ def mask_and_positions(
 
 
 def refuse_positions_beyond(limit: int, position_ids: torch.Tensor) -> None:
-    """Raise `ValueError` where a table of `limit` learned positions ends too early."""
+    """Raise `ValueError` for positions beyond a table of `limit` learned ones."""
     # Under a tracer values are unknown; the length of the call still is not.
     last = int(position_ids.max()) + 1 if values_are_known(position_ids) else position_ids.shape[1]
     if last > limit:
@@ -79,7 +91,7 @@ def count_positions(columns: torch.Tensor, attention_mask: torch.Tensor | None) 
 
     Args:
         columns: (T,), index of each new token in its row, padding and cached tokens included.
-        attention_mask: (B, S), nonzero for real tokens; a prepared mask of four dimensions says nothing of positions.
+        attention_mask: (B, S), nonzero for real tokens; a prepared mask of four dimensions holds no positions.
 
     >>> count_positions(torch.arange(4), torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0]])).tolist()
     [[0, 0, 1, 2], [0, 1, 1, 1]]
@@ -119,9 +131,11 @@ def causal_mask(
     attention_mask: torch.Tensor | None = None,
     documents: torch.Tensor | None = None,
     implementation: str = "sdpa",
+    window: int | None = None,
+    first: int = 0,
 ) -> Any:
-    """What each new token may attend to: real tokens of its own document up to itself. A padding token attends to itself too, so
-    that no row of the softmax is empty.
+    """What each new token may attend to: real tokens of its own document up to itself, in the window. A padding token attends to itself
+    too, so that no row of the softmax is empty.
 
     Args:
         columns: (T,), index of each new token in its row.
@@ -129,17 +143,23 @@ def causal_mask(
         attention_mask: (B, up to S), nonzero for real tokens; columns beyond its end are still to come.
         documents: (B, T) from `find_documents`, only where S = T.
         implementation: of attention, as `config._attn_implementation` names it.
+        window: how many tokens each one attends to at most, itself included; `None` for all.
+        first: column of the first key, where a cache has dropped those before it.
 
     Returns:
         A boolean mask (B, 1, T, S), or (1, 1, T, S) where all rows are alike; for flex attention its `BlockMask`.
 
     >>> causal_mask(torch.arange(1, 3), 3, torch.tensor([[0, 1, 1]]))[0, 0].int().tolist()
     [[0, 1, 0], [0, 1, 1]]
+    >>> causal_mask(torch.arange(3), 3, window=2)[0, 0].int().tolist()
+    [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
     """
 
     def visible(row, query, key):
-        column = columns[query]
+        column, key = columns[query], key + first
         seen = key <= column
+        if window is not None:
+            seen = seen & (column - key < window)
         if attention_mask is not None:
             seen = seen & (real[row, key] | (key == column))
         if documents is not None:
@@ -147,7 +167,7 @@ def causal_mask(
         return seen
 
     if attention_mask is not None:
-        real = torch.nn.functional.pad(attention_mask != 0, (0, max(0, key_length - attention_mask.shape[1])))
+        real = torch.nn.functional.pad(attention_mask != 0, (0, max(0, first + key_length - attention_mask.shape[1])))
     rows = next((len(x) for x in (attention_mask, documents) if x is not None), 1)
     if implementation == "flex_attention":
         from torch.nn.attention.flex_attention import create_block_mask

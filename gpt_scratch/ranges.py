@@ -10,7 +10,7 @@ from .errors import UserError
 ABOVE = math.ulp(0.0)  # as a lowest value: above 0
 BELOW_ONE = math.nextafter(1.0, 0.0)
 INFINITE = math.inf  # as a highest value: any finite number
-SEEDS = (0, 2**32 - 1)  # what NumPy takes
+SEEDS = (0, 2**32 - 1)  # what NumPy accepts
 COUNT, SOME = (0, 10**12), (1, 10**12)
 SHARE = (0, 1)
 

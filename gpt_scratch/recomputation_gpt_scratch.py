@@ -1,7 +1,7 @@
-"""Activation recomputation: what the backward computes again, in place of the forward keeping it.
+"""Activation recomputation: the backward computes cheap activations again, so that the forward need not keep them.
 
 Autograd keeps what a product needs for its gradients. An activation function between two products makes that large, and costs next
-to nothing to repeat; `recomputed` has its arguments kept alone.
+to nothing to repeat; `recomputed` keeps only its arguments.
 
 This file is copied into every saved checkpoint: it imports torch only.
 """
@@ -87,7 +87,7 @@ class Recomputed(torch.autograd.graph.saved_tensors_hooks):
             self.unpack_hook,
             self.arguments,
             self.others,
-        )  # the graph holds what was packed: no cycle shall hold it longer
+        )  # the graph holds what was packed: no cycle must keep it longer
 
 
 def memory(tensor: torch.Tensor) -> int:

@@ -45,7 +45,7 @@ def write_reference_outputs(folder: Path) -> None:
 
 
 def save_reference_outputs(folder: Path, outputs: dict[str, Any]) -> None:
-    """Write what [`reference_outputs`] returned, a prompt or a batch on a line."""
+    """Write what [`reference_outputs`] returned, one prompt or batch a line."""
     lines = []
     for key, value in outputs.items():
         listed = isinstance(value, list) and value
@@ -88,7 +88,7 @@ def reference_outputs(model: PreTrainedModel, dtype: str, stock: bool = False) -
 
 
 def new_tokens(config: PreTrainedConfig) -> int:
-    """Of each continuation: eight, or half of the positions."""
+    """Tokens of each continuation: eight, or half of the positions."""
     return max(1, min(NEW_TOKENS, config.max_position_embeddings // 2))
 
 
@@ -100,7 +100,7 @@ def prompts(config: PreTrainedConfig) -> list[list[int]]:
 
 
 def _continue(model: PreTrainedModel, ids: list[int], count: int) -> tuple[list[int], list[int], torch.Tensor]:
-    """The row, its greedy continuation of `count` tokens, and the logits that each was chosen by, (count, V); (1, L) for 0."""
+    """The row, its greedy continuation of `count` tokens, and the logits that each token was chosen from, (count, V); (1, L) for 0."""
     grown, logits = list(ids), []
     for _ in range(max(count, 1)):
         row = torch.tensor([grown])
@@ -117,7 +117,7 @@ def _prompt(ids: list[int], continuation: list[int], logits: torch.Tensor, class
 
 
 def _rounded(value: float) -> float:
-    return float(f"{value:.9g}")  # what tells any two numbers of float32 apart
+    return float(f"{value:.9g}")  # enough digits to distinguish any two float32 numbers
 
 
 def _batches(rows: list[list[int]], config: PreTrainedConfig, stock: bool) -> list[dict[str, Any]]:

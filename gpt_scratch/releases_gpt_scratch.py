@@ -21,8 +21,10 @@ except ImportError:  # before 4.48: attention is always written out
     ALL_ATTENTION_FUNCTIONS = {}
 # 5.24 renamed the key/value cache in outputs, in `generate` and in every model of its own; `forward` takes both names here.
 CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+# What a cache takes to say how many keys it gives: the number of new tokens, or until 5.3 their columns.
+MASK_SIZES_BY_LENGTH = "query_length" in inspect.signature(getattr(Cache, "get_mask_sizes", Cache.__init__)).parameters
 
-# What `forward` hands on to attention functions and caches without reading it. Any other argument that it does not name is refused.
+# What `forward` passes on to attention functions and caches without reading it. Any other argument that it does not name is refused.
 HANDED_ON = {
     "cache_position",  # (T,), where a static cache writes: from `generate` before 5.4
     "cu_seq_lens_q",  # these four: where the documents of a flattened batch begin, for flash attention; position_ids say it too
@@ -45,7 +47,7 @@ HANDED_ON = {
 
 
 class AnyRelease:
-    """What a model needs besides its own code to be loaded and saved alike on every release; stands before `PreTrainedModel`."""
+    """What a model needs besides its own code to be loaded and saved alike on every release; comes before `PreTrainedModel`."""
 
     # asked by transformers 4 only
     _supports_cache_class = _supports_static_cache = _supports_quantized_cache = _supports_flash_attn_2 = True
@@ -108,7 +110,7 @@ def refuse_lost_tokens(inputs: dict[str, Any], input_ids: torch.Tensor) -> None:
 def only_cache(past_key_values: Cache | None, cache: Cache | None, kwargs: dict[str, Any]) -> Cache | None:
     """The key/value cache by either of its names.
 
-    Before 5.24, `generate_batch` gave the name `cache` to its paged cache, which the attention function fills: there it goes.
+    Before 5.24, `generate_batch` gave the name `cache` to its paged cache, which the attention function fills: it is passed on.
     """
     if cache is not None and CACHE != "cache" and "read_index" in kwargs:
         kwargs["cache"] = cache
@@ -127,10 +129,21 @@ def fixed_length(cache: Cache | None) -> int | None:
     return length if length is not None and length > 0 else None
 
 
+def keys_within(cache: Cache, columns: torch.Tensor) -> tuple[int, int]:
+    """How many keys attention sees when tokens at `columns` (T,) join those in `cache`, and the column of the first of them.
+
+    From 4.56 on, `generate` gives a model with a window a cache that drops what lies before it. Earlier ones keep all keys.
+    """
+    if not hasattr(cache, "get_mask_sizes"):  # until 4.52
+        longest = fixed_length(cache)
+        return (int(columns[-1]) + 1 if longest is None else longest), 0
+    return cache.get_mask_sizes(len(columns) if MASK_SIZES_BY_LENGTH else columns, 0)  # type: ignore[arg-type]
+
+
 def scaled_rotary_frequencies(config, position_ids: torch.Tensor) -> tuple[torch.Tensor, float]:
     """Rotary frequencies, fp32, (D/2,), and the factor of cosines and sines, for a scaled `rope_type`, as transformers computes them.
 
-    "dynamic" depends on the longest sequence of the call, which `position_ids` (B, T) tell.
+    "dynamic" depends on the longest sequence of the call, which is read from `position_ids` (B, T).
     """
     rope = config.rope_parameters
     original = rope.get("original_max_position_embeddings", config.max_position_embeddings)
@@ -158,7 +171,7 @@ def refuse_contradictions(
     past_key_values: Cache | None,
     others: dict[str, Any],
 ) -> None:
-    """Refuse arguments of `forward` that nothing would use, or that cannot all be meant.
+    """Refuse arguments of `forward` that nothing would use, or that contradict each other.
 
     Args:
         input_ids: (B, T), or `inputs_embeds` (B, T, C).
@@ -173,15 +186,15 @@ def refuse_contradictions(
         raise ValueError("give exactly one of input_ids and inputs_embeds")
     unknown = others.keys() - HANDED_ON - {"cache"}
     if unknown:
-        raise TypeError(f"forward() knows no argument {', '.join(sorted(unknown))}: nothing here would use it")
+        raise TypeError(f"forward() got an unexpected argument {', '.join(sorted(unknown))}: the model would not use it")
     T = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]  # type: ignore[union-attr]
     if past_key_values is None and "cache" not in others and attention_mask is not None and attention_mask.shape[-1] != T:
         raise ValueError(
-            f"attention_mask speaks of {attention_mask.shape[-1]} tokens, but {T} are given and no cache holds the others"
+            f"attention_mask covers {attention_mask.shape[-1]} tokens, but {T} are given and no cache holds the others"
         )
     for name in ("cu_seq_lens_q", "seq_idx"):
         if others.get(name) is not None and position_ids is None:
-            raise ValueError(f"{name} is given without position_ids, which say where documents begin for every attention")
+            raise ValueError(f"{name} is given without position_ids, which mark where documents begin for every attention")
     if others.get("is_causal") is False and (attention_mask is None or attention_mask.ndim == 2):
         raise ValueError("is_causal is False: this model attends to earlier tokens only, unless a prepared mask says otherwise")
 
@@ -192,6 +205,7 @@ __all__ = [
     "AnyRelease",
     "attention_function",
     "fixed_length",
+    "keys_within",
     "only_cache",
     "refuse_contradictions",
     "refuse_lost_tokens",

@@ -3,15 +3,15 @@
     python -m gpt_scratch.verify_checkpoint runs/quickstart
     python -m gpt_scratch.verify_checkpoint user/name --revision main --trust_remote_code
 
-One line answers. The exit status is that of `diff`: 0 equal, 1 different, 2 where the checkpoint cannot be loaded or holds nothing to
+The answer is one line. The exit status is that of `diff`: 0 equal, 1 different, 2 where the checkpoint cannot be loaded or holds nothing to
 compare with. It is loaded as a user loads it, run in float32 on the CPU, and compared with its `reference_outputs.json`, which was computed
 by plain forwards of single rows, without padding and without a cache (`reference_outputs.py`):
 
 - logits of a plain forward, of rows padded on the right, and of rows padded on the left;
 - greedy tokens and their logits through `generate`, without the cache, with it, and with it from prompts padded on the left.
 
-Logits are equal that differ by 1e-5 of the largest one, or by 1e-5 where all are below one. Two tokens closer than that are a tie, and
-either of them is right.
+Logits count as equal within 1e-5 of the largest one, or within 1e-5 where all are below one. Two tokens closer than that are a tie, and
+either of them is accepted.
 
 With `--trust_remote_code` the code in the checkpoint runs, in a process that cannot import this package; without it, this package's.
 This file imports nothing of the package, so that it also runs alone: `python verify_checkpoint.py user/name --trust_remote_code`.
@@ -89,6 +89,10 @@ def verify_checkpoint(name: str, revision: str | None = None, trust_remote_code:
         return Verdict(UNKNOWN, "--revision is for names on the Hub, and this is a directory")
     if trust_remote_code and sys.modules.get("gpt_scratch"):
         return _verify_alone(name, revision)
+    if sys.modules.get("gpt_scratch"):  # else this file runs alone
+        from gpt_scratch.downloads import bound_downloads
+
+        bound_downloads()
     try:
         reference = read_reference(find_reference(name, revision))
     except ValueError as error:
@@ -97,7 +101,7 @@ def verify_checkpoint(name: str, revision: str | None = None, trust_remote_code:
         model = load(name, reference["head"], revision, trust_remote_code)
     except Exception as error:  # a wrong name, a broken file, code for another version: each raises another kind
         if not trust_remote_code and "trust_remote_code" in str(error):
-            return Verdict(UNKNOWN, "needs code that is not installed here: --trust_remote_code runs the one in the checkpoint")
+            return Verdict(UNKNOWN, "needs code that is not installed here: --trust_remote_code runs the code in the checkpoint")
         written = reference["versions"]["transformers"]
         return Verdict(
             UNKNOWN, f"cannot be loaded with {_versions()}, and was written by transformers {written}: {one_line(error)}"
@@ -136,7 +140,7 @@ def find_reference(name: str, revision: str | None = None) -> Path:
     try:
         return Path(cached_file(name, FILE, revision=revision or "main"))
     except Exception as error:  # a wrong name, no such file, no network
-        raise ValueError(f"{FILE} cannot be had: {one_line(error)}") from error
+        raise ValueError(f"{FILE} cannot be fetched: {one_line(error)}") from error
 
 
 def load(name: str | Path, head: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -156,7 +160,7 @@ def load(name: str | Path, head: str, revision: str | None = None, trust_remote_
 
 
 def one_line(error: object, length: int = 300) -> str:
-    """A message of others on one line, without control characters, cut to `length`."""
+    """An untrusted message on one line, without control characters, cut to `length`."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)) or type(error).__name__
     return " ".join("".join(character if character.isprintable() else " " for character in text).split())[:length]
 
@@ -249,7 +253,7 @@ def _check(value: Any, fields: Fields, where: str) -> None:
         raise ValueError(f"{where}: key {key[:40]!r} is {'unknown' if key in value else 'missing'}")
     for key, fits in fields.items():
         if not fits(value[key]):
-            raise ValueError(f"{where}: {key} is not of the form that it should have")
+            raise ValueError(f"{where}: {key} has the wrong form")
 
 
 # Computing it again. n steps of a language model, one of a classifier; k logits of each are stored.
@@ -377,15 +381,15 @@ def _explain(different: dict[str, Comparison], largest: float) -> str:
     if "plain" in different:  # and with it all others
         what = _in_words("plain", different["plain"], largest)
         return f"{what}; other weights, other code, or {_versions()} compute something else"
-    told = "; ".join(_in_words(way, comparison, largest) for way, comparison in different.items())
+    found = "; ".join(_in_words(way, comparison, largest) for way, comparison in different.items())
     if all(way.startswith("cache") for way in different):
         if len(different) > 1:
-            told = _in_words("cache", different["cache"], largest)
+            found = _in_words("cache", different["cache"], largest)
         who = f"the model's code and transformers {transformers.__version__}"
-        return f"{told}; without the cache all is equal: {who} disagree about the cache"
+        return f"{found}; without the cache all is equal: {who} disagree about the cache"
     if not {"no cache", "cache"} & different.keys() and all(comparison.failure is None for comparison in different.values()):
-        return f"{told}; without padding all is equal: the attention mask is not heeded"
-    return f"{told}; with {_versions()}"
+        return f"{found}; without padding all is equal: the attention mask is ignored"
+    return f"{found}; with {_versions()}"
 
 
 WHERE = {

@@ -1,6 +1,6 @@
 """HTTP by the standard library whose connections can be ended at a deadline.
 
-A timeout of `urllib` is one of each read: a server that sends a byte now and then, in its headers too, never meets it.
+A timeout of `urllib` applies to each read: a server that sends a byte now and then, in its headers too, never reaches it.
 """
 
 import contextlib
@@ -15,10 +15,10 @@ class Deadline(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
     """A handler for [`urllib.request.build_opener`], and a context: its connections are shut down `seconds` after it is entered.
 
     Args:
-        seconds: until then; leaving the context, or [`Deadline.cancel`], calls it off.
+        seconds: until then; leaving the context, or [`Deadline.cancel`], cancels it.
 
     Attributes:
-        expired: it has come.
+        expired: whether it has passed.
     """
 
     def __init__(self, seconds: float):
@@ -36,14 +36,14 @@ class Deadline(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
         self.cancel()
 
     def cancel(self) -> None:
-        """No deadline any more."""
+        """Cancel the deadline."""
         self.timer.cancel()
 
     def _shut_down(self) -> None:
         self.expired = True
         for each in self.sockets:
             with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)  # ends a read that waits
+                each.shutdown(socket.SHUT_RDWR)  # ends a blocked read
 
     def _connection(self, kind: type[http.client.HTTPConnection]) -> Callable[..., http.client.HTTPConnection]:
         sockets = self.sockets
@@ -56,9 +56,9 @@ class Deadline(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
         return Connection
 
     def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        """As the base class, with connections that are watched."""
+        """As the base class, with connections that the deadline can end."""
         return self.do_open(self._connection(http.client.HTTPConnection), req)  # type: ignore[arg-type]
 
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        """As the base class, with connections that are watched."""
+        """As the base class, with connections that the deadline can end."""
         return self.do_open(self._connection(http.client.HTTPSConnection), req)  # type: ignore[arg-type]

@@ -13,8 +13,15 @@ summary: parameters, memory, arithmetic, time. runs: curves of finished runs, fr
 Pictures go to --output (PNG and SVG; runs: PNG and PDF), figures to the terminal, or as JSON with --json.
 """
 
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
+
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -61,7 +68,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         subject.add_argument("--json", action="store_true", help="print the figures as JSON")
         if name != "summary":
             subject.add_argument("--text", required=True, help="text to read")
-            subject.add_argument("--output", default=f"analysis-{name}", help="start of the file names to write")
+            subject.add_argument(
+                "--output", default=f"analysis-{name}", help="start of the file names, or a folder that ends with /"
+            )
         if name == "attention":
             subject.add_argument("--layer", type=int, default=0, help="layer of the single map, from 0")
             subject.add_argument("--head", type=int, default=0, help="head of the single map, from 0")
@@ -81,12 +90,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     runs.add_argument("--labels", nargs="+", help="a name for each run; by default the directory")
     runs.add_argument("--x", default="step", choices=["step", "epoch", "num_input_tokens_seen"], help="horizontal axis")
     runs.add_argument("--title", default="", help="heading")
-    runs.add_argument("--output", default="runs-compared", help="file to write, without suffix")
+    runs.add_argument("--output", default="runs-compared", help="file to write, without suffix, or a folder that ends with /")
     return check_flags(parser.parse_args(argv))
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Print the figures, write the pictures; returns the figures."""
+    if args.subject != "summary":
+        args.output = prepare_output(args.output, args.subject)
     if args.subject == "runs":
         labels = args.labels or [Path(name).name for name in args.runs]
         if len(labels) != len(args.runs) or len(set(labels)) != len(labels):
@@ -98,13 +109,27 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         print(json.dumps(summary, indent=1) if args.json else summary_table(summary))
         return summary
     if getattr(args, "top", 1) > model.config.vocab_size:
-        raise UserError(f"--top is {args.top}: the model knows {model.config.vocab_size:,} tokens")
+        raise UserError(f"--top is {args.top}: the model has {model.config.vocab_size:,} tokens")
     ids = encode_prompts([args.text], tokenizer, model.device)["input_ids"]
     tokens = token_texts(tokenizer, ids[0].tolist())
     figures, files = SUBJECTS[args.subject](args, model, tokenizer, ids, tokens)
     if args.json:
         print(json.dumps(figures, ensure_ascii=False, indent=1))
     return figures | _written(files)
+
+
+def prepare_output(output: str, subject: str) -> str:
+    """The start of the file names: in a folder, named by `/` at the end or there already, the subject's name. The folder is made.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    path = Path(output) / subject if output.endswith(("/", os.sep)) or Path(output).is_dir() else Path(output)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output}: {path.parent} cannot be made: {error.strerror or error}") from error
+    return str(path)
 
 
 def _written(files: Sequence[Path]) -> dict[str, Any]:
@@ -122,9 +147,9 @@ def attention(args, model, tokenizer, ids, tokens) -> tuple[dict[str, Any], list
         print("entropy in nats, a row per layer, a column per head:")
         print("\n".join("  ".join(f"{value:5.2f}" for value in row) for row in entropy.tolist()))
     title = f"layer {args.layer}, head {args.head}"
-    files = plot_attention_grid(maps, f"{args.output}-grid")
+    files = plot_attention_grid(maps, tokens, f"{args.output}-grid")
     files += plot_attention(maps[args.layer, args.head], tokens, f"{args.output}-head", title)
-    files += plot_attention(attention_rollout(maps)[-1], tokens, f"{args.output}-rollout", "rollout of all layers")
+    files += plot_attention(attention_rollout(maps)[-1], tokens, f"{args.output}-rollout", "attention rollout of all layers")
     return {"tokens": tokens, "entropy": entropy.tolist()}, files
 
 
@@ -136,7 +161,10 @@ def next_tokens(args, model, tokenizer, ids, tokens) -> tuple[dict[str, Any], li
             figures = "" if place.rank is None else f"rank {place.rank:>6}  {place.surprise:5.1f} bits  "
             print(f"{place.token:>16}  {figures}{', '.join(f'{token} {p:.1%}' for token, p in place.expected)}")
         print(f"{'next':>16}  {', '.join(f'{token} {p:.1%}' for token, p in after)}")
-    files = [write_surprise_html(places, f"{args.output}.html", args.model), *plot_surprise(places, args.output)]
+    files = [
+        write_surprise_html(places, f"{args.output}.html", args.model),
+        *plot_surprise(places, args.output, title=args.model),
+    ]
     return {"places": [asdict(place) for place in places], "next": after}, files
 
 
@@ -163,7 +191,14 @@ def temperature(args, model, tokenizer, ids, tokens) -> tuple[dict[str, Any], li
     best = logits.topk(10).indices.tolist()
     every = dict(zip(best, token_texts(tokenizer, best)))
     names = [every.get(i, "") for i in range(len(logits))]
-    return {"likely": figures}, plot_temperatures(logits, names, args.output, args.temperatures)
+    return {"likely": figures}, plot_temperatures(
+        logits, names, args.output, args.temperatures, title=f"after {shortened(args.text)!r}"
+    )
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """The end of a text, which is what comes next depends on most."""
+    return text if len(text) <= most else f"...{text[-most:]}"
 
 
 SUBJECTS = {"attention": attention, "tokens": next_tokens, "lens": lens, "temperature": temperature}

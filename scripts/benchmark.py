@@ -4,13 +4,13 @@
     python scripts/benchmark.py step --shape 2x1024 8x128 --bf16 --compile
     python scripts/benchmark.py memory --shape 4x256 1x1024
     python scripts/benchmark.py generation --batch 1 8 --compile
-    python scripts/benchmark.py perplexity --model runs/quickstart --text held-out.txt  # what weights in fewer bytes cost
+    python scripts/benchmark.py perplexity --model runs/quickstart --text held-out.txt  # what bf16 and int8 weights cost
     python scripts/benchmark.py length                                  # time and memory from 256 to 4,096 tokens
-    python scripts/benchmark.py vocabulary --n_layer 2                  # time and memory from 4,096 to 128,256 words
+    python scripts/benchmark.py vocabulary --n_layer 2                  # time and memory for vocabularies from 4,096 to 128,256
     python scripts/benchmark.py ceilings                                # what the machine itself can do now
     python scripts/benchmark.py trainer                                 # Trainer over a bare loop
     python scripts/benchmark.py data --text input.txt --tokenizer runs/tokenizer     # from text to batches
-    python scripts/benchmark.py padding --bf16                          # short texts of unlike lengths
+    python scripts/benchmark.py padding --bf16                          # short texts of varying length
     python scripts/benchmark.py import
     RAYON_NUM_THREADS=1 python scripts/benchmark.py tokenizers --text input.txt --vocab_sizes 1000 8000
     python scripts/benchmark.py loss --baseline runs/gpt2-1 runs/gpt2-2 --candidate runs/modern-1     # time to the loss where the first end
@@ -18,19 +18,26 @@
 
 A rival's module shifts the labels itself and may bring its own optimizer (`configure_optimizer()`, in place of fused AdamW); `sizes` has
 n_layer, n_head, n_embd, vocab_size, n_positions. Prints a table and, with --output, writes it as JSON with environment, versions, threads
-and load. Seconds belong to the machine and the hour; compare ratios.
+and load. Seconds depend on the machine and its load; compare ratios.
 """
+
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from gpt_scratch.benchmarking.data_pipeline import data_pipeline
 from gpt_scratch.benchmarking.generation import generation, perplexity_of_weights
-from gpt_scratch.benchmarking.harness import Sizes, ceilings, load_rival, machine, table
+from gpt_scratch.benchmarking.harness import Factory, Sizes, ceilings, load_rival, machine, table
 from gpt_scratch.benchmarking.padding import padding_waste
 from gpt_scratch.benchmarking.time_to_loss import time_to_loss
 from gpt_scratch.benchmarking.tokenizers import benchmark_tokenizers
@@ -39,11 +46,15 @@ from gpt_scratch.data.readers import check_files
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import write_json
 from gpt_scratch.inference.loading import load_language_model, load_tokenizer
+from gpt_scratch.provenance import describe_environment
 from gpt_scratch.ranges import check_flags
-from gpt_scratch.training.run import describe_environment
 
 LENGTHS = (256, 512, 1024, 2048, 4096)
 VOCABULARIES = (4096, 16384, 50257, 128256)  # the last is Llama 3's
+
+
+Rows = list[dict[str, Any]]
+Rivals = dict[str, Factory]
 
 
 def shape(text: str) -> tuple[int, int]:
@@ -54,37 +65,116 @@ def shape(text: str) -> tuple[int, int]:
     """
     batch, _, length = text.partition("x")
     if not (batch.isdigit() and length.isdigit() and int(batch) and int(length)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no shape: 4x256 is 4 rows of 256 tokens")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shape: 4x256 is 4 rows of 256 tokens")
     return int(batch), int(length)
+
+
+# ------------------------------------------------------------------------------------------- one function for each subject
+
+
+def measure_step(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -> Rows:
+    settings = args.bf16, args.compile, args.repetitions, rivals
+    return list(chain.from_iterable(training_step(sizes, batch, length, *settings) for batch, length in args.shape))
+
+
+def measure_memory(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -> Rows:
+    places = rival_places(args)
+    return list(chain.from_iterable(peak_memory(sizes, batch, length, args.bf16, places) for batch, length in args.shape))
+
+
+def measure_length(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -> Rows:
+    settings = [(replace(sizes, n_positions=max(LENGTHS)), 1, length) for length in LENGTHS]
+    return growth(settings, args.bf16, args.compile, args.repetitions, rivals, rival_places(args))
+
+
+def measure_vocabulary(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -> Rows:
+    settings = [(replace(sizes, vocab_size=size), *args.shape[0]) for size in VOCABULARIES]
+    return growth(settings, args.bf16, args.compile, args.repetitions, rivals, rival_places(args))
+
+
+def rival_places(args: argparse.Namespace) -> dict[str, str]:
+    """Name to NAME=path:factory, for processes that load a rival themselves."""
+    return {text.partition("=")[0]: text for text in args.rival}
+
+
+def measure_generation(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -> Rows:
+    settings = args.prompt, args.new_tokens, args.repetitions, args.compile
+    return list(chain.from_iterable(generation(sizes, batch, *settings) for batch in args.batch))
+
+
+def measure_trainer(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -> Rows:
+    batch, length = args.shape[0]
+    return trainer_overhead(sizes, batch, length, args.steps, args.repetitions)
+
+
+def measure_perplexity(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -> Rows:
+    if args.model is None or args.text is None:
+        raise UserError("--model or --text is missing: give a trained model and a text that it has not seen")
+    check_files([args.text])
+    model, tokenizer = load_language_model(args.model, "float32")
+    ids = tokenizer(Path(args.text).read_text(encoding="utf-8"), return_tensors="pt", verbose=False)["input_ids"]
+    windows = list(ids.split(256, dim=1))[: args.windows]
+    perplexity = perplexity_of_weights(model, [window for window in windows if window.shape[1] > 1])
+    return [
+        {"weights": name, "perplexity": value, "worse": value / perplexity["float32"] - 1} for name, value in perplexity.items()
+    ]
+
+
+def measure_data(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -> Rows:
+    if args.tokenizer is None or args.text is None:
+        raise UserError("--tokenizer or --text is missing: give a tokenizer and a text to cut into blocks")
+    check_files([args.text])
+    return data_pipeline(args.text, load_tokenizer(args.tokenizer), args.shape[0][1], args.repetitions)
+
+
+def measure_padding(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -> Rows:
+    tasks = ("classification", "instruction")
+    return list(chain.from_iterable(padding_waste(sizes, task, args.bf16, args.repetitions) for task in tasks))
+
+
+def measure_loss(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -> Rows:
+    if not (args.baseline and args.candidate):
+        raise UserError("--baseline and --candidate are missing: give directories of finished runs")
+    return time_to_loss(args.baseline, args.candidate)
+
+
+def measure_tokenizers(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -> Rows:
+    if args.text is None:
+        raise UserError("--text is missing: give a text file for the tokenizers")
+    check_files([args.text])
+    text = Path(args.text).read_bytes().decode("utf-8")
+    return benchmark_tokenizers(text, tuple(args.vocab_sizes), max(5, args.repetitions))
+
+
+SUBJECTS: dict[str, Callable[[argparse.Namespace, Sizes, Rivals], Rows]] = {
+    "step": measure_step,
+    "memory": measure_memory,
+    "generation": measure_generation,
+    "length": measure_length,
+    "vocabulary": measure_vocabulary,
+    "trainer": measure_trainer,
+    "import": lambda args, sizes, rivals: import_time(args.repetitions),
+    "ceilings": lambda args, sizes, rivals: ceilings(),
+    "tokenizers": measure_tokenizers,
+    "loss": measure_loss,
+    "padding": measure_padding,
+    "perplexity": measure_perplexity,
+    "data": measure_data,
+}
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags of this script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "subject",
-        choices=[
-            "step",
-            "memory",
-            "generation",
-            "length",
-            "vocabulary",
-            "trainer",
-            "import",
-            "ceilings",
-            "tokenizers",
-            "loss",
-            "padding",
-            "perplexity",
-            "data",
-        ],
-    )
+    parser.add_argument("subject", choices=list(SUBJECTS))
     parser.add_argument("--shape", nargs="+", type=shape, default=[(4, 256)], help="rows x tokens of a training batch")
     parser.add_argument("--batch", nargs="+", type=int, default=[1], help="generation: prompts at once")
     parser.add_argument("--prompt", type=int, default=32, help="generation: tokens of the prompt")
     parser.add_argument("--new_tokens", type=int, default=128, help="generation: tokens to generate")
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast")
-    parser.add_argument("--compile", action="store_true", help="torch.compile everybody; generation: our compiled step as well")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile all contenders; generation: our compiled step as well"
+    )
     parser.add_argument("--repetitions", type=int, default=5, help="measurements of each, after one to warm up")
     parser.add_argument("--steps", type=int, default=8, help="trainer: steps of a run")
     parser.add_argument(
@@ -105,62 +195,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure; returns the rows of the table."""
-    rivals = dict(load_rival(text) for text in args.rival)
-    rival_places = {text.partition("=")[0]: text for text in args.rival}
     longest = max(*(length for _, length in args.shape), args.prompt + args.new_tokens)
     sizes = Sizes(args.n_layer, args.n_head, args.n_embd, args.vocab_size, max(1024, longest))
-    rows: list[dict[str, Any]] = []
-    if args.subject == "step":
-        for batch, length in args.shape:
-            rows += training_step(sizes, batch, length, args.bf16, args.compile, args.repetitions, rivals)
-    elif args.subject == "memory":
-        for batch, length in args.shape:
-            rows += peak_memory(sizes, batch, length, args.bf16, rival_places)
-    elif args.subject in ("length", "vocabulary"):
-        if args.subject == "length":
-            settings = [(replace(sizes, n_positions=max(LENGTHS)), 1, length) for length in LENGTHS]
-        else:
-            settings = [(replace(sizes, vocab_size=size), *args.shape[0]) for size in VOCABULARIES]
-        rows = growth(settings, args.bf16, args.compile, args.repetitions, rivals, rival_places)
-    elif args.subject == "generation":
-        for batch in args.batch:
-            rows += generation(sizes, batch, args.prompt, args.new_tokens, args.repetitions, args.compile)
-    elif args.subject == "trainer":
-        rows = trainer_overhead(sizes, *args.shape[0], steps=args.steps, repetitions=args.repetitions)
-    elif args.subject == "import":
-        rows = import_time(args.repetitions)
-    elif args.subject == "perplexity":
-        if args.model is None or args.text is None:
-            raise UserError("--model or --text is missing: give a trained model and a text that it has not seen")
-        check_files([args.text])
-        model, tokenizer = load_language_model(args.model, "float32")
-        ids = tokenizer(Path(args.text).read_text(encoding="utf-8"), return_tensors="pt", verbose=False)["input_ids"]
-        windows = list(ids.split(256, dim=1))[: args.windows]
-        perplexity = perplexity_of_weights(model, [window for window in windows if window.shape[1] > 1])
-        rows = [
-            {"weights": name, "perplexity": value, "worse": value / perplexity["float32"] - 1}
-            for name, value in perplexity.items()
-        ]
-    elif args.subject == "data":
-        if args.tokenizer is None or args.text is None:
-            raise UserError("--tokenizer or --text is missing: give a tokenizer and a text to cut into blocks")
-        check_files([args.text])
-        rows = data_pipeline(args.text, load_tokenizer(args.tokenizer), args.shape[0][1], args.repetitions)
-    elif args.subject == "padding":
-        for task in ("classification", "instruction"):
-            rows += padding_waste(sizes, task, args.bf16, args.repetitions)
-    elif args.subject == "loss":
-        if not (args.baseline and args.candidate):
-            raise UserError("--baseline and --candidate are missing: give directories of finished runs")
-        rows = time_to_loss(args.baseline, args.candidate)
-    elif args.subject == "tokenizers":
-        if args.text is None:
-            raise UserError("--text is missing: give a text file for the tokenizers")
-        check_files([args.text])
-        text = Path(args.text).read_bytes().decode("utf-8")
-        rows = benchmark_tokenizers(text, tuple(args.vocab_sizes), max(5, args.repetitions))
-    else:
-        rows = ceilings()
+    rows = SUBJECTS[args.subject](args, sizes, dict(load_rival(text) for text in args.rival))
     print(table(rows))
     if args.output:
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)

@@ -4,8 +4,14 @@
     python scripts/chat.py runs/instruct --weights int8
     python scripts/chat.py runs/instruct --temperature 0.7 --seed 1 --system "You answer in one sentence."
 
-`/reset` forgets the conversation, `/quit` or Ctrl-D ends it. The oldest exchanges are forgotten when the model's context is full.
+`/reset` clears the conversation, `/quit` or Ctrl-D ends it. The oldest exchanges are dropped when the model's context is full.
 """
+
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
 
 import argparse
 import sys
@@ -27,7 +33,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--system", help="system message at the start of every conversation")
     parser.add_argument("--max_new_tokens", type=int, default=256, help="tokens of a reply at most")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy, 1 the model's own distribution")
-    parser.add_argument("--seed", type=int, help="the same seed and the same words give the same replies")
+    parser.add_argument("--seed", type=int, help="the same seed and the same messages give the same replies")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="of the weights")
     parser.add_argument(
         "--weights", choices=WEIGHTS, help="compile the decoding step, with weights kept so; see generate.py --help"
@@ -43,13 +49,16 @@ def main(args: argparse.Namespace) -> None:
         model = prepare_for_decoding(model, args.weights)
     max_new_tokens = min(args.max_new_tokens, model.config.max_position_embeddings // 2)
     chat = Chat(model, tokenizer, args.system, max_new_tokens, args.temperature, args.seed, bool(args.weights))
-    print("/reset forgets the conversation, /quit ends it")
+    print("/reset clears the conversation, /quit ends it")
     while True:
         try:
             text = input("> ").strip()
         except (EOFError, KeyboardInterrupt):
             print()
             return
+        except UnicodeDecodeError as error:
+            print(f"(the text is not valid {error.encoding}: {error.reason})")
+            continue
         if text == "/quit":
             return
         if text == "/reset":

@@ -1,24 +1,38 @@
-"""Classify texts: one on the command line, the lines of a file, or standard input; jsonl goes to standard output as it is ready.
+"""Classify texts: on the command line, the lines of a file, the rows of a table, or standard input.
 
 python scripts/classify.py runs/spam --text "You have won a prize"
 python scripts/classify.py runs/spam --file messages.txt > labels.jsonl
-python scripts/classify.py runs/spam --file messages.csv --text_column message --output labels.jsonl
+python scripts/classify.py runs/spam --file messages.csv --text_column message --output labels.csv
 tail -f inbox.txt | python scripts/classify.py runs/spam --batch_size 1
+
+Standard output, and an --output of any other name, is jsonl with the scores of all classes, as it is ready. An --output that ends in
+.csv or .tsv holds all columns that were read, then label and score (predicted_label and predicted_score where these names are taken).
+An empty text gets an empty label; how many there were is said at the end.
 """
+
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
 
 import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Any
 
 from tqdm import tqdm
 
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
-from gpt_scratch.data.readers import ROW_READERS, check_files, texts_of_rows
+from gpt_scratch.data.opening import TABLE_SUFFIXES, Faults, Reading, check_files, read_lines, suffix_of
+from gpt_scratch.data.readers import texts_of_rows
+from gpt_scratch.data.tables import read_table
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import atomic_path
-from gpt_scratch.inference.classify import classify_texts
+from gpt_scratch.inference.classify import LabelTable, classify_texts
 from gpt_scratch.inference.loading import load_classifier
 from gpt_scratch.ranges import check_flags
 from gpt_scratch.training.precision import use_fast_fp32_matmul
@@ -30,55 +44,95 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("model", help="directory or Hub name of a classifier with its tokenizer")
     parser.add_argument("--text", nargs="+", help="texts to classify")
     parser.add_argument(
-        "--file", help="a text a line (txt), or a text a row (csv, jsonl, json, parquet); default: standard input"
+        "--file", help="a text a line (txt), or a text a row (csv, tsv, jsonl, json, parquet); default: standard input"
     )
     parser.add_argument("--text_column", default="text", help="column of the texts in csv, jsonl, json and parquet")
+    Reading.add_flags(parser)
     parser.add_argument("--output", help="file to write; default: standard output")
     parser.add_argument("--batch_size", type=int, default=32, help="texts a forward pass")
     return check_flags(parser.parse_args(argv))
 
 
-def read_texts(args: argparse.Namespace) -> Iterator[str]:
-    """The texts that the flags name, one by one.
+def read_texts(
+    args: argparse.Namespace, files: Sequence[str] = (), keep: Callable[[dict[str, Any]], None] | None = None
+) -> Iterator[str]:
+    """The texts that the flags name, one by one; `keep` is called with the columns of each that is a row of a table, before it.
 
     Raises:
-        UserError: a file that is missing or not UTF-8; names it and the line.
+        UserError: text of another encoding, or rows without one; names file and line.
     """
+    reading = Reading.of(args)
     if args.text:
         yield from args.text
         return
-    suffix = f".{args.file.rsplit('.', 1)[-1].lower()}" if args.file else ""
-    if suffix in ROW_READERS:
-        yield from texts_of_rows(ROW_READERS[suffix](args.file), args.text_column, args.file)
+    for file in files:
+        if suffix_of(file) in TABLE_SUFFIXES:
+            faults = Faults()
+            rows = read_table(file, reading=reading, faults=faults, columns=[args.text_column])
+            yield from texts_of_rows(rows, args.text_column, reading, faults, keep)
+        else:
+            yield from (line.rstrip("\r\n") for line in read_lines(file, reading))
+    if files:
         return
-    with open(args.file, "rb") if args.file else contextlib.nullcontext(sys.stdin.buffer) as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                yield line.decode("utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{args.file or 'standard input'} line {number} is not UTF-8 ({error.reason}): convert it"
-                ) from error
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        try:
+            yield line.decode(reading.encoding or "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise UserError(f"standard input line {number} is not {error.encoding} ({error.reason}): convert it") from error
 
 
 def main(args: argparse.Namespace) -> int:
-    """Classify, write jsonl, and return the number of texts."""
-    if args.file:
-        check_files([args.file])
+    """Classify, write a table or jsonl, and return the number of texts."""
+    files = check_files([args.file]) if args.file else []
     use_fast_fp32_matmul()
     model, tokenizer = load_classifier(args.model)
-    results = classify_texts(model, tokenizer, read_texts(args), args.batch_size, window=16 if args.file else 1)
-    with contextlib.ExitStack() as stack:
-        output = sys.stdout
-        if args.output:
-            output = stack.enter_context(stack.enter_context(atomic_path(args.output)).open("w", encoding="utf-8"))
-        count = 0
+    rows: deque[dict[str, Any]] = deque()  # of the texts that are read and not yet written
+    texts = read_texts(args, files, rows.append)
+    results = classify_texts(model, tokenizer, texts, args.batch_size, window=16 if args.file else 1)
+    count = empty = cut = 0
+    with open_output(args.output) as output:
+        table: LabelTable | None = None
         for result in tqdm(results, unit=" texts", file=sys.stderr, disable=not sys.stderr.isatty()):
-            output.write(json.dumps(result, ensure_ascii=False) + "\n")
-            count += 1
+            columns = rows.popleft() if rows else None
+            if is_table(args.output):
+                table = table or LabelTable(output, delimiter_of(args, files), columns)
+                table.write(result, columns)
+            else:
+                output.write(json.dumps(result, ensure_ascii=False) + "\n")
+            count, empty, cut = count + 1, empty + (result["label"] is None), cut + ("cut_to" in result)
             if output is sys.stdout:
                 output.flush()
+    if empty:
+        print(f"{empty:,} of {count:,} texts are empty and have no label", file=sys.stderr)
+    if cut:
+        limit = model.config.max_position_embeddings
+        print(f"{cut:,} of {count:,} texts are longer than the model's {limit:,} positions and were cut there", file=sys.stderr)
     return count
+
+
+def is_table(output: str | None) -> bool:
+    """Whether the name of a file says that it is to be a table."""
+    return suffix_of(output) in (".csv", ".tsv") if output else False
+
+
+@contextlib.contextmanager
+def open_output(name: str | None) -> Iterator[IO[str]]:
+    """Standard output, or a file that gets its name when it is whole."""
+    if name is None:
+        yield sys.stdout
+        return
+    with atomic_path(name) as path, path.open("w", encoding="utf-8", newline="") as file:
+        yield file
+
+
+def delimiter_of(args: argparse.Namespace, files: Sequence[str]) -> str:
+    """Of the table to write: a tab in a tsv; else that of --delimiter, or of the first line of a csv that is read; else a comma."""
+    if suffix_of(args.output) == ".tsv":
+        return "\t"
+    if args.delimiter:
+        return args.delimiter
+    head = next(iter(read_lines(files[0], Reading.of(args))), "") if files and suffix_of(files[0]) == ".csv" else ""
+    return max(",;\t|", key=head.count)
 
 
 if __name__ == "__main__":

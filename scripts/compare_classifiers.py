@@ -1,24 +1,34 @@
-"""Train the spam classifier by several recipes and seeds, and print them side by side with a baseline.
+r"""Train the spam classifier by several recipes and seeds, and print them side by side with a baseline.
 
     python scripts/compare_classifiers.py --recipes random --train_file SMSSpamCollection.tsv --split published --output_dir runs/spam
-    python scripts/compare_classifiers.py --recipes last_block last_two_blocks all lora head random --seeds 123 1 2 \\
+    python scripts/compare_classifiers.py --recipes last_block last_two_blocks all lora head random --seeds 123 1 2 \
         --model_name_or_path CONVERTED_MODEL --train_file SMSSpamCollection.tsv --split clean --output_dir runs/spam --bf16
 
 A recipe is a file of scripts/configs/spam, by name, or a path. Each run is one of scripts/finetune_classifier.py, in
-OUTPUT_DIR/SPLIT/RECIPE-SEED; a run whose metrics.json is there is not made again, so an interrupted comparison goes on where it was.
+OUTPUT_DIR/SPLIT/RECIPE-SEED; a run whose metrics.json exists is not repeated, so an interrupted comparison resumes where it stopped.
 Flags that are not of this script go to every run. Writes OUTPUT_DIR/SPLIT/comparison.md and comparison.json.
 """
 
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
+
 import argparse
-import json
+import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from gpt_scratch.errors import UserError, run_script
-from gpt_scratch.files import atomic_path, write_json
+from transformers import HfArgumentParser
+
+from gpt_scratch.errors import UserError, one_line, run_script
+from gpt_scratch.files import atomic_path, read_json_object, write_json
 from gpt_scratch.ranges import check_flags
 from gpt_scratch.training.classification import ClassificationArguments, read_splits
 from gpt_scratch.training.classifier_comparison import comparison_table, row_of_runs, tfidf_baseline
@@ -55,28 +65,57 @@ def find_recipe(name: str) -> Path:
     raise UserError(f"--recipes {name}: no such file; known names are {known}")
 
 
+def run_flags(args: argparse.Namespace, recipe: Path, seed: int, flags: Sequence[str]) -> list[str]:
+    """What a run is started with, but for its output directory."""
+    words = [str(recipe), "--train_file", args.train_file, "--split", args.split, "--seed", str(seed), *flags]
+    return words if recipe.stem == "random" else [*words, "--model_name_or_path", args.model_name_or_path]
+
+
+def finished_run(run: Path, flags: Sequence[str]) -> dict[str, Any]:
+    """What the `metrics.json` of a run holds, which is made or resumed if it is not there.
+
+    Raises:
+        UserError: the run fails, or one that is there was made with other flags.
+    """
+    metrics, begun = run / "metrics.json", any(run.glob("checkpoint-*"))
+    if not metrics.is_file():
+        print(f"{run}: {'resuming' if begun else 'training'}", flush=True)
+        command = [sys.executable, str(SCRIPTS / "finetune_classifier.py"), *flags, "--output_dir", str(run)]
+        done = subprocess.run([*command, *(["--resume_from_checkpoint", "latest"] if begun else [])], check=False)
+        if done.returncode:
+            raise UserError(f"{run}: the run ended with exit status {done.returncode}, see above")
+    try:
+        record = read_json_object(metrics)
+        made_with = shlex.split(record["environment"]["command"])[1:]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{metrics} is no record of a run ({one_line(error)}): remove {run}") from error
+    for name in ("--output_dir", "--resume_from_checkpoint"):  # these may differ
+        if name in made_with:
+            del made_with[made_with.index(name) : made_with.index(name) + 2]
+    expected, found = (shlex.join(map(os.path.basename, words)) for words in (flags, made_with))  # folders are not recorded
+    if found != expected:
+        raise UserError(f"{run} was made with other flags ({found}, not {expected}): choose another --output_dir, or remove it")
+    return record
+
+
+def arguments_of_runs(args: argparse.Namespace, flags: Sequence[str]) -> ClassificationArguments:
+    """How every run reads its data: the flags of finetune_classifier.py among `flags`."""
+    words = ["--train_file", args.train_file, "--split", args.split, *flags]
+    parser = HfArgumentParser(ClassificationArguments, allow_abbrev=False)
+    return parser.parse_args_into_dataclasses(words, return_remaining_strings=True, look_for_args_file=False)[0]
+
+
 def main(args: argparse.Namespace, flags: Sequence[str] = ()) -> str:
     """Make the runs that are missing; returns the table."""
     recipes = [find_recipe(name) for name in args.recipes]
     if args.model_name_or_path is None and any(path.stem != "random" for path in recipes):
         raise UserError("--model_name_or_path is missing: every recipe but random starts from a pretrained model")
-    splits, ids, _ = read_splits(ClassificationArguments(train_file=args.train_file, split=args.split))
+    splits = read_splits(arguments_of_runs(args, flags))
     folder = Path(args.output_dir) / args.split
-    rows = [tfidf_baseline(splits, ids)]
+    rows = [tfidf_baseline(splits.texts, splits.ids)]
     for recipe in recipes:
         runs = [folder / f"{recipe.stem}-{seed}" for seed in args.seeds]
-        for run, seed in zip(runs, args.seeds):
-            if (run / "metrics.json").is_file():
-                continue
-            print(f"{run}: training", flush=True)
-            command = [sys.executable, str(SCRIPTS / "finetune_classifier.py"), str(recipe), "--train_file", args.train_file]
-            command += ["--split", args.split, "--seed", str(seed), "--output_dir", str(run), *flags]
-            if recipe.stem != "random":
-                command += ["--model_name_or_path", args.model_name_or_path]
-            done = subprocess.run(command, check=False)
-            if done.returncode:
-                raise UserError(f"{run}: the run ended with exit status {done.returncode}, see above")
-        records = [json.loads((run / "metrics.json").read_text(encoding="utf-8")) for run in runs]
+        records = [finished_run(run, run_flags(args, recipe, seed, flags)) for run, seed in zip(runs, args.seeds)]
         rows.append(row_of_runs(recipe.stem, records))
     table = comparison_table(rows)
     folder.mkdir(parents=True, exist_ok=True)

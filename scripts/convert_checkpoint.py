@@ -6,8 +6,14 @@ python scripts/convert_checkpoint.py path/to/hf-gpt2-or-llama converted/mine    
 python scripts/convert_checkpoint.py SmolLM2-135M-Instruct-Q4_1.gguf converted/smollm2
 python scripts/convert_checkpoint.py model.pth converted/book --tokenizer gpt2/124M --config_overrides n_heads=12
 python scripts/convert_checkpoint.py ckpt.pt converted/nanogpt --tokenizer gpt2/124M
-python scripts/convert_checkpoint.py converted/mine stock --to gpt2                # for vLLM, llama.cpp, MLX: also --to llama
+python scripts/convert_checkpoint.py converted/mine stock --to gpt2                # also llama, mistral, qwen2, qwen3
 """
+
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
 
 import argparse
 import sys
@@ -18,13 +24,15 @@ import torch
 
 from gpt_scratch import GPTScratchConfig
 from gpt_scratch.conversion.convert import export_weights, import_weights
-from gpt_scratch.conversion.export import LAYOUTS
 from gpt_scratch.conversion.formats import FORMATS, Options, recognize
 from gpt_scratch.conversion.safetensors_writer import parse_size
+from gpt_scratch.conversion.stock_layouts import LAYOUTS
 from gpt_scratch.conversion.verify import verify
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import atomic_directory, write_json
-from gpt_scratch.hub.cards import write_conversion_card
+from gpt_scratch.hub.cards import keep_card, write_conversion_card
+from gpt_scratch.progress import named
+from gpt_scratch.provenance import describe_environment
 from gpt_scratch.ranges import check_flags
 from gpt_scratch.training.arguments import parse_config_overrides
 
@@ -35,16 +43,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("source", nargs="?", help="checkpoint: a file, a directory, a TensorFlow prefix or .index, or a Hub name")
     parser.add_argument("output", help="directory to write; must not exist or be empty")
     parser.add_argument(
-        "--format", default="auto", choices=["auto", *FORMATS], help="of the source; auto recognizes it and says why"
+        "--format", default="auto", choices=["auto", *FORMATS], help="of the source; auto recognizes it and prints the reason"
     )
     parser.add_argument("--to", choices=LAYOUTS, help="write a stock transformers checkpoint from one of this package's")
     parser.add_argument(
         "--download", choices=["124M", "355M", "774M", "1558M"], help="fetch OpenAI's checkpoint of this size first"
     )
     parser.add_argument(
-        "--tokenizer", help="directory or Hub name of the tokenizer to put beside the weights, where the source has none"
+        "--tokenizer",
+        help="directory or Hub name of the tokenizer to put beside the weights, or nanoGPT's meta.pkl, where the source has none",
     )
-    parser.add_argument("--config_overrides", help="what the file does not tell, e.g. n_heads=12")
+    parser.add_argument("--config_overrides", help="settings that the file does not hold, e.g. n_heads=12 or sliding_window=256")
     parser.add_argument("--lora_alpha", type=float, help="alpha of the book's LoRA layers, which are merged")
     parser.add_argument("--lora_scaling", choices=["alpha", "alpha_over_rank"], help="how the book's LoRA layers were scaled")
     parser.add_argument(
@@ -79,15 +88,15 @@ def main(args: argparse.Namespace) -> dict:
         if checkpoint.format != "gpt_scratch" and args.to is not None:
             raise UserError(f"--to {args.to} starts from a checkpoint of this package: convert {args.source} without --to first")
         identical = None
-        if args.to:
-            export_weights(checkpoint, folder, args.to, dtype, max_shard_bytes)
-        else:
-            identical = import_weights(checkpoint, folder, dtype, max_shard_bytes)
-        checkpoint.source = None  # what it keeps mapped is not needed for the proof
-        proof = verify(folder, checkpoint.head, checkpoint.reference)
+        with named("writing the weights"):
+            if args.to:
+                export_weights(checkpoint, folder, args.to, dtype, max_shard_bytes)
+            else:
+                identical = import_weights(checkpoint, folder, dtype, max_shard_bytes)
+        del checkpoint.source  # what it keeps mapped is not needed for the proof
+        with named("comparing what the model computes with the original"):
+            proof = verify(folder, checkpoint.head, checkpoint.reference)
         proof.tensors_identical = identical
-        from gpt_scratch.training.run import describe_environment  # not before: it brings 90 MB of libraries beside the weights
-
         record = {
             "format": checkpoint.format,
             "to": args.to,
@@ -97,6 +106,7 @@ def main(args: argparse.Namespace) -> dict:
         }
         write_json(folder / "conversion.json", record | {"environment": describe_environment()})
         if not args.to:
+            keep_card(args.output, str(folder))
             write_conversion_card(str(folder), Path(args.output).resolve().name, record)
     print(proof)
     if checkpoint.tokenizer is None:

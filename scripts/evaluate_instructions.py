@@ -1,4 +1,4 @@
-"""Replies of a finetuned model to held-out prompts, how good they are, and what another model says of them.
+r"""Replies of a finetuned model to held-out prompts, how good they are, and the verdict of another model.
 
 Replies, exact match, ROUGE-L, loss and perplexity:
 
@@ -16,8 +16,14 @@ Replies that were written before, judged by Ollama:
         --judge_model llama3 --rubric 1-5
 
 Replies are written as a list of the records with `model_response`, the published format; figures to NAME.metrics.json; the judge's answers
-to NAME.verdicts.jsonl, one by one as they come: a run that was killed goes on from there.
+to NAME.verdicts.jsonl, one by one as they come: a run that was killed resumes there.
 """
+
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
 
 import argparse
 import json
@@ -31,9 +37,11 @@ from gpt_scratch.data.instruction import (
     Conversations,
     InstructionCollator,
     encode_conversations,
-    prompt_text,
+    prompt_ids,
     read_conversations,
+    reply_text,
 )
+from gpt_scratch.data.opening import Faults, Reading
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.evaluation.judge import RUBRICS, Judge, judge_replies, summarize
 from gpt_scratch.evaluation.perplexity import evaluate_loss
@@ -47,9 +55,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags of this script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="directory or Hub name of the model that replies")
-    parser.add_argument("--data_file", help="Alpaca records to reply to, such as the test.json of a finetuning")
+    parser.add_argument(
+        "--data_file",
+        help="records to reply to (Alpaca, messages, ShareGPT, prompt and completion), such as the test.json of a finetuning",
+    )
     parser.add_argument("--replies_file", help="records with replies already, in place of --model and --data_file")
     parser.add_argument("--reply_key", default="model_response", help="key of the reply in --replies_file")
+    Reading.add_flags(parser)
+    parser.add_argument(
+        "--ignore_keys", nargs="+", default=[], help="keys of records and messages that are not used, whatever they hold"
+    )
     parser.add_argument("--output", help="file for the replies; default: REPLIES_FILE's name is used for the figures")
     parser.add_argument(
         "--prompt_style", default="alpaca", choices=sorted(INPUT_SEPARATORS), help="how instruction and input are joined"
@@ -78,24 +93,43 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError("a judge needs both --judge_url and --judge_model")
 
 
-def read_replies(name: str, key: str) -> Conversations:
+def records_to_reply_to(args: argparse.Namespace) -> Conversations:
+    """The records of --data_file, with a reply of an earlier model under --reply_key or without.
+
+    Raises:
+        UserError: records that cannot be read.
+    """
+    return read_conversations(args.data_file, "train", Reading.of(args), args.ignore_keys, [args.reply_key])
+
+
+def read_replies(args: argparse.Namespace) -> Conversations:
     """Records with replies.
 
     Raises:
         UserError: a record without the key.
     """
-    data = read_conversations(name)
+    key = args.reply_key
+    data = read_conversations(args.replies_file, "train", Reading.of(args), args.ignore_keys, [key])
     for record, place in zip(data.records, data.places):
         if not isinstance(record.get(key), str):
             raise UserError(f"{place} has no text {key!r}: its keys are {', '.join(record)}; pass --reply_key")
     return data
 
 
-def check_alpaca(data: Conversations) -> None:
-    """Refuse records that have no instruction: metrics and judge need it and the reference output."""
+def check_texts(data: Conversations) -> None:
+    """Refuse records of token ids, and those without a reply: metrics and judge need the prompt and a reference.
+
+    Raises:
+        UserError: names the rows.
+    """
+    faults = Faults()
     for record, place in zip(data.records, data.places):
-        if "instruction" not in record:
-            raise UserError(f"{place} has no 'instruction': replies are evaluated on Alpaca records (instruction, input, output)")
+        name, _, number = place.rpartition(" row ")
+        if "input_ids" in record:
+            faults.add(name, "row", number, "it holds token ids: replies are evaluated on records of text")
+        elif not reply_text(record, "alpaca").strip():
+            faults.add(name, "row", number, "its reply is empty: there is nothing to compare with")
+    faults.check()
 
 
 def reply_and_measure(args: argparse.Namespace, data: Conversations) -> tuple[list[str], dict]:
@@ -103,7 +137,12 @@ def reply_and_measure(args: argparse.Namespace, data: Conversations) -> tuple[li
     model, tokenizer = load_language_model(args.model, args.dtype)
     if not tokenizer.chat_template:
         raise UserError(f"{args.model} has no chat template: finetune it with scripts/finetune_instructions.py")
-    prompts = [prompt_text(record, tokenizer, args.prompt_style) for record in data.records]
+    prompts = []
+    for record, place in zip(data.records, data.places):
+        try:
+            prompts.append(prompt_ids(record, tokenizer, args.prompt_style))
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from error
     replies = generate_replies(model, tokenizer, prompts, args.max_new_tokens, args.batch_size)
     records = [{**record, "model_response": reply.text} for record, reply in zip(data.records, replies)]
     write_json(args.output, records)
@@ -116,7 +155,7 @@ def reply_and_measure(args: argparse.Namespace, data: Conversations) -> tuple[li
         limit = model.config.max_position_embeddings
         rows = encode_conversations(data, tokenizer, args.prompt_style, True, limit, skip_unusable=True).rows.sort("length")
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        measured = evaluate_loss(model, rows, args.batch_size, InstructionCollator(pad))
+        measured = evaluate_loss(model, rows, args.batch_size, InstructionCollator(pad), "measuring the references")
         metrics |= {"response_loss": measured["loss"], "response_perplexity": measured["perplexity"]}
     return [reply.text for reply in replies], metrics
 
@@ -130,8 +169,8 @@ def measured_before(path: Path, metrics: dict) -> dict:
 def main(args: argparse.Namespace) -> dict:
     """Print and return the figures; raises `UserError` on bad input, and when the judge cannot be asked."""
     check_arguments(args)
-    data = read_conversations(args.data_file) if args.model else read_replies(args.replies_file, args.reply_key)
-    check_alpaca(data)
+    data = records_to_reply_to(args) if args.model else read_replies(args)
+    check_texts(data)
     metrics: dict = {"records": len(data)}
     if args.model:
         replies, measured = reply_and_measure(args, data)
@@ -139,7 +178,7 @@ def main(args: argparse.Namespace) -> dict:
         print(f"replies: {len(replies)}, of which {metrics['ended_by_eos']} end by themselves; written to {args.output}")
     else:
         replies = [record[args.reply_key] for record in data.records]
-    metrics |= score_replies(replies, [record["output"] for record in data.records])
+    metrics |= score_replies(replies, [reply_text(record, "alpaca") for record in data.records])
     stem = Path(args.output or args.replies_file).with_suffix("")
     metrics = measured_before(Path(f"{stem}.metrics.json"), metrics) | metrics
     write_json(f"{stem}.metrics.json", metrics)

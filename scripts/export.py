@@ -3,9 +3,16 @@
 python scripts/export.py onnx runs/quickstart exported/quickstart-onnx
 python scripts/export.py gguf runs/quickstart exported/quickstart.gguf
 python scripts/export.py gguf runs/quickstart exported/quickstart-q8_0.gguf --type q8_0
+python scripts/export.py gguf runs/chat exported/chat.gguf --modelfile && ollama create chat -f exported/chat.Modelfile
 
 The output is written whole or not at all: not where what was read back does not compute what the model does.
 """
+
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
 
 import argparse
 import sys
@@ -23,6 +30,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("model", help="directory or Hub name of a checkpoint of this package")
     parser.add_argument("output", help="onnx: directory to write, which must not exist or be empty; gguf: the file")
     parser.add_argument("--type", choices=list(TYPES), help="gguf: of the matrices; default f32, q and bf16 lose precision")
+    parser.add_argument(
+        "--modelfile", action="store_true", help="gguf: write NAME.Modelfile for ollama beside it, with the chat template"
+    )
     parser.add_argument("--overwrite", action="store_true", help="onnx: replace a directory that this package wrote")
     return parser.parse_args(argv)
 
@@ -32,10 +42,12 @@ def main(args: argparse.Namespace) -> dict:
     if args.to == "gguf":
         if args.overwrite:
             raise UserError("--overwrite is for onnx: a .gguf file is replaced when the new one is whole")
-        comparison = export_gguf(args.model, args.output, args.type or "f32")
+        comparison = export_gguf(args.model, args.output, args.type or "f32", args.modelfile)
     else:
         if args.type:
             raise UserError("--type is for gguf: onnx is written in float32")
+        if args.modelfile:
+            raise UserError("--modelfile is for gguf: ollama reads no onnx")
         comparison = export_onnx(args.model, args.output, args.overwrite)
     print(comparison)
     print(f"written to {args.output}")

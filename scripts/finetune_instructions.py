@@ -1,4 +1,4 @@
-"""Finetune a language model to follow instructions, with HF Trainer.
+r"""Finetune a language model to follow instructions, with HF Trainer.
 
 The published recipe on another model: 85/10/5 in the order of the file, batch 8, 2 epochs, AdamW 5e-5:
 
@@ -15,6 +15,12 @@ that is written. With --trainable lora the adapter is in OUTPUT/adapter and the 
 NEFTune's noise; every other flag of `TrainingArguments` works, too.
 """
 
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
+
 import sys
 
 from transformers import set_seed
@@ -22,7 +28,7 @@ from transformers import set_seed
 from gpt_scratch.data.instruction import InstructionCollator
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.hub.cards import write_instruction_card
-from gpt_scratch.hub.push_callback import PushToHub
+from gpt_scratch.hub.push_callback import take_over_push
 from gpt_scratch.training.arguments import (
     ScratchTrainingArguments,
     check_output_directory,
@@ -33,7 +39,7 @@ from gpt_scratch.training.finetuning import describe_trainable, load_language_mo
 from gpt_scratch.training.instructions import (
     InstructionArguments,
     choose_trainable,
-    final_metrics,
+    figures_of_run,
     held_out_losses,
     make_callbacks,
     prepare_data,
@@ -42,26 +48,28 @@ from gpt_scratch.training.instructions import (
 )
 from gpt_scratch.training.language_model_trainer import LanguageModelTrainer
 from gpt_scratch.training.losses import set_language_modeling_loss
+from gpt_scratch.training.optimizers import set_default_learning_rate
 from gpt_scratch.training.precision import use_fast_fp32_matmul
-from gpt_scratch.training.run import checkpoint_to_resume, save_run
+from gpt_scratch.training.run import checkpoint_to_resume, save_adapter, save_trained, write_record
 
 
 def main(script_args: InstructionArguments, training_args: ScratchTrainingArguments) -> dict:
     """Finetune, and return what `metrics.json` holds. Bad input raises `UserError` before training starts."""
     if script_args.early_stopping_patience is not None and training_args.eval_strategy == "no":
         raise UserError("--early_stopping_patience needs evaluations: set --eval_strategy steps or epoch")
-    splits, description = read_splits(script_args)
+    splits = read_splits(script_args)
     resume = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
     check_output_directory(training_args.output_dir, resume)
-    push = PushToHub(training_args)
+    push = take_over_push(training_args)
     use_fast_fp32_matmul()
     set_seed(training_args.seed)
     model, tokenizer = load_language_model(
         script_args.model_name_or_path, script_args.tokenizer_name, script_args.config_overrides
     )
-    data = prepare_data(script_args, splits, description, model, tokenizer, training_args)
+    data = prepare_data(script_args, splits, model, tokenizer, training_args)
     model = choose_trainable(model, script_args)
     trainable = describe_trainable(model)
+    set_default_learning_rate(training_args, trainable[1], "all" if script_args.trainable == "all" else "some")
     if training_args.load_best_model_at_end or script_args.early_stopping_patience is not None:
         keep_best_checkpoint(training_args)
     collator = InstructionCollator(tokenizer.pad_token_id)
@@ -80,16 +88,18 @@ def main(script_args: InstructionArguments, training_args: ScratchTrainingArgume
     trainer.script_args = script_args
     set_language_modeling_loss(trainer, script_args.loss_implementation)
     batch_size = training_args.per_device_eval_batch_size
-    before = held_out_losses(trainer.model, data, collator, batch_size)
+    before = held_out_losses(trainer.model, data, collator, batch_size, "before")
     result = trainer.train(resume_from_checkpoint=resume)
     if script_args.trainable == "lora":
-        trainer.model.save_pretrained(f"{training_args.output_dir}/adapter")
+        save_adapter(trainer)
         trainer.model = trainer.model.merge_and_unload()
-    after = held_out_losses(trainer.model, data, collator, batch_size)
-    metrics = final_metrics(trainer, data, trainable, before, after, result.metrics["train_runtime"])
-    record = save_run(trainer, script_args, metrics)
+    save_trained(trainer)
     if trainer.is_world_process_zero():
-        save_test_records(training_args.output_dir, splits["test"])
+        save_test_records(training_args.output_dir, splits.records["test"])
+    after = held_out_losses(trainer.model, data, collator, batch_size, "after")
+    metrics = figures_of_run(trainer, data, trainable, before, after, result.metrics["train_runtime"])
+    record = write_record(trainer, script_args, metrics)
+    if trainer.is_world_process_zero():
         write_instruction_card(training_args.output_dir, record)
         for name, label in {"validation_response_loss": "replies", "validation_loss_all_tokens": "all tokens"}.items():
             print(f"validation loss, {label}: {before[name]:.3f} before, {after[name]:.3f} after")

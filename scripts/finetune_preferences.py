@@ -1,4 +1,4 @@
-"""Teach a finetuned model by pairs of replies, with TRL: DPO, or a reward model and then GRPO.
+r"""Train a finetuned model on pairs of replies, with TRL: DPO, or a reward model and then GRPO.
 
 The published DPO, on another model:
 
@@ -17,6 +17,12 @@ The first word is the method; every flag of TRL's DPOConfig, RewardConfig or GRP
 the difference of the log-probability ratios, summed over the tokens of a reply.
 """
 
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
+
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,36 +30,40 @@ from typing import Any
 
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.hub.cards import write_preference_card
-from gpt_scratch.hub.push_callback import PushToHub
+from gpt_scratch.hub.push_callback import take_over_push
+from gpt_scratch.plots import plot_or_warn
 from gpt_scratch.training.arguments import check_output_directory, parse_arguments
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 from gpt_scratch.training.preferences import (
     METHODS,
     PreferenceArguments,
+    check_arguments,
     configuration_class,
-    final_metrics,
+    figures_of_run,
     make_trainer,
     plot_curves,
     read_pairs,
 )
-from gpt_scratch.training.run import checkpoint_to_resume, save_run
+from gpt_scratch.training.run import checkpoint_to_resume, save_trained, write_record
 
 
 def main(method: str, script_args: PreferenceArguments, training_args: Any) -> dict:
     """Train, and return what `metrics.json` holds. Bad input raises `UserError` before training starts."""
-    rows, description = read_pairs(script_args)
+    check_arguments(method, script_args)
+    data = read_pairs(script_args)
     resume = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
     check_output_directory(training_args.output_dir, resume)
-    push = PushToHub(training_args)
+    push = take_over_push(training_args)
     use_fast_fp32_matmul()
-    trainer = make_trainer(method, script_args, training_args, rows)
+    trainer = make_trainer(method, script_args, training_args, data)
     trainer.script_args = script_args
     trainer.allow_non_finite = script_args.allow_non_finite
     trainer.add_callback(push)
     result = trainer.train(resume_from_checkpoint=resume)
-    record = save_run(trainer, script_args, final_metrics(trainer, description, result.metrics["train_runtime"]))
+    save_trained(trainer)
+    record = write_record(trainer, script_args, figures_of_run(trainer, data, result.metrics["train_runtime"]))
     if trainer.is_world_process_zero():
-        plot_curves(method, trainer.state.log_history, Path(training_args.output_dir))
+        plot_or_warn(plot_curves, method, trainer.state.log_history, Path(training_args.output_dir))
         write_preference_card(training_args.output_dir, method, record)
         print(f"everything is in {training_args.output_dir}")
         push.finish()

@@ -9,9 +9,16 @@
 Without sampling flags the most likely token is taken at each step. Several prompts run as one batch.
 """
 
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
+
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
@@ -19,6 +26,7 @@ from gpt_scratch.errors import UserError, printable, run_script
 from gpt_scratch.inference.decoding import WEIGHTS, compiled_generation, prepare_for_decoding
 from gpt_scratch.inference.generation import generate_texts
 from gpt_scratch.inference.loading import load_language_model
+from gpt_scratch.progress import named
 from gpt_scratch.ranges import check_flags
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 
@@ -30,9 +38,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--prompt", nargs="+", default=[""], help="texts to continue; an empty one starts a new document")
     parser.add_argument("--max_new_tokens", type=int, default=50, help="tokens to add at most")
     parser.add_argument(
-        "--temperature", type=float, help="0 is greedy, 1 the model's own distribution; default 0, or 1 with top_*"
+        "--temperature",
+        type=float,
+        help="0 is greedy, 1 the model's own probabilities (of 50 tokens, without --top_k); default 0, or 1 with top_*",
     )
-    parser.add_argument("--top_k", type=int, help="sample among the k most likely tokens")
+    parser.add_argument("--top_k", type=int, help="sample among the k most likely tokens; transformers' default is 50")
     parser.add_argument("--top_p", type=float, help="sample among the most likely tokens that together have probability p")
     parser.add_argument("--min_p", type=float, help="sample among tokens at least min_p times as likely as the likeliest")
     parser.add_argument("--num_beams", type=int, help="beam search with this many beams")
@@ -40,6 +50,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--no_repeat_ngram_size", type=int, help="n-grams of this size occur once at most")
     parser.add_argument("--seed", type=int, help="the same seed gives the same text")
     parser.add_argument("--stop", nargs="+", default=[], help="strings that end a text")
+    parser.add_argument(
+        "--parse_special_tokens",
+        action="store_true",
+        help="special tokens written in a prompt, such as <|endoftext|>, become the tokens; default: they are characters",
+    )
     parser.add_argument("--stream", action="store_true", help="print the text while it grows")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="of the weights")
     parser.add_argument(
@@ -65,9 +80,19 @@ def main(args: argparse.Namespace) -> list[str]:
     if args.weights:
         model = prepare_for_decoding(model, args.weights)
         settings |= compiled_generation()
-    texts = generate_texts(
-        model, tokenizer, args.prompt, args.max_new_tokens, temperature, args.seed, args.stream, args.stop, **settings
-    )
+    with named("compiling the decoding step, if it is the first use") if args.weights else nullcontext():
+        texts = generate_texts(
+            model,
+            tokenizer,
+            args.prompt,
+            args.max_new_tokens,
+            temperature,
+            args.seed,
+            args.stream,
+            args.stop,
+            args.parse_special_tokens,
+            **settings,
+        )
     if not args.stream:
         for prompt, text in zip(args.prompt, texts):
             print(printable(prompt + text), end="\n\n")

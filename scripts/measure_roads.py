@@ -1,12 +1,18 @@
-"""Run a model down every road of the ecosystem that is installed here, and write what each costs: size, perplexity, largest difference.
+"""Run a model through every integration that is installed here, and write size, perplexity and largest difference of each.
 
     pip install -e ".[peft,trl,export,quantization,lm-eval]" -c constraints.txt
     python scripts/measure_roads.py runs/quickstart --text gpt_scratch/data/samples/stories.jsonl
-    python scripts/measure_roads.py smollm2 --text wikitext.txt --output scripts/benchmark_results/roads.json
+    python scripts/measure_roads.py smollm2 --text wikitext.txt --output scripts/benchmark_results/compatibility.json
 
 With --output, rows of other models that the file holds already are kept. The table is written beside it as Markdown. A jsonl text is joined
 from its "text" column.
 """
+
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
 
 import argparse
 import json
@@ -16,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from gpt_scratch.benchmarking.harness import machine
-from gpt_scratch.benchmarking.roads import ROADS, markdown, measure_roads
 from gpt_scratch.data.readers import check_files
 from gpt_scratch.errors import UserError, run_script
+from gpt_scratch.export.compatibility import INTEGRATIONS, markdown, measure_compatibility
 from gpt_scratch.files import atomic_path, write_json
+from gpt_scratch.provenance import describe_environment
 from gpt_scratch.ranges import check_flags
-from gpt_scratch.training.run import describe_environment
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -31,7 +37,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--text", required=True, help="UTF-8 file to measure perplexity on: txt, or jsonl with a text column")
     parser.add_argument("--windows", type=int, default=24, help="windows of the text, from its beginning")
     parser.add_argument("--length", type=int, default=128, help="tokens of a window")
-    parser.add_argument("--roads", nargs="+", default=list(ROADS), choices=list(ROADS), help="default: all")
+    names = list(INTEGRATIONS)
+    parser.add_argument("--integrations", "--roads", nargs="+", default=names, choices=names, help="default: all")
     parser.add_argument("--output", help="JSON file to write, and the table as .md beside it")
     return check_flags(parser.parse_args(argv))
 
@@ -42,14 +49,17 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     text = Path(args.text).read_text(encoding="utf-8")
     if args.text.endswith(".jsonl"):
         text = "\n".join(json.loads(line)["text"] for line in text.splitlines())
-    rows = measure_roads(args.model, text, args.windows, args.length, args.roads)
+    rows = measure_compatibility(args.model, text, args.windows, args.length, args.integrations)
     print(markdown(rows))
     if args.output:
-        output, record = Path(args.output), {"rows": [], "runs": {}}
+        output = Path(args.output)
+        record: dict[str, Any] = {"rows": [], "runs": {}}
         if output.is_file():
             record = json.loads(output.read_text(encoding="utf-8"))
-        new = {(row["model"], row["road"]) for row in rows}
-        record["rows"] = [row for row in record["rows"] if (row["model"], row["road"]) not in new] + rows
+        for row in record["rows"]:
+            row.setdefault("integration", row.pop("road", None))  # as 0.1.0 called it
+        new = {(row["model"], row["integration"]) for row in rows}
+        record["rows"] = [row for row in record["rows"] if (row["model"], row["integration"]) not in new] + rows
         record["runs"][rows[0]["model"]] = {
             "windows": args.windows,
             "length": args.length,
@@ -59,9 +69,9 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
         write_json(output, record)
         with atomic_path(output.with_suffix(".md")) as path:
             path.write_text(markdown(record["rows"]) + "\n", encoding="utf-8")
-    failed = [row["road"] for row in rows if "failed" in row and row["version"]]
+    failed = [row["integration"] for row in rows if "failed" in row and row["version"]]
     if failed:
-        raise UserError(f"{len(failed)} of {len(rows)} roads failed: {', '.join(failed)}")
+        raise UserError(f"{len(failed)} of {len(rows)} integrations failed: {', '.join(failed)}")
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Pretrain a GPT with HF Trainer on text files or a `datasets` data set.
+r"""Pretrain a GPT with HF Trainer on text files or a `datasets` data set.
 
 A small model on a text of your own, tokenizer included (CPU, a minute or two):
 
@@ -9,7 +9,7 @@ A recipe, with flags on top:
 
     python scripts/pretrain.py scripts/configs/the_verdict_124m.yaml --train_file the-verdict.txt --output_dir runs/verdict
 
-Several GPUs, and going on after an interruption:
+Several GPUs, and resuming after an interruption:
 
     torchrun --nproc_per_node 8 scripts/pretrain.py scripts/configs/gpt2_124m_fineweb_edu_8gpu.yaml --output_dir runs/fineweb
     python scripts/pretrain.py ... --resume_from_checkpoint latest
@@ -19,13 +19,19 @@ code, tokenizer, generation config, card, with `metrics.json`, `trainer_state.js
 model computes in `reference_outputs.json`, which scripts/verify_checkpoint.py compares later.
 """
 
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
+
 import sys
 
 from transformers import default_data_collator, set_seed
 
 from gpt_scratch.errors import run_script
 from gpt_scratch.hub.cards import write_card
-from gpt_scratch.hub.push_callback import PushToHub
+from gpt_scratch.hub.push_callback import take_over_push
 from gpt_scratch.training.arguments import (
     ScratchTrainingArguments,
     check_output_directory,
@@ -34,34 +40,36 @@ from gpt_scratch.training.arguments import (
 )
 from gpt_scratch.training.language_model_trainer import LanguageModelTrainer
 from gpt_scratch.training.losses import set_language_modeling_loss
+from gpt_scratch.training.optimizers import set_default_learning_rate
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 from gpt_scratch.training.pretraining import (
     PretrainingArguments,
     check_arguments,
     describe_model,
-    final_metrics,
     make_callbacks,
     make_model,
     make_optimizers,
+    measure,
     model_config,
     prepare_data,
 )
-from gpt_scratch.training.run import checkpoint_to_resume, save_run
+from gpt_scratch.training.run import checkpoint_to_resume, save_trained, write_record
 
 
 def main(script_args: PretrainingArguments, training_args: ScratchTrainingArguments) -> dict:
     """Pretrain, and return what `metrics.json` holds. Bad input raises `UserError` before training starts."""
     check_arguments(script_args, training_args)
+    config = model_config(script_args)
     resume = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
     check_output_directory(training_args.output_dir, resume)
-    config = model_config(script_args)
-    push = PushToHub(training_args)
+    push = take_over_push(training_args)
     use_fast_fp32_matmul()
     data, tokenizer = prepare_data(script_args, config, resume)
 
     set_seed(training_args.seed)
     model = make_model(script_args, config, tokenizer)
     print(describe_model(model))
+    set_default_learning_rate(training_args, model.num_parameters(), "all" if script_args.model_name_or_path else "new")
     if script_args.early_stopping_patience is not None:
         keep_best_checkpoint(training_args)
     trainer = LanguageModelTrainer(
@@ -77,10 +85,11 @@ def main(script_args: PretrainingArguments, training_args: ScratchTrainingArgume
     trainer.script_args = script_args
     set_language_modeling_loss(trainer, script_args.loss_implementation)
     result = trainer.train(resume_from_checkpoint=resume)
-    record = save_run(trainer, script_args, final_metrics(trainer, data, result.metrics, script_args.eval_train_blocks))
+    save_trained(trainer)
+    metrics = measure(trainer, data, result.metrics.get("train_runtime"), script_args.eval_train_blocks)
+    record = write_record(trainer, script_args, metrics)
     if trainer.is_world_process_zero():
         write_card(training_args.output_dir, record)
-        metrics = record["metrics"]
         before = f", from {metrics['curve'][0]['eval_loss']:.3f} before training" if training_args.eval_on_start else ""
         print(f"validation loss {metrics['validation_loss']:.3f}{before}; perplexity {metrics['validation_perplexity']:.1f}")
         print(f"everything is in {training_args.output_dir}: model, tokenizer, README.md, metrics.json, samples.jsonl, loss.png")

@@ -8,10 +8,16 @@
 
 Shows what would go up, checks it for tokens and paths of this machine and that it still computes its reference_outputs.json, uploads it as
 one commit, downloads that commit into an empty directory, compares every checksum, loads it in a fresh process without this package, and
-compares what it computes there. After an interruption the same command goes on where it stopped. Then anybody loads it:
+compares what it computes there. After an interruption the same command resumes where it stopped. Then anybody loads it:
 
     AutoModelForCausalLM.from_pretrained("user/my-first-gpt", trust_remote_code=True, revision="the commit printed at the end")
 """
+
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
 
 import argparse
 import sys
@@ -19,13 +25,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt_scratch.conversion.export import LAYOUTS
+from gpt_scratch.conversion.stock_layouts import LAYOUTS
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.hub.cards import name_repository
-from gpt_scratch.hub.contents import Contents, list_contents, shown
+from gpt_scratch.hub.contents import Contents, list_contents, missing_parts, shown
 from gpt_scratch.hub.secret_scan import Scan, find_secrets
 from gpt_scratch.hub.stock_layout import write_stock_checkpoint
 from gpt_scratch.hub.upload import open_repository, upload, verify_outputs, verify_upload
+from gpt_scratch.progress import named
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -74,7 +81,7 @@ def refuse_secrets(args: argparse.Namespace, scan: Scan) -> None:
     """Print what was looked for and found."""
     print(f"looked for: {scan.looks_for()}")
     for name, kind in scan.sealed.items():
-        print(f"note: {name} is packed as {kind}, which is not unpacked here: look yourself whether it holds a secret")
+        print(f"note: {name} is packed as {kind}, which is not unpacked here: check yourself whether it holds a secret")
     for finding in scan.findings:
         print(f"found {finding}")
     if not all(finding.is_path for finding in scan.findings):
@@ -90,7 +97,8 @@ def refuse_secrets(args: argparse.Namespace, scan: Scan) -> None:
 
 def push(args: argparse.Namespace, contents: Contents) -> str | None:
     """Upload and verify what `contents` lists."""
-    scan = find_secrets(contents)
+    with named("looking for secrets"):
+        scan = find_secrets(contents)
     for name in contents.files:
         print(f"{size(contents.size(name)):>12}  {scan.names[name]}")
     print(f"{size(sum(map(contents.size, contents.files))):>12}  in {len(contents.files)} files")
@@ -99,12 +107,15 @@ def push(args: argparse.Namespace, contents: Contents) -> str | None:
         print(f"stays here, {reason}: {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}")
     if "README.md" not in contents.files:
         print("note: there is no README.md; the Hub will show no model card")
+    for note in missing_parts(contents):
+        print(f"note: {note}")
     refuse_secrets(args, scan)
-    verifiable = verify_outputs(contents)
+    with named("comparing what the model computes with its reference outputs"):
+        verifiable = verify_outputs(contents)
     if verifiable:
         print("computes its reference_outputs.json without this package, with and without the cache")
     elif "config.json" in contents.files:
-        print("note: there is no reference_outputs.json; nobody can verify later that the model computes what it did")
+        print("note: there is no reference_outputs.json; it cannot be verified later that the model still computes the same")
     if args.dry_run:
         return None
     repository = open_repository(args.repository, args.private, args.revision)
@@ -114,7 +125,8 @@ def push(args: argparse.Namespace, contents: Contents) -> str | None:
     for name in uploaded.deleted:
         print(f"deleted there, since it belongs to other weights: {shown(name)}")
     print(f"uploaded to {shown(uploaded.url)}")
-    difference = verify_upload(contents, uploaded)
+    with named("downloading it again and comparing checksums"):
+        difference = verify_upload(contents, uploaded)
     logits = "" if difference is None else f"; loaded without this package, its logits differ by {difference:.1e}"
     print(f"downloaded again: {len(contents.files)} checksums equal{logits}")
     trust = "" if args.layout else "trust_remote_code=True, "

@@ -1,4 +1,4 @@
-"""Serve a model of this package over the OpenAI API: transformers' own server, kept behind limits.
+r"""Serve a model of this package over the OpenAI API: transformers' own server, behind limits.
 
     python scripts/serve.py runs/instruct --port 8000
     curl http://127.0.0.1:8000/v1/chat/completions -H "Content-Type: application/json" \
@@ -11,6 +11,12 @@
 Chat (also streamed), completions, responses; clients name the model as it was named here. It listens on this machine only, unless --host
 says otherwise: then every request needs the API key. What requests may hold: gpt_scratch/inference/README.md.
 """
+
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
 
 import argparse
 import os
@@ -38,7 +44,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", help="bfloat16, float32, ...; default as saved")
     parser.add_argument("--weights", choices=WEIGHTS, help="compile the decoding step, with weights kept so")
     parser.add_argument("--allowed_hosts", nargs="+", default=[], help="further names of this machine in requests")
-    parser.add_argument("--allowed_origins", nargs="+", default=[], help="pages that may ask, such as https://example.org")
+    parser.add_argument(
+        "--allowed_origins",
+        nargs="+",
+        default=[],
+        help="other origins whose pages may call the server, such as https://example.org",
+    )
     for field in fields(Limits):
         parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default,
                             help=f"{field.metadata['help']}; default {field.default:,g}")  # fmt: skip

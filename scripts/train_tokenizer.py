@@ -2,22 +2,31 @@
 
     python scripts/train_tokenizer.py --train_file my_text.txt --vocab_size 4000 --output_dir runs/tokenizer
     python scripts/train_tokenizer.py --type word --train_file the-verdict.txt --output_dir runs/words
+    python scripts/train_tokenizer.py --type character --train_file input.txt --output_dir runs/characters
     python scripts/train_tokenizer.py --type treebank --word_list words.txt --validation_file my_text.txt --output_dir runs/words
     python scripts/train_tokenizer.py --from_files toy.model --validation_file my_text.txt --output_dir runs/minbpe
     python scripts/train_tokenizer.py --from_files vocab.json bpe_merges.txt --validation_file my_text.txt --output_dir runs/book
 
 bpe is GPT-2's byte-level kind, which loses nothing; word (the book's regular expression), treebank (NLTK's rules) and whitespace have
-whole words. The output directory holds a tokenizer.json: `AutoTokenizer.from_pretrained(DIR)` and every `--tokenizer_name` take it.
+whole words; character (nanoGPT's shakespeare_char) has single characters. The output directory holds a tokenizer.json:
+`AutoTokenizer.from_pretrained(DIR)` and every `--tokenizer_name` take it.
 """
+
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from gpt_scratch.data.language_modeling import documents_from_files, split_by_characters
-from gpt_scratch.data.readers import check_files
+from gpt_scratch.data.language_modeling import SPLITS_BY, documents_from_files, split_documents, texts_of
+from gpt_scratch.data.opening import Reading, check_files
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import atomic_directory
+from gpt_scratch.inference.generation import check_unicode
 from gpt_scratch.ranges import check_flags
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 from gpt_scratch.tokenization.byte_pair_files import read_book_bpe, read_minbpe
@@ -30,7 +39,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags of this script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--type", default="bpe", choices=["bpe", *RULES], help="kind of tokenizer; default bpe")
-    parser.add_argument("--train_file", nargs="+", help="text to train on: txt, jsonl, json, csv or parquet")
+    parser.add_argument(
+        "--train_file", nargs="+", help="text to train on: txt, jsonl, json, csv, tsv or parquet; a folder or glob of them"
+    )
     parser.add_argument("--word_list", help="in place of --train_file: a file with one word a line (word, treebank, whitespace)")
     parser.add_argument(
         "--from_files", nargs="+", help="in place of --train_file: minbpe's .model file, or the book's two JSON files"
@@ -42,6 +53,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default=10,
         help="characters to hold out without --validation_file; default 10",
     )
+    parser.add_argument(
+        "--split_by",
+        default="documents",
+        choices=SPLITS_BY,
+        help="where the held-out text begins: at the end of the nearest document, or at the very character; default documents",
+    )
+    Reading.add_flags(parser)
     parser.add_argument("--text_column", default="text", help="column that holds the text; default text")
     parser.add_argument("--vocab_size", type=int, help="tokens, special ones included; default 8000 for bpe, all words otherwise")
     parser.add_argument("--min_frequency", type=int, help="occurrences that a pair or word needs; default 2 for bpe, 1 otherwise")
@@ -59,7 +77,7 @@ def main(args: argparse.Namespace) -> TokenizerReport:
     with atomic_directory(args.output_dir, args.overwrite, read) as directory:
         train, validation = read_texts(args)
         tokenizer = make_tokenizer(args, train)
-        report = report_on(tokenizer, texts(validation), args.example or first_lines(validation))
+        report = report_on(tokenizer, texts_of(validation), args.example or first_lines(validation))
         save_tokenizer(tokenizer, directory)
     print(report)
     print(f"\nsaved in {args.output_dir}")
@@ -76,21 +94,24 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError("give one of --train_file, --word_list and --from_files")
     if not args.train_file and not args.validation_file:
         raise UserError("--validation_file is needed without --train_file: the figures are measured on text")
-    if args.word_list and args.type == "bpe":
-        raise UserError("--word_list is for --type word, treebank or whitespace: a bpe learns from text")
+    if args.word_list and args.type in ("bpe", "character"):
+        raise UserError("--word_list is for --type word, treebank or whitespace: the others learn from text")
     if args.from_files and (args.type != "bpe" or len(args.from_files) > 2):
         raise UserError("--from_files takes minbpe's .model file or the book's vocabulary and merges, and --type bpe")
     if not args.train_file and (args.vocab_size is not None or args.min_frequency is not None):
         raise UserError("--vocab_size and --min_frequency need --train_file: nothing is learned without it")
     check_files([*(args.train_file or []), *(args.validation_file or [])])
+    for example in args.example or []:
+        check_unicode(example)
 
 
 def read_texts(args: argparse.Namespace):
     """Text to train on (`None` without --train_file) and held-out text, each an Arrow data set."""
-    train = documents_from_files(args.train_file, args.text_column) if args.train_file else None
+    reading = Reading.of(args)
+    train = documents_from_files(args.train_file, args.text_column, reading=reading) if args.train_file else None
     if args.validation_file:
-        return train, documents_from_files(args.validation_file, args.text_column)
-    return split_by_characters(train, args.validation_split_percentage)
+        return train, documents_from_files(args.validation_file, args.text_column, reading=reading)
+    return split_documents(train, args.validation_split_percentage, args.split_by)
 
 
 def make_tokenizer(args: argparse.Namespace, train):
@@ -108,14 +129,9 @@ def make_tokenizer(args: argparse.Namespace, train):
         return tokenizer
     if args.type == "bpe":
         frequency = 2 if args.min_frequency is None else args.min_frequency
-        return train_byte_level_bpe(texts(train), args.vocab_size or 8000, frequency, model_max_length=length)
+        return train_byte_level_bpe(texts_of(train), args.vocab_size or 8000, frequency, model_max_length=length)
     frequency = 1 if args.min_frequency is None else args.min_frequency
-    return train_word_level(texts(train), args.type, args.vocab_size, frequency, length)
-
-
-def texts(documents) -> Iterator[str]:
-    """The text of each piece."""
-    return (row["text"] for row in documents)
+    return train_word_level(texts_of(train), args.type, args.vocab_size, frequency, length)
 
 
 def first_lines(documents, count: int = 2) -> list[str]:

@@ -2,11 +2,17 @@
 
     python scripts/verify_checkpoint.py runs/quickstart
     python scripts/verify_checkpoint.py user/name --revision v1
-    python scripts/verify_checkpoint.py user/name --trust_remote_code     # by the code in the checkpoint, as a stranger loads it
+    python scripts/verify_checkpoint.py user/name --trust_remote_code     # by the code in the checkpoint, as anybody else loads it
 
 The same as `python -m gpt_scratch.verify_checkpoint`, which says what is compared, and how. Every script of this package that writes a
-model writes the file that it is compared with. The exit status is 0 for equal, 1 for different, 2 where it cannot be told.
+model writes the file that it is compared with. The exit status is 0 for equal, 1 for different, 2 where that cannot be determined.
 """
+
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
 
 import sys
 

@@ -14,10 +14,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imp
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 _cache = tempfile.TemporaryDirectory(prefix="gpt_scratch-tests-")  # what earlier versions of the code left behind proves nothing
 os.environ["HF_DATASETS_CACHE"] = _cache.name
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # two workers with two threads each, on two cores, wait for each other: up to 7 times the time
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Two workers with two threads each, on two cores, wait for each other: up to 7 times the time. And the number of threads is not measured.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 SHARED = Path(os.environ.get("GPT_SCRATCH_SHARED", Path(__file__).resolve().parents[2] / "shared"))

@@ -42,6 +42,13 @@ CASES = {
     "llama-biases-head_dim": ("llama", {"qkv_bias": True, "o_bias": True, "mlp_bias": True, "head_dim": 10, "norm_eps": 1e-2}),
     "llama-bfloat16": ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 37.0}}),
     "llama-classifier": ("llama", LABELS | {"rope_parameters": {"rope_type": "default", "rope_theta": 37.0}}),
+    "mistral": ("mistral", {}),
+    "mistral-window": ("mistral", {"sliding_window": 3, "rope_parameters": {"rope_type": "default", "rope_theta": 37.0}}),
+    "mistral-classifier": ("mistral", LABELS | {"sliding_window": 3}),
+    "qwen2": ("qwen2", {"qkv_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 37.0}}),
+    "qwen2-no-biases-classifier": ("qwen2", LABELS | {"tie_word_embeddings": True}),
+    "qwen3": ("qwen3", {"qk_norm": True, "head_dim": 10, "rope_parameters": {"rope_type": "default", "rope_theta": 37.0}}),
+    "qwen3-classifier": ("qwen3", LABELS | {"qk_norm": True, "norm_eps": 1e-2}),
     "llama-one-label-classifier": (
         "llama",
         {
@@ -59,7 +66,8 @@ def our_model(name: str) -> GPTScratchForCausalLM | GPTScratchForSequenceClassif
     """The model of a case, its weights large; bfloat16 where the name says so."""
     layout, settings = CASES[name]
     classifier = name.endswith("classifier")
-    model = tiny_model(layout, GPTScratchForSequenceClassification if classifier else GPTScratchForCausalLM, **settings)
+    style = "gpt2" if layout == "gpt2" else "llama"
+    model = tiny_model(style, GPTScratchForSequenceClassification if classifier else GPTScratchForCausalLM, **settings)
     if not classifier:  # settings that a release could read wrongly; greedy decoding overrides them
         model.generation_config = GenerationConfig(do_sample=True, temperature=0.7, top_p=0.9, pad_token_id=0)
     return model.to(torch.bfloat16) if name.endswith("bfloat16") else model

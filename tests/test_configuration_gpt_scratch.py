@@ -267,7 +267,7 @@ def test_a_value_changed_later_is_refused_when_saved(tmp_path):
         ("0.1.0", {}, "nothing"),
         (VERSION, {"colour": "red"}, "nothing"),
         ("99.0.0", {}, "warning"),
-        ("99.0.0", {"sliding_window": 8}, "error"),
+        ("99.0.0", {"attention_sinks": 8}, "error"),
         (3, {}, "error"),
     ],
 )
@@ -275,7 +275,7 @@ def test_a_configuration_newer_than_this_code_says_so(written_by, extra, outcome
     monkeypatch.setattr("gpt_scratch.configuration_gpt_scratch.logger", logging.getLogger("seen"))
     settings = {**GPTScratchConfig().to_dict(), **extra, "gpt_scratch_version": written_by}
     if outcome == "error":
-        with pytest.raises(GPTScratchConfigError, match="sliding_window: upgrade the package|gpt_scratch_version is 3"):
+        with pytest.raises(GPTScratchConfigError, match="attention_sinks: upgrade the package|gpt_scratch_version is 3"):
             GPTScratchConfig(**settings)
         return
     assert GPTScratchConfig(**settings).to_dict()["gpt_scratch_version"] == VERSION

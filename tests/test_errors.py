@@ -23,7 +23,7 @@ ENDS = {
     "a folder of others": (PermissionError(errno.EACCES, "Permission denied", "run"), 2, "error: Permission denied: run"),
     "no memory": (MemoryError(), 2, "error: out of memory: free some, or give smaller files or sizes"),
     "Ctrl-C": (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
-    "a panic in Rust": (PanicException("too big"), 2, "error: a library gave up, most often on a regular expression of tokenizer.json: too big"),
+    "a panic in Rust": (PanicException("too big"), 2, "error: a library failed, most often on a regular expression in tokenizer.json: too big"),
 }  # fmt: skip
 
 

@@ -62,9 +62,9 @@ def works_or_is_refused(call, *arguments, **keywords):
     try:
         return call(*arguments, **keywords)
     except ValueError as error:
-        told = str(error)
-        assert told.strip() and len(told) < 3000
-        assert "\n" not in told
+        message = str(error)
+        assert message.strip() and len(message) < 3000
+        assert "\n" not in message
         return None
 
 

@@ -43,10 +43,10 @@ for line in sys.stdin:
             Chat(model, tokenizer, max_new_tokens=3).say(eval(case["prompt"]), stream=False)
         else:
             generate_texts(model, tokenizer, [eval(case["prompt"])], max_new_tokens=3)
-        told = "nothing was refused"
+        message = "nothing was refused"
     except UserError as error:
-        told = str(error)
-    print(json.dumps({"told": told, "seconds": time.perf_counter() - start, "mebibytes": peak() - before}), flush=True)
+        message = str(error)
+    print(json.dumps({"message": message, "seconds": time.perf_counter() - start, "mebibytes": peak() - before}), flush=True)
 """
 
 
@@ -65,7 +65,7 @@ def damage(name: str, folder) -> None:
     elif name == "a flipped bit in the header":
         data[20] ^= 0x40
         weights.write_bytes(data)
-    elif name == "a flipped bit in the weights":  # cannot be told from other weights
+    elif name == "a flipped bit in the weights":  # cannot be distinguished from other weights
         data[-100] ^= 0x40
         weights.write_bytes(data)
     elif name in TEMPLATES:
@@ -114,7 +114,7 @@ CASES = {
     "code without trust": ("'One'", "contains custom code"),
     "a pickle with code": ("'One'", "cannot be loaded"),
     "a prompt of a million characters": ("'One day ' * 125000", "leave no room"),
-    "a chat template that loops": ("'One'", "chat template cannot be rendered: it was not done after 1 seconds"),
+    "a chat template that loops": ("'One'", "chat template cannot be rendered: it did not finish within 1 seconds"),
     "a chat template with code": ("'One'", "chat template cannot be rendered: access to attribute '__class__'"),
     "ids out of range": ("records", "records.jsonl row 1: input_ids holds 5000000000, and the tokenizer's ids are 0 to"),
     "labels out of range": ("records", "records.jsonl row 0: labels holds -7"),
@@ -148,10 +148,10 @@ def results(tmp_path_factory):
         env=environment,
         check=False,
     )
-    told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(told) == len(CASES), done.stderr[-2000:]
+    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(results) == len(CASES), done.stderr[-2000:]
     assert not list(root.glob("*/executed")), "code was executed"
-    return dict(zip(CASES, told))
+    return dict(zip(CASES, results))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="memory limits are POSIX's")
@@ -159,5 +159,5 @@ def results(tmp_path_factory):
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_refused_clearly_quickly_and_in_little_memory(results, name):
     result = results[name]
-    assert CASES[name][1] in result["told"] and "\n" not in result["told"]
+    assert CASES[name][1] in result["message"] and "\n" not in result["message"]
     assert result["seconds"] < SECONDS and result["mebibytes"] < MEBIBYTES

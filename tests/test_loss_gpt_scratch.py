@@ -16,9 +16,9 @@ STYLES = pytest.mark.parametrize("style", ["gpt2", "llama"])  # tied and untied
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     """Several chunks of rows, pieces of chunks and slices of the vocabulary, none of which divides the whole."""
-    monkeypatch.setattr(loss_gpt_scratch, "CHUNK_BYTES_PER_WORD", 28)  # 7 rows in fp32, 14 in bf16
+    monkeypatch.setattr(loss_gpt_scratch, "CHUNK_BYTES_PER_ENTRY", 28)  # 7 rows in fp32, 14 in bf16
     monkeypatch.setattr(loss_gpt_scratch, "SOFTMAX_ROWS", 3)
-    monkeypatch.setattr(loss_gpt_scratch, "GRADIENT_WORDS", 16)
+    monkeypatch.setattr(loss_gpt_scratch, "VOCABULARY_CHUNK", 16)
 
 
 def ragged_labels(ids: torch.Tensor) -> torch.Tensor:

@@ -41,7 +41,7 @@ def test_two_caches_are_refused(cls):
 @CLASSES
 @pytest.mark.parametrize("name", ["memory", "token_type_ids", "past_keys", "sliding_window", "output_router_logits"])
 def test_an_unknown_argument_is_refused_by_name(cls, name):
-    with pytest.raises(TypeError, match=rf"forward\(\) knows no argument {name}"):
+    with pytest.raises(TypeError, match=rf"forward\(\) got an unexpected argument {name}"):
         tiny_model("gpt2", cls=cls)(token_ids(1, 3), **{name: DynamicCache()})
 
 
@@ -50,7 +50,7 @@ def test_earlier_tokens_in_the_mask_need_a_cache(cls):
     """What is left of a decoding step whose cache was lost on the way."""
     model, mask = tiny_model("llama", cls=cls), torch.ones(1, 9, dtype=torch.long)
     for prepared in (mask, torch.ones(1, 1, 1, 9, dtype=torch.bool)):
-        with pytest.raises(ValueError, match="attention_mask speaks of 9 tokens, but 1 are given and no cache holds the others"):
+        with pytest.raises(ValueError, match="attention_mask covers 9 tokens, but 1 are given and no cache holds the others"):
             model(token_ids(1, 1), attention_mask=prepared, position_ids=torch.tensor([[8]]))
 
 
@@ -98,8 +98,8 @@ def test_generate_with_the_names_of_today(style, name):
     assert generate(Renamed, style, to=name) == expected[0].tolist()
 
 
-def test_generate_with_a_name_that_nobody_knows_yet():
-    with pytest.raises(TypeError, match=r"forward\(\) knows no argument memory"):
+def test_generate_with_an_unknown_name_of_the_cache():
+    with pytest.raises(TypeError, match=r"forward\(\) got an unexpected argument memory"):
         generate(Renamed, to="memory")
 
 

@@ -1,18 +1,14 @@
-"""The loss, gradient accumulation, gradient checkpointing, half precision, dropout and initialization."""
+"""The loss, gradient accumulation, half precision and dropout."""
 
 import copy
-import gc
 import math
-import weakref
 
 import pytest
 import torch
-from tiny_models import assert_equal, randomize, tiny_config, tiny_model, token_ids
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from tiny_models import assert_equal, grads, tiny_model, token_ids
+from transformers import Trainer, TrainingArguments
 
-from gpt_scratch import GPTScratchForCausalLM, GPTScratchForSequenceClassification, GPTScratchModel
-from gpt_scratch.recomputation_gpt_scratch import Recomputed
+from gpt_scratch import GPTScratchForSequenceClassification
 
 STYLES = pytest.mark.parametrize("style", ["gpt2", "llama"])
 
@@ -24,10 +20,6 @@ def ragged_labels(ids: torch.Tensor) -> torch.Tensor:
         labels[i, ids.shape[1] - i :] = -100
     labels[1, 2:5] = -100
     return labels
-
-
-def grads(model) -> dict[str, torch.Tensor]:
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
 # ---------------------------------------------------------------------------------------------------------------------- loss
@@ -161,108 +153,7 @@ def test_trainer_accumulation_of_the_classifier(problem_type, labels, tmp_path):
         assert_equal(parts[name], whole[name])
 
 
-# ---------------------------------------------------------------------------------------- checkpointing, precision, dropout
-
-
-@STYLES
-@pytest.mark.parametrize("cls", [GPTScratchForCausalLM, GPTScratchForSequenceClassification])
-@pytest.mark.parametrize("use_reentrant", [True, False])
-def test_gradient_checkpointing_has_the_same_gradients(style, cls, use_reentrant):
-    model, ids = tiny_model(style, cls=cls).train(), token_ids(2, 9)
-    mask = torch.ones(2, 9, dtype=torch.long)
-    mask[0, 6:] = 0
-    labels = ids.masked_fill(mask == 0, -100) if cls is GPTScratchForCausalLM else torch.tensor([0, 1])
-    calls: list[int] = []
-    kept: list[weakref.ref] = []
-    model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
-    model.model.layers[0].mlp.up_proj.register_forward_hook(lambda module, args, output: kept.append(weakref.ref(output)))
-    plain = model(ids, attention_mask=mask, labels=labels).loss
-    plain.backward()
-    expected = grads(model)
-    model.zero_grad()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
-    assert model.is_gradient_checkpointing
-    loss = model(ids, attention_mask=mask, labels=labels).loss
-    assert kept[-1]() is None
-    loss.backward()
-    assert len(calls) == 1 + 2  # computed again in the backward pass
-    assert loss.item() == plain.item()
-    for name, gradient in grads(model).items():
-        assert_equal(gradient, expected[name])
-    model.gradient_checkpointing_disable()
-    assert not model.is_gradient_checkpointing
-
-
-@STYLES
-def test_activations_are_computed_again_rather_than_kept(style, monkeypatch):
-    """Neither the activation nor its product with the gate survives the forward, and no matrix product is computed twice."""
-    model, ids = tiny_model(style).train(), token_ids(2, 9)
-    widest: list[weakref.ref] = []
-    for layer in model.model.layers:
-        layer.mlp.down_proj.register_forward_pre_hook(lambda module, args: widest.append(weakref.ref(args[0])))
-
-    def step() -> tuple[bool, int, dict[str, torch.Tensor]]:
-        """Whether activations were kept for the backward, the arithmetic in matrix products, the gradients."""
-        with FlopCounterMode(display=False) as counter:
-            loss = model(ids, labels=ids).loss
-            kept = [tensor() is not None for tensor in widest[-2:]]
-            loss.backward()
-        gradients = grads(model)
-        model.zero_grad()
-        assert kept[0] == kept[1]
-        return kept[0], counter.get_total_flops(), gradients
-
-    def hooks() -> int:
-        return sum(type(thing) is Recomputed for thing in gc.get_objects())
-
-    gc.disable()
-    try:
-        before = hooks()  # graphs of other tests may still be alive
-        kept, flops, gradients = step()
-        assert hooks() == before  # freed with the graph
-    finally:
-        gc.enable()
-    monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)  # the compiler chooses for itself
-    plainly_kept, plain_flops, plain_gradients = step()
-    assert (kept, plainly_kept) == (False, True)
-    assert flops == plain_flops
-    for name, gradient in plain_gradients.items():
-        assert_equal(gradients[name], gradient)
-
-
-@STYLES
-def test_recomputation_uses_the_weights_of_its_own_forward(style):
-    """With other weights put in for one call, and with weights that were changed in place before the backward."""
-    model, other, ids = tiny_model(style).train(), randomize(tiny_model(style), seed=5).train(), token_ids(2, 9)
-    weights = dict(other.named_parameters())
-    loss = torch.func.functional_call(model, weights, (ids,), {"labels": ids}).loss
-    found = torch.autograd.grad(loss, list(weights.values()))
-    expected = torch.autograd.grad(other(ids, labels=ids).loss, list(weights.values()))
-    for gradient, wanted in zip(found, expected):
-        assert_equal(gradient, wanted)
-    loss = model(ids, labels=ids).loss
-    with torch.no_grad():
-        model.model.layers[0].mlp.down_proj.weight.mul_(2)
-    with pytest.raises(RuntimeError, match="changed in place"):
-        loss.backward()
-
-
-@STYLES
-def test_second_derivatives_go_through_what_is_recomputed(style, monkeypatch):
-    model, ids = tiny_model(style, attention="eager").train(), token_ids(1, 5)
-    weights = [layer.mlp.up_proj.weight for layer in model.model.layers]
-
-    def second() -> tuple[torch.Tensor, ...]:
-        first = torch.autograd.grad(
-            model(ids, labels=ids).loss, [layer.mlp.down_proj.weight for layer in model.model.layers], create_graph=True
-        )
-        return torch.autograd.grad(sum((gradient**2).sum() for gradient in first), weights)
-
-    found = second()
-    monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)  # nothing is recomputed
-    for gradient, wanted in zip(found, second()):
-        assert wanted.abs().max() > 1e-3
-        assert_equal(gradient, wanted)
+# --------------------------------------------------------------------------------------------------------- precision, dropout
 
 
 @STYLES
@@ -311,91 +202,3 @@ def test_residual_dropout_falls_on_both_branches(silent):
         for parameter in block.get_submodule(silent).parameters():
             torch.nn.init.zeros_(parameter)
     assert (model(ids).logits - model(ids).logits).abs().max() > 0.1
-
-
-# ------------------------------------------------------------------------------------------------------------ initialization
-
-# Wide enough that a standard deviation is known to a percent.
-WIDE = {"hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 3, "vocab_size": 500, "initializer_range": 0.02}
-EVERY_BIAS = {"qkv_bias": True, "o_bias": True, "mlp_bias": True, "tie_word_embeddings": False}
-HEADS = pytest.mark.parametrize("cls", [GPTScratchModel, GPTScratchForCausalLM, GPTScratchForSequenceClassification])
-
-
-def linears(model):
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-
-
-@STYLES
-@HEADS
-def test_gpt2_initialization(style, cls):
-    torch.manual_seed(0)
-    model = cls(tiny_config(style, **WIDE, **EVERY_BIAS, num_labels=60))
-    for name, linear in linears(model):
-        residual = name.endswith(("o_proj", "down_proj"))
-        std = 0.02 / math.sqrt(2 * 3) if residual else 0.02
-        assert linear.weight.std().item() == pytest.approx(std, rel=0.05), name
-        assert abs(linear.weight.mean().item()) < 0.1 * std
-        assert linear.bias is None or (linear.bias == 0).all()
-    for name, embedding in model.named_modules():
-        if isinstance(embedding, torch.nn.Embedding):
-            assert embedding.weight.std().item() == pytest.approx(0.02, rel=0.05), name
-    for name, parameter in model.named_parameters():
-        if "norm" in name:
-            assert (parameter == float(name.endswith("weight"))).all(), name
-
-
-@STYLES
-def test_gpt2_zero_initialization_starts_every_block_as_the_identity(style):
-    model = GPTScratchForCausalLM(tiny_config(style, **WIDE, initialization="gpt2_zero")).eval()
-    for name, linear in linears(model):
-        assert (linear.weight == 0).all() if name.endswith(("o_proj", "down_proj")) else linear.weight.std() > 0.015, name
-    states = model(token_ids(1, 9), output_hidden_states=True).hidden_states
-    assert torch.equal(states[1], states[0])
-
-
-@STYLES
-@HEADS
-def test_pytorch_initialization(style, cls):
-    torch.manual_seed(0)
-    model = cls(tiny_config(style, **WIDE, **EVERY_BIAS, num_labels=60, initialization="pytorch"))
-    for name, linear in linears(model):
-        bound = 1 / math.sqrt(linear.in_features)
-        for values in (linear.weight, linear.bias):
-            if values is not None:
-                assert 0.9 * bound < values.abs().max().item() <= bound, name
-                assert values.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.15), name
-        assert linear.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.03), name
-    for name, embedding in model.named_modules():
-        if isinstance(embedding, torch.nn.Embedding):
-            assert embedding.weight.std().item() == pytest.approx(1.0, rel=0.05), name
-    for name, parameter in model.named_parameters():
-        if "norm" in name:
-            assert (parameter == float(name.endswith("weight"))).all(), name
-
-
-@pytest.mark.parametrize("initialization, std", [("gpt2", 0.02), ("pytorch", 1.0)])
-def test_a_tied_head_is_initialized_as_the_embedding(initialization, std):
-    torch.manual_seed(0)
-    model = GPTScratchForCausalLM(tiny_config("gpt2", **WIDE, initialization=initialization))
-    assert model.lm_head.weight is model.model.embed_tokens.weight
-    assert model.lm_head.weight.std().item() == pytest.approx(std, rel=0.05)
-
-
-@pytest.mark.parametrize("initialization", ["gpt2", "gpt2_zero", "pytorch"])
-@STYLES
-@HEADS
-def test_weights_missing_from_a_checkpoint_are_initialized_as_in_a_new_model(cls, style, initialization, monkeypatch):
-    """A checkpoint without a single weight, loaded over the meta device: the same draws as building the model."""
-    initialize = PreTrainedModel._initialize_weights
-
-    def seeded(self, module, *args, **kwargs):  # building the modules has drawn numbers too
-        torch.manual_seed(0)
-        return initialize(self, module, *args, **kwargs)
-
-    monkeypatch.setattr(PreTrainedModel, "_initialize_weights", seeded)
-    config = tiny_config(style, **EVERY_BIAS, initialization=initialization)
-    expected = cls(copy.deepcopy(config)).state_dict()
-    loaded = cls.from_pretrained(None, config=config, state_dict={}).state_dict()
-    assert loaded.keys() == expected.keys()
-    for name in expected:
-        assert torch.equal(loaded[name], expected[name]), name

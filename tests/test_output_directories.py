@@ -3,6 +3,7 @@
 Everything happens in a temporary directory that is also the home directory; places outside of it are only asked about, never written.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -56,7 +57,7 @@ def home(tmp_path, monkeypatch):
     write_ours(project / "ours")
     write_ours(project / "source" / "inside")
     write_ours(project / "mixed")
-    write(project / "mixed" / "diary.txt")
+    write(project / "mixed" / "diary.txt", project / "caf\u00e9" / "mine.txt")
     write_ours(project / "run")
     write(project / "run" / "checkpoint-5" / "model.safetensors")
     write_ours(project / "holder")
@@ -134,6 +135,21 @@ REFUSED = {
     "HOME/elsewhere/source": "is the source",
     "source/inside": "lies in the source",
     "HOME/elsewhere/source/inside": "lies in the source",
+    "/proc/self/cwd": "is a link to",
+    "/proc/self/cwd/.": "is a link to",
+    "/proc/self/cwd/notes": "holds 'notes.txt'",
+    "/proc/self/cwd/source": "is the source",
+    "/proc/self/cwd/..": "holds the current directory",
+    "/proc/self/rootHOME/project": "is the current directory",
+    "/proc/self/fd": "which this package did not write there",
+    "caf\u00e9": "holds 'mine.txt'",
+    "ours ": "white space",
+    " ours": "white space",
+    "ours\n": "white space",
+    "ours/\n": "white space",
+    "source\t": "white space",
+    " ": "white space",
+    "ours\0": "null byte",
 }
 
 
@@ -250,6 +266,24 @@ def test_what_the_output_holds_is_not_replaced_when_it_is_read(home):
         pass
 
 
+def test_another_unicode_normalization_is_another_directory_or_the_same_and_nothing_is_lost(home):
+    """Of the same letters: e with an accent is one character, or two. Linux takes them for two names, macOS for one."""
+    same = Path("cafe\u0301").exists()
+    with pytest.raises(UserError) if same else contextlib.nullcontext(), atomic_directory("cafe\u0301", True):
+        pass
+    assert Path("caf\u00e9/mine.txt").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_hard_link_of_what_is_replaced_keeps_its_file(home):
+    write_ours(home / "project" / "linked", "weights.pth")
+    os.link("linked/weights.pth", "source/weights.pth")
+    with atomic_directory("linked", True, ["source"]) as folder:
+        (folder / "weights.pth").write_text("new", encoding="utf-8")
+    assert Path("source/weights.pth").read_text(encoding="utf-8") == "ours"
+    with pytest.raises(UserError, match="the source"), atomic_directory("linked", True, ["linked/weights.pth"]):
+        pytest.fail("the block must not run")
+
+
 def test_on_a_disk_that_ignores_case_another_spelling_is_the_same_directory(home, monkeypatch):
     """Directories are compared by device and inode. A hard link of a directory cannot be made here: samefile stands in for the disk."""
     (home / "project" / "SOURCE").mkdir()
@@ -334,7 +368,7 @@ def test_after_a_kill_between_the_renames_the_next_call_brings_the_old_directory
     with pytest.raises(UserError, match="pass --overwrite"), atomic_directory("ours"):
         pytest.fail("the block must not run")
     assert (home / "project" / "ours" / "model.safetensors").read_text() == "ours"
-    assert "is back" in capsys.readouterr().err
+    assert "note: restored" in capsys.readouterr().err
 
 
 RACER = (

@@ -1,11 +1,8 @@
 """Positions, documents and masks, against examples written out by hand."""
 
-import doctest
-
 import pytest
 import torch
 
-from gpt_scratch import positions_gpt_scratch
 from gpt_scratch.positions_gpt_scratch import (
     causal_mask,
     count_positions,
@@ -18,10 +15,6 @@ from gpt_scratch.positions_gpt_scratch import (
 
 def rows(text: str) -> list[list[int]]:
     return [[int(digit) for digit in row] for row in text.split()]
-
-
-def test_examples_in_the_docstrings():
-    assert doctest.testmod(positions_gpt_scratch).failed == 0
 
 
 @pytest.mark.parametrize(

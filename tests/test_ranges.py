@@ -90,7 +90,7 @@ CASES = [  # class, flags, words
 
 
 @pytest.mark.parametrize(("kind", "flags", "words"), CASES)
-def test_what_is_allowed_is_said(kind, flags, words, tmp_path):
+def test_the_message_states_the_range(kind, flags, words, tmp_path):
     kinds = (kind,) if kind is ScratchTrainingArguments else (kind, ScratchTrainingArguments)
     with pytest.raises(UserError) as error:
         parse_arguments(kinds, ["--output_dir", str(tmp_path / "run"), "--use_cpu", *flags.split()])

@@ -10,9 +10,10 @@ import torch
 
 import gpt_scratch
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
+from gpt_scratch.files import CODE_PATTERN
 
 # The code that saving a model copies beside the weights: all of it stands at the root of the package, under such names.
-CODE_FILES = sorted(path.name for path in Path(gpt_scratch.__file__).parent.glob("*_gpt_scratch.py"))
+CODE_FILES = sorted(path.name for path in Path(gpt_scratch.__file__).parent.glob(CODE_PATTERN))
 
 SIZES = {
     "vocab_size": 61,
@@ -66,6 +67,11 @@ def tiny_model(style: str = "gpt2", cls: type = GPTScratchForCausalLM, attention
 def token_ids(*shape: int, seed: int = 0) -> torch.Tensor:
     """Random token ids from 1 up: 0 is the padding token of these models."""
     return torch.randint(1, SIZES["vocab_size"], shape, generator=torch.Generator().manual_seed(seed))
+
+
+def grads(model) -> dict[str, torch.Tensor]:
+    """Of every parameter that has one, copied."""
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
 def assert_equal(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> None:

@@ -59,42 +59,58 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[
     return [printable(tokenizer.decode([token])).replace(" ", "·").replace("\n", "⏎") for token in ids]
 
 
-def plot_attention(weights: torch.Tensor, tokens: Sequence[str], path: str | Path, title: str = "") -> list[Path]:
-    """One map (T, T) with its tokens on both axes; PNG and SVG."""
+def attention_figure(weights: torch.Tensor, tokens: Sequence[str], title: str = ""):
+    """One map (T, T) with its tokens on both axes and a colour bar."""
     side = 1.6 + 0.28 * len(tokens)
     figure, axes = new_figure(size=(side + 1, side))
     image = axes.imshow(weights.float().cpu(), cmap="viridis", vmin=0)
     axes.set_xticks(range(len(tokens)), tokens, rotation=90, parse_math=False)
     axes.set_yticks(range(len(tokens)), tokens, parse_math=False)
-    axes.set_xlabel("looked at")
-    axes.set_ylabel("token")
-    axes.set_title(title)
-    figure.colorbar(image, ax=axes, shrink=0.8)
-    return save_figure(figure, path, SUFFIXES)
+    axes.set_xlabel("attended token")
+    axes.set_ylabel("attending token")
+    axes.set_title(title, parse_math=False)
+    figure.colorbar(image, ax=axes, shrink=0.8, label="attention weight")
+    return figure
 
 
-def plot_attention_grid(maps: torch.Tensor, path: str | Path, layers: Sequence[int] | None = None) -> list[Path]:
+def plot_attention(weights: torch.Tensor, tokens: Sequence[str], path: str | Path, title: str = "") -> list[Path]:
+    """[`attention_figure`] as PNG and SVG."""
+    return save_figure(attention_figure(weights, tokens, title), path, SUFFIXES)
+
+
+def plot_attention_grid(
+    maps: torch.Tensor, tokens: Sequence[str], path: str | Path, layers: Sequence[int] | None = None, title: str = ""
+) -> list[Path]:
     """Every head of the given layers (all by default), a row per layer, with its entropy above it; PNG and SVG.
+
+    All maps have one colour scale. At the left and at the bottom stand the tokens, or their positions where there are more than 24.
 
     Raises:
         UserError: a layer that the model does not have.
     """
     chosen = list(range(len(maps))) if layers is None else list(layers)
     check_indices("layer", chosen, len(maps))
-    heads = maps.shape[1]
-    entropy = attention_entropy(maps)
-    figure, axes = new_figure(size=(1.1 * heads + 0.6, 1.25 * len(chosen) + 0.4), grid=(len(chosen), heads))
+    heads, entropy = maps.shape[1], attention_entropy(maps)
+    labels = list(tokens) if len(tokens) <= 24 else []
+    side = max(1.1, 0.09 * len(labels))
+    figure, axes = new_figure(size=(side * heads + 2.2, (side + 0.2) * len(chosen) + 1.4), grid=(len(chosen), heads))
     for row, layer in enumerate(chosen):
         for head in range(heads):
             cell = axes[row][head]
-            cell.imshow(maps[layer, head].float().cpu(), cmap="viridis", vmin=0)
-            cell.set_xticks([])
-            cell.set_yticks([])
+            image = cell.imshow(maps[layer, head].float().cpu(), cmap="viridis", vmin=0, vmax=1)
+            if labels:
+                cell.set_xticks(range(len(labels)), labels, rotation=90, parse_math=False)
+                cell.set_yticks(range(len(labels)), labels, parse_math=False)
+            at_left, at_bottom = head == 0, row == len(chosen) - 1
+            cell.tick_params(length=1, pad=1, labelsize=5, labelleft=at_left, labelbottom=at_bottom)
             cell.set_title(f"{entropy[layer, head]:.1f} nats", fontsize=6)
-            if head == 0:
+            if at_left:
                 cell.set_ylabel(f"layer {layer}", fontsize=8)
-            if row == len(chosen) - 1:
+            if at_bottom:
                 cell.set_xlabel(f"head {head}", fontsize=8)
+    figure.colorbar(image, ax=axes, shrink=0.6, label="attention weight")
+    title = title or "attention of each head: attending tokens in rows, attended ones in columns"
+    figure.suptitle(f"{title}; above each map its mean entropy", fontsize=8, parse_math=False)
     return save_figure(figure, path, SUFFIXES)
 
 

@@ -1,4 +1,4 @@
-"""What a model expects next at each place of a text, how surprised it was, and how sampling settings reshape its choice."""
+"""A model's predictions at each position of a text, the surprisal of each token, and how sampling settings reshape a distribution."""
 
 import html
 from collections.abc import Sequence
@@ -81,7 +81,7 @@ def sampling_distribution(
 
 @torch.no_grad()
 def logit_lens(model: GPTScratchForCausalLM, input_ids: torch.Tensor) -> torch.Tensor:
-    """What the head would say after the embedding and after each layer, (layers + 1, T, V); the last is the model's own logits.
+    """The head's logits after the embedding and after each layer, (layers + 1, T, V); the last is the model's own logits.
 
     nostalgebraist 2020, "interpreting GPT: the logit lens": the hidden states of each layer through the final norm and the head.
 
@@ -96,7 +96,7 @@ def logit_lens(model: GPTScratchForCausalLM, input_ids: torch.Tensor) -> torch.T
 
 
 def write_surprise_html(places: Sequence[Place], path: str | Path, title: str = "") -> Path:
-    """The text, each token on a ground that is the redder the less it was expected; hovering tells the figures."""
+    """The text as HTML: a token's background is redder the less it was expected; hovering shows the figures."""
     spans = []
     heading = html.escape(printable(title))
     for place in places:
@@ -107,14 +107,16 @@ def write_surprise_html(places: Sequence[Place], path: str | Path, title: str = 
             continue
         share = min(place.surprise / MOST_SURPRISE, 1.0)
         expected = ", ".join(f"{token} {probability:.1%}" for token, probability in place.expected)
-        told = html.escape(f"rank {place.rank}, {place.surprise:.1f} bits; expected: {expected}", quote=True)
-        spans.append(f'<span style="background: rgba(220, 60, 30, {share:.2f})" title="{told}">{shown}</span>')
+        tooltip = html.escape(f"rank {place.rank}, {place.surprise:.1f} bits; expected: {expected}", quote=True)
+        spans.append(f'<span style="background: rgba(220, 60, 30, {share:.2f})" title="{tooltip}">{shown}</span>')
     scored = [place.surprise for place in places if place.surprise is not None]
     mean = sum(scored) / max(len(scored), 1)
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{heading}</title>'
         '<body style="font: 16px/1.7 Georgia, serif; max-width: 48em; margin: 2em auto">'
-        f"<h1>{heading}</h1><p>{len(scored)} tokens, {mean:.2f} bits each on average.</p>"
+        f"<h1>{heading}</h1><p>{len(scored)} tokens, {mean:.2f} bits each on average. Surprise: 0 bits "
+        '<span style="background: linear-gradient(90deg, rgba(220, 60, 30, 0), rgba(220, 60, 30, 1)); padding: 0 4em"></span> '
+        f"{MOST_SURPRISE:g} bits or more.</p>"
         f'<p style="white-space: pre-wrap">{"".join(spans)}</p></body></html>\n'
     )
     with atomic_path(path) as temporary:
@@ -122,38 +124,50 @@ def write_surprise_html(places: Sequence[Place], path: str | Path, title: str = 
     return Path(path)
 
 
-def plot_surprise(places: Sequence[Place], path: str | Path, line_width: int = 90) -> list[Path]:
+def plot_surprise(places: Sequence[Place], path: str | Path, line_width: int = 90, title: str = "") -> list[Path]:
     """The same as a picture, PNG and SVG."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
+
     lines: list[list[Place]] = [[]]
     for place in places:
         if sum(len(other.token) for other in lines[-1]) + len(place.token) > line_width:
             lines.append([])
         lines[-1].append(place)
-    figure, axes = new_figure(size=(0.09 * line_width + 0.4, 0.3 * len(lines) + 0.4))
+    width = max(60, *(sum(len(place.token) for place in line) for line in lines))
+    figure, axes = new_figure(size=(0.078 * width + 0.3, 0.26 * len(lines) + 1.2))  # a character of this font has 0.075 inches
     axes.set_axis_off()
-    axes.set_xlim(0, line_width)
+    axes.set_xlim(0, width)
     axes.set_ylim(len(lines), 0)
+    colors = LinearSegmentedColormap.from_list("surprise", ["white", "#dc3d1e"])
+    scale = Normalize(0, MOST_SURPRISE)
     for row, line in enumerate(lines):
         column = 0
         for place in line:
-            share = min((place.surprise or 0.0) / MOST_SURPRISE, 1.0)
-            axes.axvspan(
-                column, column + len(place.token), 1 - (row + 0.95) / len(lines), 1 - (row + 0.05) / len(lines),
-                color=(0.86, 0.24, 0.12), alpha=share, linewidth=0,
-            )  # fmt: skip
+            box = (column, column + len(place.token), 1 - (row + 0.95) / len(lines), 1 - (row + 0.05) / len(lines))
+            axes.axvspan(*box, color=colors(scale(place.surprise or 0.0)), linewidth=0)
             axes.text(column, row + 0.5, place.token, family="monospace", fontsize=9, va="center", parse_math=False)
             column += len(place.token)
+    bar = figure.colorbar(ScalarMappable(scale, colors), ax=axes, orientation="horizontal", aspect=40, shrink=0.8)
+    bar.set_label(f"surprise of each token in bits, {MOST_SURPRISE:g} or more in full colour", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    axes.set_title(title, fontsize=9, parse_math=False)
     return save_figure(figure, path, (".png", ".svg"))
 
 
 def plot_temperatures(
-    logits: torch.Tensor, tokens: Sequence[str], path: str | Path, temperatures: Sequence[float] = (1.0, 0.1, 5.0), top: int = 10
+    logits: torch.Tensor,
+    tokens: Sequence[str],
+    path: str | Path,
+    temperatures: Sequence[float] = (1.0, 0.1, 5.0),
+    top: int = 10,
+    title: str = "",
 ) -> list[Path]:
-    """Bars of the most likely tokens of one distribution, (V,), at several temperatures; PNG and SVG.
+    """Bars of the most likely tokens of one distribution, (V,), the most likely first, at several temperatures; PNG and SVG.
 
-    With the nine logits of *Build a Large Language Model (From Scratch)*, section 5.3.1, it is that section's figure.
+    With the nine logits of *Build a Large Language Model (From Scratch)*, section 5.3.1, it is that section's figure, sorted.
     """
-    chosen = logits.topk(min(top, len(logits))).indices.sort().values
+    chosen = logits.topk(min(top, len(logits))).indices
     figure, axes = new_figure()
     width = 0.8 / len(temperatures)
     for number, temperature in enumerate(temperatures):
@@ -161,7 +175,9 @@ def plot_temperatures(
         axes.bar([i + number * width for i in range(len(chosen))], heights, width, label=f"temperature {temperature:g}")
     names = [tokens[i] for i in chosen.tolist()]
     axes.set_xticks([i + 0.4 - width / 2 for i in range(len(chosen))], names, rotation=60, ha="right", parse_math=False)
-    axes.set_ylabel("probability")
+    axes.set_xlim(-width / 2 - 0.2, len(chosen) - width / 2)
+    axes.set_ylabel("probability of the next token")
+    axes.set_title(title, fontsize=9, parse_math=False)
     axes.legend()
     return save_figure(figure, path, (".png", ".svg"))
 
@@ -172,15 +188,20 @@ def lens_table(lens: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> list[l
     return [list(zip(token_texts(tokenizer, row_ids), row)) for row_ids, row in zip(ids.tolist(), probabilities.tolist())]
 
 
-def plot_lens(lens: torch.Tensor, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str], path: str | Path) -> list[Path]:
+def plot_lens(
+    lens: torch.Tensor, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str], path: str | Path, title: str = ""
+) -> list[Path]:
     """The most likely next token of every position after every layer, coloured by its probability; PNG and SVG."""
     cells = lens_table(lens, tokenizer)
-    figure, axes = new_figure(size=(1.5 + 0.8 * len(tokens), 1 + 0.32 * len(cells)))
-    axes.imshow([[probability for _, probability in row] for row in cells], cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    figure, axes = new_figure(size=(2.7 + 0.8 * len(tokens), 1.7 + 0.32 * len(cells)))
+    image = axes.imshow([[probability for _, probability in row] for row in cells], cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for row, line in enumerate(cells):
         for column, (token, probability) in enumerate(line):
             color = "white" if probability > 0.6 else "black"
             axes.text(column, row, token, ha="center", va="center", fontsize=7, color=color, parse_math=False)
     axes.set_xticks(range(len(tokens)), tokens, rotation=60, ha="right", parse_math=False)
     axes.set_yticks(range(len(cells)), ["embedding", *(f"layer {i}" for i in range(len(cells) - 1))])
+    axes.set_xlabel("text up to and including this token")
+    axes.set_title(title or "most likely next token after each layer (logit lens)", fontsize=9, parse_math=False)
+    figure.colorbar(image, ax=axes, label="its probability")
     return save_figure(figure, path, (".png", ".svg"))

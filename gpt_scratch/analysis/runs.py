@@ -1,20 +1,24 @@
-"""A finished run from nothing but its `trainer_state.json` (or `metrics.json`): loss, perplexity, learning rate, gradient norm."""
+"""A finished run from its `trainer_state.json` alone (or `metrics.json`): loss, perplexity, learning rate, gradient norm."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from ..errors import UserError
-from ..plots import History, new_figure, overfitting_step, save_figure, series
+from ..errors import UserError, one_line
+from ..files import read_json_object
+from ..plots import History, curve_style, new_figure, save_figure, series
+from .overfitting import overfitting_step
 
 PANELS = {
-    "loss": ("loss (nats per token)", {"eval_loss": "-", "train_eval_loss": ":", "loss": "--"}),
-    "perplexity": ("perplexity", {"perplexity": "-"}),
-    "learning_rate": ("learning rate", {"learning_rate": "-"}),
-    "grad_norm": ("gradient norm", {"grad_norm": "-"}),
+    "loss (nats per token)": {"loss": "training", "train_eval_loss": "training (evaluated)", "eval_loss": "validation"},
+    "perplexity": {"perplexity": "validation"},
+    "learning rate": {"learning_rate": ""},
+    "gradient norm": {"grad_norm": ""},
 }
-STYLES = "validation solid, training evaluated dotted, training while it ran dashed"
+XS = ("step", "epoch", "num_input_tokens_seen")
+LARGEST = 1e30  # that matplotlib can draw, and a gradient's norm may have in float32
+STYLES = "training dashed, training (evaluated) dotted, validation solid"
 
 
 def read_history(name: str) -> list[dict]:
@@ -29,16 +33,36 @@ def read_history(name: str) -> list[dict]:
     if not found:
         raise UserError(f"{name}: neither trainer_state.json nor metrics.json is there")
     try:
-        content = json.loads(found[0].read_text(encoding="utf-8"))
-        history = content["log_history"] if "log_history" in content else content["metrics"]["curve"]
-        return [dict(entry) for entry in history]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{found[0]} holds no log of a run: {error!r}") from error
+        content = read_json_object(found[0])
+        if "log_history" not in content and not isinstance(content.get("metrics"), dict):
+            raise ValueError("neither log_history nor metrics is in it")
+        history = content["log_history"] if "log_history" in content else content["metrics"].get("curve")
+        if not isinstance(history, list):
+            raise ValueError("the log is not a list")
+        for number, entry in enumerate(history):
+            _check_entry(entry, f"entry {number} of the log")
+        return history
+    except (ValueError, OSError) as error:
+        raise UserError(f"{found[0]} holds no log of a run: {one_line(error)}") from error
+
+
+def _check_entry(entry: Any, place: str) -> None:
+    """What is drawn must be numbers that can be drawn; what else a log holds is not read. A loss may be NaN, or infinite."""
+    if not isinstance(entry, dict) or "step" not in entry:
+        raise ValueError(f"{place} is not an object with a step")
+    for key in (*XS, *(key for keys in PANELS.values() for key in keys)):
+        value = entry.get(key, 0)
+        if type(value) not in (int, float):
+            raise ValueError(f"{place}: {key} must be a number, not {str(value)[:40]!r}")
+        drawn = abs(value) < LARGEST if key in XS else abs(value) < LARGEST or abs(value) == math.inf or value != value
+        if not drawn:
+            raise ValueError(f"{place}: {key} is {str(value)[:40]}, which no run logs")
 
 
 def plot_histories(runs: Mapping[str, History], path: str | Path, x: str = "step", title: str = "") -> list[Path]:
-    """Loss, perplexity, learning rate and gradient norm of several runs, one colour each; PNG and PDF.
+    """Loss, perplexity, learning rate and gradient norm of several runs; PNG and PDF.
 
+    Each run has a colour, each curve a line style; a single run has the colours of its own plots.
     Where validation loss rose for three evaluations while training loss fell, a line marks the step.
 
     Args:
@@ -51,32 +75,35 @@ def plot_histories(runs: Mapping[str, History], path: str | Path, x: str = "step
     """
     drawn = {name: [_with_perplexity(entry) for entry in history] for name, history in runs.items()}
     panels = {
-        panel: (label, styles)
-        for panel, (label, styles) in PANELS.items()
-        if any(series(history, key, x)[0] for history in drawn.values() for key in styles)
+        panel: curves
+        for panel, curves in PANELS.items()
+        if any(series(history, key, x)[0] for history in drawn.values() for key in curves)
     }
     if not panels:
         raise UserError(f"nothing to draw against {x}: {', '.join(runs)}")
     figure, grid = new_figure(size=(7, 1 + 2.6 * len(panels)), grid=(len(panels), 1))
-    for axes, (panel, (label, styles)) in zip(grid[:, 0], panels.items()):
+    alone = len(drawn) == 1
+    for axes, (panel, curves) in zip(grid[:, 0], panels.items()):
         for number, (name, history) in enumerate(drawn.items()):
-            named = False
-            for key, style in styles.items():
+            label = name
+            for key, curve in curves.items():
                 xs, values = series(history, key, x)
                 if xs:
-                    axes.plot(xs, values, style, color=f"C{number}", label=None if named else name, linewidth=1.2)
-                    named = True
-            step = overfitting_step(history) if panel == "loss" else None
+                    style = curve_style(key) if alone else curve_style(key) | {"color": f"C{number}"}
+                    axes.plot(xs, values, label=curve if alone else label, linewidth=1.2, **style)
+                    label = ""  # named once
+            step = overfitting_step(history) if "loss" in curves else None
             places = [entry[x] for entry in history if entry.get("step") == step and x in entry] if step is not None else []
             if places:
-                axes.axvline(places[0], color=f"C{number}", linestyle="-.", linewidth=0.8, label=f"{name}: overfitting")
-        axes.set_ylabel(label)
+                color, of = ("gray", "") if alone else (f"C{number}", f"{name}: ")
+                axes.axvline(places[0], color=color, linestyle="-.", linewidth=0.8, label=f"{of}overfitting from {places[0]:g}")
+        axes.set_ylabel(panel)
         axes.grid(alpha=0.3)
         if panel == "perplexity":
             axes.set_yscale("log")
     for text in grid[0, 0].legend(fontsize=8).get_texts():
         text.set_parse_math(False)  # names of directories, where a dollar sign is one
-    grid[0, 0].set_title(title or STYLES, fontsize=9, parse_math=False)
+    grid[0, 0].set_title(title or (next(iter(runs)) if alone else STYLES), fontsize=9, parse_math=False)
     grid[-1, 0].set_xlabel(x.replace("num_input_tokens_seen", "tokens seen"))
     return save_figure(figure, path)
 

@@ -1,7 +1,7 @@
 """What a model costs before anything is run: parameters, memory, arithmetic, time.
 
 Weights, gradients and optimizer state are exact. Activations are counted, not estimated by a formula: a forward on tensors without
-memory (`FakeTensorMode`) tells every tensor that autograd would keep. What the allocator and the libraries add is not in it.
+memory (`FakeTensorMode`) shows every tensor that autograd would keep. What the allocator and the libraries add is not in it.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
 from ..configuration_gpt_scratch import GPTScratchConfig
-from ..loss_gpt_scratch import CHUNK_BYTES_PER_WORD
+from ..loss_gpt_scratch import CHUNK_BYTES_PER_ENTRY
 
 PARTS = {
     "token embedding": "embed_tokens",
@@ -94,7 +94,7 @@ def summarize_model(
     }
     if getattr(model, "lm_head", None) is not None:
         memory["logits, full loss"] = 2 * logits  # and their log-softmax, which the backward keeps
-        memory["logits, chunked loss"] = min(logits, CHUNK_BYTES_PER_WORD * config.vocab_size)
+        memory["logits, chunked loss"] = min(logits, CHUNK_BYTES_PER_ENTRY * config.vocab_size)
     cache = 2 * config.num_hidden_layers * positions * config.num_key_value_heads * config.head_dim * every[0].itemsize
     result: dict[str, Any] = {
         "parameters": total,
@@ -115,7 +115,7 @@ def summarize_model(
 
 
 def summary_table(summary: dict[str, Any]) -> str:
-    """The same for people."""
+    """The same as lines of text."""
 
     def mib(count: float) -> str:
         return f"{count / 2**20:,.1f} MiB"
@@ -135,7 +135,7 @@ def summary_table(summary: dict[str, Any]) -> str:
     rows.append(("forward", f"{summary['forward_flops_per_token'] / 1e6:,.1f} MFLOP", "per token"))
     rows.append(("training", f"{summary['training_flops_per_token'] / 1e6:,.1f} MFLOP", "per token"))
     if "training_seconds" in summary:
-        told = f"{summary['training_tokens']:.3g} tokens at {summary['device_flops']:.3g} FLOP/s"
-        rows.append(("training time", f"{summary['training_seconds'] / 3600:,.1f} hours", told))
+        basis = f"{summary['training_tokens']:.3g} tokens at {summary['device_flops']:.3g} FLOP/s"
+        rows.append(("training time", f"{summary['training_seconds'] / 3600:,.1f} hours", basis))
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     return "\n".join(f"{name:<{widths[0]}}  {value:>{widths[1]}}  {note}".rstrip() for name, value, note in rows)

@@ -1,1 +1,1 @@
-"""Speed and memory against what its users would pick instead, on the same work in the same run."""
+"""Speed and memory compared with other implementations, on the same work in the same run."""

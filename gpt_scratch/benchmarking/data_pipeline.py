@@ -1,4 +1,4 @@
-"""From a text file to batches of blocks: tokens per second, beside the way of transformers' example script run_clm.py."""
+"""From a text file to batches of blocks: tokens per second, compared with transformers' example script run_clm.py."""
 
 import tempfile
 import time
@@ -11,7 +11,8 @@ import datasets
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, default_data_collator
 
-from ..data.language_modeling import TokenBlocks, documents_from_files, tokenize_documents
+from ..data.blocks import TokenBlocks
+from ..data.language_modeling import documents_from_files, tokenize_documents
 from .harness import Contender, measure, summarize
 
 BATCH = 32

@@ -1,4 +1,4 @@
-"""Fair measurements on a machine that others use too: contenders take turns, and are compared repetition by repetition."""
+"""Fair measurements on a shared machine: contenders take turns, and are compared repetition by repetition."""
 
 import importlib.util
 import os
@@ -43,7 +43,7 @@ def measure(contenders: Sequence[Contender], repetitions: int, warmup: int = 1) 
     """Seconds of each contender and each of its parts ("total" always), one value per repetition, taken in turns."""
     times: dict[str, dict[str, list[float]]] = {contender.name: {"total": []} for contender in contenders}
     for repetition in range(warmup + repetitions):
-        # backwards every other time, so that nobody always comes after the same neighbour
+        # reversed every other time, so that no contender always follows the same one
         for contender in contenders if repetition % 2 else reversed(contenders):
             synchronize()
             start = time.perf_counter()
@@ -91,7 +91,7 @@ def synchronize() -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What else decides the figures: processor, threads, load."""
+    """What else affects the figures: processor, threads, load."""
     model = "unknown"
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -1,6 +1,6 @@
-"""Examples per second on short texts of unlike lengths: what padding costs, and what grouping by length and packing save.
+"""Examples per second on short texts of varying length: what padding costs, and what grouping by length and packing save.
 
-Lengths are drawn as SMS have them: lognormal, mean 26 tokens, at most 77. Of each way of batching, `BATCHES` batches are timed, evenly
+Lengths are drawn as SMS have them: lognormal, mean 26 tokens, at most 77. For each method, `BATCHES` batches are timed, evenly
 spread over the batches of an epoch by their width, so that they stand for the epoch.
 """
 
@@ -52,25 +52,11 @@ def padding_waste(sizes: Sizes, task: str, bf16: bool, repetitions: int) -> list
         "grouped by length": [grouped[i : i + BATCH] for i in range(0, len(rows), BATCH)],
     }
     chosen = {name: spread_evenly(batches, lambda batch: max(len(rows[i]) for i in batch)) for name, batches in orders.items()}
-    batches: dict[str, list[Batch]] = {}
+    theirs, ours = _classifiers(sizes) if task == "classification" else _language_models(sizes)
     if task == "classification":
-        theirs, ours = _classifiers(sizes)
-        for name, parts in chosen.items():
-            batches[name] = [_padded([rows[i] for i in part]) for part in parts]
+        batches = {name: [_padded([rows[i] for i in part]) for part in parts] for name, parts in chosen.items()}
     else:
-        theirs, ours = _language_models(sizes)
-        labelled = [
-            {"input_ids": row, "labels": [-100] * (len(row) // 2) + row[len(row) // 2 :], "length": len(row)} for row in rows
-        ]
-        collate = InstructionCollator(PADDING)
-        for name, parts in chosen.items():
-            batches[name] = [collate([labelled[i] for i in part]) for part in parts]
-        packed = list(pack_rows(datasets.Dataset.from_list(labelled), PACK))
-        together = max(
-            1, round(BATCH * sum(map(len, rows)) / len(rows) / PACK)
-        )  # rows with about as many tokens as 8 examples have
-        order = torch.randperm(len(packed), generator=generator).tolist()
-        batches["packed"] = [collate([packed[i] for i in order[j * together : (j + 1) * together]]) for j in range(BATCHES)]
+        batches = _instruction_batches(rows, chosen, generator)
     # Examples are counted by their tokens, so that it makes no difference which of them a way happened to draw.
     mean = sum(map(len, rows)) / len(rows)
     examples = {name: sum(float(batch["attention_mask"].sum()) for batch in parts) / mean for name, parts in batches.items()}
@@ -98,6 +84,20 @@ def padding_waste(sizes: Sizes, task: str, bf16: bool, repetitions: int) -> list
         padding = 1 - sum(float(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
         result.append({"task": task, **row, "examples_per_second": 1 / row["median_s"], "padding": padding})
     return result
+
+
+def _instruction_batches(
+    rows: list[list[int]], chosen: dict[str, list[Any]], generator: torch.Generator
+) -> dict[str, list[Batch]]:
+    """The batches of `chosen`, lists of row numbers, and as many of packed rows, with about as many tokens as 8 examples have."""
+    labelled = [{"input_ids": row, "labels": [-100] * (len(row) // 2) + row[len(row) // 2 :], "length": len(row)} for row in rows]
+    collate = InstructionCollator(PADDING)
+    batches = {name: [collate([labelled[i] for i in part]) for part in parts] for name, parts in chosen.items()}
+    packed = list(pack_rows(datasets.Dataset.from_list(labelled), PACK))
+    together = max(1, round(BATCH * sum(map(len, rows)) / len(rows) / PACK))
+    order = torch.randperm(len(packed), generator=generator).tolist()
+    batches["packed"] = [collate([packed[i] for i in order[j * together : (j + 1) * together]]) for j in range(BATCHES)]
+    return batches
 
 
 def _padded(rows: list[list[int]]) -> Batch:

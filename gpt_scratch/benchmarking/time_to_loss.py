@@ -1,27 +1,26 @@
-"""Time to a given loss: finished pretraining runs compared by the steps they took to get there and by what a step of theirs takes."""
+"""Time to a given loss: finished pretraining runs compared by the steps they needed and the seconds of a step."""
 
-import json
 import statistics
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ..analysis.runs import read_history
 from ..errors import UserError
 
 
-def read_history(folder: str) -> list[dict[str, Any]]:
+def evaluated_history(folder: str) -> list[dict[str, Any]]:
     """What Trainer logged in a run's directory.
 
     Raises:
-        UserError: there is no `trainer_state.json` with evaluations in it.
+        UserError: there is no log with evaluations in it.
     """
-    path = Path(folder) / "trainer_state.json"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give the output directory of a finished run")
-    history = json.loads(path.read_text(encoding="utf-8"))["log_history"]
+    history = read_history(folder)
     if not any("eval_loss" in entry for entry in history):
-        raise UserError(f"{path} holds no eval_loss: run with --eval_strategy steps")
+        raise UserError(f"{folder} holds no eval_loss: run with --eval_strategy steps")
+    if not all(earlier["step"] <= later["step"] for earlier, later in pairwise(history)):
+        raise UserError(f"{folder}: the steps of its log are not in order, as those of a run are")
     return history
 
 
@@ -52,13 +51,13 @@ def time_to_loss(baseline: Sequence[str], candidates: Sequence[str]) -> list[dic
     """A row per run. The target is the mean of the losses at which the baseline runs end.
 
     Args:
-        baseline, candidates: output directories, of one recipe each: seeds or learning rates. What a step takes is then the same, and
+        baseline, candidates: output directories, of one recipe each: seeds or learning rates. The time of a step is then the same, and
             `seconds` are the steps of a run times the lowest median of its recipe: more was the load of a shared machine.
 
     Returns:
         `times_less` and `times_fewer_steps` against the mean of the baseline's.
     """
-    histories = {folder: read_history(folder) for folder in [*baseline, *candidates]}
+    histories = {folder: evaluated_history(folder) for folder in [*baseline, *candidates]}
     target = statistics.fmean([e["eval_loss"] for e in histories[folder] if "eval_loss" in e][-1] for folder in baseline)
     rates = {folder: seconds_per_step(history) for folder, history in histories.items()}
     rows = []

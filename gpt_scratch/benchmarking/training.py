@@ -57,7 +57,7 @@ FAST_TRANSFORMERS, FULL_LOSS = "transformers, fast fp32", "gpt_scratch, full los
 
 
 def contenders(rivals: dict[str, Factory]) -> dict[str, tuple[Factory, bool]]:
-    """Who takes part, and whether with fp32 products through oneDNN, a setting that anybody may make."""
+    """The contenders, and whether fp32 products go through oneDNN, a setting that every user can make."""
     return {
         "transformers": (transformers_gpt2, False),
         FAST_TRANSFORMERS: (transformers_gpt2, True),

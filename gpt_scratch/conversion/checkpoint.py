@@ -11,6 +11,7 @@ from ..configuration_gpt_scratch import GPTScratchConfig
 from ..errors import UserError, one_line
 from ..inference.loading import check_rows, check_sizes, load_tokenizer
 from ..tokenization.gpt2 import load_gpt2_tokenizer
+from ..tokenization.nanogpt_meta import read_meta_pkl
 from .sources import Source
 from .weight_maps import WeightMap
 
@@ -19,7 +20,7 @@ PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 20, 1600: 25}  # GPT-2's four sizes:
 
 @dataclass
 class Options:
-    """What a file does not tell, from the command line."""
+    """What a file does not hold, from the command line."""
 
     config_overrides: dict[str, Any] = field(default_factory=dict)
     lora_alpha: float | None = None
@@ -50,7 +51,7 @@ class Checkpoint:
 
 
 def build_config(values: dict[str, Any], overrides: dict[str, Any]) -> GPTScratchConfig:
-    """A configuration from what the checkpoint tells and what the user adds.
+    """A configuration from the checkpoint's settings and the user's.
 
     Raises:
         UserError: an impossible value.
@@ -63,34 +64,52 @@ def build_config(values: dict[str, Any], overrides: dict[str, Any]) -> GPTScratc
 
 
 def open_tokenizer(name: str, config: GPTScratchConfig) -> PreTrainedTokenizerBase:
-    """A tokenizer by directory or Hub name.
+    """A tokenizer by directory or Hub name, or nanoGPT's `meta.pkl`.
 
     Raises:
         UserError: it cannot be opened, or has more tokens than the model.
     """
     if (Path(name) / "encoder.json").is_file():
         tokenizer: PreTrainedTokenizerBase = load_gpt2_tokenizer(name, model_max_length=config.max_position_embeddings)
+    elif name.endswith(".pkl"):
+        tokenizer = read_meta_pkl(Path(name), config.max_position_embeddings)
     else:
         tokenizer = load_tokenizer(name)
     check_rows(tokenizer, config, name)
     return tokenizer
 
 
-def join_tokenizer(checkpoint: Checkpoint, ids_were_told: bool) -> None:
+def join_tokenizer(checkpoint: Checkpoint, has_special_ids: bool) -> None:
     """Let the tokenizer, the configuration and the generation settings agree on special tokens and the longest input.
 
-    The pad token is the configuration's, or else the end of text: padding is told by the attention mask here, never by its id.
+    The pad token is the configuration's, or else the end of text: padding is identified by the attention mask here, never by its id.
 
     Args:
         checkpoint: with a tokenizer.
-        ids_were_told: the source's own configuration named the special tokens; where it did not, the tokenizer's count.
+        has_special_ids: the source's own configuration named the special tokens; otherwise the tokenizer's are used.
     """
     tokenizer, config = checkpoint.tokenizer, checkpoint.config
     assert tokenizer is not None
     if tokenizer.pad_token_id is None:
-        known = ids_were_told and config.pad_token_id is not None
+        known = has_special_ids and config.pad_token_id is not None
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id) if known else tokenizer.eos_token
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if not ids_were_told or getattr(config, name) is None:
+        if not has_special_ids or getattr(config, name) is None:
             setattr(config, name, getattr(tokenizer, name))
     tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
+
+
+def drop_ids_outside(checkpoint: Checkpoint) -> None:
+    """Take special tokens that the vocabulary does not have out of the configuration and the generation settings; a note says so."""
+    size, dropped = checkpoint.config.vocab_size, set[int]()
+    for settings in filter(None, (checkpoint.config, checkpoint.generation_config)):
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(settings, name)
+            ids = value if isinstance(value, list) else [value]
+            inside = [id for id in ids if id is None or id < size]
+            if len(inside) < len(ids):
+                dropped |= set(ids) - set(inside)
+                setattr(settings, name, inside if isinstance(value, list) and inside else None)
+    if dropped:
+        listed = ", ".join(map(str, sorted(dropped)))
+        checkpoint.notes.append(f"special tokens outside of the vocabulary of {size:,} were dropped: {listed}")

@@ -11,16 +11,17 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..modeling_gpt_scratch import GPTScratchForCausalLM, GPTScratchForSequenceClassification
 from ..tokenization.portable import save_tokenizer
 from .checkpoint import Checkpoint
-from .export import foreign_config, inverted, save_config
 from .safetensors_writer import write_safetensors
 from .sources import DTYPES, SafetensorsSource, Source
+from .stock_layouts import foreign_config, inverted, save_config
 from .weight_maps import SAME, Layout, WeightMap
 
 MODELS: dict[str, type[PreTrainedModel]] = {"lm": GPTScratchForCausalLM, "classifier": GPTScratchForSequenceClassification}
+MOST_BROKEN = 10  # tensors that cannot be read, in an error message
 LISTED = 6  # names in an error message, at most
 
 
@@ -44,7 +45,7 @@ def plan(source: Source, weight_map: WeightMap, expected: Mapping[str, torch.Ten
         expected: our names and tensors on the meta device, without tied copies.
 
     Raises:
-        UserError: lists tensors that the map or the model has no place for, parameters that nothing or two tensors fill, and
+        UserError: lists tensors that the map or the model does not have, parameters that no tensor or two tensors fill, and
             wrong shapes or types.
     """
     found: dict[str, Part] = {}
@@ -62,7 +63,7 @@ def plan(source: Source, weight_map: WeightMap, expected: Mapping[str, torch.Ten
             continue
         needed = tuple(layout.join([expected[name] for name in names]).shape)
         if tensor.dtype not in DTYPES.values():
-            wrong.append(f"{key} is of type {tensor.dtype}, which is none of floating point")
+            wrong.append(f"{key} is of type {tensor.dtype}, which is not a floating-point type")
         if (tuple(tensor.shape[1:]) if layout.transposed and tensor.shape[:1] == (1,) else tuple(tensor.shape)) != needed:
             wrong.append(f"{key} is {tuple(tensor.shape)} instead of {needed}{f' {layout}' if len(needed) == 2 else ''}")
         twice += [f"{name} (by {found[name].key} and {key})" for name in names if name in found]
@@ -74,9 +75,9 @@ def plan(source: Source, weight_map: WeightMap, expected: Mapping[str, torch.Ten
         "parameters that no tensor fills": missing,
         "parameters that two tensors fill": twice,
     }
-    told = [f"{what}: {_listed(names)}" for what, names in problems.items() if names]
-    if told:
-        raise UserError("; ".join(told))
+    found_problems = [f"{what}: {_listed(names)}" for what, names in problems.items() if names]
+    if found_problems:
+        raise UserError("; ".join(found_problems))
     return {name: found.get(name, Part(None, SAME, 0)) for name in expected}
 
 
@@ -132,18 +133,30 @@ def import_weights(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | No
         raise UserError(f"the tensors do not fit the sizes in {checkpoint.sizes_from}: {error}") from error
     dtype = dtype or common_dtype(source, {part.key for part in parts.values() if part.key is not None})
     last: dict[str, torch.Tensor] = {}  # query, key and value lie in one foreign tensor: it is read once
+    broken: dict[str, str] = {}  # key, and what is wrong with it: all are listed, not the first
 
     def read(name: str) -> torch.Tensor:
         part = parts[name]
-        if part.key is None:
-            return torch.zeros(expected[name].shape, dtype=dtype)
+        zeros = torch.zeros(expected[name].shape, dtype=dtype)
+        if part.key is None or part.key in broken:
+            return zeros
         if part.key not in last:
             last.clear()
-            last[part.key] = source.get(part.key)
-        return part.layout.split(last[part.key])[part.index].to(dtype)
+            try:
+                last[part.key] = source.get(part.key)
+            except UserError as error:
+                broken[part.key] = str(error)
+                return zeros
+        tensor = part.layout.split(last[part.key])[part.index].to(dtype)
+        if not bool(tensor.isfinite().all()):
+            broken[part.key] = _non_finite(part.key, last[part.key], dtype)
+        return tensor
 
     write_safetensors(folder, {name: expected[name].shape for name in parts}, read, dtype, max_shard_bytes)
     last.clear()
+    if broken:
+        listed, more = list(broken.values())[:MOST_BROKEN], len(broken) - MOST_BROKEN
+        raise UserError("; ".join(listed) + (f"; and {more} more of {len(broken)} such tensors" if more > 0 else ""))
     config.dtype, config.architectures = dtype, [model.__name__]
     config.save_pretrained(folder)
     custom_object_save(model, str(folder))  # the model's code
@@ -152,6 +165,14 @@ def import_weights(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | No
     if checkpoint.head == "lm":
         _save_generation_config(checkpoint, folder)
     return compare_written(folder, source, checkpoint.weight_map, dtype)
+
+
+def _non_finite(key: str, tensor: torch.Tensor, dtype: torch.dtype) -> str:
+    count = int((~tensor.to(dtype).isfinite()).sum())
+    if bool(tensor.isfinite().all()):
+        return f"{key} has values beyond {str(dtype).removeprefix('torch.')}'s largest: choose another --dtype"
+    kind = "NaN" if bool(tensor.isnan().any()) else "infinite values"
+    return f"{key} has {kind} ({count:,} of {tensor.numel():,} values): the training that wrote it had failed"
 
 
 def _save_generation_config(checkpoint: Checkpoint, folder: Path) -> None:
@@ -164,11 +185,14 @@ def _save_generation_config(checkpoint: Checkpoint, folder: Path) -> None:
         settings.save_pretrained(folder)
     except ValueError:  # transformers refuses to write contradictions, e.g. a temperature without sampling, that it used to write
         settings.do_sample = True
-        settings.save_pretrained(folder)
+        try:
+            settings.save_pretrained(folder)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"generation_config.json of the source cannot be written again: {one_line(error)}") from error
 
 
 def compare_written(folder: Path, source: Source, weight_map: WeightMap, dtype: torch.dtype) -> int:
-    """Read back what was written, put each foreign tensor together again and compare it, bit for bit; returns how many are equal.
+    """Read back what was written, reassemble each foreign tensor and compare it, bit for bit; returns how many are equal.
 
     Raises:
         UserError: names a tensor that differs.

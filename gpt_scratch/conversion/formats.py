@@ -1,25 +1,44 @@
-"""Which format a checkpoint is in: recognized by its files and the names of its tensors, and why is said."""
+"""Which format a checkpoint is in: recognized by its files and the names of its tensors, with the reason."""
 
 from pathlib import Path
 
 from ..errors import UserError, one_line
-from .checkpoint import Checkpoint, Options, join_tokenizer, open_tokenizer
-from .hub_directories import open_gguf, open_hub_directory
+from .checkpoint import Checkpoint, Options, drop_ids_outside, join_tokenizer, open_tokenizer
+from .gguf_files import open_gguf
+from .hub_directories import open_hub_directory
+from .karpathy import is_llama2c_bin, open_lecture, open_llama2c, open_nanogpt, refuse_nanochat
+from .litgpt import open_litgpt
 from .openai import open_openai
 from .sources import read_json
-from .state_dicts import open_book, open_nanogpt, read_state_dict
+from .state_dicts import open_book, read_state_dict
+from .tensorflow_bundle import is_v1_checkpoint
 
 OPENERS = {
     "openai": open_openai,
     "gpt2": open_hub_directory,
     "llama": open_hub_directory,
+    "mistral": open_hub_directory,
+    "qwen2": open_hub_directory,
+    "qwen3": open_hub_directory,
     "gguf": open_gguf,
     "book": open_book,
     "nanogpt": open_nanogpt,
+    "lecture": open_lecture,
+    "llama2c": open_llama2c,
+    "litgpt": open_litgpt,
     "gpt_scratch": open_hub_directory,
 }
 FORMATS = tuple(OPENERS)
-MODEL_TYPES = {"gpt2": "gpt2", "llama": "llama", "mistral": "llama", "gpt_scratch": "gpt_scratch"}
+MODEL_TYPES = tuple(kind for kind, opener in OPENERS.items() if opener is open_hub_directory)
+# How the names of tensors begin, in the order of asking.
+STARTS = {
+    "trf_blocks.": "book",
+    "blocks.0.sa.heads.": "lecture",
+    "tok_embeddings.": "llama2c",
+    "layers.0.attention.": "llama2c",
+    "transformer.h.0.norm_1.": "litgpt",
+    "transformer.h.": "nanogpt",
+}
 HUB_FILES = ["*.json", "*.txt", "*.jinja", "tokenizer.model"]
 
 
@@ -27,7 +46,7 @@ def recognize(name: str, options: Options, wanted: str = "auto") -> Checkpoint:
     """Open a path or a Hub repository in the format that it is in.
 
     Raises:
-        UserError: an unknown format, a broken file, or something that the file does not tell and no option does.
+        UserError: an unknown format, a broken file, or a setting that neither the file nor an option gives.
     """
     path = Path(name)
     if not path.exists() and not _index_of(path).is_file():
@@ -44,7 +63,8 @@ def recognize(name: str, options: Options, wanted: str = "auto") -> Checkpoint:
     if options.tokenizer:
         checkpoint.tokenizer = open_tokenizer(options.tokenizer, checkpoint.config)
     if checkpoint.tokenizer is not None:
-        join_tokenizer(checkpoint, ids_were_told=kind in ("gpt2", "llama", "gguf", "gpt_scratch"))
+        join_tokenizer(checkpoint, has_special_ids=kind in (*MODEL_TYPES, "gguf"))
+    drop_ids_outside(checkpoint)
     return checkpoint
 
 
@@ -57,7 +77,7 @@ def _from_hub(name: str) -> Path:
         if not list(path.glob("*.safetensors")):
             path = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, "pytorch_model*.bin"]))
     except Exception as error:  # no such name, not found, no access, no network
-        raise UserError(f"{name} is no path here, and cannot be fetched from the Hub: {one_line(error, 150)}") from error
+        raise UserError(f"{name} is not a local path, and cannot be fetched from the Hub: {one_line(error, 150)}") from error
     return path
 
 
@@ -71,7 +91,7 @@ def _model_type(path: Path) -> str:
     if model_type not in MODEL_TYPES:
         known = ", ".join(MODEL_TYPES)
         raise UserError(f"{path / 'config.json'} says model_type {model_type!r}; {known} can be converted")
-    return MODEL_TYPES[model_type]
+    return model_type
 
 
 def _kind(path: Path) -> tuple[str, str]:
@@ -80,19 +100,35 @@ def _kind(path: Path) -> tuple[str, str]:
     if path.suffix == ".index" or _index_of(path).is_file() or (path.is_dir() and list(path.glob("*.index"))):
         return "openai", "since there is the index of a TensorFlow checkpoint"
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(f"{path} holds neither config.json nor a TensorFlow index: name the file with the weights itself")
-        return _model_type(path), "since its config.json says so"
-    source, rest = read_state_dict(path)
+        if (path / "config.json").is_file():
+            return _model_type(path), "since its config.json says so"
+        if (path / "lit_model.pth").is_file():
+            return "litgpt", "since it holds lit_model.pth"
+        raise UserError(f"{path} holds neither config.json nor a TensorFlow index: name the file with the weights itself")
+    if path.name == "lit_model.pth":
+        return "litgpt", "since its name is lit_model.pth"
+    if is_v1_checkpoint(path):
+        raise UserError(
+            f"{path} is a TensorFlow checkpoint of the old V1 format, one file without an index: in TensorFlow, restore it and save it "
+            "with tf.compat.v1.train.Saver(write_version=tf.compat.v1.train.SaverDef.V2)"
+        )
+    if is_llama2c_bin(path):
+        return "llama2c", "since it is a .bin that torch has not written"
+    source, _ = read_state_dict(path)
     names = source.describe()
-    if "model_args" in rest:
-        return "nanogpt", "since it holds model_args"
-    for start, kind in (("trf_blocks.", "book"), ("transformer.h.", "nanogpt")):
+    if any(".attn.c_q." in name for name in names):
+        refuse_nanochat(path, names)
+    for start, kind in STARTS.items():
         found = next((name for name in names if name.startswith(start)), None)
         if found:
             return kind, f"since a tensor is called {found}"
     if any(name.startswith("transformer_blocks.") for name in names):
-        raise UserError(f"{path} has transformer_blocks with norms behind each part (post-norm), which cannot be expressed")
-    if "wte.weight" in names or "model.embed_tokens.weight" in names:
-        raise UserError(f"{path} holds weights in a layout of transformers: name its directory, with the config.json")
+        raise UserError(
+            f"{path} has transformer_blocks with norms after each part (post-norm), which this architecture does not have"
+        )
+    if any(name in names for name in ("wte.weight", "model.embed_tokens.weight", "transformer.wte.weight")):
+        raise UserError(
+            f"{path} holds weights in a layout of transformers, whose config.json is missing: put the file beside it, under "
+            f"the name {'model.safetensors' if path.suffix == '.safetensors' else 'pytorch_model.bin'}, and name that directory"
+        )
     raise UserError(f"{path} is in no known format; its tensors are {', '.join(list(names)[:5])}")

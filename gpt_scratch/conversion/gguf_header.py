@@ -1,6 +1,6 @@
-"""The header of a GGUF file, walked before any library reads it: what it claims must lie in the file.
+"""The header of a GGUF file, parsed before any library reads it: what it claims must fit in the file.
 
-The gguf package believes the lengths of arrays (one beyond the end is filled with nothing, element by element, without end), and
+The gguf package trusts the lengths of arrays (one beyond the end is filled with empty elements, without end), and
 transformers builds as many layers as the header says. Source: ggml docs/gguf.md.
 """
 
@@ -99,6 +99,8 @@ def _check(reader: _Reader) -> None:
         largest = COUNTS.get(name.rpartition(".")[-1])
         if largest is not None and value is not None and value > largest:
             raise ValueError(f"{name} is {value:,}: more than {largest:,} is surely a mistake")
+        if name.endswith(".block_count") and value is not None and value > tensors:  # transformers builds each, which takes time
+            raise ValueError(f"{name} is {value:,}, and it has only {tensors:,} tensors")
     ends = [_tensor_end(reader) for _ in range(tensors)]
     start = -(-reader.place // alignment) * alignment
     for name, end in ends:

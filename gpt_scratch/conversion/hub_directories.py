@@ -1,42 +1,34 @@
-"""Directories as transformers writes them, and GGUF files as it reads them: GPT-2, the Llama family, and this package's own.
+"""Directories as transformers writes them: GPT-2, the Llama family, and this package's own.
 
-Sources: `GPT2Config`, `LlamaConfig` and `MistralConfig` of transformers. A setting that changes the function and that this architecture
-does not have is refused by name.
+Sources: `GPT2Config`, `LlamaConfig`, `MistralConfig`, `Qwen2Config` and `Qwen3Config` of transformers. A setting that changes the function
+and that this architecture does not have is refused by name.
 """
 
 import importlib.util
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    GenerationConfig,
-    LlamaConfig,
     PreTrainedConfig,
-    PreTrainedModel,
 )
 
 from ..configuration_gpt_scratch import GPTScratchConfig
-from ..errors import UserError, one_line
-from ..inference.loading import refusal, refuse_beyond_files, refuse_incomplete
+from ..errors import UserError
+from ..inference.loading import load_config, load_generation_config, load_model
 from .checkpoint import Checkpoint, Options, build_config, open_tokenizer
-from .gguf_header import check_gguf
 from .sources import RenamedSource, SafetensorsSource, Source, StateDictSource, load_pickle_safely, read_json, shards_of
 from .weight_maps import HF_GPT2, LLAMA, WeightMap
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
-# What both families call as we do. Our defaults for the ids are GPT-2's, which would be wrong elsewhere: `None` counts too.
+# Named alike in both families and here. Our defaults for the ids are GPT-2's, which would be wrong elsewhere: `None` counts too.
 SHARED = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "tie_word_embeddings")
 LABELS = ("id2label", "label2id", "problem_type")
+FAMILY = ("llama", "mistral", "qwen2", "qwen3")  # that share Llama's names of settings and tensors
 
 
 def open_hub_directory(path: Path, options: Options) -> Checkpoint:
-    """A directory with `config.json` and weights of GPT-2, Llama, Mistral or this package.
+    """A directory with `config.json` and weights of GPT-2, Llama, Mistral, Qwen 2 or 3, or this package.
 
     Raises:
         UserError: a missing or broken file, or a setting that cannot be expressed.
@@ -44,10 +36,7 @@ def open_hub_directory(path: Path, options: Options) -> Checkpoint:
     values = read_json(path / "config.json")
     if "quantization_config" in values:
         raise UserError(f"{path / 'config.json'} has a quantization_config: convert the weights before they are quantized")
-    try:
-        theirs = AutoConfig.from_pretrained(path)  # fills in the family's defaults, and reads older forms of its settings
-    except Exception as error:  # a wrong type or value, told by transformers
-        raise UserError(f"{path / 'config.json'}: {one_line(error)}") from error
+    theirs = load_config(str(path))  # fills in the family's defaults, and reads older forms of its settings
     source, notes = _weights(path), list[str]()
     prefix = "transformer." if theirs.model_type == "gpt2" else ""
     source = RenamedSource(source, {name: name.removeprefix(prefix) for name in source.describe()})
@@ -55,19 +44,24 @@ def open_hub_directory(path: Path, options: Options) -> Checkpoint:
     weight_map: WeightMap = {}
     if theirs.model_type == "gpt2":
         config, weight_map = gpt2_config(theirs, head, options.config_overrides), HF_GPT2
-    elif theirs.model_type in ("llama", "mistral"):
+    elif theirs.model_type in FAMILY:
         config, weight_map = llama_config(theirs, head, options.config_overrides), LLAMA
     else:
         config = theirs
     if head == "lm":
         source = _with_one_head(source, "wte.weight" if prefix else "model.embed_tokens.weight", config, notes)
     checkpoint = Checkpoint(source, weight_map, config, head, str(path / "config.json"), notes=notes)
-    auto = AutoModelForSequenceClassification if head == "classifier" else AutoModelForCausalLM
-    checkpoint.reference = lambda: auto.from_pretrained(path, dtype=torch.float32)
-    if any((path / name).is_file() for name in TOKENIZER_FILES) and options.tokenizer is None:
+    checkpoint.reference = lambda: load_model(str(path), head, torch.float32)
+    found = [name for name in TOKENIZER_FILES if (path / name).is_file()]
+    if found and options.tokenizer is None:
+        if found == ["tokenizer.model"] and importlib.util.find_spec("sentencepiece") is None:
+            raise UserError(
+                f"{path / 'tokenizer.model'} is read by the package sentencepiece, which is not installed: install it, or pass "
+                "another --tokenizer"
+            )
         checkpoint.tokenizer = open_tokenizer(str(path), config)
     if (path / "generation_config.json").is_file():
-        checkpoint.generation_config = GenerationConfig.from_pretrained(path)
+        checkpoint.generation_config = load_generation_config(str(path))
     return checkpoint
 
 
@@ -83,7 +77,7 @@ def _weights(path: Path) -> Source:
     for file in files:
         content = load_pickle_safely(file)
         if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-            raise UserError(f"{file} holds something else than tensors by name")
+            raise UserError(f"{file} holds something other than named tensors")
         tensors |= content
     return StateDictSource(tensors)
 
@@ -118,7 +112,7 @@ def _shared(theirs: PreTrainedConfig, head: str) -> dict[str, Any]:
 
 
 def gpt2_config(theirs: PreTrainedConfig, head: str, overrides: dict[str, Any]) -> GPTScratchConfig:
-    """transformers' GPT2Config in our terms.
+    """transformers' GPT2Config as our configuration.
 
     Raises:
         UserError: a setting that cannot be expressed; names it.
@@ -143,25 +137,29 @@ def gpt2_config(theirs: PreTrainedConfig, head: str, overrides: dict[str, Any]) 
 
 
 def llama_config(theirs: PreTrainedConfig, head: str, overrides: dict[str, Any]) -> GPTScratchConfig:
-    """transformers' LlamaConfig or MistralConfig in our terms.
+    """transformers' configuration of one of `FAMILY` as our configuration.
 
     Raises:
         UserError: a setting that cannot be expressed; names it.
     """
-    window = getattr(theirs, "sliding_window", None)  # Mistral's; Llama has none
-    if window is not None and window < theirs.max_position_embeddings:
+    window = getattr(theirs, "sliding_window", None)  # Llama has none
+    kinds = set(getattr(theirs, "layer_types", None) or ())  # Qwen's, of each layer
+    if window is None or kinds == {"full_attention"}:
+        window, kinds = None, kinds - {"sliding_attention"}
+    if kinds - {"full_attention", "sliding_attention"} or len(kinds) > 1:
         raise UserError(
-            f"config.json: sliding_window={window} cannot be expressed, every position attends to all before it; "
-            f"null, or max_position_embeddings {theirs.max_position_embeddings} and more, can"
+            f"config.json: layer_types {', '.join(sorted(kinds))} cannot be expressed: all layers attend to the same sliding_window, or to "
+            "all tokens before"
         )
-    biases = isinstance(theirs, LlamaConfig)  # Mistral has none, and no settings for them
+    qwen2 = theirs.model_type == "qwen2"
+    bias = qwen2 or getattr(theirs, "attention_bias", False)  # Mistral has none, and no setting for them
     ours = {
         "hidden_size": theirs.hidden_size,
         "intermediate_size": theirs.intermediate_size,
         "num_hidden_layers": theirs.num_hidden_layers,
         "num_attention_heads": theirs.num_attention_heads,
         "num_key_value_heads": theirs.num_key_value_heads,
-        "head_dim": theirs.head_dim,
+        "head_dim": getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads,
         "max_position_embeddings": theirs.max_position_embeddings,
         "hidden_act": theirs.hidden_act,
         "norm_eps": theirs.rms_norm_eps,
@@ -169,59 +167,13 @@ def llama_config(theirs: PreTrainedConfig, head: str, overrides: dict[str, Any])
         "rope_parameters": theirs.rope_parameters,
         "norm_type": "rmsnorm",
         "mlp_type": "gated",
-        "qkv_bias": biases and theirs.attention_bias,
-        "o_bias": biases and theirs.attention_bias,
-        "mlp_bias": biases and theirs.mlp_bias,
+        "qk_norm": theirs.model_type == "qwen3",
+        "qkv_bias": bias,
+        "o_bias": bias and not qwen2,
+        "mlp_bias": getattr(theirs, "mlp_bias", False),
+        "sliding_window": window,
         "attention_dropout": theirs.attention_dropout,
         "embedding_dropout": 0.0,
         "residual_dropout": 0.0,
     }
     return build_config(_shared(theirs, head) | ours, overrides)
-
-
-def open_gguf(path: Path, options: Options) -> Checkpoint:
-    """A GGUF file of the Llama family, through transformers' own reader; quantized weights are dequantized to float32.
-
-    Raises:
-        UserError: the gguf package is missing, or the file cannot be read or holds another architecture.
-    """
-    if importlib.util.find_spec("gguf") is None:
-        raise UserError('GGUF files are read through the gguf package: pip install "gpt_scratch[gguf]"')
-    if not path.is_file():
-        raise UserError(f"{path}: the file is missing")
-    check_gguf(path)
-    try:
-        refuse_beyond_files(str(path), AutoConfig.from_pretrained(path.parent, gguf_file=path.name), "lm", [path])
-        model = read_gguf(path)
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except BaseException as error:  # whatever gguf or transformers raise
-        raise refusal(f"{path} cannot be read as GGUF", error) from error
-    if model.config.model_type not in ("llama", "mistral"):
-        raise UserError(f"{path} holds a {model.config.model_type} model; llama and mistral can be converted from GGUF")
-    with tempfile.TemporaryDirectory() as folder:  # once through a file, as if it had been read from one
-        model.config.save_pretrained(folder)
-        config = llama_config(AutoConfig.from_pretrained(folder), "lm", options.config_overrides)
-    notes = ["quantized weights were dequantized to float32"]
-    source = _with_one_head(StateDictSource(model.state_dict()), "model.embed_tokens.weight", config, notes)
-    # Read again for the comparison, rather than kept beside the converted model.
-    return Checkpoint(source, LLAMA, config, "lm", str(path), tokenizer, None, notes, lambda: read_gguf(path))
-
-
-def read_gguf(path: Path) -> PreTrainedModel:
-    """The model of a GGUF file, in float32.
-
-    Raises:
-        UserError: tensors that are missing, left over or of another shape.
-    """
-    from transformers import GgufConfig
-
-    model, report = AutoModelForCausalLM.from_pretrained(
-        path.parent,
-        gguf_file=path.name,
-        dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-    )
-    refuse_incomplete(str(path), report["missing_keys"], report["unexpected_keys"], report["mismatched_keys"])
-    return model

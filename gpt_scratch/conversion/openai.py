@@ -13,8 +13,9 @@ from .tensorflow_bundle import TensorFlowCheckpoint
 from .weight_maps import OPENAI
 
 SIZES = ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer")
-# Beside the model, fine-tuned checkpoints hold what the optimizer needs to go on, under the last part of the name.
+# Beside the model, fine-tuned checkpoints hold the optimizer's state, under the last part of the name.
 OPTIMIZER_SLOTS = ("Adam", "Adam_1", "Adagrad", "Momentum", "RMSProp", "RMSProp_1")
+OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 COUNTERS = ("global_step", "beta1_power", "beta2_power")
 
 
@@ -51,6 +52,11 @@ def open_openai(path: Path, options: Options) -> Checkpoint:
         UserError: a missing or broken file, or sizes in `hparams.json` that cannot be right.
     """
     checkpoint = TensorFlowCheckpoint(path)
+    if OBJECT_GRAPH in checkpoint.tensors:
+        raise UserError(
+            f"{checkpoint.index} is an object checkpoint of TensorFlow 2 (tf.train.Checkpoint, Keras), whose variables are named by the "
+            "attributes of its program; GPT-2's are model/wte, model/h0/..., as tf.compat.v1.train.Saver writes them: save it so"
+        )
     folder = path if path.is_dir() else path.parent
     hparams_file = folder / "hparams.json"
     hparams = read_json(hparams_file)

@@ -1,7 +1,7 @@
 """Fetches OpenAI's GPT-2 checkpoints: seven files a size, from OpenAI's server or from a copy of it.
 
 A transfer goes into a `.part` neighbour that takes the file's name when it is whole, so whatever carries its own name is complete, and a
-transfer that broke off goes on where it stopped (HTTP Range), at whichever server answers. Sizes are checked here; the contents of
+transfer that broke off resumes where it stopped (HTTP Range), at whichever server answers. Sizes are checked here; the contents of
 the weights by their own checksums, when they are read. Source of the list: openai/gpt-2 `download_model.py`.
 """
 
@@ -29,7 +29,7 @@ BASE_URLS = (
     "https://f001.backblazeb2.com/file/LLMs-from-scratch/gpt2",
 )
 DATA = "model.ckpt.data-00000-of-00001"
-# Small files first, so that what is wrong shows before gigabytes were fetched; and the index tells the size of the data.
+# Small files first, so that errors show before gigabytes are fetched; and the index gives the size of the data.
 FILES = (
     "checkpoint",
     "hparams.json",
@@ -40,7 +40,7 @@ FILES = (
     DATA,
 )
 KNOWN_BYTES = {"encoder.json": 1_042_301, "vocab.bpe": 456_318}  # the same at every size of the model
-# At most, where nothing tells the size; of the data more than the 6,230,000,000 of 1558M.
+# At most, where the size is unknown; for the data more than the 6,230,000,000 of 1558M.
 LARGEST_BYTES = {DATA: 7 * 10**9, "model.ckpt.index": INDEX_BYTES, "model.ckpt.meta": 1 << 26}
 LARGEST_OTHER = 1 << 22
 CHUNK_BYTES = 1 << 20
@@ -116,12 +116,12 @@ def fetch(urls: Sequence[str], file: Path, known_bytes: int | None) -> None:
         else:
             os.replace(part, file)
             return
-    fetched = f"; {part.stat().st_size:,} bytes are kept in {part}, run again to go on" if part.exists() else ""
+    fetched = f"; {part.stat().st_size:,} bytes are kept in {part}, run again to resume" if part.exists() else ""
     raise UserError(f"cannot fetch {file.name}: {'; '.join(failures)}{fetched}")
 
 
 def transfer(url: str, part: Path, known_bytes: int | None) -> None:
-    """Bring `part` to the size that the server tells, going on behind what it holds already.
+    """Bring `part` to the size that the server states, continuing after what it holds already.
 
     Raises:
         TransferError: the server refuses, breaks off, or has a file of another size.
@@ -146,7 +146,7 @@ def transfer(url: str, part: Path, known_bytes: int | None) -> None:
                 raise TransferError(f"the file has {total:,} bytes, more than the {largest:,} that it may have")
             receive(response, part, start, total)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and start:  # nothing there behind `start`: what was begun is no part of this file
+        if error.code == 416 and start:  # nothing there after `start`: what was begun is not a part of this file
             part.unlink()
             return transfer(url, part, known_bytes)
         raise TransferError(f"HTTP {error.code} {one_line(error.reason, 150)}") from error
@@ -172,15 +172,15 @@ def placement(response: http.client.HTTPResponse, start: int) -> tuple[int, int]
         return start, int(found[2])
     length = response.headers.get("Content-Length", "")
     if not length.isdecimal() or len(length) > 18:
-        raise TransferError("the server does not tell the size of the file, so nobody could tell whether it is whole")
+        raise TransferError("the server does not state the size of the file, so that it cannot be checked")
     return 0, int(length)
 
 
 def receive(response: http.client.HTTPResponse, part: Path, start: int, total: int) -> None:
-    """Write the body of a response behind the first `start` bytes of `part`, with a progress bar.
+    """Write the body of a response after the first `start` bytes of `part`, with a progress bar.
 
     Raises:
-        TransferError: the body ended before byte `total`, goes on behind it, is a web page, or comes too slowly.
+        TransferError: the body ended before byte `total`, continues after it, is a web page, or comes too slowly.
         UserError: the file cannot be written.
     """
     free = shutil.disk_usage(part.parent).free
@@ -196,7 +196,7 @@ def receive(response: http.client.HTTPResponse, part: Path, start: int, total: i
             if not file.tell() and chunk.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
                 raise TransferError("the server answers with a web page")
             if file.tell() + len(chunk) > total:
-                file.truncate(start)  # nothing of such an answer is believed
+                file.truncate(start)  # such a response is discarded
                 raise TransferError(f"the server sends more than the {total:,} bytes that it promised")
             try:
                 file.write(chunk)

@@ -1,6 +1,6 @@
 """Safetensors files written one tensor at a time.
 
-`safetensors.torch.save_file` wants all tensors of a file in memory; here the header is written first, from shapes alone, then each
+`safetensors.torch.save_file` needs all tensors of a file in memory; here the header is written first, from shapes alone, then each
 tensor as it is read, so that the peak is one tensor. Format: 8 bytes little-endian length of the header, header as JSON, data
 (https://github.com/huggingface/safetensors#format). Shards and their index are named as transformers names them.
 """

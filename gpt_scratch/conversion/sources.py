@@ -3,7 +3,7 @@
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ OTHER_DTYPES = {
 }
 
 
-MOST_SHARED = 4  # times that the tensors of a file may use its bytes: tied weights stand there under two names
+MOST_SHARED = 4  # times that the tensors of a file may use its bytes: tied weights are stored under two names
 
 
 class Source(Protocol):
@@ -104,6 +104,8 @@ def shards_of(index: Path) -> list[Path]:
     if not isinstance(shards, dict) or not shards or not all(isinstance(shard, str) for shard in shards.values()):
         raise UserError(f"{index} is not an index of shards: it has no weight_map of tensors to files")
     names = sorted(set(shards.values()))
+    if no_text := [name for name in names if name != name.encode(errors="replace").decode()]:
+        raise UserError(f"{index} names {ascii(no_text[0])[:100]}, which is no text")
     if outside := [name for name in names if Path(name).name != name or name == ".." or "\0" in name or len(name) > 250]:
         raise UserError(f"{index} names {outside[0][:100]!r}, which is no file beside it")
     return [index.parent / name for name in names]
@@ -131,7 +133,7 @@ class RenamedSource:
         source: the tensors.
         names: the source's names to ours; a tensor that is not named here is left out.
         rows: our name to the number of first rows to keep (a padded vocabulary).
-        replaced: our name to a tensor that stands in for the source's own.
+        replaced: our name to a tensor that replaces the source's own.
 
     Raises:
         UserError: two tensors of one name.
@@ -165,6 +167,73 @@ class RenamedSource:
         return tensor[: self.rows[name]] if name in self.rows else tensor
 
 
+class PairedSource:
+    """Llama as llama.cpp and Meta have it: they rotate neighbouring pairs of a head, the Hub's Llama pairs that lie half a head apart.
+
+    Args:
+        source: the tensors.
+        heads: ending of a name to the number of heads whose rows are in the order of neighbouring pairs.
+    """
+
+    def __init__(self, source: Source, heads: Mapping[str, int]):
+        self.source, self.heads = source, heads
+
+    def describe(self) -> dict[str, torch.Tensor]:
+        """Shape and dtype of every tensor."""
+        return self.source.describe()
+
+    def get(self, name: str) -> torch.Tensor:
+        """One tensor, its rows in the order of the Hub."""
+        tensor = self.source.get(name)
+        heads = next((count for ending, count in self.heads.items() if name.endswith(ending)), None)
+        return tensor if heads is None else in_halves(tensor, heads)
+
+
+def in_halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows (D of each head) from the order of neighbouring pairs to that in which row i turns with row i + D/2.
+
+    >>> in_halves(torch.tensor([[0], [2], [1], [3], [4], [6], [5], [7]]), heads=2).ravel().tolist()
+    [0, 1, 2, 3, 4, 5, 6, 7]
+    """
+    return weight.reshape(heads, -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
+
+
+class CutSource:
+    """A source in which some tensors are made of others: heads joined, or query, key and value taken apart.
+
+    Args:
+        source: the tensors.
+        made: new name to the names that it is made of.
+        make: from a new name and those tensors to the new one; called with tensors on the meta device for its shape. Tensors
+            that something is made of are there no more.
+    """
+
+    def __init__(
+        self, source: Source, made: Mapping[str, Sequence[str]], make: Callable[[str, list[torch.Tensor]], torch.Tensor]
+    ):
+        self.source, self.made, self.make = source, made, make
+        self.used = {name for names in made.values() for name in names}
+
+    def describe(self) -> dict[str, torch.Tensor]:
+        """Shape and dtype of every tensor."""
+        theirs = self.source.describe()
+        whole = {name: tensor for name, tensor in theirs.items() if name not in self.used}
+        return whole | {new: self._make(new, [theirs[name] for name in names]) for new, names in self.made.items()}
+
+    def get(self, name: str) -> torch.Tensor:
+        """One tensor, read and made now."""
+        if name not in self.made:
+            return self.source.get(name)
+        return self._make(name, [self.source.get(part) for part in self.made[name]])
+
+    def _make(self, name: str, parts: list[torch.Tensor]) -> torch.Tensor:
+        try:
+            return self.make(name, parts)
+        except (RuntimeError, ValueError, IndexError) as error:  # of torch, where shapes do not go together
+            shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in zip(self.made[name], parts))
+            raise UserError(f"{name} cannot be made of {shapes[:300]}") from error
+
+
 class LoraSource:
     """The book's LoRA-wrapped layers (appendix E), merged as they are read: X.linear.weight + scaling * (X.lora.A @ X.lora.B).T.
 
@@ -187,8 +256,8 @@ class LoraSource:
             if missing:
                 raise UserError(f"the LoRA layer {layer} has no {missing[0]}")
             weight, a, b = (tuple(self.described[name].shape) for name in needed)
-            if (a[0], b[-1]) != (weight[1], weight[0]) or a[-1] != b[0]:
-                raise UserError(f"{layer}: lora.A {list(a)} times lora.B {list(b)} is no change of linear.weight {list(weight)}")
+            if not len(weight) == len(a) == len(b) == 2 or (a[0], b[-1]) != (weight[1], weight[0]) or a[-1] != b[0]:
+                raise UserError(f"{layer}: lora.A {list(a)} times lora.B {list(b)} does not fit linear.weight {list(weight)}")
 
     def describe(self) -> dict[str, torch.Tensor]:
         """Shape and dtype of every tensor, the merged layers under their plain names."""
@@ -242,7 +311,7 @@ def load_pickle_safely(path: Path) -> Any:
 
 
 def _verify_archive(path: Path) -> None:
-    """Checksums, which mapping would skip. torch.save packs nothing: what its archives hold is no more than they are long.
+    """Checksums, which mapping would skip. torch.save compresses nothing: what its archives hold is no more than they are long.
 
     Raises:
         UserError: names the part that is wrong.
@@ -252,7 +321,7 @@ def _verify_archive(path: Path) -> None:
         for part in parts:
             if part.compress_type != zipfile.ZIP_STORED or part.flag_bits & 1 or part.file_size != part.compress_size:
                 raise UserError(
-                    f"{path}: its part {one_line(part.filename, 100)} is packed or encrypted, which torch.save never does"
+                    f"{path}: its part {one_line(part.filename, 100)} is compressed or encrypted, which torch.save never does"
                 )
         held, size = sum(part.file_size for part in parts), path.stat().st_size
         if held > size:

@@ -1,22 +1,31 @@
-"""Single files of tensors whose program holds the rest: the book's `GPTModel` and nanoGPT's `ckpt.pt`.
+"""Single files of tensors whose program holds the rest: how they are read, and the book's `GPTModel` with its variants, Llama and Qwen 3.
 
-What a file does not hold (heads, dropout, LoRA's alpha) is asked for, or derived and said; never guessed silently.
+What a file does not hold (heads, dropout, LoRA's alpha) is asked for, or derived and reported; never guessed silently.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import UserError
+from ..configuration_gpt_scratch import GPTScratchConfig
+from ..errors import UserError, one_line
 from .checkpoint import PUBLISHED_HEADS, Checkpoint, Options, build_config
 from .sources import LoraSource, RenamedSource, SafetensorsSource, Source, StateDictSource, load_pickle_safely
-from .weight_maps import BOOK, NANOGPT, SAME
+from .weight_maps import BOOK, SAME
 
+# What the book's later variants have and this architecture does not, by the names of their tensors.
+BEYOND = {
+    r"\.ff\.gate\.|\.ff\.fc\d\.\d": "a mixture of experts",
+    r"(?i)\.att\.W_(d|u)(q|k|v|kv)\b": "multi-head latent attention",
+    r"\.att\.(indexer|W_gate|W_beta|A_log)": "another attention than softmax over all keys",
+}
 GPT2_VOCABULARY = 50257
 PADDED_VOCABULARY = 50304  # the next multiple of 64: faster on a GPU, and its last 47 rows belong to no token
 PADDING_NOTE = "the vocabulary was padded from 50,257 to 50,304 rows: the last 47, which no token has, were cut off"
+WRAPPERS = ("model_state_dict", "model", "state_dict", "model_state", "state")
 PREFIXES = ("_orig_mod.", "module.")  # put in front of every name by torch.compile and DistributedDataParallel
 
 
@@ -24,7 +33,7 @@ def read_state_dict(path: Path) -> tuple[Source, Mapping[str, Any]]:
     """The tensors of a file, prefixes taken off their names, and everything else that it holds.
 
     Raises:
-        UserError: a broken or unsafe file, or one without tensors.
+        UserError: a broken or unsafe file, one without tensors, or with tensors that are no plain ones.
     """
     if path.suffix == ".safetensors":
         source: Source = SafetensorsSource(path)
@@ -32,13 +41,42 @@ def read_state_dict(path: Path) -> tuple[Source, Mapping[str, Any]]:
     content = load_pickle_safely(path)
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
-    nested = [content[name] for name in ("model_state_dict", "model", "state_dict") if isinstance(content.get(name), Mapping)]
-    state = nested[0] if nested else content
+    state = _state_of(content, path)
     tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-    if not tensors:
-        raise UserError(f"{path} holds no tensors by name; its entries are {', '.join(map(str, list(content)[:5]))}")
-    rest = {name: value for name, value in content.items() if name not in tensors and value is not state}
+    if wrong := [name for name in tensors if not isinstance(name, str)]:
+        raise UserError(f"{path}: the name of a tensor is {one_line(repr(wrong[0]), 100)}, which is no text")
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            kind = "quantized" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
+            raise UserError(f"{path}: {name} is a {kind} tensor: save the plain weights (tensor.dequantize(), tensor.to_dense())")
+    rest = {str(name): value for name, value in content.items() if name not in tensors and value is not state}
     return RenamedSource(StateDictSource(tensors), {name: _stripped(name) for name in tensors}), rest
+
+
+def _state_of(content: Mapping, path: Path) -> Mapping:
+    """The mapping of names to tensors in a file: the file's own, or one entry, under whichever name a program gave it.
+
+    Raises:
+        UserError: none, or several of which none has a usual name.
+    """
+    found = {name: value for name, value in content.items() if isinstance(value, Mapping) and _holds_tensors(value)}
+    for name in WRAPPERS:
+        if name in found:
+            return found[name]
+    if _holds_tensors(content):
+        return content
+    others = [name for name in found if "optim" not in str(name)]
+    if len(others) == 1:
+        return found[others[0]]
+    if others:
+        raise UserError(
+            f"{path} holds several sets of tensors, {', '.join(map(str, others[:5]))}: save the one to convert by itself"
+        )
+    raise UserError(f"{path} holds no tensors by name; its entries are {', '.join(map(str, list(content)[:5]))}")
+
+
+def _holds_tensors(value: Mapping) -> bool:
+    return any(isinstance(tensor, torch.Tensor) and getattr(tensor, "ndim", 0) for tensor in value.values())
 
 
 def _stripped(name: str) -> str:
@@ -47,82 +85,36 @@ def _stripped(name: str) -> str:
     return name
 
 
-def open_nanogpt(path: Path, options: Options) -> Checkpoint:
-    """nanoGPT's `ckpt.pt`: `model`, `model_args`, and the optimizer and progress of its training, which are left out.
-
-    Raises:
-        UserError: a broken or unsafe file, or one without `model_args`.
-    """
-    source, rest = read_state_dict(path)
-    args: Any = rest.get("model_args")
-    if not isinstance(args, Mapping):
-        raise UserError(f"{path} holds no model_args; nanoGPT's ckpt.pt does, and the number of heads is nowhere else")
-    for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
-        if type(args.get(name)) is not int:
-            raise UserError(f"{path}: {name} of model_args is {args.get(name)!r}, a whole number is needed")
-    names = {name: name for name in source.describe()}
-    if not {"lm_head.weight", "transformer.wte.weight"} <= names.keys():
-        raise UserError(f"{path} does not hold both lm_head.weight and transformer.wte.weight, as nanoGPT writes them")
-    if not torch.equal(source.get("lm_head.weight"), source.get("transformer.wte.weight")):
-        raise UserError(f"{path}: lm_head.weight differs from transformer.wte.weight; nanoGPT ties them")
-    del names["lm_head.weight"]
-    notes = [
-        "the activation is the exact (erf) GELU of nanoGPT's nn.GELU(); for a checkpoint of its first versions, which had OpenAI's "
-        "tanh form, pass --config_overrides hidden_act=gelu_new"
-    ]
-    vocabulary, rows = args["vocab_size"], {}
-    if vocabulary == PADDED_VOCABULARY and "vocab_size" not in options.config_overrides:
-        vocabulary, rows = GPT2_VOCABULARY, {"transformer.wte.weight": GPT2_VOCABULARY}
-        notes.append(PADDING_NOTE)
-    bias = bool(args.get("bias", True))  # its first versions had biases always
-    values = {
-        "vocab_size": vocabulary,
-        "n_embd": args["n_embd"],
-        "n_layer": args["n_layer"],
-        "n_head": args["n_head"],
-        "n_positions": args["block_size"],
-        "drop_rate": float(args.get("dropout", 0.0)),
-        "hidden_act": "gelu",
-        "qkv_bias": bias,
-        "o_bias": bias,
-        "mlp_bias": bias,
-    }
-    config = build_config(values, options.config_overrides)
-    return Checkpoint(RenamedSource(source, names, rows), NANOGPT, config, "lm", f"model_args of {path}", notes=notes)
-
-
 def open_book(path: Path, options: Options) -> Checkpoint:
     """A state dict of the book's `GPTModel`, of its fast variant, its classifier, or with LoRA layers.
 
     Raises:
-        UserError: a broken or unsafe file, no whole model, or something needed that the file does not tell.
+        UserError: a broken or unsafe file, an incomplete model, or a setting that the file does not hold.
     """
     source, rest = read_state_dict(path)
-    notes = [f"left out, since it is no weight of the model: {', '.join(map(str, rest))}"] if rest else []
+    notes = [f"left out, since it is not a weight of the model: {', '.join(map(str, rest))}"] if rest else []
     if any(".lora." in name for name in source.describe()):
         source = _merged_lora(path, source, options, notes)
     shapes = {name: tuple(tensor.shape) for name, tensor in source.describe().items()}
-    for name in ("tok_emb.weight", "pos_emb.weight", "out_head.weight"):
+    for pattern, what in BEYOND.items():
+        if found := next((name for name in shapes if re.search(pattern, name)), None):
+            raise UserError(f"{path} has {what} ({found}), which cannot be expressed")
+    for name in ("tok_emb.weight", "out_head.weight"):
         if len(shapes.get(name, ())) != 2:
-            raise UserError(f"{path} has no matrix {name}: it is no whole model of the book's")
+            raise UserError(f"{path} has no matrix {name}: it is not a complete model of the book's")
     vocabulary, width = shapes["tok_emb.weight"]
     values: dict[str, Any] = {
         "vocab_size": vocabulary,
         "emb_dim": width,
         "n_layers": len({name.split(".")[1] for name in shapes if name.startswith("trf_blocks.")}),
-        "context_length": shapes["pos_emb.weight"][0],
         "drop_rate": 0.0,
         "qkv_bias": bool({"trf_blocks.0.att.W_query.bias", "trf_blocks.0.att.qkv.bias"} & shapes.keys()),
+        "o_bias": bool({"trf_blocks.0.att.out_proj.bias", "trf_blocks.0.att.proj.bias"} & shapes.keys()),
+        **_book_mlp(shapes),
+        **_book_positions(path, shapes, options, notes),
     }
     notes.append("dropout is not in the file: set to 0")
-    if not {"n_heads", "n_head", "num_attention_heads"} & options.config_overrides.keys():
-        if width not in PUBLISHED_HEADS:
-            raise UserError(
-                f"{path}: the number of heads is not in the file, and width {width} is none of GPT-2's published sizes: "
-                "pass --config_overrides n_heads=N"
-            )
-        values["n_heads"] = PUBLISHED_HEADS[width]
-        notes.append(f"heads are not in the file: {PUBLISHED_HEADS[width]}, as GPT-2 of width {width} has")
+    values |= _book_heads(path, shapes, options, notes)
     if "out_head.bias" in shapes or shapes["out_head.weight"][0] != vocabulary:
         return _book_classifier(path, source, values, options, notes)
 
@@ -139,6 +131,84 @@ def open_book(path: Path, options: Options) -> Checkpoint:
         notes.append(PADDING_NOTE)
     config = build_config(values, options.config_overrides)
     return Checkpoint(RenamedSource(source, names, rows), BOOK, config, "lm", f"the shapes in {path}", notes=notes)
+
+
+def _book_mlp(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The plain MLP of the book's GPT, or the gated one of its Llama, Qwen 3 and ch04/07_moe."""
+    gated = "trf_blocks.0.ff.fc1.weight" in shapes
+    rows = _rows(shapes, "trf_blocks.0.ff.fc1.weight" if gated else "trf_blocks.0.ff.layers.0.bias")
+    values = {"mlp_type": "gated", "hidden_act": "silu", "mlp_bias": False} if gated else {}
+    return values | {"intermediate_size": rows or None}
+
+
+def _rows(shapes: Mapping[str, tuple[int, ...]], name: str) -> int:
+    """Of a tensor that may be missing or a single number: then 0."""
+    return next(iter(shapes.get(name, ())), 0)
+
+
+def _book_positions(path: Path, shapes: Mapping[str, tuple[int, ...]], options: Options, notes: list[str]) -> dict[str, Any]:
+    """Learned positions of its GPT, or rotary ones, of which the file holds nothing; and the norms that go with them.
+
+    Raises:
+        UserError: rotary positions of which nothing is told.
+    """
+    if len(shapes.get("pos_emb.weight", ())) == 2:
+        if "sliding_window" not in options.config_overrides:
+            notes.append(
+                "the book's variant with a sliding window (ch04/06_swa) has the same tensors: for one with a window in every layer, pass "
+                "--config_overrides sliding_window=N"
+            )
+        return {"context_length": shapes["pos_emb.weight"][0]}
+    given = {GPTScratchConfig.attribute_map.get(name, name) for name in options.config_overrides}
+    if lacking := {"max_position_embeddings", "rope_parameters"} - given:
+        raise UserError(
+            f"{path} has rotary positions, of which the file says nothing: pass {' and '.join(sorted(lacking))} of its program, e.g. "
+            '--config_overrides \'{"context_length": 40960, "rope_parameters": {"rope_theta": 1000000.0}}\''
+        )
+    eps = 1e-6 if "trf_blocks.0.att.q_norm.scale" in shapes else 1e-5
+    notes.append(f"norm_eps is not in the file: {eps:g}, as the book's {'Qwen 3' if eps == 1e-6 else 'Llama'} has")
+    return {"position_embedding_type": "rope", "norm_type": "rmsnorm", "norm_eps": eps}
+
+
+def _book_heads(path: Path, shapes: Mapping[str, tuple[int, ...]], options: Options, notes: list[str]) -> dict[str, Any]:
+    """Heads, from a norm of queries that is as wide as one of them, the command line, or GPT-2's published sizes.
+
+    Raises:
+        UserError: none of these.
+    """
+    if "trf_blocks.0.att.qkv.weight" in shapes:
+        queries = keys = _rows(shapes, "trf_blocks.0.att.qkv.weight") // 3
+    else:
+        queries, keys = (_rows(shapes, f"trf_blocks.0.att.W_{kind}.weight") for kind in ("query", "key"))
+    given = [
+        options.config_overrides[name]
+        for name in ("n_heads", "n_head", "num_attention_heads")
+        if name in options.config_overrides
+    ]
+    width = shapes["tok_emb.weight"][1]
+    if "trf_blocks.0.att.q_norm.scale" in shapes:
+        head = _rows(shapes, "trf_blocks.0.att.q_norm.scale") or 1
+        values: dict[str, Any] = {
+            "qk_norm": True,
+            "head_dim": head,
+            "n_heads": queries // head,
+            "num_key_value_heads": keys // head,
+        }
+        return values if not given else values | {"n_heads": given[0]}
+    heads = given[0] if given else PUBLISHED_HEADS.get(width)
+    if heads is None or (not given and keys != queries):
+        raise UserError(
+            f"{path}: the number of heads is not in the file, and width {width} is none of GPT-2's published sizes: "
+            "pass --config_overrides n_heads=N"
+        )
+    if not given:
+        notes.append(f"heads are not in the file: {heads}, as GPT-2 of width {width} has")
+    if type(heads) is not int or heads < 1 or keys == queries:
+        return {} if given else {"n_heads": heads}
+    if queries % heads or keys % max(1, queries // heads):
+        raise UserError(f"{path}: n_heads={heads} does not fit {queries} rows of queries and {keys} of keys")
+    notes.append(f"queries have {queries} rows and keys {keys}: {keys * heads // queries} key/value heads for {heads} heads")
+    return {"num_key_value_heads": keys * heads // queries}
 
 
 def _merged_lora(path: Path, source: Source, options: Options, notes: list[str]) -> Source:
@@ -164,17 +234,23 @@ def _book_classifier(path: Path, source: Source, values: dict[str, Any], options
     replaced = {}
     if "out_head.bias" in described:
         shift = "final_norm.shift" if "final_norm.shift" in described else "final_norm.bias"
+        shapes = [tuple(described[name].shape) if name in described else () for name in ("out_head.bias", shift)]
+        if shapes != [tuple(described["out_head.weight"].shape[:1]), tuple(described["out_head.weight"].shape[1:])]:
+            raise UserError(f"{path}: out_head.bias and {shift} do not have the sizes of out_head.weight")
         weight, bias = source.get("out_head.weight").double(), source.get("out_head.bias").double()
         old = source.get(shift)
-        new = (old.double() + torch.linalg.pinv(weight) @ bias).to(old.dtype)
-        error = (weight @ (new.double() - old.double()) - bias).abs().max().item()
-        if not error <= 1e-6 * max(1.0, bias.abs().max().item()):
+        try:
+            new = (old.double() + torch.linalg.pinv(weight) @ bias).to(old.dtype)
+        except torch.linalg.LinAlgError as error:  # NaN, or infinite values
+            raise UserError(f"{path}: out_head.weight is no matrix of finite numbers ({one_line(error, 100)})") from error
+        remainder = (weight @ (new.double() - old.double()) - bias).abs().max().item()
+        if not remainder <= 1e-6 * max(1.0, bias.abs().max().item()):
             raise UserError(
                 f"{path}: the bias of out_head cannot be moved into the final norm, and this package's classifier has none: the rows of "
-                f"out_head.weight depend on one another (error {error:.1e})"
+                f"out_head.weight depend on one another (error {remainder:.1e})"
             )
         replaced[shift] = new
-        notes.append(f"the bias of out_head was moved into {shift}, which gives the same scores (to {error:.0e})")
+        notes.append(f"the bias of out_head was moved into {shift}, which gives the same scores (to {remainder:.0e})")
     names = {name: name for name in described if name != "out_head.bias"}
     classes = described["out_head.weight"].shape[0]
     labels: dict[str, Any] = {"num_labels": classes}

@@ -2,8 +2,8 @@
 
 A bundle `PREFIX` is `PREFIX.index`, a LevelDB table from variable name to a protocol buffer with dtype, shape, shard, offset, size
 and checksum, and `PREFIX.data-0000i-of-0000n`, the raw little-endian values. Everything that carries a checksum is verified: each
-block of the table, and each tensor when it is read. A checksum is no proof of good will: every size that a file claims is compared with
-the file, or with a bound, before memory is taken.
+block of the table, and each tensor when it is read. A checksum does not make a file trustworthy: every size that a file claims is
+compared with the file, or with a bound, before memory is allocated.
 
 Sources: tensorflow/core/protobuf/tensor_bundle.proto, tensorflow/core/util/tensor_bundle/tensor_bundle.cc, leveldb
 doc/table_format.md; checksums are CRC-32C, masked as in leveldb util/crc32c.h.
@@ -109,7 +109,7 @@ class TensorFlowCheckpoint:
         return TensorInfo(dtype, tuple(shape), shard, offset, size, crc)
 
     def read(self, name: str) -> torch.Tensor:
-        """One variable, its checksum verified; the values are mapped, copied by nobody.
+        """One variable, its checksum verified; the values are mapped, not copied.
 
         Raises:
             UserError: an unknown name, a shard that is missing or too short, a wrong checksum, a dtype that holds no numbers.
@@ -127,11 +127,19 @@ class TensorFlowCheckpoint:
             raise UserError(f"{shard} is cut short: it has {shard.stat().st_size:,} bytes, and {name} reaches byte {end:,}")
         if info.size == 0:
             return torch.empty(info.shape, dtype=info.dtype)
-        # mode "c": pages are copied if somebody writes to the tensor, and the file never changes
+        # mode "c": pages are copied if the tensor is written to, and the file never changes
         data = np.memmap(shard, dtype=np.uint8, mode="c", offset=info.offset, shape=(info.size,))
         if unmask(info.crc) != crc32c(data):
             raise UserError(f"{shard}: the checksum of {name} is wrong: the file is damaged, fetch it again")
         return torch.from_numpy(data).view(info.dtype).reshape(info.shape)
+
+
+def is_v1_checkpoint(path: Path) -> bool:
+    """Whether a file is a table of values itself, as TensorFlow wrote checkpoints until 2016; an index has the suffix `.index`."""
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        file.seek(max(0, size - 8))
+        return size >= FOOTER_BYTES and file.read() == struct.pack("<Q", TABLE_MAGIC)
 
 
 def find_prefix(path: Path) -> Path:
@@ -139,7 +147,7 @@ def find_prefix(path: Path) -> Path:
     names in the text file `checkpoint`.
 
     Raises:
-        UserError: no index there, or several and no word which.
+        UserError: no index there, or several and nothing that names one.
     """
     if path.is_dir():
         found = sorted(path.glob("*.index"))
@@ -151,8 +159,8 @@ def find_prefix(path: Path) -> Path:
             # the path of the machine it was trained on: only its last part says something here
             found = [file for file in found if newest and file.stem == re.split(r"[/\\]", newest[1])[-1]] or found
         if len(found) != 1:
-            told = ", ".join(file.name for file in found) or "no .index file"
-            raise UserError(f"{path} holds {told}: name the one checkpoint to read")
+            listed = ", ".join(file.name for file in found) or "no .index file"
+            raise UserError(f"{path} holds {listed}: name the one checkpoint to read")
         path = found[0]
     if path.suffix == ".index":
         path = path.with_suffix("")
@@ -212,7 +220,7 @@ def read_block(data: bytes, offset: int, size: int, file: Path) -> bytes:
 
 
 def block_entries(block: bytes, file: Path) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of a block: each key is told by how much of the one before it shares, and the rest."""
+    """Keys and values of a block: each key is stored as the length of the prefix that it shares with the one before, and the rest."""
     if len(block) < 4:
         raise UserError(f"{file}: a block is too short")
     (restarts,) = struct.unpack_from("<I", block, len(block) - 4)

@@ -1,10 +1,10 @@
 """The proof at the end of every conversion: sizes, checksum, and the same function as a reference where one can run.
 
-The reference's outputs are written beside the converted weights, and what was written is compared with them as anybody can do it later
+The reference's outputs are written beside the converted weights, and what was written is compared with them as anybody can later
 (`verify_checkpoint.py`): loaded anew, with and without the cache, padded or not.
 
-The comparison is made in float32. Where the two differ there by more than is allowed, it is made again in float64, which tells
-rounding (GPT-2's activations reach thousands, its logits hundreds) from another function.
+The comparison is made in float32. Where the two differ there by more than is allowed, it is made again in float64, which
+distinguishes rounding (GPT-2's activations reach thousands, its logits hundreds) from another function.
 """
 
 import gc
@@ -85,7 +85,7 @@ def logits_of(model: PreTrainedModel, asked: list[torch.Tensor]) -> list[torch.T
 
 @torch.inference_mode()
 def greedy_of(model: PreTrainedModel, ids: torch.Tensor) -> list[int]:
-    """The most likely tokens after a prompt, as many as the positions allow, whatever ends a text."""
+    """The most likely tokens after a prompt, as many as the positions allow, also after an end of text."""
     count = min(GREEDY_TOKENS, model.config.max_position_embeddings - ids.shape[1])
     if count < 1:
         return []

@@ -49,6 +49,10 @@ def _attention(part: str) -> tuple[str, ...]:
     return tuple(f"model.layers.{{}}.self_attn.{name}_proj.{part}" for name in "qkv")
 
 
+def _same(*names: str) -> Rule:
+    return SAME, names
+
+
 def _block(name: str) -> str:
     return "model.layers.{}." + name
 
@@ -121,6 +125,16 @@ BOOK: WeightMap = {
     "final_norm.scale": (SAME, ("model.norm.weight",)),
     "final_norm.shift": (SAME, ("model.norm.bias",)),
     "out_head.weight": (SAME, ("lm_head.weight",)),
+    # its Llama and Qwen 3, and the variants with a gated MLP
+    "trf_blocks.{}.att.q_norm.scale": (SAME, (_block("self_attn.q_norm.weight"),)),
+    "trf_blocks.{}.att.k_norm.scale": (SAME, (_block("self_attn.k_norm.weight"),)),
+    "trf_blocks.{}.ff.fc1.weight": (SAME, (_block("mlp.gate_proj.weight"),)),
+    "trf_blocks.{}.ff.fc2.weight": (SAME, (_block("mlp.up_proj.weight"),)),
+    "trf_blocks.{}.ff.fc3.weight": (SAME, (_block("mlp.down_proj.weight"),)),
+    "trf_blocks.{}.att.cos": None,
+    "trf_blocks.{}.att.sin": None,
+    "cos": None,
+    "sin": None,
     # the fast variant
     "trf_blocks.{}.norm1.weight": (SAME, (_block("input_layernorm.weight"),)),
     "trf_blocks.{}.norm1.bias": (SAME, (_block("input_layernorm.bias"),)),
@@ -141,7 +155,73 @@ NANOGPT: WeightMap = {
     if key not in ("lm_head.weight", "score.weight")
 } | {"lm_head.weight": (SAME, ("lm_head.weight",))}
 
-# Llama's names are ours.
+# The GPT of Karpathy's lecture, its heads joined (they are a matrix each); the output head has a bias.
+LECTURE: WeightMap = {
+    "token_embedding_table.weight": (SAME, ("model.embed_tokens.weight",)),
+    "position_embedding_table.weight": (SAME, ("model.embed_positions.weight",)),
+    "blocks.{}.ln1.weight": (SAME, (_block("input_layernorm.weight"),)),
+    "blocks.{}.ln1.bias": (SAME, (_block("input_layernorm.bias"),)),
+    "blocks.{}.sa.query.weight": (SAME, (_block("self_attn.q_proj.weight"),)),
+    "blocks.{}.sa.key.weight": (SAME, (_block("self_attn.k_proj.weight"),)),
+    "blocks.{}.sa.value.weight": (SAME, (_block("self_attn.v_proj.weight"),)),
+    "blocks.{}.sa.proj.weight": (SAME, (_block("self_attn.o_proj.weight"),)),
+    "blocks.{}.sa.proj.bias": (SAME, (_block("self_attn.o_proj.bias"),)),
+    "blocks.{}.ln2.weight": (SAME, (_block("post_attention_layernorm.weight"),)),
+    "blocks.{}.ln2.bias": (SAME, (_block("post_attention_layernorm.bias"),)),
+    "blocks.{}.ffwd.net.0.weight": (SAME, (_block("mlp.up_proj.weight"),)),
+    "blocks.{}.ffwd.net.0.bias": (SAME, (_block("mlp.up_proj.bias"),)),
+    "blocks.{}.ffwd.net.2.weight": (SAME, (_block("mlp.down_proj.weight"),)),
+    "blocks.{}.ffwd.net.2.bias": (SAME, (_block("mlp.down_proj.bias"),)),
+    "ln_f.weight": (SAME, ("model.norm.weight",)),
+    "ln_f.bias": (SAME, ("model.norm.bias",)),
+    "lm_head.weight": (SAME, ("lm_head.weight",)),
+    "lm_head.bias": (SAME, ("lm_head.bias",)),
+}
+
+# Meta's names of Llama, which llama2.c keeps.
+LLAMA2C: WeightMap = {
+    "tok_embeddings.weight": (SAME, ("model.embed_tokens.weight",)),
+    "layers.{}.attention_norm.weight": (SAME, (_block("input_layernorm.weight"),)),
+    "layers.{}.attention.wq.weight": (SAME, (_block("self_attn.q_proj.weight"),)),
+    "layers.{}.attention.wk.weight": (SAME, (_block("self_attn.k_proj.weight"),)),
+    "layers.{}.attention.wv.weight": (SAME, (_block("self_attn.v_proj.weight"),)),
+    "layers.{}.attention.wo.weight": (SAME, (_block("self_attn.o_proj.weight"),)),
+    "layers.{}.ffn_norm.weight": (SAME, (_block("post_attention_layernorm.weight"),)),
+    "layers.{}.feed_forward.w1.weight": (SAME, (_block("mlp.gate_proj.weight"),)),
+    "layers.{}.feed_forward.w2.weight": (SAME, (_block("mlp.down_proj.weight"),)),
+    "layers.{}.feed_forward.w3.weight": (SAME, (_block("mlp.up_proj.weight"),)),
+    "norm.weight": (SAME, ("model.norm.weight",)),
+    "output.weight": (SAME, ("lm_head.weight",)),
+    "layers.{}.attention.mask": None,
+    "freqs_cos": None,
+    "freqs_sin": None,
+    "rope.freqs": None,
+}
+
+# litgpt's, its query, key and value taken apart.
+LITGPT: WeightMap = {
+    f"{theirs}.{part}": _same(f"{ours}.{part}")
+    for part in ("weight", "bias")
+    for theirs, ours in {
+        "transformer.wte": "model.embed_tokens",
+        "transformer.h.{}.norm_1": _block("input_layernorm"),
+        "transformer.h.{}.attn.q": _block("self_attn.q_proj"),
+        "transformer.h.{}.attn.k": _block("self_attn.k_proj"),
+        "transformer.h.{}.attn.v": _block("self_attn.v_proj"),
+        "transformer.h.{}.attn.norm_q": _block("self_attn.q_norm"),
+        "transformer.h.{}.attn.norm_k": _block("self_attn.k_norm"),
+        "transformer.h.{}.attn.proj": _block("self_attn.o_proj"),
+        "transformer.h.{}.norm_2": _block("post_attention_layernorm"),
+        "transformer.h.{}.mlp.fc": _block("mlp.up_proj"),
+        "transformer.h.{}.mlp.fc_1": _block("mlp.gate_proj"),
+        "transformer.h.{}.mlp.fc_2": _block("mlp.up_proj"),
+        "transformer.h.{}.mlp.proj": _block("mlp.down_proj"),
+        "transformer.ln_f": "model.norm",
+        "lm_head": "lm_head",
+    }.items()
+}
+
+# Llama's names are ours, and so are those of Mistral and of Qwen 2 and 3, which has the two norms of queries and keys.
 LLAMA: WeightMap = {
     key: (SAME, (key,))
     for key in (
@@ -151,6 +231,8 @@ LLAMA: WeightMap = {
         *_attention("bias"),
         _block("self_attn.o_proj.weight"),
         _block("self_attn.o_proj.bias"),
+        _block("self_attn.q_norm.weight"),
+        _block("self_attn.k_norm.weight"),
         _block("post_attention_layernorm.weight"),
         _block("mlp.gate_proj.weight"),
         _block("mlp.gate_proj.bias"),
@@ -163,3 +245,37 @@ LLAMA: WeightMap = {
         "score.weight",
     )
 } | {"model.layers.{}.self_attn.rotary_emb.inv_freq": None}
+
+# GGUF's names (ggml docs/gguf.md), of the Llama family and Qwen; what rope_freqs says is in the configuration.
+GGUF_LLAMA: WeightMap = {
+    "token_embd.weight": (SAME, ("model.embed_tokens.weight",)),
+    "output_norm.weight": (SAME, ("model.norm.weight",)),
+    "output.weight": (SAME, ("lm_head.weight",)),
+    "rope_freqs.weight": None,
+    "blk.{}.attn_norm.weight": (SAME, (_block("input_layernorm.weight"),)),
+    "blk.{}.attn_q_norm.weight": (SAME, (_block("self_attn.q_norm.weight"),)),
+    "blk.{}.attn_k_norm.weight": (SAME, (_block("self_attn.k_norm.weight"),)),
+    "blk.{}.attn_output.weight": (SAME, (_block("self_attn.o_proj.weight"),)),
+    "blk.{}.ffn_norm.weight": (SAME, (_block("post_attention_layernorm.weight"),)),
+    "blk.{}.ffn_gate.weight": (SAME, (_block("mlp.gate_proj.weight"),)),
+    "blk.{}.ffn_up.weight": (SAME, (_block("mlp.up_proj.weight"),)),
+    "blk.{}.ffn_down.weight": (SAME, (_block("mlp.down_proj.weight"),)),
+    **{f"blk.{{}}.attn_{x}.{part}": _same(_block(f"self_attn.{x}_proj.{part}")) for x in "qkv" for part in ("weight", "bias")},
+}
+GGUF_GPT2: WeightMap = {
+    "token_embd.weight": (SAME, ("model.embed_tokens.weight",)),
+    "position_embd.weight": (SAME, ("model.embed_positions.weight",)),
+    "output.weight": (SAME, ("lm_head.weight",)),
+} | {
+    f"{theirs}.{part}": (layout, tuple(f"{name}.{part}" for name in ours))
+    for part in ("weight", "bias")
+    for theirs, layout, ours in (
+        ("output_norm", SAME, ("model.norm",)),
+        ("blk.{}.attn_norm", SAME, (_block("input_layernorm"),)),
+        ("blk.{}.attn_qkv", FUSED, tuple(_block(f"self_attn.{name}_proj") for name in "qkv")),
+        ("blk.{}.attn_output", SAME, (_block("self_attn.o_proj"),)),
+        ("blk.{}.ffn_norm", SAME, (_block("post_attention_layernorm"),)),
+        ("blk.{}.ffn_up", SAME, (_block("mlp.up_proj"),)),
+        ("blk.{}.ffn_down", SAME, (_block("mlp.down_proj"),)),
+    )
+}

@@ -1,15 +1,16 @@
-"""Labelled texts to training rows: the SMS Spam Collection in every shape it is passed around in, and any table with two columns.
+"""Labelled texts to training rows: the SMS Spam Collection in each of its published formats, and any table with two columns.
 
 Traps of the published recipe that are handled here: quotes in the raw file are literal (a CSV reader with default quoting swallows two
-messages), and 37 of the 300 published test messages stand verbatim among the training messages (`deduplicate` removes such
+messages), and 37 of the 300 published test messages occur verbatim among the training messages (`deduplicate` removes such
 copies before splitting; `published_split` keeps them, to reproduce the published rows exactly).
 """
 
-import csv
 import io
+import re
+import unicodedata
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,27 +21,32 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError, one_line
-from .readers import ROW_READERS, load_table
+from ..progress import bar
+from ..tokenization.special_tokens import encode_text
+from .examples import Examples
+from .opening import TABLE_SUFFIXES, Faults, Reading, is_glob, read_lines, say, suffix_of
+from .readers import kind_of
+from .tables import Row, class_names, find_column, read_delimited, read_table, rows_of_lines
 
 SMS_MEMBER = "SMSSpamCollection"  # the file inside UCI's zip
 MAX_UNPACKED_BYTES = 1 << 26  # the collection has half a megabyte
+CONFLICTS = ("refuse", "first", "drop")
+WHOLE_NUMBER = re.compile(r"[+-]?\d+(\.0*)?")
+NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 
 
 @dataclass
-class LabelledTexts:
-    """Texts with their labels, and for each the row of the file it came from (0 is the first), for messages."""
+class LabelledTexts(Examples):
+    """Texts with their labels, and for each the row of the file it came from (0 is the first), for messages.
+
+    Attributes:
+        class_order: the classes in the order of their ids, where the data say it (ClassLabel of `datasets`).
+    """
 
     texts: list[str]
     labels: list[str]
     rows: list[int]
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def take(self, indices: Iterable[int]) -> "LabelledTexts":
-        """The texts at `indices`, in that order."""
-        indices = [int(i) for i in indices]
-        return LabelledTexts([self.texts[i] for i in indices], [self.labels[i] for i in indices], [self.rows[i] for i in indices])
+    class_order: tuple[str, ...] = ()
 
     def counts(self) -> dict[str, int]:
         """Texts of each label, in the order of the labels."""
@@ -48,49 +54,76 @@ class LabelledTexts:
 
 
 def read_labelled_texts(
-    name: str, text_column: str | None = None, label_column: str | None = None, split: str = "train"
+    name: str,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    split: str = "train",
+    reading: Reading | None = None,
 ) -> LabelledTexts:
-    """Labelled texts from a file or a `datasets` name.
+    """Labelled texts from a file, a glob or a `datasets` name.
 
-    `.zip`, `.tsv` and files without an extension are read as the SMS Spam Collection: `label<TAB>text` lines, UTF-8, quotes literal.
-    csv, jsonl, json, parquet and `datasets` tables need two columns; by default these are called text and label, in any case
+    `.zip`, files without an extension, and `.tsv` without a header are read as the SMS Spam Collection: `label<TAB>text` lines, quotes
+    literal.
+    csv, tsv, jsonl, json, parquet and `datasets` tables need two columns; by default these are called text and label, in any case
     (so `Label,Text` of the published files is found).
 
+    Labels are names: spaces around them are taken off, numbers are written out (1.0 and 1 are one class), ids of a ClassLabel get its
+    names.
+
     Raises:
-        UserError: names file and row: no such file or column, bytes that are not UTF-8, a row without a tab, an empty text or label.
+        UserError: names file and rows: no such file or column, another encoding, rows of another form, empty texts or labels.
     """
-    path = Path(name)
-    suffix = path.suffix.lower()
-    if path.is_file() and suffix in ("", ".tsv", ".zip"):
-        pairs: list[tuple[Any, Any]] = [(text, label) for label, text in _lines_of_sms(_sms_bytes(path), name)]
+    reading, faults = reading or Reading(), Faults()
+    columns = [column for column in (text_column, label_column) if column]
+    suffix = suffix_of(name)
+    if Path(name).is_file() and suffix in ("", ".zip"):
+        lines = io.StringIO(_sms_text(Path(name)), newline="") if suffix == ".zip" else read_lines(name, reading)
+        rows: Iterator[Row] = (
+            (name, number, values) for number, values in rows_of_lines(name, iter(lines), True, reading, faults)
+        )
+    elif Path(name).is_file() and suffix not in TABLE_SUFFIXES:
+        raise UserError(f"{name}: unknown format {suffix!r}; give zip, tsv, csv, jsonl, json or parquet")
+    elif suffix == ".zip" and not is_glob(name):
+        raise UserError(f"{name}: no such file")
     else:
-        if path.is_file():
-            if suffix not in ROW_READERS:
-                raise UserError(f"{name}: unknown format {suffix!r}; give zip, tsv, csv, jsonl, json or parquet")
-            table: Iterable[Mapping] = ROW_READERS[suffix](name)
-        elif suffix in ROW_READERS or suffix in (".tsv", ".zip"):
-            raise UserError(f"{name}: no such file")
-        else:
-            found = load_table(name, None, split, streaming=False)
-            if found is None:
-                raise UserError(f"data set {name!r} has no split {split!r}")
-            table = found
-        pairs = list(_columns(table, name, text_column, label_column))
-    if not pairs:
+        rows = read_table(name, split, reading, faults, columns)
+    data, empty, stripped = LabelledTexts([], [], []), 0, 0
+    keys: tuple[str, ...] = ()
+    names: list[str] | None = None
+    for file, number, values in rows:
+        if not keys or not all(key in values for key in keys):
+            keys = _text_and_label(values, file, text_column, label_column)
+            names = class_names(name, keys[1], split)
+        text, label = values[keys[0]], _label_name(values[keys[1]], names)
+        if reading.skip_empty and (_is_empty(text) or _is_empty(label)):
+            empty += 1
+            continue
+        wrong = [what for what in (_fault_of_text(text), _fault_of_label(label)) if what]
+        for what in wrong:
+            faults.add(file, "row", number, what)
+        if wrong:
+            continue
+        name_of_class = label.strip().strip("\ufeff\u200b").strip()
+        stripped += name_of_class != label
+        data.texts.append(text)
+        data.labels.append(name_of_class)
+        data.rows.append(number)
+    faults.check()
+    if not len(data):
         raise UserError(f"{name} holds no labelled texts")
-    texts, labels = [text for text, _ in pairs], [_label_name(label) for _, label in pairs]
-    for what, values in (("text", texts), ("label", labels)):
-        empty = [row for row, value in enumerate(values) if not isinstance(value, str) or not value.strip()]
-        if empty:
-            raise UserError(
-                f"{name}: empty {what} in row{'s' * (len(empty) > 1)} {_listed(empty)} (0 is the first): remove or fill them"
-            )
-    return LabelledTexts(texts, labels, list(range(len(texts))))
+    if empty:
+        say(f"{name}: {empty:,} rows with an empty text or label were left out")
+    if stripped:
+        say(f"{name}: spaces around {stripped:,} labels were taken off")
+    data.labels = _numbers_as_one_class(data.labels, name)
+    data.class_order = tuple(names or ())
+    _say_what_looks_alike(data.labels, name)
+    return data
 
 
-def _sms_bytes(path: Path) -> bytes:
+def _sms_text(path: Path) -> str:
     if path.suffix.lower() != ".zip":
-        return path.read_bytes()
+        return "".join(read_lines(str(path), Reading()))
     try:
         with zipfile.ZipFile(path) as archive:
             info = archive.getinfo(SMS_MEMBER)
@@ -98,44 +131,82 @@ def _sms_bytes(path: Path) -> bytes:
                 raise UserError(
                     f"{path}: {SMS_MEMBER} would unpack to {info.file_size:,} bytes, {MAX_UNPACKED_BYTES:,} at most are read"
                 )
-            return archive.read(info)  # into memory: nothing is extracted to a folder
+            return archive.read(info).decode("utf-8-sig")  # into memory: nothing is extracted to a folder
     except UserError:
         raise
     except KeyError as error:
         raise UserError(f"{path} is not the SMS Spam Collection's zip: it has no member {SMS_MEMBER}") from error
-    except Exception as error:  # encrypted, damaged, packed in a way that this Python lacks: zipfile raises many kinds
+    except Exception as error:  # encrypted, damaged, compressed in an unsupported way: zipfile raises many kinds
         raise UserError(f"{path} is not the SMS Spam Collection's zip, or damaged: {one_line(error)}") from error
 
 
-def _lines_of_sms(data: bytes, name: str) -> list[tuple[str, str]]:
-    pairs = []
-    for number, line in enumerate(data.removesuffix(b"\n").split(b"\n")):
-        try:
-            label, tab, text = line.decode("utf-8").partition("\t")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{name} row {number}: not UTF-8 ({error.reason}); convert the file to UTF-8") from error
-        if not tab:
-            raise UserError(f"{name} row {number} has no tab: each line must be label<TAB>text")
-        pairs.append((label, text.removesuffix("\r")))
-    return pairs
+def _text_and_label(values: Mapping[str, Any], name: str, text_column: str | None, label_column: str | None) -> tuple[str, str]:
+    keys = []
+    for wanted, flag in ((text_column, "text_column"), (label_column, "label_column")):
+        default = flag.removesuffix("_column")
+        key = find_column(values, name, wanted or default)
+        if key is None:
+            columns = ", ".join(map(str, values))
+            raise UserError(f"{name} has no column {wanted or default!r}: its columns are {columns}; pass --{flag}")
+        keys.append(key)
+    others = [str(column) for column in values if column not in keys]
+    if others:
+        say(f"{name}: columns that are not used: {', '.join(others)}")
+    return keys[0], keys[1]
 
 
-def _columns(table: Iterable[Mapping], name: str, text_column: str | None, label_column: str | None):
-    for row in table:
-        by_lower = {str(column).lower(): column for column in row}
-        keys = [
-            wanted if wanted is not None else by_lower.get(default)
-            for wanted, default in ((text_column, "text"), (label_column, "label"))
-        ]
-        for key, flag in zip(keys, ("text_column", "label_column")):
-            if key is None or key not in row:
-                missing = key or flag.removesuffix("_column")
-                raise UserError(f"{name} has no column {missing!r}: its columns are {', '.join(map(str, row))}; pass --{flag}")
-        yield row[keys[0]], row[keys[1]]
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
-def _label_name(label: Any) -> Any:
+def _fault_of_text(text: Any) -> str | None:
+    if isinstance(text, str):
+        return None if text.strip() else "empty text: fill it, or pass --skip_empty"
+    if text is None:
+        return "the text is missing: fill it, or pass --skip_empty"
+    return f"the text is {kind_of(text)}, not text: give its column by --text_column, or write it in quotes"
+
+
+def _fault_of_label(label: Any) -> str | None:
+    if _is_empty(label):
+        return "empty label: fill it, or pass --skip_empty"
+    if not isinstance(label, str):
+        return f"the label is {kind_of(label)}, not a name or number"
+    if any(unicodedata.category(character) == "Cc" for character in label.strip()):
+        return "the label holds control characters"
+    return None
+
+
+def _label_name(label: Any, names: Sequence[str] | None) -> Any:
+    if isinstance(label, bool):
+        return str(label)
+    if isinstance(label, int) and names is not None:
+        return names[label] if 0 <= label < len(names) else None  # -1: without a label
+    if isinstance(label, float):
+        if label != label:  # NaN, as pandas writes what is missing
+            return None
+        return str(int(label)) if label.is_integer() else repr(label)
     return str(label) if isinstance(label, int) else label
+
+
+def _numbers_as_one_class(labels: list[str], name: str) -> list[str]:
+    """1.0 is 1 where all labels are numbers; among names it is a name."""
+    found = set(labels)
+    if not any("." in label for label in found) or not all(NUMBER.fullmatch(label) for label in found):
+        return labels
+    written = {label: label.split(".")[0] for label in found if "." in label and WHOLE_NUMBER.fullmatch(label)}
+    if written:
+        say(f"{name}: labels are numbers: {', '.join(f'{old} is read as {new}' for old, new in sorted(written.items())[:5])}")
+    return [written.get(label, label) for label in labels]
+
+
+def _say_what_looks_alike(labels: Sequence[str], name: str) -> None:
+    folded: dict[str, set[str]] = {}
+    for label in set(labels):
+        folded.setdefault(label.casefold(), set()).add(label)
+    for alike in folded.values():
+        if len(alike) > 1:
+            say(f"{name}: the labels {' and '.join(map(repr, sorted(alike)))} differ in case only, and are {len(alike)} classes")
 
 
 def _listed(numbers: Sequence[int], most: int = 10) -> str:
@@ -177,21 +248,31 @@ def check_labels(data: LabelledTexts, ids: Mapping[str, int], split: str) -> Non
         raise UserError(f"{split}: label {label!r} in row {_listed(rows)} does not occur in training ({', '.join(ids)})")
 
 
-def deduplicate(data: LabelledTexts) -> tuple[LabelledTexts, int]:
+def deduplicate(data: LabelledTexts, conflicts: str = "refuse") -> tuple[LabelledTexts, int]:
     """The first of each group of equal texts (white space around them aside), and how many copies were left out.
 
+    Args:
+        conflicts: of equal texts with different labels: "refuse" them, keep the "first", or "drop" them all.
+
     Raises:
-        UserError: equal texts with different labels; names the rows.
+        UserError: such texts, with "refuse"; names all rows (the first ten groups) and the flag.
     """
-    first: dict[str, int] = {}
+    groups: dict[str, list[int]] = {}
     for i, text in enumerate(data.texts):
-        other = first.setdefault(text.strip(), i)
-        if data.labels[other] != data.labels[i]:
-            raise UserError(
-                f"rows {data.rows[other]} and {data.rows[i]} hold the same text, labelled {data.labels[other]!r} and {data.labels[i]!r}: "
-                "remove one"
-            )
-    return data.take(first.values()), len(data) - len(first)
+        groups.setdefault(text.strip(), []).append(i)
+    clashing = [group for group in groups.values() if len({data.labels[i] for i in group}) > 1]
+    if clashing and conflicts == "refuse":
+        named = "; ".join(" and ".join(f"row {data.rows[i]} ({data.labels[i]!r})" for i in group) for group in clashing[:10])
+        raise UserError(
+            f"{len(clashing):,} texts stand there with different labels: {named}{'; ...' * (len(clashing) > 10)}: fix them, or pass "
+            "--conflicting_labels first (keep the first of each) or drop (leave them out)"
+        )
+    if clashing:
+        what = "the first label was kept" if conflicts == "first" else "all were left out"
+        print(f"{len(clashing):,} texts stand there with different labels: {what}")
+    dropped = {group[0] for group in clashing} if conflicts == "drop" else set()
+    kept = [group[0] for group in groups.values() if group[0] not in dropped]
+    return data.take(kept), len(data) - len(kept)
 
 
 def balance(data: LabelledTexts, seed: int) -> LabelledTexts:
@@ -232,8 +313,13 @@ def published_split(path: str) -> tuple[LabelledTexts, LabelledTexts, LabelledTe
     with `sample(frac=1, random_state=123)`. pandas' sample is `RandomState.choice` without replacement, so numpy alone
     gives the same rows in the same order.
     """
-    text = _sms_bytes(Path(path)).decode("utf-8")
-    rows = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t"))
+    faults = Faults()
+    dialect = {"delimiter": "\t"}  # quotes are not literal here: that is how the book reads the file
+    rows = [cells for _, cells in read_delimited(io.StringIO(_sms_text(Path(path)), newline=""), path, faults, dialect)]
+    for number, cells in enumerate(rows):
+        if len(cells) < 2:
+            faults.add(path, "row", number, "no tab: each line must be label<TAB>text")
+    faults.check()
     data = LabelledTexts([row[1] for row in rows], [row[0] for row in rows], list(range(len(rows))))
     ham, spam = ([i for i, label in enumerate(data.labels) if label == name] for name in ("ham", "spam"))
     if not spam or len(ham) < len(spam):
@@ -249,7 +335,7 @@ def published_split(path: str) -> tuple[LabelledTexts, LabelledTexts, LabelledTe
 
 
 def overlap(part: LabelledTexts, train: LabelledTexts) -> int:
-    """Texts of `part` that also stand in `train`."""
+    """Texts of `part` that also occur in `train`."""
     known = set(train.texts)
     return sum(text in known for text in part.texts)
 
@@ -258,7 +344,7 @@ def encode_texts(
     data: LabelledTexts, tokenizer: PreTrainedTokenizerBase, ids: Mapping[str, int], max_length: int
 ) -> tuple[datasets.Dataset, int]:
     """Rows of `input_ids`, `attention_mask`, `length` and `labels` without padding, and how many texts were cut at `max_length` tokens."""
-    encoded = [tokenizer(text, verbose=False)["input_ids"] for text in data.texts]
+    encoded = [encode_text(tokenizer, text)["input_ids"] for text in bar(data.texts, "tokenizing", "texts")]
     rows = [row[:max_length] for row in encoded]
     table = {
         "input_ids": rows,

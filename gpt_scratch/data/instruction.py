@@ -1,11 +1,12 @@
-"""Instruction data to training rows: Alpaca records, chat messages or prompt and completion; prompt styles; labels; packing.
+"""Instruction data to training rows: prompt styles, labels, packing. The forms of records are those of `records.py`.
 
 Every record becomes a conversation, every prompt style a chat template whose `{% generation %}` markers say which tokens are the
-assistant's. The template is saved with the tokenizer, so what is trained here is what `pipeline` and servers ask later.
+assistant's. The template is saved with the tokenizer, so that `pipeline` and servers use the format that was trained.
 
 Traps that are handled here: the end-of-text token that ends a reply is a label even where it is the padding token too (padding is known by
-length, never by id); labels that the user brings keep their own -100; a template without generation markers would leave every
-label masked without a word; packed replies must not be predicted from the reply before them, nor see it.
+length, never by id); labels that the user brings keep their own -100; a template without generation markers would silently mask
+every label; packed replies must not be predicted from the reply before them, nor see it; a special token written inside a
+message is characters; what a template leaves out of a conversation is refused by name; an empty reply is never learned.
 
 Worked example, style "phi3", one letter a token, `$` the end of text, prompt masked:
 
@@ -16,8 +17,7 @@ Source of the styles: Taori et al. 2023 (Alpaca) and Abdin et al. 2024 (Phi-3), 
 Scratch)*, chapter 7; chatml is OpenAI's, with the tokenizer's own end-of-text token for `<|im_end|>`.
 """
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +27,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
-from ..inference.chat_template import apply_chat_template
-from .readers import read_table
+from ..inference.chat_template import GENERATION, apply_chat_template, encode_chat, unsaid_parts
+from ..progress import bar
+from .opening import Faults, Reading
+from .records import Conversations, Message, normalized, opening_messages, read_records
 
-Message = dict[str, str]
 IGNORED = -100
 
 ALPACA_PREAMBLE = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -44,7 +45,8 @@ CHAT_TEMPLATES = {
         "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% else %}{{ '" + ALPACA_PREAMBLE + "' }}{% endif %}"
         "{% for message in messages %}"
         "{% if message['role'] == 'user' %}{{ '\\n\\n### Instruction:\\n' + message['content'] }}"
-        "{% elif message['role'] == 'assistant' %}{{ '\\n\\n### Response:\\n' }}" + _REPLY + "{% endif %}"
+        "{% elif message['role'] == 'assistant' %}{{ '\\n\\n### Response:\\n' }}" + _REPLY + ""
+        "{% elif message['role'] == 'system' and not loop.first %}{{ '\\n\\n### System:\\n' + message['content'] }}{% endif %}"
         "{% endfor %}{% if add_generation_prompt %}{{ '\\n\\n### Response:\\n' }}{% endif %}"
     ),
     "phi3": (
@@ -65,83 +67,23 @@ CHAT_TEMPLATES = {
 PROMPT_STYLES = (*CHAT_TEMPLATES, "tokenizer")
 
 
-@dataclass
-class Conversations:
-    """Records as they were read, each with its place in the file (0 is the first) for messages."""
+def read_conversations(
+    name: str,
+    split: str = "train",
+    reading: Reading | None = None,
+    ignore_keys: Sequence[str] = (),
+    kept_keys: Sequence[str] = (),
+) -> Conversations:
+    """Instruction records from json, jsonl, csv, tsv or parquet, or a `datasets` name.
 
-    records: list[dict[str, Any]]
-    places: list[str]
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def take(self, indices: Iterable[int]) -> "Conversations":
-        """The records at `indices`, in that order."""
-        indices = [int(i) for i in indices]
-        return Conversations([self.records[i] for i in indices], [self.places[i] for i in indices])
-
-
-def read_conversations(name: str, split: str = "train") -> Conversations:
-    """Instruction records from json, jsonl, csv or parquet, or a `datasets` name.
-
-    A record holds `instruction` and `output` and perhaps `input` (Alpaca), or `messages` of `role` and `content`, or `prompt` and
-    `completion` (each a text, or a list of messages), or ready `input_ids` and `labels`.
+    A record holds `instruction` and `output` and perhaps `input`, `system` and `history` (Alpaca), or `messages` of `role` and `content`
+    (or ShareGPT's `conversations`), or `prompt` and `completion` (each a string, or a list of messages), or ready `input_ids` and `labels`.
 
     Raises:
-        UserError: names file, row and key: no such file, broken JSON (with its line), a record of none of these forms, a reply missing.
+        UserError: names file, rows and keys: no such file, broken JSON (with its line), a record of none of these forms, a reply missing, a
+            key that would be lost.
     """
-    records, places = [], []
-    for number, row in enumerate(read_table(name, split)):
-        place = f"{name} row {number}"
-        check_record(row, place)
-        records.append(dict(row))
-        places.append(place)
-    if not records:
-        raise UserError(f"{name} holds no records")
-    return Conversations(records, places)
-
-
-def check_record(row: Mapping[str, Any], place: str) -> None:
-    """Refuse a record of unknown form.
-
-    Raises:
-        UserError: names place and key.
-    """
-    if "input_ids" in row and "labels" in row:
-        for key in ("input_ids", "labels"):
-            if not isinstance(row[key], list) or not row[key] or any(type(value) is not int for value in row[key]):
-                raise UserError(f"{place}: {key!r} must be a list of whole numbers that is not empty")
-        if len(row["input_ids"]) != len(row["labels"]):
-            raise UserError(f"{place}: {len(row['input_ids'])} input_ids but {len(row['labels'])} labels")
-        return
-    if "messages" in row:
-        _check_messages(row["messages"], f"{place}: messages")
-        if not any(message["role"] == "assistant" for message in row["messages"]):
-            raise UserError(f"{place}: messages hold no reply (role assistant), so there is nothing to learn")
-        return
-    for first, second in (("instruction", "output"), ("prompt", "completion")):
-        if first in row:
-            for key in (first, second, "input") if first == "instruction" else (first, second):
-                value = row.get(key, "" if key == "input" else None)
-                if first == "prompt" and isinstance(value, list):
-                    _check_messages(value, f"{place}: {key}")
-                elif not isinstance(value, str) and not (key == "input" and value is None):
-                    raise UserError(f"{place}: {key!r} is {'missing' if value is None else type(value).__name__}, not text")
-            return
-    raise UserError(
-        f"{place} has the keys {', '.join(map(str, row))}: instruction and output, messages, prompt and completion, or input_ids and "
-        "labels are needed"
-    )
-
-
-def _check_messages(messages: Any, place: str) -> None:
-    if not isinstance(messages, list) or not messages:
-        raise UserError(f"{place} must be a list of messages that is not empty")
-    for number, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise UserError(f"{place}: message {number} needs the texts role and content")
-        if message["role"] not in ("system", "user", "assistant"):
-            raise UserError(f"{place}: message {number} has the role {message['role']!r}; use system, user or assistant")
+    return read_records(name, normalized, split, reading, ignore_keys, kept_keys)
 
 
 def to_messages(record: Mapping[str, Any], style: str) -> list[Message]:
@@ -151,13 +93,17 @@ def to_messages(record: Mapping[str, Any], style: str) -> list[Message]:
     [{'role': 'user', 'content': 'Add.\\n1 2'}, {'role': 'assistant', 'content': '3'}]
     """
     if "messages" in record:
-        return [{"role": message["role"], "content": message["content"]} for message in record["messages"]]
+        return [*opening_messages(record), *record["messages"]]
     if "instruction" in record:
         prompt = record["instruction"]
         if record.get("input"):
             prompt += INPUT_SEPARATORS[style] + record["input"]
-        return [{"role": "user", "content": prompt}, {"role": "assistant", "content": record["output"]}]
-    messages: list[Message] = []
+        return [
+            *opening_messages(record),
+            {"role": "user", "content": prompt},
+            {"role": "assistant", "content": record["output"]},
+        ]
+    messages = opening_messages(record)
     for key, role in (("prompt", "user"), ("completion", "assistant")):
         value = record[key]
         messages += [{"role": role, "content": value}] if isinstance(value, str) else value
@@ -178,9 +124,9 @@ def set_prompt_style(tokenizer: PreTrainedTokenizerBase, style: str) -> None:
         tokenizer.chat_template = tokenizer.chat_template.get("default")
     if not tokenizer.chat_template:
         raise UserError("--prompt_style tokenizer: this tokenizer has no chat template; choose alpaca, phi3 or chatml")
-    if not re.search(r"\{%-?\s*generation\b", tokenizer.chat_template):
+    if not GENERATION.search(tokenizer.chat_template):
         raise UserError(
-            "--prompt_style tokenizer: the tokenizer's chat template has no {% generation %} markers around the assistant's words, so "
+            "--prompt_style tokenizer: the tokenizer's chat template has no {% generation %} markers around the assistant's reply, so "
             "every label would be masked; add them to the template, or choose alpaca, phi3 or chatml"
         )
 
@@ -198,30 +144,63 @@ def reply_text(record: Mapping[str, Any], style: str) -> str:
 
 
 def prompt_text(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, style: str) -> str:
-    """What the model is given to answer: the prompt up to where the reply begins."""
-    return apply_chat_template(tokenizer, prompt_messages(record, style), tokenize=False, add_generation_prompt=True)
+    """What the model is given to answer, to be shown: the prompt up to where the reply begins."""
+    messages, tools = prompt_messages(record, style), record.get("tools")
+    return apply_chat_template(tokenizer, messages, tools=tools, tokenize=False, add_generation_prompt=True)
+
+
+def prompt_ids(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, style: str) -> list[int]:
+    """The tokens of [`prompt_text`], special tokens inside messages as characters.
+
+    Raises:
+        UserError: the template leaves something out of the conversation; names it.
+    """
+    refuse_unsaid(record, tokenizer, style)
+    return encode_chat(tokenizer, prompt_messages(record, style), record.get("tools"), add_generation_prompt=True).ids
+
+
+def refuse_unsaid(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, style: str) -> None:
+    """
+    Raises:
+        UserError: the chat template writes less than the record holds; names what it leaves out.
+    """
+    if left_out := unsaid_parts(tokenizer, to_messages(record, style), record.get("tools")):
+        keys = dict.fromkeys(part.split(" of message ")[0] for part in left_out if not part.startswith("message "))
+        ignore = f", or pass --ignore_keys {' '.join(keys)}" if keys else ""
+        raise UserError(
+            f"the chat template of --prompt_style {style} leaves out {', '.join(left_out)}: choose one that writes it, such as the "
+            f"model's own (tokenizer){ignore}"
+        )
 
 
 def encode_record(
     record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, style: str, mask_prompt: bool
 ) -> tuple[list[int], list[int]]:
-    """`input_ids` and `labels` of a record, of equal length, uncut.
+    """`input_ids` and `labels` of a record, of equal length, uncut. Replies of weight 0 have no labels.
 
     The first label is always -100: nothing comes before it to predict it from, and counting it would make the loss too small.
+
+    Raises:
+        UserError: the template leaves something out, or fails.
     """
     if "input_ids" in record:
         return list(record["input_ids"]), [IGNORED, *record["labels"][1:]]
-    encoded = apply_chat_template(
-        tokenizer, to_messages(record, style), tokenize=True, return_dict=True, return_assistant_tokens_mask=True, verbose=False
+    refuse_unsaid(record, tokenizer, style)
+    messages = to_messages(record, style)
+    weights = [message.get("weight", 1) for message in messages if message["role"] == "assistant"]
+    encoded = encode_chat(
+        tokenizer, [{k: v for k, v in message.items() if k != "weight"} for message in messages], record.get("tools")
     )
-    ids, replies = encoded["input_ids"], encoded["assistant_masks"]
-    labels = [token if reply or not mask_prompt else IGNORED for token, reply in zip(ids, replies)]
-    return ids, [IGNORED, *labels[1:]]
+    if 0 in weights and len(set(encoded.replies) - {-1}) != len(weights):
+        raise UserError("the chat template does not mark each reply, so that weights cannot be told apart")
+    learned = [not mask_prompt if reply < 0 else weights[reply] != 0 if 0 in weights else True for reply in encoded.replies]
+    labels = [token if learn else IGNORED for token, learn in zip(encoded.ids, learned)]
+    return encoded.ids, [IGNORED, *labels[1:]]
 
 
 @dataclass
 class EncodedConversations:
-    """Rows of `input_ids`, `labels` and `length`, and what came of them."""
+    """Rows of `input_ids`, `labels` and `length`, with their statistics."""
 
     rows: datasets.Dataset
     cut: int
@@ -258,28 +237,35 @@ def encode_conversations(
         UserError: names the row: an empty reply, no trainable token left, no end-of-text token among the labels.
     """
     table: dict[str, list] = {"input_ids": [], "labels": [], "length": []}
-    cut = left_out = 0
-    for record, place in zip(data.records, data.places):
-        ids, labels = encode_record(record, tokenizer, style, mask_prompt)
-        if "input_ids" in record:
-            _check_ids(ids, labels, len(tokenizer), place)
-        reason = _unusable(record, labels, tokenizer.eos_token_id, style, max_length)
-        if reason and not skip_unusable:
-            raise UserError(f"{place}: {reason}; mend it, or pass --skip_unusable to leave such rows out")
+    cut, left_out, faults = 0, 0, Faults()
+    for record, place in bar(zip(data.records, data.places), "tokenizing", "records", len(data)):
+        name, _, number = place.rpartition(" row ")
+        try:
+            ids, labels = encode_record(record, tokenizer, style, mask_prompt)
+        except UserError as error:
+            reason: str | None = str(error)
+        else:
+            if "input_ids" in record:
+                _check_ids(ids, labels, len(tokenizer), place)
+            reason = _unusable(record, labels, tokenizer.eos_token_id, style, max_length)
         if reason:
-            left_out += 1
+            if skip_unusable:
+                left_out += 1
+            else:
+                faults.add(name, "row", number, f"{reason}; fix the row, or pass --skip_unusable to leave such rows out")
             continue
         cut += len(ids) > max_length
         table["input_ids"].append(ids[:max_length])
         table["labels"].append(labels[:max_length])
         table["length"].append(min(len(ids), max_length))
+    faults.check()
     if not table["length"]:
         raise UserError(f"{data.places[0]} and all other rows are unusable: nothing is left")
     return EncodedConversations(datasets.Dataset.from_dict(table), cut, left_out)
 
 
 def _check_ids(ids: list[int], labels: list[int], count: int, place: str) -> None:
-    """Ready ids come from elsewhere: one beyond the embedding would end the run in its midst, on a GPU without saying where."""
+    """Ready ids come from elsewhere: one beyond the embedding would crash the run while it trains, on a GPU without saying where."""
     for key, values, allowed in (("input_ids", ids, ()), ("labels", labels, (IGNORED,))):
         for value in values:
             if not 0 <= value < count and value not in allowed:
@@ -288,8 +274,9 @@ def _check_ids(ids: list[int], labels: list[int], count: int, place: str) -> Non
 
 def _unusable(record: Mapping[str, Any], labels: list[int], eos_id: int, style: str, max_length: int) -> str | None:
     if "input_ids" not in record:
-        if not reply_text(record, style).strip():
-            return "the reply is empty, and a model trained on it would learn to say nothing"
+        if empty := empty_replies(to_messages(record, style)):
+            where = f" (message {', '.join(map(str, empty))})" if len(to_messages(record, style)) > 2 else ""
+            return f"the reply is empty{where}, and a model trained on it would learn to reply with nothing"
         if eos_id not in labels:
             return (
                 "no end-of-text token among the labels: the chat template must end a reply with it inside its generation markers"
@@ -299,11 +286,21 @@ def _unusable(record: Mapping[str, Any], labels: list[int], eos_id: int, style: 
     return None
 
 
+def empty_replies(messages: Sequence[Message]) -> list[int]:
+    """Numbers of the replies that say nothing and call no tool."""
+    return [
+        i
+        for i, message in enumerate(messages)
+        if message["role"] == "assistant" and not message["content"].strip() and not message.get("tool_calls")
+    ]
+
+
 def prompt_key(record: Mapping[str, Any]) -> str:
-    """What makes two prompts the same, whatever the prompt style."""
+    """The key by which two prompts are equal, whatever the prompt style."""
     if "input_ids" in record:
         return str(list(record["input_ids"]))
-    return "\x00".join(message["role"] + message["content"].strip() for message in prompt_messages(record, "alpaca"))
+    messages = prompt_messages(record, "alpaca")
+    return "\x00".join(message["role"] + message["content"].strip() + str(message.get("tool_calls", "")) for message in messages)
 
 
 def shared_prompts(part: Conversations, other: Conversations) -> list[int]:

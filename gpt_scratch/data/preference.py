@@ -1,36 +1,85 @@
 """Preference pairs in the form that TRL trains on: a prompt and two replies, of which the first is preferred, as chat messages."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
+from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
-from .instruction import Conversations, to_messages
-from .readers import read_table
+from ..inference.chat_template import unsaid_parts
+from .instruction import empty_replies, to_messages
+from .opening import Reading
+from .readers import kind_of
+from .records import Conversations, Message, checked_messages, opening_messages, read_records, refuse_unknown
+
+KEYS = {"instruction", "input", "prompt", "system", "history", "chosen", "rejected"}
 
 
-def read_preferences(name: str, split: str = "train") -> Conversations:
+def read_preferences(
+    name: str, split: str = "train", reading: Reading | None = None, ignore_keys: Sequence[str] = ()
+) -> Conversations:
     """Records of `instruction` (and `input`) or `prompt`, with `chosen` and `rejected`, from a file or a `datasets` name.
 
+    The replies are texts, or messages as TRL has them: with or without the prompt's messages before the reply. `output`, the reference of
+    Alpaca records, is not used.
+
     Raises:
-        UserError: names file, row and key.
+        UserError: names file, rows and keys.
     """
-    records, places = [], []
-    for number, row in enumerate(read_table(name, split)):
-        place = f"{name} row {number}"
-        prompt = "instruction" if "instruction" in row else "prompt"
-        for key in (prompt, "chosen", "rejected"):
-            if not isinstance(row.get(key), str) or not row[key].strip():
-                kind = (
-                    "missing" if row.get(key) is None else "empty" if row[key] == "" else f"{type(row[key]).__name__}, not a text"
-                )
-                raise UserError(f"{place}: {key!r} is {kind}; instruction or prompt, chosen and rejected are needed")
-        records.append(dict(row))
-        places.append(place)
-    if not records:
-        raise UserError(f"{name} holds no records")
-    return Conversations(records, places)
+    return read_records(name, _checked, split, reading, [*ignore_keys, "output"])
+
+
+def _checked(record: dict[str, Any]) -> dict[str, Any]:
+    messages = record.pop("messages", None)
+    record = {key: value for key, value in record.items() if not (key in ("system", "history") and not value)}
+    refuse_unknown(record, KEYS)
+    for key in ("chosen", "rejected"):
+        value = record.get(key)
+        if isinstance(value, list):
+            record[key] = checked_messages(value, key)
+            if record[key][-1]["role"] != "assistant":
+                raise UserError(f"the last message of {key!r} is of {record[key][-1]['role']!r}, not a reply")
+        elif not isinstance(value, str) or not value.strip():
+            kind = "empty" if isinstance(value, str) else kind_of(value) + (", not a text" if value is not None else "")
+            raise UserError(f"{key!r} is {kind}; instruction or prompt, chosen and rejected are needed")
+    if isinstance(record["chosen"], list) != isinstance(record["rejected"], list):
+        raise UserError("'chosen' and 'rejected' must both be texts, or both lists of messages")
+    if isinstance(record["chosen"], list):
+        record = _with_prompt_apart(record)
+    prompt = "instruction" if "instruction" in record else "prompt"
+    value = record.get(prompt)
+    if isinstance(value, list):
+        record[prompt] = checked_messages(value, prompt)
+    elif not isinstance(value, str) or not value.strip():
+        kind = "empty" if isinstance(value, str) else kind_of(value) + (", not a text" if value is not None else "")
+        raise UserError(f"{prompt!r} is {kind}; instruction or prompt, chosen and rejected are needed")
+    if messages is not None and checked_messages(messages, "messages") != [
+        *prompt_of(record, "alpaca"),
+        *replies_of(record)["chosen"],
+    ]:
+        raise UserError(
+            "key 'messages' is not understood beside chosen and rejected, and would be lost: pass --ignore_keys messages"
+        )
+    if any(empty_replies(reply) for reply in replies_of(record).values()):
+        raise UserError("'chosen' or 'rejected' is empty: an empty reply is never learned")
+    return record
+
+
+def _with_prompt_apart(record: dict[str, Any]) -> dict[str, Any]:
+    """The prompt's messages stand before both replies, as TRL's "implicit prompts" have them: once as the prompt is enough."""
+    chosen, rejected = record["chosen"], record["rejected"]
+    common = next((i for i, (one, other) in enumerate(zip(chosen, rejected)) if one != other), min(len(chosen), len(rejected)))
+    common = min(common, len(chosen) - 1, len(rejected) - 1)
+    if not common:
+        return record
+    given, shared = record.get("prompt"), chosen[:common]
+    text = shared[-1]["content"] if shared[-1]["role"] == "user" else None
+    if (isinstance(given, list) and checked_messages(given, "prompt") != shared) or (isinstance(given, str) and given != text):
+        raise UserError("'chosen' and 'rejected' begin with messages that are not those of 'prompt'")
+    if "instruction" in record:
+        raise UserError("'chosen' and 'rejected' begin with messages, and 'instruction' stands there too: leave one out")
+    return {**record, "prompt": shared, "chosen": chosen[common:], "rejected": rejected[common:]}
 
 
 def preference_rows(data: Conversations, style: str) -> tuple[datasets.Dataset, int]:
@@ -38,20 +87,49 @@ def preference_rows(data: Conversations, style: str) -> tuple[datasets.Dataset, 
 
     >>> pair = {"instruction": "Greet.", "input": "", "chosen": "Hello.", "rejected": "What?"}
     >>> preference_rows(Conversations([pair], ["row 0"]), "alpaca")[0][0]["rejected"]
-    [{'content': 'What?', 'role': 'assistant'}]
+    [{'role': 'assistant', 'content': 'What?'}]
     """
-    table: dict[str, list[list[dict[str, str]]]] = {"prompt": [], "chosen": [], "rejected": []}
+    table: dict[str, list[list[Message]]] = {"prompt": [], "chosen": [], "rejected": []}
     for record in data.records:
-        if record["chosen"].strip() == record["rejected"].strip():
+        replies = replies_of(record)
+        if _stripped(replies["chosen"]) == _stripped(replies["rejected"]):
             continue
         table["prompt"].append(prompt_of(record, style))
-        for key in ("chosen", "rejected"):
-            table[key].append([{"role": "assistant", "content": record[key]}])
+        for key, reply in replies.items():
+            table[key].append(reply)
     return datasets.Dataset.from_dict(table), len(data) - len(table["prompt"])
 
 
-def prompt_of(record: Mapping[str, Any], style: str) -> list[dict[str, str]]:
-    """The prompt of a pair as messages."""
+def _stripped(messages: Sequence[Message]) -> list[Message]:
+    return [{**message, "content": message["content"].strip()} for message in messages]
+
+
+def replies_of(record: Mapping[str, Any]) -> dict[str, list[Message]]:
+    """Both replies of a pair as messages."""
+    return {
+        key: [{"role": "assistant", "content": record[key]}] if isinstance(record[key], str) else record[key]
+        for key in ("chosen", "rejected")
+    }
+
+
+def prompt_of(record: Mapping[str, Any], style: str) -> list[Message]:
+    """The prompt of a pair as messages, with its system prompt and earlier turns."""
     if "instruction" in record:
-        return to_messages({**record, "output": record["chosen"]}, style)[:1]
-    return [{"role": "user", "content": record["prompt"]}]
+        return to_messages({**record, "output": "-"}, style)[:-1]
+    prompt = record["prompt"]
+    return [*opening_messages(record), *([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)]
+
+
+def refuse_unsaid_pairs(rows: Mapping[str, datasets.Dataset], tokenizer: PreTrainedTokenizerBase, style: str) -> None:
+    """
+    Raises:
+        UserError: the chat template writes less than a pair holds; names split, pair and what it leaves out.
+    """
+    for split, part in rows.items():
+        for number, row in enumerate(part):
+            for key in ("chosen", "rejected"):
+                if left_out := unsaid_parts(tokenizer, [*row["prompt"], *row[key]]):
+                    raise UserError(
+                        f"pair {number} of the {split} split: the chat template of --prompt_style {style} leaves out "
+                        f"{', '.join(left_out)}: choose one that writes it, such as the model's own (tokenizer)"
+                    )

@@ -11,15 +11,16 @@ the models given here alone. As a Space: an `app.py` of
 import argparse
 import os
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from .. import __version__  # registers the model with the Auto classes
 from ..errors import UserError, one_line, run_script
 from ..inference.guard import is_loopback
+from ..inference.limits import Limits
 from ..inference.serving import LOOPBACK_NAMES
 from .limits import MAX_SESSIONS
-from .page_guard import PageGuard
+from .page_guard import MAX_CONNECTIONS, SEND_SECONDS, PageGuard
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -55,24 +56,51 @@ def main(args: argparse.Namespace) -> None:
     page = build_page(args.model, may_load=private)
     hosts = LOOPBACK_NAMES | {args.host.lower()} if private else None
     functions = frozenset(number for number, function in page.fns.items() if function.fn)
+
+    async def forget(session: str) -> None:
+        await page._queue.clean_events(session_hash=session)
+        page._queue.pending_messages_per_session.pop(session, None)
+
+    bound_connections()
     try:
-        page.launch(server_name=args.host, server_port=args.port, **launch_settings(hosts, functions))
+        page.launch(server_name=args.host, server_port=args.port, **launch_settings(hosts, functions, forget))
     except (OSError, ValueError) as error:
         raise UserError(f"--host {args.host} --port {args.port}: {one_line(error)}") from error
 
 
-def launch_settings(hosts: Collection[str] | None, functions: Collection[int]) -> dict[str, Any]:
+def bound_connections() -> None:
+    """Gradio's server with an end for slow senders, and for clients that do not read their answers.
+
+    Debt to Gradio: `launch` takes no settings of uvicorn. Its `http_server.Server` is replaced, and `Queue.clean_events` and
+    `pending_messages_per_session` are used above, with the names of 6.31.
+    """
+    from gradio import http_server
+
+    from ..inference.connections import MAX_HEADER_BYTES, bounded_protocol
+
+    protocol = bounded_protocol(Limits(send_seconds=SEND_SECONDS, max_connections=MAX_CONNECTIONS), long_streams=True)
+
+    class BoundedServer(http_server.Server):
+        def __init__(self, config: Any, **settings: Any):
+            config.http, config.ws, config.h11_max_incomplete_event_size = protocol, "none", MAX_HEADER_BYTES
+            super().__init__(config, **settings)
+
+    http_server.Server = BoundedServer
+
+
+def launch_settings(hosts: Collection[str] | None, functions: Collection[int], forget: Callable | None = None) -> dict[str, Any]:
     """How Gradio serves the page: nothing that environment variables or its defaults would open beside it.
 
     Args:
-        hosts: names of this machine that a request may use, so that pages elsewhere are kept out; None where others reach the page.
+        hosts: names of this machine that a request may use, so that other origins are kept out; None where others reach the page.
         functions: the numbers of the page's functions that a request may call.
+        forget: see [`PageGuard`].
     """
     from starlette.middleware import Middleware
 
     return {
         "app_kwargs": {
-            "middleware": [Middleware(PageGuard, hosts=hosts, functions=functions)],
+            "middleware": [Middleware(PageGuard, hosts=hosts, functions=functions, forget=forget)],
             "docs_url": None,
             "redoc_url": None,
             "openapi_url": None,

@@ -1,4 +1,4 @@
-"""What a visitor may give to the page. The sliders show the same bounds, but a request can skip them, so each value is checked here."""
+"""Limits on the input of a visitor. The sliders show the same bounds, but a request can skip them, so each value is checked here."""
 
 import html
 import re
@@ -15,7 +15,7 @@ MAX_NAME_CHARACTERS = 500
 MAX_ATTENTION_TOKENS = 64
 MAX_NEW_TOKENS = 512
 MAX_SECONDS = 60.0  # of one generation
-MAX_MESSAGES = 64  # of a conversation; the oldest go first
+MAX_MESSAGES = 64  # of a conversation; the oldest are dropped first
 MAX_MODELS = 8  # held in memory
 MAX_WAITING = 16  # requests in the queue
 MAX_SESSIONS = 200  # whose conversations are kept

@@ -3,11 +3,10 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
 
 import torch
 from transformers import (
-    DynamicCache,
     LogitsProcessorList,
     MinPLogitsWarper,
     PreTrainedModel,
@@ -20,14 +19,14 @@ from transformers import (
 
 from ..analysis.attention import token_texts
 from ..errors import UserError
-from ..inference.chat_template import apply_chat_template
-from ..inference.generation import encode_prompts
+from ..inference.chat import encode_conversation
+from ..inference.generation import encode_prompts, sample_ids
 from ..inference.loading import load_classifier, load_config, load_language_model
 from .limits import MAX_NEW_TOKENS, MAX_SECONDS, check_settings, check_text
 
 
 class TimeIsUp(UserError):
-    """A generation took longer than the page allows; what it has written stands."""
+    """A generation took longer than the page allows; what it has written is kept."""
 
 
 @dataclass
@@ -89,7 +88,6 @@ class Sampling:
         return result
 
 
-@torch.inference_mode()
 def stream_text(loaded: LoadedModel, prompt: str, sampling: Sampling, top: int = 10) -> Iterator[tuple[str, dict[str, float]]]:
     """The text so far after each new token, and the probabilities of the `top` most likely tokens that it was drawn from.
 
@@ -97,39 +95,16 @@ def stream_text(loaded: LoadedModel, prompt: str, sampling: Sampling, top: int =
         UserError: a prompt that is too long for the page or for the model.
         TimeIsUp: after `MAX_SECONDS`.
     """
-    model: Any = loaded.model
-    tokenizer = loaded.tokenizer
-    ids = encode_prompts([check_text(prompt)], tokenizer, model.device)["input_ids"]
-    limit = model.config.max_position_embeddings
-    if ids.shape[1] >= limit:
-        raise UserError(f"the prompt has {ids.shape[1]} tokens, and the model's {limit} positions leave no room for more")
-    start, steps = ids.shape[1], min(int(sampling.max_new_tokens), MAX_NEW_TOKENS, limit - ids.shape[1])
-    generator = torch.Generator(device=model.device).manual_seed(int(sampling.seed))
-    processors, cache, fresh = sampling.processors(), DynamicCache(config=model.config), ids
-    ends = model.generation_config.eos_token_id
-    ends = set(ends if isinstance(ends, list) else [ends])
-    end = time.monotonic() + MAX_SECONDS
-    for _ in range(steps):
-        if time.monotonic() > end:
-            raise TimeIsUp(f"stopped after {MAX_SECONDS:g} s, the longest that this page generates: ask for fewer new tokens")
-        logits = model(input_ids=fresh, past_key_values=cache, logits_to_keep=1).logits[:, -1].float()
-        probabilities = processors(ids, logits).softmax(-1)
-        fresh = (
-            torch.multinomial(probabilities, 1, generator=generator)
-            if sampling.temperature > 0
-            else probabilities.argmax(-1, True)
-        )
-        ids = torch.cat((ids, fresh), dim=1)
-        likely = probabilities[0].topk(min(top, probabilities.shape[-1]))
-        names = token_texts(tokenizer, likely.indices.tolist())
-        bars = dict(zip((f"{name} ({id})" for name, id in zip(names, likely.indices.tolist())), likely.values.tolist()))
-        yield tokenizer.decode(ids[0, start:], skip_special_tokens=True), bars
-        if fresh.item() in ends:
-            break
+    ids = encode_prompts([check_text(prompt)], loaded.tokenizer, loaded.model.device)["input_ids"]
+    for text, probabilities in _stream(loaded, ids, sampling):
+        likely = probabilities.topk(min(top, len(probabilities)))
+        chosen = likely.indices.tolist()
+        names = [f"{name} ({id})" for name, id in zip(token_texts(loaded.tokenizer, chosen), chosen)]
+        yield text, dict(zip(names, likely.values.tolist()))
 
 
 def stream_reply(loaded: LoadedModel, messages: list[dict[str, str]], sampling: Sampling) -> Iterator[str]:
-    """The assistant's reply so far, by the tokenizer's chat template; the oldest exchanges go where the history is too long.
+    """The assistant's reply so far, by the tokenizer's chat template; the oldest exchanges are dropped where the history is too long.
 
     Raises:
         UserError: a message or the template cannot be used; the rest as [`stream_text`].
@@ -137,10 +112,18 @@ def stream_reply(loaded: LoadedModel, messages: list[dict[str, str]], sampling: 
     for message in messages:
         check_text(message["content"])
     limit = loaded.model.config.max_position_embeddings - int(sampling.max_new_tokens)
-    while True:
-        prompt = apply_chat_template(loaded.tokenizer, messages, tokenize=False, add_generation_prompt=True)
-        if len(messages) < 3 or len(loaded.tokenizer(prompt)["input_ids"]) < limit:
-            break
-        messages = messages[2:]
-    for text, _ in stream_text(loaded, prompt, sampling):
+    ids, messages = encode_conversation(loaded.tokenizer, messages, limit)
+    check_text("".join(message["content"] for message in messages))
+    for text, _ in _stream(loaded, torch.tensor([ids], device=loaded.model.device), sampling):
         yield text
+
+
+def _stream(loaded: LoadedModel, ids: torch.Tensor, sampling: Sampling) -> Iterator[tuple[str, torch.Tensor]]:
+    """The text so far and the probabilities of its last token, (V,), within the page's limits."""
+    generator = torch.Generator(device=ids.device).manual_seed(int(sampling.seed)) if sampling.temperature > 0 else None
+    end = time.monotonic() + MAX_SECONDS
+    steps = sample_ids(loaded.model, ids, sampling.processors(), generator)
+    for new_ids, probabilities in islice(steps, min(int(sampling.max_new_tokens), MAX_NEW_TOKENS)):
+        if time.monotonic() > end and new_ids.shape[1] > 1:
+            raise TimeIsUp(f"stopped after {MAX_SECONDS:g} s, the longest that this page generates: ask for fewer new tokens")
+        yield loaded.tokenizer.decode(new_ids[0], skip_special_tokens=True), probabilities

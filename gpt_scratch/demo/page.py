@@ -1,6 +1,6 @@
 """The page itself, in Gradio: generation, next-token probabilities, attention, tokenizers, classifier, chat.
 
-Whatever comes from a visitor is checked in the functions here (see `limits`), since a request can skip the sliders.
+All input of a visitor is checked in the functions here (see `limits`), since a request can skip the sliders.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,10 +10,9 @@ from typing import Any
 
 import gradio as gr
 
-from ..analysis.attention import attention_maps, token_texts
+from ..analysis.attention import attention_figure, attention_maps, token_texts
 from ..errors import UserError
 from ..inference.classify import classify_texts
-from ..plots import new_figure
 from .limits import (
     MAX_ATTENTION_TOKENS,
     MAX_CHARACTERS,
@@ -35,7 +34,7 @@ from .models import LoadedModel, Sampling, TimeIsUp, load_model, stream_reply, s
 MODEL_WORK: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "models", "api_visibility": "private"}
 
 
-def attention_figure(loaded: LoadedModel, text: str, layer: float, head: float):
+def shown_attention(loaded: LoadedModel, text: str, layer: float, head: float):
     """One attention map with its tokens.
 
     Raises:
@@ -48,14 +47,8 @@ def attention_figure(loaded: LoadedModel, text: str, layer: float, head: float):
     layer = int(check_number("layer", layer, 0, maps.shape[0] - 1, whole=True))
     head = int(check_number("head", head, 0, maps.shape[1] - 1, whole=True))
     tokens = token_texts(loaded.tokenizer, ids[0, :MAX_ATTENTION_TOKENS].tolist())
-    side = 2 + 0.25 * len(tokens)
-    figure, axes = new_figure(size=(side, side))
-    axes.imshow(maps[layer, head].float().cpu(), cmap="viridis", vmin=0)
-    axes.set_xticks(range(len(tokens)), tokens, rotation=90, parse_math=False)
-    axes.set_yticks(range(len(tokens)), tokens, parse_math=False)
     cut = f", first {len(tokens)} of {ids.shape[1]:,} tokens" if len(tokens) < ids.shape[1] else ""
-    axes.set_title(f"layer {layer}, head {head}{cut}")
-    return figure
+    return attention_figure(maps[layer, head], tokens, f"layer {layer}, head {head}{cut}")
 
 
 def coloured_tokens(loaded: LoadedModel, text: str) -> list[tuple[str, str]]:
@@ -138,8 +131,8 @@ class Models:
             yield now, [said | {"content": plain_markdown(said["content"])} for said in now], ""
 
     def attention(self, name: str, text: str, layer: float, head: float):
-        """See [`attention_figure`]."""
-        return attention_figure(self.pick(name, "language"), text, layer, head)
+        """See [`shown_attention`]."""
+        return shown_attention(self.pick(name, "language"), text, layer, head)
 
     def classify(self, name: str, text: str) -> dict[str, float]:
         """The score of each label."""

@@ -1,4 +1,4 @@
-"""An ASGI middleware in front of Gradio's app: only the addresses that the page needs, short requests, and no page elsewhere.
+"""An ASGI middleware in front of Gradio's app: it lets through short requests to the addresses that the page needs, from no other origin.
 
 Gradio's app also takes uploads, gives out files, fetches addresses on behalf of clients, describes and serves an API, and more. The page
 uses none of that; requests to it get 404.
@@ -7,8 +7,10 @@ uses none of that; requests to it get 404.
 import asyncio
 import json
 import re
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
+from urllib.parse import parse_qs
 
 from ..inference.guard import host_name, netloc
 
@@ -17,6 +19,9 @@ BODY_SECONDS = 10.0  # that a client may take to send it
 MAX_VALUES = 16  # of one request
 MAX_SESSION_CHARACTERS = 100
 MAX_REQUESTS = 128  # open at once; each visitor holds up to three
+MAX_CONNECTIONS = 512
+SEND_SECONDS = 10.0  # that a client may take to send its headers, and to read a part of its answer
+UNREAD_SECONDS = 20.0  # that what the page's functions say to a visitor is kept while nobody reads it
 
 READ = re.compile(
     r"/|/config/?|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json|/pwa_icon(/\d{1,4})?|/(static|assets|svelte)/[^\\]*"
@@ -30,12 +35,21 @@ class PageGuard:
 
     Args:
         app: Gradio's app.
-        hosts: what the Host header may name, without the port; None allows any name, and pages elsewhere.
+        hosts: what the Host header may name, without the port; None allows any name, and any origin.
         functions: the numbers of the page's functions that a request may call.
+        forget: ends what a session has asked for, and drops what was said to it.
     """
 
-    def __init__(self, app: Callable, hosts: Collection[str] | None, functions: Collection[int]):
-        self.app, self.hosts, self.functions, self.open = app, hosts, functions, 0
+    def __init__(
+        self,
+        app: Callable,
+        hosts: Collection[str] | None,
+        functions: Collection[int],
+        forget: Callable[[str], Coroutine[Any, Any, None]] | None = None,
+    ):
+        self.app, self.hosts, self.functions, self.forget, self.open = app, hosts, functions, forget, 0
+        self.readers: Counter[str] = Counter()  # of each session
+        self.unread: dict[str, asyncio.Task] = {}
 
     async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
         if scope["type"] == "lifespan":
@@ -55,9 +69,41 @@ class PageGuard:
                 if refusal is not None:
                     return await _refuse(send, *refusal)
                 receive = _replay(body, receive)  # type: ignore[arg-type]  # bytes, since it is not refused
-            await self.app(scope, receive, send)
+                if scope["path"].endswith("/join"):
+                    self._watch(str(json.loads(body).get("session_hash")))  # type: ignore[arg-type]
+            if scope["path"].endswith("/queue/data"):
+                await self._stream(scope, receive, send)
+            else:
+                await self.app(scope, receive, send)
         finally:
             self.open -= 1
+
+    async def _stream(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
+        """What the functions say to a session."""
+        session = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("session_hash", [""])[0]
+        self.readers[session] += 1
+        self._watch(session)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.readers[session] -= 1
+            self._watch(session)
+
+    def _watch(self, session: str) -> None:
+        """Gradio keeps what is said to a session until it is read; where nobody reads it for a while, the session is forgotten."""
+        waiting = self.unread.pop(session, None)
+        if waiting is not None:
+            waiting.cancel()
+        if self.readers[session] <= 0:
+            del self.readers[session]
+            if self.forget is not None:
+                self.unread[session] = asyncio.get_running_loop().create_task(self._forget(session))
+
+    async def _forget(self, session: str) -> None:
+        await asyncio.sleep(UNREAD_SECONDS)
+        del self.unread[session]
+        assert self.forget is not None
+        await self.forget(session)
 
     def _refusal(self, scope: dict[str, Any]) -> tuple[int, str] | None:
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
@@ -66,7 +112,7 @@ class PageGuard:
                 return 403, "the Host header names another machine"
             origin = headers.get(b"origin")
             if origin is not None and netloc(origin) != headers[b"host"]:
-                return 403, "pages elsewhere may not talk to this one"
+                return 403, "pages of other origins may not call this one"
         path, method = scope["path"], scope["method"]
         allowed = READ if method in ("GET", "HEAD") else WRITE if method == "POST" else None
         if allowed is None or not allowed.fullmatch(path) or ".." in path:

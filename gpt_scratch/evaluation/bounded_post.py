@@ -1,4 +1,4 @@
-"""One question to a server as JSON over HTTP, and its answer, within one deadline and one size, from the server itself and nobody else."""
+"""One question to a server as JSON over HTTP, and its answer, within a deadline and a size, from that server only."""
 
 import http.client
 import json
@@ -11,11 +11,11 @@ from typing import Any
 from ..errors import one_line
 from ..watched_http import Deadline
 
-ANSWER_BYTES = 1 << 20  # an answer of some words, and what servers tell about it
+ANSWER_BYTES = 1 << 20  # a short answer, and the metadata that servers add
 
 
 class Unreachable(Exception):
-    """No answer, but perhaps the next time: the connection, a timeout, or a status that passes."""
+    """No answer, for a reason that may pass: the connection, a timeout, or a temporary status."""
 
 
 class Unusable(Exception):
@@ -23,7 +23,7 @@ class Unusable(Exception):
 
 
 class Refused(Exception):
-    """A status that tells of an error.
+    """An error status.
 
     Args:
         status: of HTTP.
@@ -47,11 +47,11 @@ def post_json(url: str, question: Mapping[str, Any], headers: Mapping[str, str],
         url: http or https; a redirect is not followed.
         question: sent as JSON.
         headers: beside the content's type.
-        timeout: seconds for the whole answer; a server that sends a byte now and then gains nothing.
+        timeout: seconds for the whole answer; a server that sends a byte now and then does not extend it.
 
     Raises:
         Unreachable: no connection, or no answer in time.
-        Unusable: an answer that is no JSON, is packed, has more than ANSWER_BYTES, does not end in time, or a redirect.
+        Unusable: an answer that is not JSON, is compressed, has more than ANSWER_BYTES, does not end in time, or a redirect.
         Refused: another status than success.
         ValueError: an address that is none of http or https.
     """
@@ -97,11 +97,11 @@ def _read(
 
 def _parsed(data: bytes, encoding: str) -> Any:
     if encoding != "identity":
-        raise Unusable(f"its answer is packed ({one_line(encoding, 20)}), which was not asked for")
+        raise Unusable(f"its answer is compressed ({one_line(encoding, 20)}), which was not asked for")
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:  # nested too deeply, or a number of more digits than Python takes
-        raise Unusable(f"its answer is no JSON: {one_line(error, 100)}") from error
+        raise Unusable(f"its answer is not JSON: {one_line(error, 100)}") from error
 
 
 def _beginning(error: urllib.error.HTTPError) -> str:

@@ -1,9 +1,13 @@
 """Figures of a classifier over a whole split: accuracy, precision, recall, F1, confusion matrix, ROC AUC, calibration."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ..errors import printable
 
 METRIC_PATH = str(Path(__file__).with_name("classification_metric.py"))
 
@@ -50,6 +54,46 @@ def classification_metrics(scores: np.ndarray, references: np.ndarray, bins: int
         areas = [roc_auc(scores[:, c], references == c) for c in range(classes)]
         result["roc_auc"] = areas[1] if classes == 2 else float(np.mean(areas))
     return result
+
+
+@dataclass
+class ClassFigures:
+    """What a classifier makes of one class: texts that have it, texts that are given it, and the three rates."""
+
+    name: str
+    texts: int
+    predicted: int
+    precision: float
+    recall: float
+    f1: float
+
+
+def figures_by_class(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> list[ClassFigures]:
+    """From a confusion matrix, true class down and predicted class across; 0 where a rate is undefined.
+
+    >>> figures_by_class([[3, 1], [0, 0]], ["a", "b"])[0]
+    ClassFigures(name='a', texts=4, predicted=3, precision=1.0, recall=0.75, f1=0.8571428571428571)
+    """
+    matrix = np.asarray(confusion)
+    hits = matrix.diagonal().astype(float)
+    precision, recall = _ratio(hits, matrix.sum(0)), _ratio(hits, matrix.sum(1))
+    f1 = _ratio(2 * precision * recall, precision + recall)
+    return [
+        ClassFigures(name, int(matrix[i].sum()), int(matrix[:, i].sum()), float(precision[i]), float(recall[i]), float(f1[i]))
+        for i, name in enumerate(names)
+    ]
+
+
+def class_report(figures: Sequence[ClassFigures]) -> str:
+    """A line for each class, with counts, to print."""
+    shown = [printable(row.name).replace("\n", " ") for row in figures]
+    width = min(40, max(5, *map(len, shown)))
+    lines = [f"{'class':<{width}}  texts  predicted  precision  recall     F1"]
+    for name, row in zip(shown, figures):
+        lines.append(
+            f"{name:<{width}}  {row.texts:>5,}  {row.predicted:>9,}  {row.precision:>9.1%}  {row.recall:>6.1%}  {row.f1:.3f}"
+        )
+    return "\n".join(lines)
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Another language model as judge of replies, over Ollama's API or any OpenAI-compatible endpoint.
 
 Two rubrics: the published prompt for 0 to 100 (Raschka, "Build a Large Language Model (From Scratch)", chapter 7), and a graded one
-from 1 to 5. Temperature 0 and a fixed seed. Every answer is appended to a file as it comes, so that a run that was killed goes on
-where it was and asks nothing twice. An answer without a usable score is kept as it is and counted, never scored as zero.
+from 1 to 5. Temperature 0 and a fixed seed. Every answer is appended to a file as it comes, so that a run that was killed resumes
+where it stopped and asks nothing twice. An answer without a usable score is kept as it is and counted, never scored as zero.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..data.instruction import ALPACA_PREAMBLE
+from ..data.instruction import ALPACA_PREAMBLE, prompt_messages, reply_text
 from ..errors import UserError, one_line
 from .bounded_post import Refused, Unreachable, Unusable, post_json
 
@@ -30,7 +30,7 @@ RETRIED_STATUS = {408, 409, 425, 429}  # and every 5xx: the server may recover
 
 @dataclass
 class Verdict:
-    """What the judge said of one reply; `score` is None where it gave no usable number, `unanswered` says why there is no answer."""
+    """The judge's verdict on one reply; `score` is None where it gave no usable number, `unanswered` says why there is no answer."""
 
     key: str
     answer: str
@@ -39,12 +39,11 @@ class Verdict:
 
 
 def judge_prompt(record: Mapping[str, Any], reply: str, rubric: str) -> str:
-    """The question put to the judge about one reply to `record`, an Alpaca record (`instruction`, `input`, `output`)."""
-    task = f"{ALPACA_PREAMBLE}\n\n### Instruction:\n{record['instruction']}"
-    task += f"\n\n### Input:\n{record['input']}" if record.get("input") else ""
+    """The question put to the judge about one reply to `record`: its whole prompt in the layout of Alpaca, and its last reply."""
+    task, output = _task(record), reply_text(record, "alpaca")
     if rubric == "0-100":
         return (
-            f"Given the input `{task}` and correct output `{record['output']}`, score the model response `{reply}` on a scale from 0 to "
+            f"Given the input `{task}` and correct output `{output}`, score the model response `{reply}` on a scale from 0 to "
             "100, where 100 is the best score. Respond with the integer number only."
         )
     return (
@@ -55,9 +54,19 @@ def judge_prompt(record: Mapping[str, Any], reply: str, rubric: str) -> str:
         "3: partly accurate\n"
         "2: mostly inaccurate\n"
         "1: completely wrong or irrelevant\n\n"
-        f"Original prompt:\n{task}\n\nCorrect response:\n{record['output']}\n\nGenerated response:\n{reply}\n\n"
+        f"Original prompt:\n{task}\n\nCorrect response:\n{output}\n\nGenerated response:\n{reply}\n\n"
         "Respond with the integer number only."
     )
+
+
+def _task(record: Mapping[str, Any]) -> str:
+    messages = prompt_messages(record, "alpaca")
+    task = messages.pop(0)["content"] if messages and messages[0]["role"] == "system" else ALPACA_PREAMBLE
+    titles = {"user": "Instruction", "assistant": "Response", "system": "System", "tool": "Tool"}
+    for message in messages:
+        task += f"\n\n### {titles[message['role']]}:\n{message['content']}"
+        task += f"\n{json.dumps(message['tool_calls'], ensure_ascii=False)}" if message.get("tool_calls") else ""
+    return task
 
 
 def parse_score(answer: str, rubric: str) -> int | None:
@@ -100,7 +109,7 @@ class Judge:
     first_pause: float = 1.0
 
     def key(self, prompt: str) -> str:
-        """What an answer depends on; the place of the record does not matter."""
+        """What an answer depends on; the position of the record does not matter."""
         parts = [self.model, self.rubric, str(self.seed), str(self.max_tokens), prompt]
         return hashlib.sha256("\x00".join(parts).encode("utf-8")).hexdigest()[:32]
 
@@ -181,7 +190,7 @@ def judge_replies(
 
     Equal questions are asked once. The first question is asked alone, so that a wrong name or address ends the run after one request.
 
-    An answer that cannot be used (of another form, without end, too large) is counted as unanswered, and the run goes on; it is not in
+    An answer that cannot be used (of another form, without end, too large) is counted as unanswered, and the run continues; it is not in
     `path`, so that the next run asks again.
 
     Raises:
@@ -191,55 +200,67 @@ def judge_replies(
     keys = [judge.key(prompt) for prompt in prompts]
     known = read_verdicts(path)
     questions = {key: prompt for key, prompt in zip(keys, prompts) if key not in known}
-    unanswered: dict[str, Verdict] = {}
     done = len(set(keys)) - len(questions)
     if done:
         print(f"{done} of {len(set(keys))} answers are in {path} already")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     bar = tqdm(total=len(set(keys)), initial=done, desc="judged", disable=not progress)
-    with open(path, "a", encoding="utf-8") as file, ThreadPoolExecutor(concurrency) as pool:
+    with open(path, "a", encoding="utf-8") as file, bar:
 
-        def keep(key: str, answer: str | None) -> None:
-            if answer is None:
-                bar.update()
-                return
-            known[key] = Verdict(key, answer, parse_score(answer, judge.rubric))
-            file.write(json.dumps({"key": key, "answer": answer, "score": known[key].score}, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        def keep(key: str, answer: str | Unusable) -> None:
+            if isinstance(answer, Unusable):
+                known[key] = Verdict(key, "", None, unanswered=str(answer))
+            else:
+                known[key] = Verdict(key, answer, parse_score(answer, judge.rubric))
+                file.write(json.dumps({"key": key, "answer": answer, "score": known[key].score}, ensure_ascii=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
             bar.update()
 
-        def ask(key: str, prompt: str) -> str | None:
-            try:
-                return judge.ask(prompt)
-            except Unusable as error:
-                unanswered[key] = Verdict(key, "", None, unanswered=str(error))
-                return None
+        try:
+            _ask_all(judge, questions, keep, concurrency)
+        except UserError as error:
+            kept = sum(key in known and known[key].unanswered is None for key in set(keys))
+            raise UserError(f"{error}; {kept} of {len(set(keys))} answers are kept in {path}: run again to resume") from error
+    verdicts = [known[key] for key in keys]
+    reasons = [verdict.unanswered for verdict in verdicts if verdict.unanswered is not None]
+    if reasons and len(reasons) == len(verdicts):
+        raise UserError(
+            f"the judge at {judge.url} gave no answer that can be used to any of {len(questions)} questions: {reasons[0]}"
+        )
+    return verdicts
 
-        waiting = list(questions.items())
-        futures: dict[Any, str] = {}
+
+def _ask_all(judge: Judge, questions: Mapping[str, str], keep: Callable[[str, str | Unusable], None], concurrency: int) -> None:
+    """Ask each of `questions`, key to prompt; `keep` gets each answer, or why it cannot be used, as soon as it is there.
+
+    Raises:
+        UserError: the judge cannot be asked (any more); the answers that came in until then are kept.
+    """
+
+    def ask(prompt: str) -> str | Unusable:
+        try:
+            return judge.ask(prompt)
+        except Unusable as error:
+            return error
+
+    waiting = list(questions.items())
+    futures: dict[Any, str] = {}
+    with ThreadPoolExecutor(concurrency) as pool:
         try:
             for key, prompt in waiting[:1]:
-                keep(key, ask(key, prompt))
-            futures = {pool.submit(ask, key, prompt): key for key, prompt in waiting[1:]}
-            for future in as_completed(futures):
-                keep(futures[future], future.result())
-        except UserError as error:
+                keep(key, ask(prompt))
+            futures = {pool.submit(ask, prompt): key for key, prompt in waiting[1:]}
+            for future in as_completed(list(futures)):
+                keep(futures.pop(future), future.result())
+        except UserError:
             pool.shutdown(wait=True, cancel_futures=True)
-            for future, key in futures.items():  # what came in meanwhile is kept, too
-                if key not in known and future.done() and not future.cancelled() and future.exception() is None:
+            for future, key in futures.items():  # what came in meanwhile
+                if future.done() and not future.cancelled() and future.exception() is None:
                     keep(key, future.result())
-            kept = sum(key in known for key in set(keys))
-            raise UserError(
-                f"{error}; {kept} of {len(set(keys))} answers are kept in {path}: run again to go on from there"
-            ) from error
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            bar.close()
-    if unanswered and not any(key in known for key in keys):
-        why = next(iter(unanswered.values())).unanswered
-        raise UserError(f"the judge at {judge.url} gave no answer that can be used to any of {len(unanswered)} questions: {why}")
-    return [known[key] if key in known else unanswered[key] for key in keys]
 
 
 def read_verdicts(path: str | Path) -> dict[str, Verdict]:
@@ -267,7 +288,7 @@ def read_verdicts(path: str | Path) -> dict[str, Verdict]:
                 raise TypeError("key and answer must be text, score a whole number or null")
         except (ValueError, TypeError, RecursionError) as error:
             raise UserError(
-                f"{path} line {number} is no verdict of an earlier run: {one_line(error, 200)}; give another file"
+                f"{path} line {number} is not a verdict of an earlier run: {one_line(error, 200)}; give another file"
             ) from error
         verdicts[verdict.key] = verdict
     return verdicts

@@ -9,22 +9,29 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..progress import bar
+
 
 @torch.no_grad()
 def evaluate_loss(
-    model: nn.Module, rows: Any, batch_size: int = 8, collate: Callable[[list], dict[str, torch.Tensor]] | None = None
+    model: nn.Module,
+    rows: Any,
+    batch_size: int = 8,
+    collate: Callable[[list], dict[str, torch.Tensor]] | None = None,
+    name: str | None = None,
 ) -> dict[str, float]:
     """Mean negative log-likelihood in nats per predicted token, and its exponential.
 
     The sum over all predicted tokens is divided by their number once, so the result does not depend on the batch size, on how padding is
     spread, or on the number of processes, which Trainer's eval_loss does. Dropout is off during the call; the model is left as it was.
-    Processes of a distributed run must all call it: they share the batches out, and get the same result.
+    Processes of a distributed run must all call it: the batches are divided among them, and all get the same result.
 
     Args:
         model: takes `labels` and `num_items_in_batch` and returns a loss.
         rows: a sequence or data set of rows, of one length unless `collate` is given, with `input_ids` and `labels` (T,).
         batch_size: rows in one forward.
         collate: makes a batch of rows of different length; padding must be labelled -100.
+        name: of the work, shown with a bar where it takes long.
 
     Returns `{"loss", "perplexity", "predicted_tokens"}`.
     """
@@ -35,9 +42,10 @@ def evaluate_loss(
     process = dist.get_rank() if dist.is_initialized() else 0
     batches = [list(range(start, min(start + batch_size, len(rows)))) for start in range(0, len(rows), batch_size)]
     mine = batches[process::processes]
-    # A sharded model is computed by all together: who has one batch less computes another one, which is not counted.
+    # A sharded model is computed by all together: a process with one batch less computes another one, which is not counted.
     extra = [batches[0]] if len(mine) < -(-len(batches) // processes) else []
-    for number, batch in enumerate(DataLoader(rows, batch_sampler=[*mine, *extra], collate_fn=collate)):
+    loader = DataLoader(rows, batch_sampler=[*mine, *extra], collate_fn=collate)
+    for number, batch in enumerate(bar(loader, name, "batch", len(loader)) if name and process == 0 else loader):
         batch = {name: value.to(device) for name, value in batch.items()}
         # num_items_in_batch=1 makes the loss a sum
         loss_sum = float(model(**batch, num_items_in_batch=1, use_cache=False).loss)

@@ -1,4 +1,4 @@
-"""Replies of a model to prompts, and how near they come to the reference: exact match and ROUGE-L."""
+"""Replies of a model to prompts, and how close they are to the reference: exact match and ROUGE-L."""
 
 import re
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import UserError
+from ..inference.generation import generate_ids, pad_left, padding_id, remaining_positions
 
 
 @dataclass
 class Reply:
-    """What the model said, without special tokens and surrounding white space; whether it ended by itself; its length in tokens."""
+    """The text of a reply, without special tokens and surrounding white space; whether it ended by itself; its length in tokens."""
 
     text: str
     ended: bool
@@ -23,46 +23,30 @@ class Reply:
 def generate_replies(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[Sequence[int]],
     max_new_tokens: int = 256,
     batch_size: int = 8,
     progress: bool = True,
 ) -> list[Reply]:
-    """Greedy replies to `prompts` (rendered by the chat template), in their order.
+    """Greedy replies to `prompts` (token ids, as the chat template writes them), in their order.
 
     Batches hold prompts of like length, padded on the left. A reply has ended if the end-of-text token came within `max_new_tokens`.
 
     Raises:
         UserError: a prompt that leaves no room within the model's positions; names it.
     """
-    limit = model.config.max_position_embeddings
-    # The template has written every special token: the tokenizer must not add its own, as it was not in training.
-    rows = [tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"] for prompt in prompts]
-    lengths = [len(row) for row in rows]
+    lengths = [len(prompt) for prompt in prompts]
     for i, length in enumerate(lengths):
-        if length >= limit:
-            raise UserError(
-                f"prompt {i} has {length} tokens, and the model's {limit} positions leave no room for a reply: shorten it"
-            )
-    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        remaining_positions(model, length, f"prompt {i}")
+    pad_id = padding_id(tokenizer)
     order = sorted(range(len(prompts)), key=lambda i: lengths[i])
     replies: dict[int, Reply] = {}
     for start in tqdm(range(0, len(order), batch_size), desc="replies", unit="batch", disable=not progress):
         batch = order[start : start + batch_size]
-        length = max(lengths[i] for i in batch)
-        inputs = {
-            "input_ids": torch.tensor([[pad_id] * (length - lengths[i]) + rows[i] for i in batch], device=model.device),
-            "attention_mask": torch.tensor([[0] * (length - lengths[i]) + [1] * lengths[i] for i in batch], device=model.device),
-        }
+        inputs = pad_left([prompts[i] for i in batch], pad_id, model.device)
         with torch.inference_mode():
-            output = model.generate(
-                **inputs,
-                max_new_tokens=min(max_new_tokens, limit - length),
-                do_sample=False,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=pad_id,
-            )
-        for i, ids in zip(batch, output[:, length:].tolist()):
+            output = generate_ids(model, inputs, max_new_tokens, eos_token_id=tokenizer.eos_token_id, pad_token_id=pad_id)
+        for i, ids in zip(batch, output.tolist()):
             ended = tokenizer.eos_token_id in ids
             # Beyond the end of text a row of a batch holds padding only.
             ids = ids[: ids.index(tokenizer.eos_token_id)] if ended else ids

@@ -1,8 +1,9 @@
-"""GGUF, the format of llama.cpp and of what is built on it: the weights in GPT-2's or Llama's layout, and the tokenizer, in one file.
+"""GGUF, the format of llama.cpp and of what is built on it: the weights in the layout of GPT-2, Llama or Qwen 2 or 3, and the tokenizer,
+in one file.
 
 Names, keys and the order of rows are those of llama.cpp's `convert_hf_to_gguf.py`; the file is written with its `gguf` package, one
-tensor at a time. Matrices lie as in nn.Linear, (out, in), in both layouts. Llama's query and key rows are reordered: llama.cpp
-rotates neighbouring pairs of a head, the Hub's Llama pairs that lie half a head apart.
+tensor at a time. Matrices lie as in nn.Linear, (out, in), in every layout. Llama's query and key rows are reordered: for it, llama.cpp
+rotates neighbouring pairs of a head, the Hub's Llama pairs that lie half a head apart. Qwen's stay.
 
 transformers reads the file back, its settings too, so that a wrong one shows. What the file cannot carry, or the reader would
 drop silently, is refused by name.
@@ -12,6 +13,7 @@ import gc
 import importlib.util
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +21,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_gpt_scratch import GPTScratchConfig
 from ..conversion.checkpoint import Checkpoint, Options
-from ..conversion.export import foreign_config, inverted
 from ..conversion.formats import recognize
+from ..conversion.gguf_files import ARCHITECTURES, read_gguf
+from ..conversion.stock_layouts import foreign_config, inverted, list_obstacles, obstacles
 from ..conversion.verify import logits_of, prompts
-from ..errors import UserError, one_line
+from ..errors import UserError
 from ..files import atomic_path
+from ..inference.loading import refusal
 from .comparison import Comparison, compare_logits
+from .modelfile import ends_of, modelfile_path, modelfile_text, write_modelfile
 
 # Of matrices; vectors stay in float32. Those that are quantized need rows of whole blocks.
 TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q5_0": "Q5_0", "q4_0": "Q4_0"}
@@ -36,13 +41,14 @@ NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's types of token
 SAMPLE = "Hello world! It's 1984, they're 12,345 miles away.\n\n  Grüße: été, 漢字 🙂\tTab"  # read by both tokenizers
 
 
-def export_gguf(model_directory: str, output: str, type: str = "f32") -> Comparison:
+def export_gguf(model_directory: str, output: str, type: str = "f32", modelfile: bool = False) -> Comparison:
     """Write a language model of this package as GGUF, whole or not at all, and compare what transformers reads from it.
 
     Args:
         model_directory: a checkpoint of this package, by path or Hub name.
         output: the file, `.gguf`.
         type: of the matrices, a key of `TYPES`.
+        modelfile: write ollama's Modelfile beside it too.
 
     Raises:
         UserError: a setting that the format cannot express, a tokenizer that is not byte-level BPE as GPT-2's, a missing
@@ -61,6 +67,11 @@ def export_gguf(model_directory: str, output: str, type: str = "f32") -> Compari
     if type not in TYPES:
         raise UserError(f"type is {type!r}: choose one of {', '.join(TYPES)}")
     tokenizer = tokenizer_fields(checkpoint)
+    if modelfile:
+        modelfile_path(output)  # refuses a file of somebody else's
+        ends = ends_of(checkpoint.generation_config, checkpoint.config)
+        positions = checkpoint.config.max_position_embeddings
+        text = modelfile_text(Path(output).name, checkpoint.tokenizer, ends, tokenizer["adds_bos"], positions)  # type: ignore[arg-type]
     with atomic_path(output) as path:
         write_gguf(path, checkpoint, target, type, tokenizer, Path(output).stem)
         assert checkpoint.reference is not None and checkpoint.tokenizer is not None
@@ -68,6 +79,8 @@ def export_gguf(model_directory: str, output: str, type: str = "f32") -> Compari
         if type == "f32":
             comparison.refuse_difference()
         comparison.tokenizer = compare_tokenizers(path, checkpoint.tokenizer)
+    if modelfile:
+        write_modelfile(modelfile_path(output), text)
     return comparison
 
 
@@ -84,29 +97,32 @@ def check_checkpoint(checkpoint: Checkpoint, name: str) -> None:
         raise UserError(f"{name} has no tokenizer, and a GGUF file must hold one: save the tokenizer there first")
 
 
+def obstacles_of(config: GPTScratchConfig, layout: str) -> dict[str, Any]:
+    """The settings that the layout, or its GGUF file, cannot express, each with the value that it needs."""
+    found = obstacles(config, layout)
+    if layout == "gpt2":
+        return found | ({} if config.hidden_act in ("gelu_new", "gelu_pytorch_tanh") else {"hidden_act": "gelu_new"})
+    needed: dict[str, Any] = {"hidden_act": "silu", "mlp_bias": False, "o_bias": False}
+    needed |= {} if layout == "qwen2" else {"qkv_bias": False}  # readers have no place for the bias
+    if config.rope_parameters is not None and config.rope_parameters["rope_type"] != "default":
+        # that of a file in which transformers would drop the scaling without a word
+        needed["rope_parameters"] = {"rope_theta": config.rope_parameters["rope_theta"], "rope_type": "default"}
+    return found | {name: value for name, value in needed.items() if getattr(config, name) != value}
+
+
 def target_of(config: GPTScratchConfig) -> str:
-    """The layout to write, "gpt2" or "llama": by the positions, the one choice that both force."""
-    return "gpt2" if config.position_embedding_type == "learned" else "llama"
+    """The layout to write, one of `ARCHITECTURES`: that which the fewest settings stand in the way of."""
+    return min(ARCHITECTURES, key=lambda layout: len(obstacles_of(config, layout)))
 
 
 def refuse_settings(config: GPTScratchConfig, target: str) -> None:
     """
     Raises:
-        UserError: a setting that the layout or the file cannot express; names it.
+        UserError: settings that the layout or the file cannot express; names each.
     """
+    if found := obstacles_of(config, target):
+        raise UserError(f"GGUF cannot express {list_obstacles(config, found)} in the layout {target}, which is the nearest")
     foreign_config(config, target, "lm")
-    if target == "gpt2" and config.hidden_act not in ("gelu_new", "gelu_pytorch_tanh"):
-        raise UserError(f"GGUF cannot express hidden_act={config.hidden_act!r} in GPT-2's layout: it needs 'gelu_new'")
-    if target == "llama" and config.hidden_act != "silu":
-        raise UserError(f"GGUF cannot express hidden_act={config.hidden_act!r} in Llama's layout: it needs 'silu'")
-    if target == "llama" and (config.qkv_bias or config.mlp_bias):
-        name = "qkv_bias" if config.qkv_bias else "mlp_bias"
-        raise UserError(f"GGUF cannot express {name}=True in Llama's layout: its readers have no place for the bias")
-    if target == "llama" and config.rope_parameters is not None and config.rope_parameters["rope_type"] != "default":
-        raise UserError(
-            f"rope_type {config.rope_parameters['rope_type']!r} is not exported: transformers' reader drops it, so that the file could "
-            "not be verified"
-        )
 
 
 def tokenizer_fields(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -119,16 +135,18 @@ def tokenizer_fields(checkpoint: Checkpoint) -> dict[str, Any]:
     """
     tokenizer, vocab_size = checkpoint.tokenizer, checkpoint.config.vocab_size
     assert tokenizer is not None
-    told = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
-    model, splitting = told["model"], told.get("pre_tokenizer") or {}
+    described = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
+    model, splitting = described["model"], described.get("pre_tokenizer") or {}
     if model["type"] != "BPE":
         raise UserError(f"GGUF holds byte-level BPE tokenizers as GPT-2's; this one is {model['type']}")
-    if told.get("normalizer") is not None:
-        raise UserError(f"GGUF cannot express the tokenizer's normalizer {told['normalizer']['type']}")
+    if described.get("normalizer") is not None:
+        raise UserError(f"GGUF cannot express the tokenizer's normalizer {described['normalizer']['type']}")
     if splitting.get("type") != "ByteLevel" or not splitting["use_regex"] or splitting["add_prefix_space"]:
         raise UserError("GGUF cannot express how the tokenizer splits text before the merges: only GPT-2's pattern is supported")
     tokens = {id: (token, NORMAL) for token, id in model["vocab"].items()}
-    tokens |= {added["id"]: (added["content"], CONTROL if added["special"] else USER_DEFINED) for added in told["added_tokens"]}
+    tokens |= {
+        added["id"]: (added["content"], CONTROL if added["special"] else USER_DEFINED) for added in described["added_tokens"]
+    }
     listed = [tokens.get(id, (f"[PAD{id}]", UNUSED)) for id in range(vocab_size)]
     return {
         "tokens": [token for token, _ in listed],
@@ -198,7 +216,7 @@ def tensors_of(checkpoint: Checkpoint, target: str, type: str) -> list[Tensor]:
 def _architecture(target: str) -> Any:
     import gguf
 
-    return {"gpt2": gguf.MODEL_ARCH.GPT2, "llama": gguf.MODEL_ARCH.LLAMA}[target]
+    return gguf.MODEL_ARCH[target.upper()]
 
 
 def write_gguf(path: Path, checkpoint: Checkpoint, target: str, type: str, tokenizer: dict[str, Any], name: str) -> None:
@@ -264,7 +282,8 @@ def _write_tokenizer(writer: Any, fields: dict[str, Any]) -> None:
         if id is not None:
             add[name](id)
     if isinstance(fields["chat_template"], str):
-        writer.add_chat_template(fields["chat_template"])
+        # Without the tags that mark replies for training, which only transformers knows; they write nothing.
+        writer.add_chat_template(re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", fields["chat_template"]))
 
 
 def in_neighbouring_pairs(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -274,23 +293,6 @@ def in_neighbouring_pairs(weight: np.ndarray, heads: int) -> np.ndarray:
     [0, 2, 1, 3, 4, 6, 5, 7]
     """
     return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
-
-
-def open_gguf_model(path: Path) -> PreTrainedModel:
-    """The file as transformers' own model in float32, whatever the type of its matrices; all settings are the file's."""
-    from transformers import GgufConfig
-
-    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-    if config.model_type == "gpt2":  # the reader puts these two where GPT2Config does not look
-        config.n_positions, config.n_inner = config.n_ctx, config.feed_forward_length
-    model = AutoModelForCausalLM.from_pretrained(
-        path.parent,
-        gguf_file=path.name,
-        config=config,
-        dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),
-    )
-    return model.eval()
 
 
 def read_back(path: Path, reference: Callable[[], PreTrainedModel]) -> Comparison:
@@ -305,9 +307,9 @@ def read_back(path: Path, reference: Callable[[], PreTrainedModel]) -> Compariso
     del model
     gc.collect()
     try:
-        model = open_gguf_model(path)
-    except Exception as error:  # whatever gguf or transformers raise
-        raise UserError(f"verification failed: transformers cannot read the file: {one_line(error)}") from error
+        model = read_gguf(path)
+    except BaseException as error:  # whatever gguf or transformers raise
+        raise refusal("verification failed: transformers cannot read the file", error) from error
     return compare_logits(ours, logits_of(model, asked), type(model).__name__, path.stat().st_size)
 
 
@@ -316,7 +318,10 @@ def compare_tokenizers(path: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     Raises:
         UserError: the tokenizer in the file gives other ids.
     """
-    theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    try:
+        theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except BaseException as error:
+        raise refusal("verification failed: transformers cannot read the tokenizer in the file", error) from error
     ours, read = tokenizer(SAMPLE)["input_ids"], theirs(SAMPLE)["input_ids"]
     if ours != read:
         raise UserError(f"verification failed: the tokenizer in the file gives {read[:12]}..., this one {ours[:12]}...")

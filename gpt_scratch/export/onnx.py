@@ -56,7 +56,7 @@ def export_onnx(model_directory: str, output: str, overwrite: bool = False) -> C
         gc.collect()
         session = open_session(folder)
         theirs = [run_session(session, asked) for asked in inputs]
-        if checkpoint.head == "lm":  # what stands at a padded position means nothing
+        if checkpoint.head == "lm":  # values at padded positions are meaningless
             kept = [asked["attention_mask"].bool() for asked in inputs]
             ours, theirs = [a[mask] for a, mask in zip(ours, kept)], [a[mask] for a, mask in zip(theirs, kept)]
         size = sum(file.stat().st_size for file in folder.glob("model.onnx*"))
@@ -72,7 +72,7 @@ def write_onnx(model: PreTrainedModel, folder: Path) -> None:
     ids = torch.ones(EXPORTED_SHAPE, dtype=torch.long)
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns about operators of vision models that are not installed
+    logger.setLevel(logging.ERROR)  # it warns that operators of vision models are not installed
     try:
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
         OnnxExporter().export(model, inputs, config=OnnxConfig(dynamic=True)).save_pretrained(folder)

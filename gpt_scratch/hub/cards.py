@@ -1,18 +1,37 @@
 """Model cards, filled from a run's own `metrics.json` or `conversion.json`. What was not measured is left out.
 
 The text is `model_card_template.md` beside this file, the metadata `huggingface_hub`'s `ModelCardData` and `EvalResult`.
+
+A card stands between two comments, the second with a checksum. When a run writes its card again, what a person has written above or below
+and the person's metadata (license, language, ...) are kept. A README.md without the comments, or edited between them, is left as it is, and
+the card goes beside it into `README.proposed.md`.
 """
 
+import hashlib
+import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from yaml import YAMLError
 
+from ..evaluation.classification import figures_by_class
 from ..files import atomic_path
 from ..verify_checkpoint import FILE as REFERENCE_OUTPUTS
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
-PACKAGE = "[gpt_scratch](https://pypi.org/project/gpt_scratch/), a GPT written from scratch for the Hugging Face ecosystem"
+PROPOSAL = "README.proposed.md"
+OPENING = "<!-- gpt_scratch: this card is written again by the next run; write above or below it, what stands there is kept -->"
+CLOSING = "<!-- gpt_scratch: end of the card, {} -->"
+CARD = re.compile(
+    re.escape(OPENING) + "\n(?P<body>.*)\n" + re.escape(CLOSING).replace(r"\{\}", "(?P<checksum>[0-9a-f]{16})"), re.DOTALL
+)
+PROJECT_PAGE = ""  # the project's address; empty while there is none, since a link must lead somewhere
+PACKAGE = (
+    f"[gpt_scratch]({PROJECT_PAGE})" if PROJECT_PAGE else "gpt_scratch"
+) + ", a GPT written from scratch for the Hugging Face ecosystem"
 # Until the repository has a name. Every loader asks about the code where it is not told, the tokenizer's too, which runs none of it.
 NAME = "PATH_OR_NAME"
 LOADING = 'revision="main", trust_remote_code=True'
@@ -117,6 +136,7 @@ def write_classifier_card(output_dir: str, record: dict[str, Any]) -> None:
         sections=[
             _table("Results", "measured", _chosen(metrics, CLASSIFIER_FIGURES)),
             f"Over the whole of each split; the test split has {split['rows']:,} texts.{overlap} Confident mistakes are in `mistakes.tsv`.",
+            _classes(metrics),
             _picture(output_dir, "confusion_matrix"),
             _picture(output_dir, "loss"),
             _data(metrics["data"]),
@@ -147,7 +167,7 @@ def write_instruction_card(output_dir: str, record: dict[str, Any]) -> None:
 
 
 def write_preference_card(output_dir: str, method: str, record: dict[str, Any]) -> None:
-    """Write `README.md` into the directory of a model taught by preferences, in the place of TRL's own.
+    """Write `README.md` into the directory of a model trained on preferences, in place of TRL's own.
 
     Args:
         method: "dpo", "grpo", or "reward" for a model that scores replies.
@@ -193,14 +213,24 @@ def write_conversion_card(output_dir: str, title: str, record: dict[str, Any]) -
 
 
 def name_repository(output_dir: str, repository: str) -> bool:
-    """Write the repository's name into the example of a card of ours, once it is known; says whether there was a place for it."""
+    """Write the repository's name into the example of a card of ours, once it is known; returns whether there was a place for it."""
     path = Path(output_dir) / "README.md"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if f'"{NAME}"' not in text:
         return False
-    with atomic_path(path) as temporary:
-        temporary.write_text(text.replace(f'"{NAME}"', f'"{repository}"'), encoding="utf-8")
+    unedited = _is_unedited(text)
+    text = text.replace(f'"{NAME}"', f'"{repository}"')
+    found = CARD.search(text)
+    if found and unedited:
+        text = text[: found.start("checksum")] + _checksum(ModelCard(text).data, found["body"]) + text[found.end("checksum") :]
+    _write_text(path, text)
     return True
+
+
+def keep_card(previous: str, output_dir: str) -> None:
+    """Before a card is written into `output_dir`, which will replace the directory `previous`: what a person wrote there stays."""
+    if (Path(previous) / "README.md").is_file():
+        shutil.copyfile(Path(previous) / "README.md", Path(output_dir) / "README.md")
 
 
 def _write(output_dir: str, metadata: ModelCardData, sections: list[str], title: str | None = None, **texts: str) -> None:
@@ -209,8 +239,44 @@ def _write(output_dir: str, metadata: ModelCardData, sections: list[str], title:
     card = ModelCard.from_template(
         metadata, template_path=TEMPLATE, title=title, sections=sections, verifiable=verifiable, **texts
     )
-    with atomic_path(Path(output_dir) / "README.md") as temporary:
-        temporary.write_text(f"{card}\n", encoding="utf-8")
+    body = card.text.strip()
+    marked = f"{OPENING}\n{body}\n{CLOSING.format(_checksum(metadata, body))}"
+    path = Path(output_dir) / "README.md"
+    previous = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    if not previous:
+        _write_text(path, f"---\n{metadata}\n---\n\n{marked}\n")
+    elif _is_unedited(previous):
+        kept, found = ModelCard(previous), CARD.search(previous)
+        assert found is not None  # it is unedited
+        kept.data.eval_results, kept.data.model_name = metadata.eval_results, metadata.model_name
+        above = previous[: found.start()].partition("\n---")[2].lstrip("-").strip("\n")
+        below = previous[found.end() :].strip("\n")
+        _write_text(path, "\n\n".join(part for part in (f"---\n{kept.data}\n---", above, marked, below) if part) + "\n")
+        if above or below:
+            print("note: README.md: what was written above or below the card is kept")
+    else:
+        _write_text(path.with_name(PROPOSAL), f"---\n{metadata}\n---\n\n{marked}\n")
+        print(f"note: README.md was not written by this package, or was edited, and is kept; the card of this run is {PROPOSAL}")
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _checksum(metadata: ModelCardData, body: str) -> str:
+    """Of the text between the comments and the evaluation results of the metadata."""
+    results = [result.__dict__ for result in metadata.eval_results or []]
+    return hashlib.sha256(json.dumps([body, results], default=str).encode()).hexdigest()[:16]
+
+
+def _is_unedited(text: str) -> bool:
+    """Whether a card stands there as it was written."""
+    found = CARD.search(text)
+    try:
+        return found is not None and _checksum(ModelCard(text).data, found["body"]) == found["checksum"]
+    except (YAMLError, ValueError, AttributeError, TypeError):  # metadata that are none
+        return False
 
 
 def _metadata(output_dir: str, task: str, dataset: str, split: str, measured: dict[str, float]) -> ModelCardData:
@@ -239,12 +305,12 @@ def _chosen(metrics: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _data(description: dict[str, Any]) -> str:
-    """What each split was made of: the counts that the run took."""
+    """Statistics of each split: the counts that the run took."""
     splits = {
         split: ", ".join(
             f"{value:,} {name.replace('_', ' ')}"
             for name, value in counts.items()
-            if isinstance(value, int) and name != "texts_also_in_train"
+            if type(value) is int and name != "texts_also_in_train"
         )
         for split, counts in description.items()
         if isinstance(counts, dict)
@@ -284,6 +350,17 @@ def _table(heading: str, column: str, values: dict[str, Any]) -> str:
 def _cell(value: Any) -> str:
     text = f"{value:,.4f}".rstrip("0").rstrip(".") if isinstance(value, float) and abs(value) >= 1e-3 else str(value)
     return " ".join(text.split()).replace("|", "\\|")
+
+
+def _classes(metrics: dict[str, Any]) -> str:
+    """Counts and rates of each class on the test split."""
+    if "test_confusion_matrix" not in metrics:
+        return ""
+    rows = "\n".join(
+        f"| {_cell(row.name)} | {row.texts:,} | {row.predicted:,} | {row.precision:.3f} | {row.recall:.3f} | {row.f1:.3f} |"
+        for row in figures_by_class(metrics["test_confusion_matrix"], metrics["labels"])
+    )
+    return f"## Classes\n\n| class | test texts | predicted | precision | recall | F1 |\n|---|---|---|---|---|---|\n{rows}"
 
 
 def _picture(output_dir: str, name: str) -> str:

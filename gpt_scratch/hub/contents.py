@@ -1,4 +1,4 @@
-"""Which files of a directory go to the Hub, and which do not: the state of a training run, links, what is of no use to others.
+"""Which files of a directory go to the Hub, and which do not: the state of a training run, links, files of no use to others.
 
 A directory is complete when whoever downloads it can load it with transformers alone: `config.json`, safetensors, and each code file that
 the config's `auto_map` names. Pickles of a run (`training_args.bin`, which also holds this machine's paths) never go up.
@@ -16,10 +16,12 @@ from typing import Any
 
 from ..errors import UserError
 
-# Never: pickles and leavings that are of no use to others. `.*` includes what git and huggingface_hub keep for themselves.
-NEVER = ("training_args.bin", ".*", "__pycache__", "*.pyc", "events.out.tfevents.*")
-# What only training needs to go on: two to three times the size of the weights, and pickled.
+# Never: pickles, and leftovers that are of no use to others. `.*` includes what git and huggingface_hub keep for themselves.
+NEVER = ("training_args.bin", ".*", "__pycache__", "*.pyc", "events.out.tfevents.*", "README.proposed.md")
+# What only resuming needs: two to three times the size of the weights, and pickled.
 TRAINING_STATE = ("checkpoint-*", "optimizer.*", "scheduler.pt", "scaler.pt", "rng_state*.pth", "random_states_*.pkl")
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.*", "spiece.model", "*.tiktoken")
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def list_contents(folder: str | os.PathLike, with_training_state: bool = False, 
     for path in sorted(_entries(folder)):
         name = path.relative_to(folder).as_posix()
         if not name.isprintable() and any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
-            raise UserError(f"{str(path)!r}: a name with control characters, or that is not UTF-8, is none on the Hub: rename it")
+            raise UserError(f"{str(path)!r}: the Hub takes no name with control characters, or that is not UTF-8: rename it")
         reason = _reason_to_stay(folder, name, with_training_state, exclude)
         if reason is None and path.is_symlink():
             raise UserError(
@@ -64,8 +66,24 @@ def list_contents(folder: str | os.PathLike, with_training_state: bool = False, 
     return Contents(folder, files, left_out)
 
 
+def missing_parts(contents: Contents) -> list[str]:
+    """What a model can be loaded without, but hardly used: a line for each part that is not there."""
+    notes = []
+    if not any(fnmatch(name, pattern) for name in contents.files for pattern in TOKENIZERS):
+        notes.append(
+            "there is no tokenizer, and whoever loads the model cannot give it text: save one beside it (save_pretrained)"
+        )
+    if "config.json" in contents.files and "generation_config.json" not in contents.files:
+        architectures = _read_settings(contents.folder / "config.json").get("architectures") or []
+        if any("ForCausalLM" in str(name) or "LMHead" in str(name) for name in architectures):
+            notes.append(
+                "there is no generation_config.json: without the end-of-text token in it, generation may not end by itself"
+            )
+    return notes
+
+
 def shown(name: str) -> str:
-    """A name as it may be printed: whatever would end the line, move the cursor or turn the order of letters is shown as its code."""
+    """A name as it may be printed: whatever would end the line, move the cursor or reverse the order of letters is shown as its code."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name)
 
 

@@ -11,26 +11,28 @@ from transformers.trainer_utils import HubStrategy
 
 from ..errors import UserError
 from .cards import name_repository
-from .contents import Contents, list_contents, shown
+from .contents import Contents, list_contents, missing_parts, shown
 from .secret_rules import scanner
 from .secret_scan import find_secrets
 from .upload import Repository, Upload, open_repository, upload, verify_outputs
 
 
 class PushToHub(TrainerCallback):
-    """Does nothing unless `args.push_to_hub` is set, which it takes away from Trainer.
+    """Uploads each checkpoint, where `args.hub_strategy` says so, and the whole output directory at the end ([`finish`]).
 
-    `hub_model_id`, `hub_private_repo`, `hub_revision` and `hub_token` mean what they mean to Trainer; of `hub_strategy` there are "end" and
-    "every_save".
+    Make it by [`take_over_push`]. `hub_model_id`, `hub_private_repo`, `hub_revision` and `hub_token` mean what they mean to Trainer; of
+    `hub_strategy` there are "end" and "every_save".
+
+    Args:
+        wanted: without it nothing is uploaded.
 
     Raises:
         UserError: before training, where it could not be uploaded afterwards: not logged in, no permission, no network, or the
             scanner for secrets is not installed.
     """
 
-    def __init__(self, args: TrainingArguments):
+    def __init__(self, args: TrainingArguments, wanted: bool):
         self.repository: Repository | None = None
-        wanted, args.push_to_hub = args.push_to_hub, False
         if not wanted:
             return
         if args.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
@@ -43,9 +45,9 @@ class PushToHub(TrainerCallback):
             self.repository = open_repository(name, args.hub_private_repo, args.hub_revision or "main", self.token)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        """Upload a checkpoint. What goes wrong with it is told, and training goes on."""
+        """Upload a checkpoint. A failure is reported, and training continues."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        # Not an adapter's: its files would stand beside the merged model's later, and be loaded in its place.
+        # Not an adapter's: its files would lie beside the merged model's later, and be loaded in its place.
         if self.repository is None or not self.every_save or not (folder / "config.json").is_file():
             return
         try:
@@ -57,12 +59,14 @@ class PushToHub(TrainerCallback):
         """Upload the whole output directory, when everything is in it and computes what it should; `None` where nothing was to be pushed.
 
         Raises:
-            UserError: it does not, or it could not be uploaded; the message says that it is all there, and how to go on.
+            UserError: it does not, or it could not be uploaded; the message says that everything is saved, and how to upload it.
         """
         if self.repository is None:
             return None
         try:
             contents = list_contents(self.output_dir)
+            for note in missing_parts(contents):
+                print(f"note: {note}")
             verify_outputs(contents)
             name_repository(self.output_dir, self.repository.id)
             uploaded = self._upload(contents, "End of training")
@@ -78,3 +82,9 @@ class PushToHub(TrainerCallback):
         if findings:
             raise UserError(f"found {findings[0]}")
         return upload(contents, self.repository, message, self.token, update=True)
+
+
+def take_over_push(args: TrainingArguments) -> PushToHub:
+    """The callback that pushes in Trainer's place: `args.push_to_hub` is cleared, since Trainer would push, too."""
+    wanted, args.push_to_hub = args.push_to_hub, False
+    return PushToHub(args, wanted)

@@ -17,13 +17,13 @@ from ..errors import UserError
 
 PATH = "an absolute path of a machine"
 OWN_VALUE = "the value of a secret of this environment"
-# What the rules below and those of kingfisher look for, for people.
+# What the rules below and those of kingfisher look for, for messages.
 KINDS = (
     "access tokens and keys of services", "private keys", "JSON web tokens", "passwords in addresses, settings and .netrc lines",
     "values of this environment's secrets", "absolute paths of machines",
 )  # fmt: skip
 
-# Where a format begins with letters, it may stand within a word: the strings of an Arrow file follow each other without a gap. A long
+# Where a format begins with letters, it may occur within a word: the strings of an Arrow file follow each other without a gap. A long
 # unbroken run of such letters is base64 (see `_in_a_long_run`). With each rule go literals, one of which a text must hold for the rule
 # to be tried at all (those of NEED_A_DIGIT in lower case): most texts hold none of them, and that is seen in next to no time.
 FORMATS: list[tuple[str, tuple[bytes, ...], bytes]] = [
@@ -55,17 +55,17 @@ REPLACED = ("generic-credential-uri",)  # by the rule on addresses here, which l
 NEED_A_DIGIT = (
     "credentials of an HTTP header",
     "a password or key in a setting",
-)  # and a letter: they stand in prose and in code too
+)  # and a letter: they occur in prose and in code too
 EXAMPLES = re.compile(
     rb"(?i:.{0,3}(?:passw|secret|token|example|your|my-|changeme|none|null|true|false)|.*(?:environ|getenv|config\.|args\.))"
 )
 SECRET_VARIABLES = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$")
-# Folders that machines keep users' files in; /usr or /dev in a text say nothing about anybody.
+# Folders that machines keep users' files in; /usr or /dev in a text identify nobody.
 PATHS = re.compile(
     rb"/(?:home|Users|root|tmp|mnt|media|srv|opt|var|private|Volumes|work|workspace|scratch|content|kaggle|gpfs|lustre|nfs)/[\w.-]+"
     rb"|:(?:\\\\?|/)Users(?:\\\\?|/)[\w.-]+"
 )
-# What stands before a path: not a part of an address or of a relative path, but for addresses of files.
+# What may precede a path: not a part of an address or of a relative path, except in addresses of files.
 BEFORE_A_PATH = re.compile(rb"(?:\A|[^\w:/.~]|file:(?://)?|file://localhost)\Z", re.IGNORECASE)
 LONG_RUN = 160  # letters of base64 without a break
 
@@ -130,7 +130,7 @@ class Rules:
         yield from self._literals(text, self.values, OWN_VALUE)
         if paths:
             for found in PATHS.finditer(text):
-                drive = found[0].startswith(b":")  # of Windows, whose letter stands before
+                drive = found[0].startswith(b":")  # of Windows, whose letter precedes it
                 if drive or BEFORE_A_PATH.search(text[max(0, found.start() - 16) : found.start()]):
                     yield Match(*found.span(), PATH)
             yield from self._literals(text, self.folders, PATH)

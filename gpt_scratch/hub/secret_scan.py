@@ -1,7 +1,7 @@
 """Find what must not be published in the files of an upload: in texts and binary files, in what is packed and encoded in them, in names.
 
 Files are read in windows that overlap, so that a checkpoint of any size takes the memory of one window. Of binary data the printable
-runs are looked at; random weights hold none that a rule takes for a secret. Findings say where they are, never what they are.
+runs are looked at; random weights hold none that a rule takes for a secret. A finding names its place, never its value.
 """
 
 import base64
@@ -19,7 +19,7 @@ from .secret_rules import KINDS, PATH, Match, Rules
 from .unpacking import Budget, sealed, streams
 
 WINDOW, OVERLAP = 4 * 2**20, 2**16  # bytes; a private key of 16,384 bits takes 13 kB, and 17 kB in base64
-CONTEXT = 1024  # bytes at the start of a window in which a rule may not see what stands before: the window before has seen them
+CONTEXT = 1024  # bytes at the start of a window in which a rule may not see what precedes: the window before has seen them
 RUN = 10  # printable bytes in binary data that count as text
 LAYERS = 4  # of encodings within each other
 MOST = 20  # findings that are shown of one file
@@ -33,7 +33,7 @@ ESCAPE = re.compile(rb"\\(?:u00([0-7][0-9A-Fa-f])|x([0-7][0-9A-Fa-f])|([/\"'\\nr
 SIMPLE = {b"n": b"\n", b"r": b"\r", b"t": b"\t"}
 REST = re.compile(rb"\r?\n([A-Za-z0-9+/_-]{1,100})(?:=|\s|\Z)")  # the last line of wrapped base64
 
-WHERE = "in texts, binary files, UTF-16, JSON escapes, base64, file names, and inside zip, tar, gzip, bzip2 and xz"
+WHERE = "in texts, binary files, UTF-16, JSON escapes, base64, file names, and inside zip, tar, gzip, bzip2, xz and PDF"
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Scan:
 
     @staticmethod
     def looks_for() -> str:
-        """What is looked for and where, for people."""
+        """What is looked for and where, for messages."""
         return f"{', '.join(KINDS[:-1])}, and {KINDS[-1]}; {WHERE}"
 
 
@@ -83,9 +83,8 @@ def find_secrets(contents: Contents) -> Scan:
             findings.append(Finding(names[name], "in its name", "a secret or a path of a machine"))
         paths = name.rsplit("/", 1)[-1] not in VOCABULARIES
         with (contents.folder / name).open("rb") as file:
-            if kind := sealed(file.read(16)):
+            if kind := sealed(file):
                 unread[names[name]] = kind
-            file.seek(0)
             found = _scan_file(file, Budget(names[name], contents.size(name)), rules, paths)
             findings += [Finding(names[name], place, kind) for place, kind in found]
     return Scan(findings, unread, names)
@@ -150,7 +149,7 @@ def _search(data: bytes, rules: Rules, paths: bool, is_text: bool, layer: int = 
             yield Match(origin(start + marks(match.start)), origin(start + marks(match.end)), match.kind)
     for width, wide in ((2, UTF16), (4, UTF32)):
         for found in wide.finditer(data) if b"\0" in data else ():
-            first = max(0, found.start() - 1)  # in little-endian order the first letter stands before its zeros
+            first = max(0, found.start() - 1)  # in little-endian order the first letter precedes its zeros
             narrow = data[first : found.end() + 1].replace(b"\0", b"")
             for match in _search(narrow, rules, paths, True, layer + 1):
                 yield Match(first + width * match.start, first + width * match.end, match.kind)
@@ -180,7 +179,7 @@ def _runs(data: bytes, alphabet: bytes, least: int) -> list[tuple[int, int]]:
 def _printable_runs(data: bytes) -> tuple[bytes, list[int], list[int]]:
     """The runs of printable bytes in binary data, one a line, and for each the place in this text and in `data`.
 
-    Each stands there three times, whole, without its first byte and without its first two: before a string stand its type and its length,
+    Each is there three times, whole, without its first byte and without its first two: a string is preceded by its type and its length,
     which may be printable too, and then a rule for whole words would not see it.
     """
     parts, places, origins, length = [], [0], [0], 0

@@ -16,8 +16,8 @@ from yaml import YAMLError
 
 from ..conversion.checkpoint import Options
 from ..conversion.convert import export_weights
-from ..conversion.export import CLASSES
 from ..conversion.formats import recognize
+from ..conversion.stock_layouts import CLASSES
 from ..conversion.verify import verify
 from ..errors import UserError, one_line
 from ..files import atomic_path, write_json
@@ -44,7 +44,7 @@ def write_stock_checkpoint(source: str, layout: str, folder: Path, exclude: tupl
 
     Args:
         source: as a training script or `save_pretrained` wrote it.
-        layout: one of `conversion.export.LAYOUTS`.
+        layout: one of `conversion.stock_layouts.LAYOUTS`.
         exclude: patterns of relative paths to leave out.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What is packed in a file that goes to the Hub: the members of zip (which .pth, .npz and .docx are), tar, gzip, bzip2 and xz.
+"""What is packed in a file that goes to the Hub: the members of zip (which .pth, .npz and .docx are), tar, gzip, bzip2, xz and PDF.
 
 They may lie within each other up to three deep. All is read as a stream; what unpacks to far more than it takes is refused.
 """
@@ -7,12 +7,14 @@ import bz2
 import gzip
 import io
 import lzma
+import re
 import struct
 import tarfile
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 from typing import BinaryIO, cast
 
 from ..errors import UserError
@@ -22,10 +24,14 @@ FREE, RATIO = 256 * 2**20, 10  # bytes that a file may unpack to, in all: this m
 DIRECTORY = 32 * 2**20  # bytes of the list of a zip file's members, which is read at once
 MEMBERS = 100_000
 PIECE = 2**20
+PDF_BYTES = 64 * 2**20  # of a PDF, which is read at once
 DAMAGE = (
     zlib.error, EOFError, zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, OSError, NotImplementedError, RuntimeError,
     ValueError, struct.error, OverflowError, MemoryError,
 )  # fmt: skip
+PDF_DICTIONARY = 4096  # bytes of what stands before a stream at most
+PDF_STREAM = re.compile(rb">>\s{0,100}stream\r?\n")  # the end of its dictionary, and its keyword (ISO 32000-1, 7.3.8)
+PDF_FILTER = re.compile(rb"/Filter\s*(?:/(\w+)|\[([^]]{0,200})\])")
 # Packed in ways that nothing here reads: shown, so that nobody takes them for checked.
 SEALED = {
     b"PAR1": "parquet", b"ARROW1": "Arrow", b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!": "rar", b"\x28\xb5\x2f\xfd": "Zstandard", b"%PDF": "PDF",
@@ -129,18 +135,58 @@ class _Xz(io.RawIOBase):
                     return b""
                 self.decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=128 * 2**20)
             elif not data and self.decoder.needs_input:
-                raise EOFError("it ends in the midst")
+                raise EOFError("it is truncated")
             if piece := self.decoder.decompress(data, count):
                 return piece
+
+
+class _Inflated(io.RawIOBase):
+    """What deflated bytes from `start` on unpack to; where they end, they say themselves."""
+
+    def __init__(self, data: bytes, start: int):
+        self.data, self.place, self.decoder = data, start, zlib.decompressobj()
+
+    def read(self, count: int = -1) -> bytes:
+        while not self.decoder.eof:
+            piece = self.decoder.unconsumed_tail or self.data[self.place : self.place + PIECE]
+            if not self.decoder.unconsumed_tail:
+                self.place += len(piece)
+                if not piece:
+                    raise EOFError("it ends in the midst")
+            if found := self.decoder.decompress(piece, max(count, 1)):
+                return found
+        return b""
+
+
+def _pdf_streams(data: bytes) -> Iterator[tuple[list[bytes], int]]:
+    """The filters of each stream of a PDF, and where it begins."""
+    for found in PDF_STREAM.finditer(data):
+        before = data[max(0, found.start() - PDF_DICTIONARY) : found.start()]
+        named = PDF_FILTER.search(before, before.rfind(b"obj"))
+        yield re.findall(rb"\w+", named[1] or named[2] or b"") if named else [], found.end()
+
+
+def pdf_is_readable(file: BinaryIO) -> bool:
+    """Whether all streams of a PDF are plain or deflated, as matplotlib writes them."""
+    file.seek(0)
+    data = file.read(PDF_BYTES + 1)
+    file.seek(0)
+    plain = len(data) <= PDF_BYTES and b"/Encrypt" not in data
+    filters = [named for named, _ in islice(_pdf_streams(data), MEMBERS + 1)] if plain else []
+    return plain and len(filters) <= MEMBERS and all(named in ([], [b"FlateDecode"]) for named in filters)
 
 
 def _kind(stream: BinaryIO) -> str | None:
     """The format of what begins here; the stream stays where it is."""
     if isinstance(stream, io.BufferedReader) and not stream.seekable():
         head = stream.peek(512)[:512]
+        if head.startswith(b"%PDF"):
+            return "PDF"  # perhaps: it is looked at again when it can be read twice
     else:
         head = stream.read(512)
         stream.seek(0)
+        if head.startswith(b"%PDF") and pdf_is_readable(stream):
+            return "PDF"
         if b"PK\5\6" in _tail(stream) and zipfile.is_zipfile(stream):  # also behind something else
             stream.seek(0)
             return "zip"
@@ -153,12 +199,12 @@ def _kind(stream: BinaryIO) -> str | None:
 
 def _tail(stream: BinaryIO) -> bytes:
     end = stream.seek(0, io.SEEK_END)
-    stream.seek(max(0, end - 65_557))  # of zip's last record and the longest comment behind it
+    stream.seek(max(0, end - 65_557))  # of zip's last record and the longest comment after it
     return stream.read()
 
 
 def _members(kind: str, file: BinaryIO) -> Iterator[tuple[str, BinaryIO, bool]]:
-    """Name, content, and whether it stands in the file as it is."""
+    """Name, content, and whether it is stored uncompressed."""
     if kind == "zip":
         _check_directory(_tail(file), file)
         with zipfile.ZipFile(file) as archive:
@@ -173,6 +219,10 @@ def _members(kind: str, file: BinaryIO) -> Iterator[tuple[str, BinaryIO, bool]]:
                 content = tar.extractfile(item) if item.isreg() else None
                 if content is not None:
                     yield item.name, cast(BinaryIO, content), True
+    elif kind == "PDF":
+        for number, (filters, start) in enumerate(_pdf_streams(data := file.read())):
+            if filters:
+                yield f"stream {number}", cast(BinaryIO, _Inflated(data, start)), False
     elif kind == "xz":
         yield "unpacked", cast(BinaryIO, _Xz(file)), False
     else:
@@ -197,6 +247,10 @@ def _check_directory(tail: bytes, file: BinaryIO) -> None:
     file.seek(0)
 
 
-def sealed(head: bytes) -> str | None:
+def sealed(file: BinaryIO) -> str | None:
     """The name of a format that packs its content in a way that is not read here."""
+    head = file.read(16)
+    file.seek(0)
+    if head.startswith(b"%PDF") and pdf_is_readable(file):
+        return None
     return next((name for start, name in SEALED.items() if head.startswith(start)), None)

@@ -1,6 +1,6 @@
 """Upload a checkpoint directory to the Hub, in one commit that is there whole or not at all, and prove it by loading what comes back.
 
-Large files go first, each once: after an interruption the same call sends only what the Hub has not got. Sources: `huggingface_hub`'s
+Large files go first, each once: after an interruption the same call sends only what the Hub does not have. Sources: `huggingface_hub`'s
 `HfApi.create_commit` and the git-lfs batch API.
 """
 
@@ -16,11 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 import torch
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, set_client_factory, snapshot_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -30,10 +28,11 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils._http import default_client_factory  # not public; run with 2.4
 from safetensors.torch import load_file
 
+from ..downloads import bound_downloads
 from ..errors import NO_ROOM, UserError, one_line
+from ..files import CODE_PATTERN
 from ..verify_checkpoint import FILE as REFERENCE_OUTPUTS
 from ..verify_checkpoint import verify_checkpoint
 from .contents import Contents, shown
@@ -41,7 +40,6 @@ from .contents import Contents, shown
 # What would be read in place of what is uploaded, or beside it although it belongs to other weights.
 LOADED = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json", REFERENCE_OUTPUTS)
 LOGITS_TOLERANCE = 1e-5  # of the largest logit; processes may run on other numbers of threads
-CODE = "*_gpt_scratch.py"  # of an earlier upload; no use beside a stock layout
 LARGE = 10 * 2**20  # bytes from which the Hub never keeps a file as a git blob
 AGAIN = "run the same command again, what is on the Hub already is not sent twice"
 
@@ -92,14 +90,14 @@ def open_repository(name: str, private: bool | None = None, revision: str = "mai
 
 
 def upload(contents: Contents, repository: Repository, message: str, token: str | None = None, update: bool = False) -> Upload:
-    """Send what the Hub has not got and commit it. Weights of an earlier upload that would be loaded instead are deleted.
+    """Send what the Hub does not have and commit it. Weights of an earlier upload that would be loaded instead are deleted.
 
     Args:
         update: add a commit to a repository that holds something else already.
 
     Raises:
-        UserError: other content and no `update`, no permission, a card that the Hub refuses, or the network went away; in this case
-            a second call goes on from there.
+        UserError: other content and no `update`, no permission, a card that the Hub refuses, or the network failed; in this case a
+            second call resumes.
     """
     there = repository.present
     finished = all(name in there and there[name] in _ids(contents.folder / name) for name in contents.files)
@@ -107,7 +105,11 @@ def upload(contents: Contents, repository: Repository, message: str, token: str 
         raise UserError(
             f"{repository.id} exists and holds {len(there)} files: pass --update to add a commit to it, or choose another name"
         )
-    stale = [name for name in there if any(fnmatch(name, pattern) for pattern in (*LOADED, CODE)) and name not in contents.files]
+    stale = [
+        name
+        for name in there
+        if any(fnmatch(name, pattern) for pattern in (*LOADED, CODE_PATTERN)) and name not in contents.files
+    ]
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=contents.folder / name) for name in contents.files
     ]
@@ -204,7 +206,7 @@ def _refuse_paths(name: str, paths: Iterable[str]) -> None:
 @contextmanager
 def _clear_errors(name: str) -> Iterator[None]:
     """The client's errors as one line each that says what to do. The token goes to the Hub only."""
-    set_client_factory(_client)
+    bound_downloads()
     try:
         yield
     except LocalTokenNotFoundError as error:
@@ -231,19 +233,6 @@ def _clear_errors(name: str) -> Iterator[None]:
         raise UserError(f"{name}: the download failed: {one_line(error)}") from error
     except Exception as error:  # the client takes answers as they come: each of another form raises another kind
         raise UserError(_not_understood(name, error)) from error
-
-
-def _client() -> Any:
-    """huggingface_hub's own client, but the Hub may name another host, where to confirm a large file: it does not get the token."""
-    client = default_client_factory()
-    client.event_hooks = client.event_hooks | {"request": [*client.event_hooks["request"], _keep_token]}
-    return client
-
-
-def _keep_token(request: Any) -> None:
-    hub = urlsplit(constants.ENDPOINT)
-    if (request.url.scheme, request.url.netloc.decode()) != (hub.scheme, hub.netloc):
-        request.headers.pop("authorization", None)
 
 
 def _not_understood(name: str, error: Exception) -> str:

@@ -1,5 +1,6 @@
 """A conversation with a model in the terminal: history cut to the context, the reply streamed."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,13 +8,33 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..errors import UserError
 from ..ranges import check_ranges
-from .chat_template import apply_chat_template
+from .chat_template import encode_chat, unsaid_parts
 from .decoding import compiled_generation
+from .generation import check_unicode, generate_ids, pad_left
 from .streaming import PrintableStreamer
 
 
+def encode_conversation(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], limit: int, start: Sequence[dict[str, str]] = ()
+) -> tuple[list[int], list[dict[str, str]]]:
+    """Token ids of a conversation up to where the reply begins, without the oldest exchanges where it would be longer than `limit`.
+
+    Args:
+        messages: of user and assistant in turn; the last one is always kept.
+        limit: tokens of prompt that leave room for the reply.
+        start: messages before these that are always kept, as a system message.
+
+    Returns the ids, more than `limit` only where the last message alone is too long, and the messages that are left.
+    """
+    while True:
+        ids = encode_chat(tokenizer, [*start, *messages], add_generation_prompt=True).ids
+        if len(ids) <= limit or len(messages) < 3:
+            return ids, messages
+        messages = messages[2:]  # a question with its answer
+
+
 class Chat:
-    """A model, its chat template and what was said.
+    """A model, its chat template and the conversation so far.
 
     Args:
         model: a causal language model in eval mode.
@@ -47,6 +68,10 @@ class Chat:
         self.model, self.tokenizer = model, tokenizer
         self.max_new_tokens, self.temperature, self.compiled = max_new_tokens, temperature, compiled
         self.start = [{"role": "system", "content": system}] if system else []
+        if system:
+            check_unicode(system)
+            if unsaid_parts(tokenizer, [*self.start, {"role": "user", "content": "Hello"}]):
+                raise UserError("this model's chat template has no place for a system message: leave out --system")
         self.messages: list[dict[str, str]] = []
         if seed is not None:
             set_seed(seed)
@@ -59,44 +84,34 @@ class Chat:
         """Token ids of the conversation up to where the reply begins; the oldest exchanges are forgotten until a reply fits.
 
         Raises:
-            UserError: the last message alone leaves no room for a reply; it is taken back.
+            UserError: the last message alone leaves no room for a reply; it is removed again.
         """
-        while True:
-            ids = apply_chat_template(
-                self.tokenizer,
-                self.start + self.messages,
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                verbose=False,
-            )["input_ids"]
-            if len(ids) + self.max_new_tokens <= self.limit:
-                return ids
-            if len(self.messages) == 1:
-                self.messages.pop()
-                raise UserError(
-                    f"this message makes a prompt of {len(ids)} tokens, and {self.limit} positions leave no room for a reply of "
-                    f"{self.max_new_tokens}: shorten it"
-                )
-            del self.messages[:2]  # a question with its answer
+        ids, self.messages = encode_conversation(self.tokenizer, self.messages, self.limit - self.max_new_tokens, self.start)
+        if len(ids) + self.max_new_tokens > self.limit:
+            self.messages = []
+            raise UserError(
+                f"this message makes a prompt of {len(ids)} tokens, and {self.limit} positions leave no room for a reply of "
+                f"{self.max_new_tokens}: shorten it"
+            )
+        return ids
 
     def say(self, text: str, stream: bool = True) -> str:
         """The model's reply to `text`, printed as it grows with `stream`; both join the conversation."""
-        self.messages.append({"role": "user", "content": text})
-        inputs = torch.tensor([self.prompt_ids()], device=self.model.device)
-        settings: dict[str, Any] = {"do_sample": self.temperature > 0}
-        settings |= {"temperature": self.temperature} if self.temperature > 0 else {}
+        check_unicode(text)
+        before = self.messages
+        self.messages = [*before, {"role": "user", "content": text}]
+        try:
+            ids, end = self.prompt_ids(), self.tokenizer.eos_token_id
+        except UserError:
+            if self.messages:  # too long, it has gone already; else the template cannot write it, and it must not stay
+                self.messages = before
+            raise
+        settings: dict[str, Any] = {"eos_token_id": end, "pad_token_id": end}
         settings |= {"streamer": PrintableStreamer(self.tokenizer)} if stream else {}
-        settings |= compiled_generation(self.model, inputs.shape[1] + self.max_new_tokens) if self.compiled else {}
+        settings |= compiled_generation(self.model, len(ids) + self.max_new_tokens) if self.compiled else {}
         with torch.inference_mode():
-            output = self.model.generate(
-                inputs,
-                attention_mask=torch.ones_like(inputs),
-                max_new_tokens=self.max_new_tokens,
-                eos_token_id=self.tokenizer.eos_token_id,
-                pad_token_id=self.tokenizer.eos_token_id,
-                **settings,
-            )
-        reply = self.tokenizer.decode(output[0, inputs.shape[1] :], skip_special_tokens=True).strip()
+            inputs = pad_left([ids], end, self.model.device)
+            output = generate_ids(self.model, inputs, self.max_new_tokens, self.temperature, **settings)
+        reply = self.tokenizer.decode(output[0], skip_special_tokens=True).strip()
         self.messages.append({"role": "assistant", "content": reply})
         return reply

@@ -1,32 +1,36 @@
-"""Chat templates are programs by whoever published a model: rendered in a process of their own, within limits of time and memory.
+"""Chat templates are programs written by a model's publisher: rendered in a process of their own, within limits of time and memory.
 
 transformers' sandbox keeps a template from files and attributes; but one expression, `{{ (7**99999999) % 3 }}`, keeps the interpreter
-busy for minutes, and nothing in its process can end that: it is one operation, and no thread or signal comes in between. Another process
-can be killed, and its memory limited. transformers' own functions run there (`template_process.py`), so what comes out is what
-`apply_chat_template` gives anywhere else; the template is not even compiled here, since compiling already computes its constants.
+busy for minutes, and nothing in its process can end that: it is one operation, which no thread or signal interrupts. Another process can
+be killed, and its memory limited. transformers' own functions run there (`template_process.py`), so what comes out is what
+`apply_chat_template` gives anywhere else; the template is not even compiled here, since compiling evaluates its constants.
 """
 
 import atexit
 import contextlib
+import copy
 import json
 import marshal
 import math
 import os
+import re
 import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import wraps
 from inspect import isfunction, ismethod
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase, processing_utils, tokenization_utils_base
+from transformers import BatchEncoding, PreTrainedTokenizerBase, processing_utils, tokenization_utils_base
 from transformers.utils import get_json_schema
 
 from ..errors import UserError, one_line
+from ..tokenization.special_tokens import encode_text, pattern_of, special_tokens
 
 SECONDS = 10.0  # of one rendering, which takes a fraction of a millisecond
 MEBIBYTES = 512  # of memory, beside what the process has when it starts; not limited on Windows
@@ -34,6 +38,12 @@ MAX_CHARACTERS = 16 << 20  # of what a template writes
 # The functions of transformers that compile or run a template.
 TEMPLATE_FUNCTIONS = ("render_jinja_template", "_get_template_literal_text", "_get_template_variables")
 REFUSED = "the tokenizer's chat template cannot be rendered"
+GENERATION = re.compile(r"\{%-?\s*generation\b")
+# What opens a turn in layouts that have no special token for it, so that the text alone cannot be told from a turn.
+TURN_MARKS = {
+    "### Response:": ("\n\n### Instruction:\n", "\n\n### Response:\n", "\n\n### System:\n"),
+    "<|assistant|>:": ("<|assistant|>:\n", "<|user|>\n", "<|system|>\n", "<|tool|>\n"),
+}
 
 
 def apply_chat_template(tokenizer: PreTrainedTokenizerBase, messages: list, **settings: Any) -> Any:
@@ -44,6 +54,241 @@ def apply_chat_template(tokenizer: PreTrainedTokenizerBase, messages: list, **se
     """
     bound_chat_templates()
     return tokenizer.apply_chat_template(messages, **settings)
+
+
+@dataclass
+class EncodedChat:
+    """A conversation as token ids.
+
+    Attributes:
+        ids: of the tokens.
+        replies: for each token the number of the reply that it belongs to (0 is the first), or -1; empty where the template has no
+            `{% generation %}` markers, or a prompt was asked for.
+    """
+
+    ids: list[int]
+    replies: list[int]
+
+
+def encode_chat(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping],
+    tools: list | None = None,
+    add_generation_prompt: bool = False,
+) -> EncodedChat:
+    """A conversation as the chat template writes it, with special tokens inside its messages as characters.
+
+    Where no message holds any, the ids are those of `tokenizer.apply_chat_template`. Where one does, it is put through the template as a
+    character of its own and written out behind it, so that a message can neither end a text nor open a turn.
+
+    Raises:
+        UserError: the template fails, or a message holds what opens a turn in a layout that has no special token for it.
+    """
+    bound_chat_templates()
+    template = tokenizer.get_chat_template(None, tools)
+    tokens = special_tokens(tokenizer, template)
+    for number, message in enumerate(messages):
+        if add_generation_prompt and message.get("role") == "assistant":
+            continue  # what a model said stays as it said it
+        if mark := turn_mark(template, tokens, str(message.get("content") or "")):
+            raise UserError(
+                f"message {number} holds {mark!r}, which opens a turn in this prompt style and is no special token: reword it"
+            )
+    given: dict[str, Any] = {"messages": list(messages), "tools": tools}
+    written = "".join(_strings(given))
+    stand_ins: dict[str, str] = {}
+    if any(token in written for token in tokens):
+        stand_ins = dict(zip(tokens, _unused_characters(written, len(tokens))))
+        given = _replaced(given, pattern_of(tokens), stand_ins)
+    marked = GENERATION.search(template) is not None and not add_generation_prompt
+    [text], found = tokenization_utils_base.render_jinja_template(
+        conversations=[[{key: value for key, value in message.items() if value is not None} for message in given["messages"]]],
+        tools=given["tools"],
+        documents=None,
+        chat_template=template,
+        return_assistant_tokens_mask=marked,
+        add_generation_prompt=add_generation_prompt,
+        **tokenizer.special_tokens_map,
+    )
+    if stand_ins:
+        ids, offsets = _encode_around(tokenizer, text, tokens, {character: token for token, character in stand_ins.items()})
+    else:
+        settings = {"add_special_tokens": False, "split_special_tokens": False, "return_offsets_mapping": marked}
+        encoded = encode_text(tokenizer, text, **settings)
+        ids, offsets = encoded["input_ids"], encoded.get("offset_mapping", [])
+    if not marked:
+        return EncodedChat(ids, [])
+    replies = [
+        next((i for i, (start, end) in enumerate(found[0]) if first < end and last > start), -1) for first, last in offsets
+    ]
+    return EncodedChat(ids, replies)
+
+
+def keep_content_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let `tokenizer.apply_chat_template(..., tokenize=True)` encode special tokens inside messages as characters, as [`encode_chat`]: for
+    libraries that call it."""
+    tokenizer.apply_chat_template = _ContentIsText(tokenizer)  # type: ignore[method-assign]
+
+
+class _ContentIsText:
+    """Stands in for a tokenizer's `apply_chat_template`."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = copy.copy(tokenizer)  # whose own method is not replaced
+
+    def __call__(self, conversation: list, tools: list | None = None, chat_template: str | None = None, **settings: Any) -> Any:
+        batch = bool(conversation) and isinstance(conversation[0], (list, tuple))
+        conversations = conversation if batch else [conversation]
+        template = self.tokenizer.get_chat_template(chat_template, tools)
+        tokens = special_tokens(self.tokenizer, template)
+        plain = not any(token in text for text in _strings([conversations, tools]) for token in tokens)
+        if plain or not settings.get("tokenize", True):
+            return self.tokenizer.apply_chat_template(conversation, tools=tools, chat_template=chat_template, **settings)
+        known = {"tokenize", "return_dict", "add_generation_prompt"}
+        if refused := [name for name, value in settings.items() if name not in known and value]:
+            raise UserError(
+                f"a message holds a special token, which cannot be kept text with the setting {refused[0]}: reword it"
+            )
+        tokenizer = copy.copy(self.tokenizer)
+        tokenizer.chat_template = template
+        prompt = settings.get("add_generation_prompt", False)
+        ids = [encode_chat(tokenizer, one, tools, add_generation_prompt=prompt).ids for one in conversations]
+        rows = {"input_ids": ids if batch else ids[0]}
+        rows["attention_mask"] = [[1] * len(row) for row in ids] if batch else [1] * len(ids[0])
+        return BatchEncoding(rows) if settings.get("return_dict", True) else rows["input_ids"]
+
+
+def turn_mark(template: str, tokens: Sequence[str], content: str) -> str | None:
+    """What in `content` would open a turn, in a layout that opens turns by plain text; None where nothing does."""
+    for style, marks in TURN_MARKS.items():
+        if style in template:
+            return next((mark for mark in marks if mark in content + "\n" and not any(token in mark for token in tokens)), None)
+    return None
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else []
+    return [string for part in parts for string in _strings(part)]
+
+
+def _unused_characters(text: str, count: int) -> list[str]:
+    """Characters for private use that `text` does not hold."""
+    found = [character for code in range(0xF0000, 0xF0000 + count + len(text)) if (character := chr(code)) not in text]
+    return found[:count]
+
+
+def _replaced(value: Any, pattern: re.Pattern[str], stand_ins: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        return pattern.sub(lambda found: stand_ins[found[0]], value)
+    if isinstance(value, Mapping):
+        return {key: part if key == "role" else _replaced(part, pattern, stand_ins) for key, part in value.items()}
+    return [_replaced(part, pattern, stand_ins) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def _encode_around(
+    tokenizer: PreTrainedTokenizerBase, text: str, tokens: Sequence[str], token_of: Mapping[str, str]
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids of a rendered text, with the template's own special tokens as tokens and those that characters stand for written out.
+
+    Returns:
+        The ids, and for each where its characters begin and end in `text`.
+    """
+    ids: list[int] = []
+    offsets: list[tuple[int, int]] = []
+    special = set(special_tokens(tokenizer))
+
+    def add(start: int, end: int) -> None:
+        """The plain text from `start` to `end`; added tokens that are not special are cut in two, as nothing else keeps them apart."""
+        part = ""
+        places: list[int] = []
+
+        def flush() -> None:
+            nonlocal part, places
+            if part:
+                encoded = encode_text(tokenizer, part, add_special_tokens=False, return_offsets_mapping=True)
+                ids.extend(encoded["input_ids"])
+                offsets.extend(
+                    (places[a], places[b - 1] + 1) if b > a else (places[min(a, len(places) - 1)],) * 2
+                    for a, b in encoded["offset_mapping"]
+                )
+            part, places = "", []
+
+        for place in range(start, end):
+            written = token_of.get(text[place], text[place])
+            for number, character in enumerate(written):
+                if number == 1 and written not in special:
+                    flush()
+                part += character
+                places.append(place)
+        flush()
+
+    start = 0
+    for found in pattern_of(tuple(tokens)).finditer(text):
+        add(start, found.start())
+        ids.append(tokenizer.convert_tokens_to_ids(found[0]))
+        offsets.append(found.span())
+        start = found.end()
+    add(start, len(text))
+    return ids, offsets
+
+
+_UNSAID: dict[tuple, list[str]] = {}
+
+
+def unsaid_parts(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping], tools: list | None = None) -> list[str]:
+    """What of a conversation the chat template leaves out without a word: names of messages and of their keys.
+
+    Found by rendering a conversation of the same shape whose every part is a word of its own, once for each shape.
+    """
+    template = tokenizer.get_chat_template(None, tools)
+    shape = tuple(
+        (
+            message["role"],
+            bool(str(message.get("content") or "").strip()),
+            len(message.get("tool_calls") or []),
+            bool(message.get("reasoning_content")),
+            bool(message.get("name")) and message["role"] != "tool",  # the name of a tool is said where it is called
+        )
+        for message in messages
+    )
+    key = (template, bool(tools), shape)
+    if key not in _UNSAID:
+        _UNSAID[key] = _probe(tokenizer, shape, bool(tools))
+    return _UNSAID[key]
+
+
+def _probe(tokenizer: PreTrainedTokenizerBase, shape: tuple, with_tools: bool) -> list[str]:
+    messages, expected = [], {}
+    for i, (role, content, calls, reasoning, name) in enumerate(shape):
+        message: dict[str, Any] = {"role": role, "content": f"zq{i}content" if content else ""}
+        if content:
+            expected[f"zq{i}content"] = f"message {i} ({role})"
+        if reasoning:
+            message["reasoning_content"] = f"zq{i}reasoning"
+            expected[f"zq{i}reasoning"] = f"reasoning_content of message {i}"
+        if name:
+            message["name"] = f"zq{i}name"
+            expected[f"zq{i}name"] = f"name of message {i}"
+        if calls:
+            message["tool_calls"] = [
+                {"type": "function", "function": {"name": f"zq{i}call{j}", "arguments": {"key": f"zq{i}argument{j}"}}}
+                for j in range(calls)
+            ]
+            for j in range(calls):
+                expected |= dict.fromkeys((f"zq{i}call{j}", f"zq{i}argument{j}"), f"tool_calls of message {i}")
+        messages.append(message)
+    tools = None
+    if with_tools:
+        parameters = {"type": "object", "properties": {}}
+        tools = [{"type": "function", "function": {"name": "zqtool", "description": "zqtool", "parameters": parameters}}]
+        expected["zqtool"] = "tools"
+    try:
+        text = apply_chat_template(tokenizer, messages, tools=tools, tokenize=False)
+    except UserError:  # what the template says of such a conversation is said of the conversation itself
+        return []
+    return list(dict.fromkeys(name for mark, name in expected.items() if mark not in text))
 
 
 def bound_chat_templates() -> None:
@@ -93,13 +338,13 @@ class Renderer:
         self._lock = threading.Lock()
         self._process: subprocess.Popen | None = None
         self._owner = 0  # a fork has its parent's pipes, but needs a process of its own
-        self._deadline = math.inf  # of the rendering that goes on, by the monotonic clock
+        self._deadline = math.inf  # of the current rendering, by the monotonic clock
 
     def call(self, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
         """The result of a function of transformers' `chat_template_utils`.
 
         Args:
-            args, kwargs: texts, numbers, None, and lists, tuples and dictionaries of these.
+            args, kwargs: strings, numbers, None, and lists, tuples and dictionaries of these.
 
         Raises:
             UserError: the function fails or exceeds a limit.
@@ -107,7 +352,9 @@ class Renderer:
         try:
             request = marshal.dumps((name, args, kwargs, SECONDS, MEBIBYTES, MAX_CHARACTERS))
         except ValueError as error:
-            raise UserError(f"{REFUSED}: messages, tools and documents must be texts, numbers, lists and dictionaries") from error
+            raise UserError(
+                f"{REFUSED}: messages, tools and documents must be strings, numbers, lists and dictionaries"
+            ) from error
         with self._lock:
             answer = self._exchange(request)
         if "error" in answer:
@@ -127,7 +374,7 @@ class Renderer:
         except (OSError, ValueError):  # it was killed, or ended by itself
             self.stop()
             late = time.monotonic() >= deadline
-            return {"error": f"it was not done after {SECONDS:g} seconds" if late else "it ended the process that rendered it"}
+            return {"error": f"it did not finish within {SECONDS:g} seconds" if late else "it ended the process that rendered it"}
         except BaseException:  # Ctrl-C: an answer that comes later would be taken for the next one's
             self.stop()
             raise

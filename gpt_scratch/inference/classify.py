@@ -1,11 +1,15 @@
-"""Labels and scores for a stream of texts, in batches, with a trained classifier."""
+"""Labels and scores for a stream of texts, in batches, with a trained classifier; and the table that they are written to."""
 
-from collections.abc import Iterable, Iterator
+import csv
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
+from typing import IO, Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..errors import UserError
+from ..tokenization.special_tokens import encode_text
 from .generation import check_unicode
 
 
@@ -16,7 +20,8 @@ def classify_texts(
     """For each text, in order: `{"text", "label", "score", "scores"}`, and `"cut_to"` where it was longer than the model's positions.
 
     `window` batches are read ahead and sorted by length, so that short texts are not padded to long ones; 1 answers as soon as a batch
-    is full. An empty text has label `None` and an `"error"`: there is nothing to judge, and a silent answer would be wrong.
+    is full. A text that is empty, or spaces alone, has label `None` and an `"error"`: there is
+    nothing to classify, and any label would be wrong.
     """
     labels = model.config.id2label
     limit = model.config.max_position_embeddings
@@ -24,9 +29,9 @@ def classify_texts(
     while read := list(islice(texts, window * batch_size)):
         for text in read:
             check_unicode(text)
-        ids = [tokenizer(text, verbose=False)["input_ids"] for text in read]
+        ids = [encode_text(tokenizer, text)["input_ids"] for text in read]
         results: list[dict] = [{"text": text, "label": None, "score": None, "error": "empty text"} for text in read]
-        order = sorted((i for i, row in enumerate(ids) if row), key=lambda i: len(ids[i]))
+        order = sorted((i for i, row in enumerate(ids) if row and read[i].strip()), key=lambda i: len(ids[i]))
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             rows = {
@@ -41,3 +46,38 @@ def classify_texts(
                 if len(ids[i]) > limit:
                     results[i]["cut_to"] = limit
         yield from results
+
+
+class LabelTable:
+    """A csv or tsv of labels: all columns of the table that was read, then `label` and `score`, both empty for an empty text.
+
+    Where the table has columns of these names, such as the true labels, the new ones are `predicted_label` and `predicted_score`.
+
+    Args:
+        file: opened with `newline=""`.
+        columns: of the first row, `None` where texts were no rows of a table: then the text is the one column.
+    """
+
+    def __init__(self, file: IO[str], delimiter: str, columns: Mapping[str, Any] | None):
+        self.of_a_table = columns is not None
+        kept = ["text"] if columns is None else list(columns)
+        taken = {"label", "score"} & set(kept)
+        self.names = {name: f"predicted_{name}" if taken else name for name in ("label", "score")}
+        if again := set(self.names.values()) & set(kept):
+            raise UserError(f"the table has a column {sorted(again)[0]!r} already: rename it, or write jsonl")
+        self.writer = csv.DictWriter(file, [*kept, *self.names.values()], delimiter=delimiter, lineterminator="\n")
+        self.writer.writeheader()
+
+    def write(self, result: Mapping[str, Any], columns: Mapping[str, Any] | None) -> None:
+        """One row.
+
+        Raises:
+            UserError: a column that the first row did not have.
+        """
+        row = {"text": result["text"]} if columns is None else dict(columns)
+        for name, written in self.names.items():
+            row[written] = "" if result[name] is None else result[name]
+        try:
+            self.writer.writerow(row)
+        except ValueError as error:  # names the column
+            raise UserError(f"a csv has the columns of its first row: {error}; write jsonl") from error

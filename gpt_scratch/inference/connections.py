@@ -1,5 +1,5 @@
-"""uvicorn's HTTP/1.1 protocol with an end for every phase of a connection: it has none of its own for headers that drip, a client
-that does not read its answer, or a connection that sends nothing after the first.
+"""uvicorn's HTTP/1.1 protocol with a time limit for every phase of a connection: its own has none for headers that arrive byte by byte, a
+client that does not read the response, or a connection that stays idle after its first request.
 
 `H11Protocol` is given to `uvicorn.Config(http=...)`, which takes any protocol class; overridden are the callbacks of
 `asyncio.Protocol`, and `handle_events` and `on_response_complete`, which uvicorn does not document; run with 0.54.
@@ -14,12 +14,17 @@ from .limits import Limits
 from .refusal import Refusal
 
 MAX_HEADER_BYTES = 16_384
-MARGIN = 10.0  # seconds for everything that is not sending, waiting or generating
+MARGIN = 10.0  # seconds for everything except sending, waiting and generating
 
 
-def bounded_protocol(limits: Limits) -> type[H11Protocol]:
-    """The protocol class with the bounds of `limits`."""
-    whole_request = limits.send_seconds + 2 * limits.time_limit + MARGIN
+def bounded_protocol(limits: Limits, long_streams: bool = False) -> type[H11Protocol]:
+    """The protocol class with the bounds of `limits`.
+
+    Args:
+        limits: of these `send_seconds`, `time_limit` and `max_connections` count.
+        long_streams: answers may go on as long as the client reads them; it is then ended that reads nothing for `send_seconds`.
+    """
+    whole_request = None if long_streams else limits.send_seconds + 2 * limits.time_limit + MARGIN
     busy = Refusal(503, "too many connections", code="busy").body()
     full = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n"
     full += b"Content-Length: %d\r\n\r\n%b" % (len(busy), busy)
@@ -27,6 +32,7 @@ def bounded_protocol(limits: Limits) -> type[H11Protocol]:
     class BoundedProtocol(H11Protocol):
         deadline: asyncio.TimerHandle | None = None
         idle = True
+        stalled: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -38,6 +44,7 @@ def bounded_protocol(limits: Limits) -> type[H11Protocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             self._end_after(None)
+            self._resumed()
 
         def data_received(self, data: bytes) -> None:
             if self.transport.is_closing():
@@ -58,6 +65,21 @@ def bounded_protocol(limits: Limits) -> type[H11Protocol]:
             # Also for what the client has not read yet: closing waits until all is sent, aborting does not.
             self._end_after(limits.send_seconds)
             super().on_response_complete()
+
+        def pause_writing(self) -> None:
+            """64 KiB wait for the client to read."""
+            super().pause_writing()
+            if long_streams and self.stalled is None:
+                self.stalled = self.loop.call_later(limits.send_seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._resumed()
+
+        def _resumed(self) -> None:
+            if self.stalled is not None:
+                self.stalled.cancel()
+                self.stalled = None
 
         def _end_after(self, seconds: float | None) -> None:
             if self.deadline is not None:

@@ -18,8 +18,8 @@ from ..releases_gpt_scratch import CACHE
 
 WEIGHTS = ("float32", "bfloat16", "int8")
 PIECE_BYTES = 1 << 20  # of a weight that is widened for a matrix product
-FEW_ROWS = 4  # up to so many the order of the factors of a matrix product makes no difference
-MOST_ROWS = 8  # whose products with a weight in fewer bytes are formed in one loop; for more it is widened in memory
+FEW_ROWS = 4  # rows up to which the order of the factors of a matrix product makes no difference
+MOST_ROWS = 8  # up to which the product with a bf16 or int8 weight is one loop; for more rows the weight is widened in memory
 
 
 class StreamedLinear(nn.Module):
@@ -52,13 +52,13 @@ class StreamedLinear(nn.Module):
         compiling = torch.compiler.is_compiling()
         narrow = self.weight.dtype != x.dtype
         if compiling and rows.shape[0] <= (MOST_ROWS if narrow else 1):
-            # as_strided has the rows written to memory first. Without it the compiler moves what made them, often a norm, into the
+            # as_strided has the rows written to memory first. Without it the compiler moves their producer, often a norm, into the
             # loop, and computes it again for every output: twice the time of a model in int8.
             rows = rows.float().as_strided(rows.shape, (self.in_features, 1))
             y = torch.stack([(self.weight.float() * row).sum(-1) for row in rows]).to(x.dtype)  # one loop over the weight
         elif compiling and self.through_onednn and rows.shape[0] > FEW_ROWS:
-            # oneDNN reads a weight up to a third faster as the first factor (MKL slower). What goes in and what comes out is written
-            # down by rows, since the loops around a transposed product are slow.
+            # oneDNN reads a weight up to a third faster as the first factor (MKL slower). Input and output are written to memory
+            # by rows, since the loops around a transposed product are slow.
             rows = rows.as_strided(rows.shape, (self.in_features, 1))
             y = torch.mm(self.weight.to(x.dtype), rows.T).T.contiguous()
             y = y.as_strided(y.shape, (self.out_features, 1))

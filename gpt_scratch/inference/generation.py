@@ -1,36 +1,121 @@
-"""Text from a language model: several prompts at once or streamed one by one, with transformers' `generate`."""
+"""Text from a language model: several prompts at once or streamed one by one, with transformers' `generate`.
 
-from collections.abc import Sequence
+Everything in this package that generates goes through [`generate_ids`], or through [`sample_ids`] where each step's distribution is shown.
+Padding and the limit of the model's positions are written here once.
+"""
+
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import DynamicCache, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..errors import UserError, one_line, printable
 from ..ranges import check_ranges
+from ..tokenization.special_tokens import encode_text
 from .streaming import PrintableStreamer
 
 
-def encode_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, device: torch.device) -> dict[str, torch.Tensor]:
+def encode_prompts(
+    prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, device: torch.device, parse_special_tokens: bool = False
+) -> dict[str, torch.Tensor]:
     """`input_ids` and `attention_mask`, (B, T), padded on the left so that all prompts end together.
 
-    An empty prompt becomes the end-of-text token: what the model has learned to continue with the start of a document.
+    Special tokens written in a prompt are its characters, or the tokens with `parse_special_tokens`. An empty prompt becomes the
+    end-of-text token: what the model has learned to continue with the start of a document.
 
     Raises:
         UserError: an empty prompt without such a token, text that is not valid Unicode.
     """
     for prompt in prompts:
         check_unicode(prompt)
-    rows = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    rows = [encode_text(tokenizer, prompt, split_special_tokens=not parse_special_tokens)["input_ids"] for prompt in prompts]
     if tokenizer.eos_token_id is None and not all(rows):
         raise UserError("an empty prompt needs an end-of-text token to start from, and this tokenizer has none")
-    rows = [row or [tokenizer.eos_token_id] for row in rows]
+    return pad_left([row or [tokenizer.eos_token_id] for row in rows], padding_id(tokenizer), device)
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The padding token's id, or the end-of-text token's where there is none; `None` where there is neither."""
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad_id: int | None, device: torch.device) -> dict[str, torch.Tensor]:
+    """`input_ids` and `attention_mask`, (B, T), of rows of token ids: padded on the left, so that all end together.
+
+    >>> pad_left([[5], [6, 7]], 0, torch.device("cpu"))["input_ids"].tolist()
+    [[0, 5], [6, 7]]
+    """
     length = max(len(row) for row in rows)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0  # masked, so any id will do
+    pad = 0 if pad_id is None else pad_id  # masked, so any id will do
     return {
-        "input_ids": torch.tensor([[pad] * (length - len(row)) + row for row in rows], device=device),
+        "input_ids": torch.tensor([[pad] * (length - len(row)) + [*row] for row in rows], device=device),
         "attention_mask": torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=device),
     }
+
+
+def remaining_positions(model: PreTrainedModel, tokens: int, what: str = "the prompt") -> int:
+    """How many tokens the model can add to `tokens` of them, at least 1.
+
+    Raises:
+        UserError: `tokens` fill the model's positions.
+    """
+    limit = model.config.get_text_config().max_position_embeddings
+    if tokens >= limit:
+        raise UserError(f"{what} has {tokens:,} tokens, and the model's {limit:,} positions leave no room for more: shorten it")
+    return limit - tokens
+
+
+def generate_ids(
+    model: PreTrainedModel, inputs: dict[str, torch.Tensor], max_new_tokens: int, temperature: float = 0.0, **settings: Any
+) -> torch.Tensor:
+    """The new token ids, (B, up to max_new_tokens): of `model.generate`, without the prompts.
+
+    Args:
+        inputs: `input_ids` and `attention_mask`, (B, T), as [`pad_left`] makes them.
+        max_new_tokens: at most; fewer where the model's positions end.
+        temperature: 0 takes the most likely token (or beam, with `num_beams`), else samples.
+        settings: any other of transformers' `GenerationConfig` and of `generate`.
+
+    Raises:
+        UserError: a prompt that fills the model's positions.
+    """
+    length = inputs["input_ids"].shape[1]
+    settings |= {"max_new_tokens": min(max_new_tokens, remaining_positions(model, length)), "do_sample": temperature > 0}
+    settings |= {"temperature": temperature} if temperature > 0 else {}
+    return model.generate(**inputs, **settings)[:, length:]  # type: ignore[operator]
+
+
+@torch.inference_mode()
+def sample_ids(
+    model: PreTrainedModel, ids: torch.Tensor, processors: LogitsProcessorList, generator: torch.Generator | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Token after token, with the distribution that each was drawn from: `generate` as an iterator that its caller may leave.
+
+    Args:
+        ids: prompt, (1, T).
+        processors: applied to each step's logits, as `generate` does.
+        generator: draws the tokens; `None` takes the most likely one.
+
+    Yields the new ids so far, (1, n), and the probabilities of the last one, (V,); ends at the end-of-text token or where the model's
+    positions end.
+
+    Raises:
+        UserError: a prompt that fills the model's positions.
+    """
+    start, steps = ids.shape[1], remaining_positions(model, ids.shape[1])
+    ends = model.generation_config.eos_token_id
+    ends = set(ends if isinstance(ends, list) else [ends])
+    cache, fresh = DynamicCache(config=model.config), ids
+    for _ in range(steps):
+        logits = model(input_ids=fresh, past_key_values=cache, logits_to_keep=1).logits[:, -1].float()
+        probabilities = processors(ids, logits).softmax(-1)  # type: ignore[operator]
+        likeliest = probabilities.argmax(-1, keepdim=True)
+        fresh = likeliest if generator is None else torch.multinomial(probabilities, 1, generator=generator)
+        ids = torch.cat((ids, fresh), dim=1)
+        yield ids[:, start:], probabilities[0]
+        if fresh.item() in ends:
+            break
 
 
 def check_unicode(text: str) -> None:
@@ -54,6 +139,7 @@ def generate_texts(
     seed: int | None = None,
     stream: bool = False,
     stop: Sequence[str] = (),
+    parse_special_tokens: bool = False,
     **settings: Any,
 ) -> list[str]:
     """The continuation of each prompt, without the prompt.
@@ -64,6 +150,7 @@ def generate_texts(
         seed: the same seed, prompts and settings give the same texts.
         stream: print each text as it grows, one prompt after the other.
         stop: strings that end a text; the string itself is kept.
+        parse_special_tokens: special tokens written in the prompts become the tokens; else they are characters.
         settings: any other of transformers' `GenerationConfig`: top_k, top_p, min_p, num_beams, repetition_penalty, ...
 
     Raises:
@@ -76,17 +163,13 @@ def generate_texts(
     if stream and len(prompts) > 1:
         texts = []
         for prompt in prompts:
-            texts += generate_texts(model, tokenizer, [prompt], max_new_tokens, temperature, seed, True, stop, **settings)
+            texts += generate_texts(
+                model, tokenizer, [prompt], max_new_tokens, temperature, seed, True, stop, parse_special_tokens, **settings
+            )
         return texts
-    inputs = encode_prompts(prompts, tokenizer, model.device)
-    length = inputs["input_ids"].shape[1]
-    limit = model.config.max_position_embeddings
-    if length >= limit:
-        raise UserError(f"the prompt has {length} tokens, and the model's {limit} positions leave no room for more: shorten it")
-    settings |= {"max_new_tokens": min(max_new_tokens, limit - length), "do_sample": temperature > 0}
-    settings |= {"temperature": temperature} if temperature > 0 else {}
+    inputs = encode_prompts(prompts, tokenizer, model.device, parse_special_tokens)
+    remaining_positions(model, inputs["input_ids"].shape[1])  # before anything is printed
     settings |= {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
-    settings |= {"pad_token_id": tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id}
     if stream:
         print(printable(prompts[0]), end="", flush=True)
         settings["streamer"] = PrintableStreamer(tokenizer)
@@ -94,7 +177,7 @@ def generate_texts(
         set_seed(seed)
     try:
         with torch.inference_mode():
-            output = model.generate(**inputs, **settings)
+            output = generate_ids(model, inputs, max_new_tokens, temperature, pad_token_id=padding_id(tokenizer), **settings)
     except (ValueError, TypeError) as error:
         raise UserError(one_line(error)) from error
-    return tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
+    return tokenizer.batch_decode(output, skip_special_tokens=True)

@@ -1,7 +1,7 @@
-"""An ASGI app in front of transformers' server: what reaches it is short, known by name, bounded, for one model, one at a time.
+"""An ASGI app in front of transformers' server: it lets through short requests of known, bounded fields, for one model, one at a time.
 
-Everything that is not on the list is refused: routes with 404, fields with 400, hosts and pages elsewhere with 403. `/health` asks
-nobody and waits for nothing.
+Everything that is not on the list is refused: routes with 404, fields with 400, foreign hosts and origins with 403. `/health` needs no key
+and never waits.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from .worker import Answer, Turns, Worker
 
 logger = logging.getLogger("gpt_scratch.serving")
 
-GRACE = 5.0  # seconds a generation gets to notice that it is to end
+GRACE = 5.0  # seconds that a generation gets to stop after it was told to
 DISCARDED_BYTES = 4 * 2**20  # of a refused request: a client that still sends when the connection closes may never see the answer
 READ = ("/health", "/v1/models")
 # The stock app writes a failure into the stream without escaping it.
@@ -40,7 +40,7 @@ class Guard:
         reader: checks requests; holds the limits.
         key: the API key that each request must carry; None asks for none.
         hosts: what the Host header may name, without the port; None allows any name.
-        origins: pages elsewhere that may talk to this server, as `https://example.org`.
+        origins: other origins whose pages may call this server, such as `https://example.org`.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Guard:
         await self._answer(exchange, path, json.dumps(body).encode(), Generation(sample))
 
     def _check_caller(self, exchange: "Exchange") -> None:
-        """Host and Origin keep pages elsewhere from talking to a server on loopback, the key everybody else.
+        """Host and Origin keep pages of other origins from calling a server on loopback, the key keeps out everybody else.
 
         Raises:
             Refusal: with 400, 401 or 403.
@@ -102,7 +102,7 @@ class Guard:
         origin = exchange.header(b"origin")
         if origin is not None and origin not in self.origins and netloc(origin) != exchange.header(b"host"):
             raise Refusal(
-                403, "pages elsewhere may not talk to this server; --allowed_origins lists those allowed", code="bad_origin"
+                403, "pages of other origins may not call this server; --allowed_origins lists those allowed", code="bad_origin"
             )
         if self.key is None:
             return
@@ -140,7 +140,7 @@ class Guard:
             async with asyncio.timeout(self.limits.time_limit):
                 await answer.done.wait()
         except TimeoutError:
-            _end(generation, f"the time limit of {self.limits.time_limit:g} s is over")
+            _end(generation, f"the time limit of {self.limits.time_limit:g} s is exceeded")
             await answer.done.wait()
         self.turns.finished(generation)
 
@@ -221,7 +221,7 @@ class Exchange:
             pass
 
     async def gone(self) -> None:
-        """Returns when the client is no longer there; to be called when the body is read."""
+        """Returns when the client has disconnected; to be called after the body was read."""
         while (await self.receive())["type"] != "http.disconnect":
             pass
 

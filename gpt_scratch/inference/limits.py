@@ -19,7 +19,7 @@ class Limits:
 
     max_tokens: int = field(default=1024, metadata={"help": "new tokens of a reply; also where a request names no number"})
     max_characters: int = field(default=65_536, metadata={"help": "characters of all texts of a request together"})
-    time_limit: float = field(default=60.0, metadata={"help": "seconds of one generation; as many it may wait for its turn"})
+    time_limit: float = field(default=60.0, metadata={"help": "seconds of one generation, and of waiting for its turn"})
     max_waiting: int = field(default=16, metadata={"help": "requests that wait while one is answered; more get status 429"})
     max_connections: int = field(default=512, metadata={"help": "open connections; more are closed at once"})
     send_seconds: float = field(

@@ -1,8 +1,8 @@
-"""The one way in which every script opens a trained model and its tokenizer, from a directory or the Hub.
+"""The loader of every script: a trained model and its tokenizer, from a directory or the Hub.
 
-transformers fills in what a checkpoint lacks with random numbers and drops what it does not know, with a warning at most. Here a model is
-whole or an error of one line: nothing missing but a head that is to be trained, nothing left over, every shape as the configuration has it,
-every number finite, a row for every token. Sizes are compared with the weights files before memory is taken for them.
+transformers initializes missing tensors at random and drops unexpected ones, with a warning at most. Here a model loads completely or fails
+with an error of one line: no tensor is missing, except a head that is to be trained, none is unexpected, every shape is that of the
+configuration, every number is finite, every token has a row. Sizes are compared with the weights files before memory is allocated.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -23,20 +24,23 @@ from transformers import (
 from transformers.utils import cached_file
 from transformers.utils.logging import get_verbosity, set_verbosity, set_verbosity_error
 
+from ..downloads import bound_downloads
 from ..errors import UserError, innermost, one_line
 from ..files import read_json_object
+from ..progress import named
 from ..tokenization import portable
 
 AUTO = {"lm": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification}
 KINDS = {"lm": "a language model", "classifier": "a classifier"}
-NEW_HEADS = ("score.", "classifier.", "classification_head.", "pre_classifier.")  # names that transformers' models give them
+NEW_HEADS = ("score.", "classifier.", "classification_head.", "pre_classifier.")  # their names in transformers' models
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 LARGEST = {
     "layer": 10_000,
     "label": 1_000_000,
     "expert": 100_000,
-}  # of a size with this word in its name: each costs before any weight is read
+}  # of a size with this word in its name: each takes time and memory before any weight is read
 COMPILED = "_orig_mod."
+MASKS = (".attn.bias", ".attn.masked_bias")  # constants that earlier releases of transformers saved with GPT-2's weights
 PARAMETERS_A_BYTE = 8  # no format packs more than a parameter a bit
 
 
@@ -73,6 +77,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     Raises:
         UserError: there is none, or it is broken.
     """
+    bound_downloads()
     try:
         return portable.load_tokenizer(name)
     except BaseException as error:
@@ -85,6 +90,7 @@ def load_config(name: str, **overrides: Any) -> PreTrainedConfig:
     Raises:
         UserError: there is none, it is broken, or a size that no model has.
     """
+    bound_downloads()
     try:
         path = cached_file(name, "config.json")
         if path is None:
@@ -93,6 +99,18 @@ def load_config(name: str, **overrides: Any) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(name, trust_remote_code=False, **overrides)
     except BaseException as error:
         raise refusal(f"{name} cannot be loaded", error) from error
+
+
+def load_generation_config(name: str) -> GenerationConfig:
+    """The `generation_config.json` of a directory or Hub name.
+
+    Raises:
+        UserError: there is none, or it is broken.
+    """
+    try:
+        return GenerationConfig.from_pretrained(name)
+    except BaseException as error:
+        raise refusal(f"{name}: its generation_config.json cannot be used", error) from error
 
 
 def load_model(
@@ -115,7 +133,7 @@ def load_model(
 
     Raises:
         UserError: names the first thing that is wrong: files missing or unreadable, tensors missing, left over, of another shape or with
-            values that are not finite, sizes that the weights files or the memory cannot hold.
+            values that are not finite, sizes beyond the weights files or the memory.
     """
     adapter = _adapter_config(name)
     if adapter is not None:
@@ -127,11 +145,12 @@ def load_model(
     files = weight_files(name)
     refuse_beyond_files(name, config, head, files)
     verbosity = get_verbosity()
-    set_verbosity_error()  # its table of what is missing is for those who go on
+    set_verbosity_error()  # missing tensors are an error here, reported below
     try:
-        model, report = AUTO[head].from_pretrained(
-            name, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        with named(f"loading {name}"):
+            model, report = AUTO[head].from_pretrained(
+                name, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except BaseException as error:
         raise refusal(f"{name} cannot be loaded as {KINDS[head]}", error) from error
     finally:
@@ -142,7 +161,7 @@ def load_model(
     refuse_incomplete(
         name,
         {key for key in report["missing_keys"] if not (new_head and key.startswith(NEW_HEADS))},
-        {key for key in report["unexpected_keys"] if not (new_head and key.startswith("lm_head."))},
+        {key for key in report["unexpected_keys"] if not (new_head and key.startswith("lm_head.")) and not key.endswith(MASKS)},
         report["mismatched_keys"],
     )
     refuse_non_finite(name, model.named_parameters())
@@ -179,7 +198,7 @@ def refuse_non_finite(name: str, tensors: Iterable[tuple[str, torch.Tensor]]) ->
 
 
 def check_sizes(config: dict[str, Any]) -> None:
-    """Of a configuration as it is written, before a class makes labels and layers of it.
+    """Check a configuration as it is written, before a class makes labels and layers of it.
 
     Raises:
         ValueError: names the size.
@@ -208,6 +227,7 @@ def _adapter_config(name: str) -> dict[str, Any] | None:
         "_raise_exceptions_for_connection_errors": False,
         "_raise_exceptions_for_gated_repo": False,
     }
+    bound_downloads()
     try:
         if cached_file(name, "config.json", **optional) is not None:
             return None
@@ -291,6 +311,9 @@ def refuse_beyond_files(name: str, config: PreTrainedConfig, head: str, files: S
                     count += len(opened.keys())
             if not count:
                 raise ValueError(f"{', '.join(file.name for file in files[:3])} holds no tensors")
+            layers = getattr(config, "num_hidden_layers", 0)
+            if isinstance(layers, int) and layers > count:  # each takes time to be built, before its parameters can be counted
+                raise ValueError(f"config.json describes {layers:,} layers, and its weights have only {count:,} tensors")
         with torch.device("meta"):
             model = AUTO[head].from_config(config, trust_remote_code=False)
         parameters = sum(parameter.numel() for parameter in set(model.parameters()))

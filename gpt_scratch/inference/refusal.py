@@ -1,4 +1,4 @@
-"""What a server answers where it does not answer the question: OpenAI's form of an error."""
+"""The response to a request that is refused: OpenAI's form of an error."""
 
 import json
 
@@ -12,7 +12,7 @@ class Refusal(Exception):
 
     Args:
         param: the field that is wrong.
-        code: a word that programs compare, such as `model_not_found`.
+        code: for programs, such as `model_not_found`.
         headers: to add to the answer.
     """
 

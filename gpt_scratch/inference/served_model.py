@@ -11,15 +11,24 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+import torch
+from transformers import (
+    BatchEncoding,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from ..errors import UserError
-from .chat_template import apply_chat_template
+from .chat_template import encode_chat
 from .decoding import compiled_generation, prepare_for_decoding
+from .generation import remaining_positions
 
 logger = logging.getLogger("gpt_scratch.serving")
 
-# What is taken over from a model's own generation_config.json: nothing of it may make one request cost what a thousand cost.
+# Settings taken from a model's own generation_config.json: none of them may make one request as expensive as a thousand.
 KEPT = (
     "bos_token_id",
     "eos_token_id",
@@ -32,7 +41,7 @@ KEPT = (
     "repetition_penalty",
 )
 
-# Replaced by the server's own: not worth a line.
+# Replaced by the server's own: not reported.
 HARMLESS = {"_from_model_config", "transformers_version", "max_new_tokens", "max_length"}
 HARMLESS |= {"use_cache", "output_attentions", "output_hidden_states"}
 
@@ -42,7 +51,7 @@ class GenerationEnded(Exception):
 
 
 class ModelFailed(Exception):
-    """The model could not answer, by no fault of the request; the details are in the server's log."""
+    """The model failed, through no fault of the request; the details are in the server's log."""
 
 
 @dataclass
@@ -50,8 +59,8 @@ class Generation:
     """The one request that is being answered."""
 
     sample: bool | None = None  # None: as the model's own settings say
-    ended: str | None = None  # the reason, once it is to end
-    error: Exception | None = None  # what it failed with
+    ended: str | None = None  # the reason, once it must end
+    error: Exception | None = None  # the failure, if any
     started: float = field(default_factory=time.monotonic)
 
 
@@ -88,13 +97,11 @@ class ServedModel:
 
     def _generate(self, current: Generation, inputs: Any, generation_config: Any, **kwargs: Any) -> Any:
         ids = inputs if inputs is not None else kwargs["input_ids"]
-        positions = self.model.config.get_text_config().max_position_embeddings
-        if ids.shape[1] >= positions:
-            raise UserError(f"the request has {ids.shape[1]:,} tokens, and the model {positions:,} positions: shorten it")
+        left = remaining_positions(self.model, ids.shape[1], "the request")
         if ids.shape[1] == 0:
             raise UserError("the request has no tokens: give a text to continue")
         # In place: the handler compares with it to tell a finished reply from one that was cut.
-        generation_config.max_new_tokens = min(generation_config.max_new_tokens, positions - ids.shape[1])
+        generation_config.max_new_tokens = min(generation_config.max_new_tokens, left)
         if current.sample is not None:
             generation_config.do_sample = current.sample
         criteria: list[StoppingCriteria] = [_EndedFromOutside(current)]
@@ -120,6 +127,7 @@ class BoundedTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer = copy.copy(tokenizer)  # whose own method is not replaced
         tokenizer.apply_chat_template = self
+        tokenizer.split_special_tokens = True  # prompts of /v1/completions: special tokens in them are characters
 
     def try_out(self) -> None:
         """Render once, which starts the process for it; a template that fails is named on stderr, and completions still work."""
@@ -136,8 +144,8 @@ class BoundedTemplate:
         """
         if not self.tokenizer.chat_template:
             raise UserError("this model has no chat template: ask it by /v1/completions")
-        text = apply_chat_template(self.tokenizer, messages, tokenize=False, add_generation_prompt=True)
-        return self.tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)
+        ids = torch.tensor([encode_chat(self.tokenizer, messages, add_generation_prompt=True).ids])
+        return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
 
 class _EndedFromOutside(StoppingCriteria):

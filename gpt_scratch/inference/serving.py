@@ -50,7 +50,7 @@ def serve(
         host, port: where to listen; port 0 takes a free one.
         limits: bounds of requests.
         key: API key that requests must carry; it may be None where only this machine reaches the server.
-        hosts, origins: names of this machine in requests, and pages elsewhere that may ask, beside its own.
+        hosts, origins: further names of this machine in requests, and other origins whose pages may call it.
         weights: compile the decoding step, with weights kept so: see `decoding.prepare_for_decoding`.
         device, dtype: of the model, as `transformers serve` takes them.
 
@@ -73,7 +73,7 @@ def serve(
             http=bounded_protocol(limits),
             ws="none",
             lifespan="off",
-            access_log=False,  # the key and the texts of requests are nobody's business, and a flood must not fill a disk
+            access_log=False,  # keys and prompts must not be logged, and a flood of requests must not fill a disk
             log_level="error",
             server_header=False,
             proxy_headers=False,
@@ -119,7 +119,7 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def _host_names(host: str, others: Collection[str]) -> set[str] | None:
-    """What the Host header may name. On all addresses, without a list, any name: there the key keeps pages elsewhere out."""
+    """What the Host header may name. On all addresses, without a list, any name: there the key keeps out other origins."""
     if host in ("0.0.0.0", "::", "") and not others:
         return None
     return {name.lower() for name in LOOPBACK_NAMES | {host} | set(others)}
@@ -158,7 +158,7 @@ def _stock_app(name: str, weights: str | None, device: str, dtype: str) -> "tupl
 
     from .served_model import BoundedTemplate, ServedModel
 
-    logging.getLogger("transformers").setLevel(logging.ERROR)  # it warns of every request
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # it warns at every request
     model, tokenizer = load_language_model(name, dtype)
     if device != "auto":
         try:

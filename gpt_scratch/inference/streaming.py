@@ -1,4 +1,4 @@
-"""Text printed as it grows, without what a terminal would obey: what a model writes is its publisher's."""
+"""Text printed as it is generated, without control characters: what a model writes is untrusted."""
 
 from transformers import PreTrainedTokenizerBase, TextStreamer
 

@@ -1,4 +1,4 @@
-"""JSON from strangers: one object, each key once, finite numbers, valid Unicode, nested a few levels deep."""
+"""Untrusted JSON: one object, each key once, finite numbers, valid Unicode, nested a few levels deep."""
 
 import json
 import math

@@ -1,7 +1,7 @@
 """The process in which chat templates are rendered, for `chat_template.py`: requests on standard input, answers on standard output.
 
-A request is its length (8 bytes) and a `marshal` of function, arguments and limits; an answer its length and JSON, since what ran a
-template is trusted no further. Run as a file: of this package nothing is imported, of transformers what needs no torch.
+A request is its length (8 bytes) and a `marshal` of function, arguments and limits; an answer its length and JSON, since a process
+that ran a template is not trusted. Run as a file: of this package nothing is imported, of transformers what needs no torch.
 """
 
 import json
@@ -30,7 +30,7 @@ def address_space() -> int:
 
 
 def limit(start: int, seconds: float, mebibytes: int) -> None:
-    """Limit memory, and, in case nobody is left to end this process, its time."""
+    """Limit memory, and, in case the parent process is gone, processor time."""
     if resource is None:
         return
     used = resource.getrusage(resource.RUSAGE_SELF)

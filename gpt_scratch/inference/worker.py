@@ -105,7 +105,7 @@ class Turns:
         self.seconds = 1.0  # of the last generations, roughly
 
     def take(self) -> asyncio.Task:
-        """A task that is done when the turn has come; whoever gives up before cancels it.
+        """A task that is done when the turn has come; a caller that gives up before cancels it.
 
         Raises:
             Refusal: too many wait already.

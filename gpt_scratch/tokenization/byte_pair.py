@@ -8,7 +8,6 @@ ecosystem's form, and nothing of this file is needed to use it.
 """
 
 import gc
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..errors import UserError
 from ..files import atomic_directory
+from ..progress import named
 from .byte_pair_training import BYTE_ORDER, Pair, count_pieces, learn_merges
 from .portable import save_tokenizer
 from .pretokenization import GPT2_PATTERN, splitter
@@ -80,9 +80,10 @@ def train_byte_level_bpe(
 ) -> PreTrainedTokenizerFast:
     """[`train_byte_pair`] in the form that models are trained with; [`save_tokenizer`] writes it for AutoTokenizer.
 
-    `<|endoftext|>` is beginning, end and unknown token, as in GPT-2; `<|pad|>` is a token of its own, so that it is never a word.
+    `<|endoftext|>` is beginning, end and unknown token, as in GPT-2; `<|pad|>` is a token of its own, so that padding is never text.
     """
-    return train_byte_pair(texts, vocab_size, min_frequency, special_tokens).to_fast(model_max_length)
+    with named("training the tokenizer"):
+        return train_byte_pair(texts, vocab_size, min_frequency, special_tokens).to_fast(model_max_length)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------
@@ -274,27 +275,6 @@ class BytePairTokenizer:
         if PADDING in self.special_tokens:
             roles["pad_token"] = PADDING
         return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=model_max_length, **roles)
-
-    @classmethod
-    def from_fast(cls, tokenizer: PreTrainedTokenizerFast) -> "BytePairTokenizer":
-        """The from-scratch form of a byte-level BPE that AutoTokenizer has loaded, such as GPT-2's.
-
-        Raises:
-            UserError: a tokenizer of another kind.
-        """
-        form = json.loads(tokenizer.backend_tokenizer.to_str())
-        model, steps = form["model"], form["pre_tokenizer"]
-        steps = steps["pretokenizers"] if steps and steps["type"] == "Sequence" else [steps]
-        if model["type"] != "BPE" or form["normalizer"] or not steps[-1] or steps[-1]["type"] != "ByteLevel" or len(steps) > 2:
-            raise UserError("not a byte-level BPE without normalization: it cannot be read from scratch")
-        pattern = GPT2_PATTERN if steps[-1]["use_regex"] else steps[0]["pattern"]["Regex"] if len(steps) == 2 else None
-        if steps[-1]["add_prefix_space"]:
-            raise UserError("the tokenizer puts a space before the text (add_prefix_space): it cannot be read from scratch")
-        ids = model["vocab"]
-        special = {token["content"]: token["id"] for token in form["added_tokens"]}
-        tokens = {**{id: token for token, id in ids.items()}, **{id: token for token, id in special.items()}}
-        merges = {(ids[left], ids[right]): ids[left + right] for left, right in model["merges"]}
-        return cls(tokens, merges, special, pattern)
 
     def save_pretrained(self, directory: str | os.PathLike, model_max_length: int = 1024, overwrite: bool = False) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json` for AutoTokenizer, the whole directory or nothing."""

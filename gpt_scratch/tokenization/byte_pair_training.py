@@ -5,17 +5,23 @@ that hold its pair. On 1 MB of text this pure Python is faster than the Rust tra
 """
 
 import re
+import sys
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from heapq import heapify, heappop, heappush, heapreplace
-from itertools import chain, pairwise, repeat
+from itertools import accumulate, chain, pairwise, repeat
 from operator import add
+
+from tqdm import tqdm
 
 from .pretokenization import split_gpt2
 
 Pair = tuple[int, int]
 LONGEST_WORD = 1024
 LONG_CHARACTERS = 1 << 20
+MOST_CHARACTERS = 10_000_000  # of all distinct pieces that are learned from: about a million words, which take 0.5 GB
+SILENT_SECONDS = 5  # of work, before a progress bar is shown
 
 
 def _gpt2_byte_order() -> list[int]:
@@ -25,6 +31,10 @@ def _gpt2_byte_order() -> list[int]:
 
 
 BYTE_ORDER = _gpt2_byte_order()
+TO_IDS = bytes(BYTE_ORDER.index(byte) for byte in range(256))
+# While merges are learned a word is a string of one character a token, chr(id), so that the string methods find and replace pairs at the
+# speed of C. This character marks both ends of a word, and the ids from 256 on are shifted by one to make room for it.
+END = chr(256)
 _WORD_THEN_NEWLINE = re.compile(r"\S\n")
 
 
@@ -32,11 +42,12 @@ def count_pieces(texts: Iterable[str]) -> Counter[str]:
     """How often each piece of GPT-2's pre-tokenization occurs. Special tokens in the text count as text, as in `tokenizers`.
 
     Pieces of more than LONGEST_WORD characters are no words but base64 or text without spaces, hardly any of them twice the same. They
-    are cut there, and only the first LONG_CHARACTERS of them in all are counted, so that memory is bounded.
+    are cut there, and only the first LONG_CHARACTERS of them in all are counted, so that memory is bounded. For the same reason the rarest
+    pieces are left out where the distinct ones have more than MOST_CHARACTERS; that is said.
     """
     counts: Counter[str] = Counter()
-    room = LONG_CHARACTERS
-    for text in texts:
+    room, added, left_out = LONG_CHARACTERS, 0, 0
+    for text in tqdm(texts, "counting words", unit=" texts", delay=SILENT_SECONDS, leave=False):
         for part in _parts(text):
             pieces = split_gpt2(part)
             if len(part) > LONGEST_WORD and max(map(len, pieces)) > LONGEST_WORD:
@@ -45,7 +56,29 @@ def count_pieces(texts: Iterable[str]) -> Counter[str]:
                 pieces = [piece for piece in pieces if len(piece) <= LONGEST_WORD]
                 pieces += [longer[start : start + LONGEST_WORD] for start in range(0, len(longer), LONGEST_WORD)]
             counts.update(pieces)
+            added += len(part)
+            if added > MOST_CHARACTERS:  # else it is not worth counting the distinct ones
+                added = 0
+                if sum(map(len, counts)) > 2 * MOST_CHARACTERS:
+                    left_out += _leave_out_the_rarest(counts)
+    left_out += _leave_out_the_rarest(counts)
+    if left_out:
+        print(
+            f"note: the text has more different words than are learned from: the {left_out:,} rarest are left out",
+            file=sys.stderr,
+        )
     return counts
+
+
+def _leave_out_the_rarest(counts: Counter[str]) -> int:
+    """Keep the most frequent pieces, of MOST_CHARACTERS in all; of equally frequent ones those that came first. Returns how many go."""
+    if sum(map(len, counts)) <= MOST_CHARACTERS:
+        return 0
+    ordered = sorted(counts, key=counts.__getitem__, reverse=True)
+    kept = bisect_right(list(accumulate(map(len, ordered))), MOST_CHARACTERS)
+    for piece in ordered[kept:]:
+        del counts[piece]
+    return len(ordered) - kept
 
 
 def _parts(text: str, length: int = 1 << 22) -> Iterator[str]:
@@ -69,33 +102,22 @@ def learn_merges(piece_counts: Mapping[str, int], vocab_size: int, min_frequency
         The tokens' bytes by id, bytes first in GPT-2's order; and the merges in the order learned: (left id, right id) -> id of the
         union. Among equally frequent pairs the one with the smallest ids comes first.
 
-    Example:
-
-    ```python
     >>> tokens, merges = learn_merges({"low": 5, "lower": 2, "newest": 6, "widest": 3}, vocab_size=260)
     >>> tokens[256:]
     [b'es', b'est', b'lo', b'low']
-    ```
     """
-    # A word is a string of one character a token, chr(id), so that the string methods find and replace pairs at the speed of C.
-    # chr(256) marks both ends of a word, and the ids from 256 on are shifted by one to make room for it.
-    end = chr(256)
     tokens = [bytes([byte]) for byte in BYTE_ORDER]
-    to_ids = bytes(BYTE_ORDER.index(byte) for byte in range(256))
-    words = [f"{end}{piece.encode().translate(to_ids).decode('latin-1')}{end}" for piece in piece_counts]
+    words = [f"{END}{piece.encode().translate(TO_IDS).decode('latin-1')}{END}" for piece in piece_counts]
     frequency = list(piece_counts.values()).__getitem__
 
-    # The inverted index: in which words a pair occurs, once for each occurrence. Places may become stale; counts may not.
-    places: dict[str, list[int]] = defaultdict(list)
-    joined = "".join(words)
-    for pair, word in zip(map(add, joined, joined[1:]), chain.from_iterable(map(repeat, range(len(words)), map(len, words)))):
-        places[pair].append(word)
-    counts = {pair: sum(map(frequency, where)) for pair, where in places.items() if end not in pair}
+    places = _places_of_pairs(words)  # may become stale; counts may not
+    counts = {pair: sum(map(frequency, where)) for pair, where in places.items() if END not in pair}
     # Ordered by count, then by the pair's ids. An entry whose count has fallen since is put back when it comes up.
     heap = [(-count, pair, places[pair]) for pair, count in counts.items()]
     heapify(heap)
 
     merges: dict[Pair, int] = {}
+    bar = tqdm(total=vocab_size - len(tokens), desc="learning merges", delay=SILENT_SECONDS, leave=False)
     while heap and len(tokens) < vocab_size:
         negative_count, pair, where = heap[0]
         count = counts[pair]
@@ -105,32 +127,41 @@ def learn_merges(piece_counts: Mapping[str, int], vocab_size: int, min_frequency
         if count < max(min_frequency, 1):
             break
         heappop(heap)
+        bar.update()
         left, right = pair[0], pair[1]
-        ids_of_pair = (ord(left) - (left > end), ord(right) - (right > end))
+        ids_of_pair = (ord(left) - (left > END), ord(right) - (right > END))
         # No other pair spells this token already: merges inside a span that ends as one token are the same wherever it occurs.
         merges[ids_of_pair] = len(tokens)
         new = chr(len(tokens) + 1)
         tokens.append(tokens[ids_of_pair[0]] + tokens[ids_of_pair[1]])
 
         before, after, doubled = _replace_pair(words, where, pair, new)
-        before.pop(end, None)
-        after.pop(end, None)
         for places_of_new, old_pair, new_pair in (
-            *((where, character + left, character + new) for character, where in before.items()),
-            *((where, right + character, new + character) for character, where in after.items()),
+            *((where, character + left, character + new) for character, where in before.items() if character != END),
+            *((where, right + character, new + character) for character, where in after.items() if character != END),
             *([(doubled, right + left, new + new)] if doubled else ()),
         ):
             count = sum(map(frequency, places_of_new))
             counts[old_pair] -= count
             counts[new_pair] = count
             heappush(heap, (-count, new_pair, places_of_new))
+    bar.close()
     return tokens, merges
+
+
+def _places_of_pairs(words: list[str]) -> dict[str, list[int]]:
+    """The inverted index: in which words a pair of neighbours occurs, once for each occurrence."""
+    places: dict[str, list[int]] = defaultdict(list)
+    joined = "".join(words)
+    for pair, word in zip(map(add, joined, joined[1:]), chain.from_iterable(map(repeat, range(len(words)), map(len, words)))):
+        places[pair].append(word)
+    return places
 
 
 def _replace_pair(words: list[str], where: list[int], pair: str, new: str):
     """Replace `pair` by `new` in the words `where`, in place.
 
-    Returns the words where a character stands before `new`, by character; the same after it; and those with `new` twice in a row, where
+    Returns the words where a character precedes `new`, by character; the same after it; and those with `new` twice in a row, where
     the end of one pair met the beginning of the next. A word is listed once for each occurrence.
     """
     before: dict[str, list[int]] = defaultdict(list)

@@ -19,7 +19,7 @@ END_OF_TEXT = "<|endoftext|>"
 def load_gpt2_tokenizer(directory: str | os.PathLike, model_max_length: int = 1024) -> PreTrainedTokenizerFast:
     """The tokenizer of `directory`, with `<|endoftext|>` as beginning, end, unknown and padding token.
 
-    GPT-2 has no id to spare for padding. Sharing the end-of-text token is safe with this package's models and collators, which tell
+    GPT-2 has no id to spare for padding. Sharing the end-of-text token is safe with this package's models and collators, which identify
     padding by the attention mask and by length, never by id.
 
     Args:

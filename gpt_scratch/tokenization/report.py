@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import UserError
+from .special_tokens import encode_text
 
 
 @dataclass
@@ -46,7 +47,7 @@ def report_on(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], examples
     unknown_id = tokenizer.unk_token_id if tokenizer.unk_token_id != tokenizer.eos_token_id else None
     tokens = unknown = size = 0
     for text in texts:
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = encode_text(tokenizer, text, add_special_tokens=False)["input_ids"]
         tokens += len(ids)
         unknown += ids.count(unknown_id)
         size += len(text.encode())
@@ -54,6 +55,6 @@ def report_on(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], examples
         raise UserError("the held-out text has no token: give more text")
     shown = []
     for text in examples:
-        encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        encoding = encode_text(tokenizer, text, add_special_tokens=False, return_offsets_mapping=True)
         shown.append((text, [text[start:end] for start, end in encoding["offset_mapping"]], encoding["input_ids"]))
     return TokenizerReport(len(tokenizer), tokens, size / tokens, unknown / tokens, shown)

@@ -1,4 +1,4 @@
-"""A `tokenizer.json` of others, checked before the library opens it: what its steps may make of a text is bounded.
+"""An untrusted `tokenizer.json`, checked before the library opens it: its steps may lengthen a text only so far.
 
 A pipeline is a small program: a normalizer that replaces each character by ten, four times in a row, makes 10,000 of one, and the library
 runs it over the file's own added tokens as soon as it opens the file.
@@ -12,7 +12,7 @@ from ..files import read_json_object
 
 FILE_BYTES = 1 << 28  # Llama 3's has 17 MB
 LONGEST_INSERTION = 1_000  # characters that one step may insert at a place
-LARGEST_GROWTH = 100  # of a text, by all steps; usual ones replace a character by another
+LARGEST_GROWTH = 100  # of a text, by all steps; usual steps replace a character by another
 LONGEST_PADDING = 1 << 20
 
 

@@ -1,4 +1,4 @@
-r"""Word-level tokenizers: a vocabulary of whole words, cut by one of three rules, in a `tokenizer.json` that AutoTokenizer loads.
+r"""Word-level tokenizers: a vocabulary of whole words, cut by one of four rules, in a `tokenizer.json` that AutoTokenizer loads.
 
 - `word`: the regular expression of *Build a Large Language Model (From Scratch)*, section 2.2: `([,.:;?_!"()\']|--|\s)`.
 - `treebank`: NLTK's improved Treebank rules (`nltk.tokenize.NLTKWordTokenizer`), which cut off clitics ("do n't") and turn quotation marks
@@ -6,8 +6,9 @@ r"""Word-level tokenizers: a vocabulary of whole words, cut by one of three rule
   places, found by looking around. The words of a line are those of nltk 3.10 (tested on real and random text); nltk itself is not
   needed. Each line is cut by itself, as by the Treebank's original sed script: a period is cut off at the end of a line only.
 - `whitespace`: runs of anything but white space.
+- `character`: every character is a token (nanoGPT's `shakespeare_char`).
 
-A word outside the vocabulary is `<|unk|>`; it cannot be decoded again. Line ends and runs of spaces are lost in all three.
+A word outside the vocabulary is `<|unk|>`; it cannot be decoded again. Line ends and runs of spaces are lost in the first three.
 """
 
 import os
@@ -24,7 +25,7 @@ from .byte_pair import END_OF_TEXT, PADDING
 
 UNKNOWN = "<|unk|>"
 SPECIAL_TOKENS = (END_OF_TEXT, UNKNOWN, PADDING)  # the first two in the book's order
-RULES = ("word", "treebank", "whitespace")
+RULES = ("word", "treebank", "whitespace", "character")
 
 # What Python's str.split and `re` take for white space: Oniguruma's, and four separators of ASCII.
 SPACE = r"[\s\x1c-\x1f]"
@@ -47,17 +48,13 @@ def train_word_level(
     Raises:
         UserError: an unknown rule, a vocabulary without room for a word, no word that occurs often enough.
 
-    Example:
-
-    ```python
     >>> tokenizer = train_word_level(["It's the last he painted."])
     >>> tokenizer.decode(tokenizer("It's the first.")["input_ids"])
     "It's the <|unk|>."
-    ```
     """
     if vocab_size is not None and vocab_size <= len(SPECIAL_TOKENS):
         raise UserError(f"vocab_size is {vocab_size}: {len(SPECIAL_TOKENS)} special tokens leave no room for words")
-    backend = _pipeline(rule)
+    backend = pipeline_of(rule)
     counts: Counter[str] = Counter()
     for text in texts:
         for part in re.split("|".join(map(re.escape, SPECIAL_TOKENS)), text):
@@ -87,7 +84,7 @@ def word_level_from_list(
         raise UserError(f"{path}: byte {error.start} is not UTF-8; convert the file to UTF-8") from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    backend = _pipeline(rule)
+    backend = pipeline_of(rule)
     words = [word for word in dict.fromkeys(map(str.strip, lines)) if word and word not in SPECIAL_TOKENS]
     left_out = [word for word in words if cut_words(backend, word) != [word]]
     kept = [word for word in words if word not in set(left_out)]
@@ -118,7 +115,12 @@ def _tokenizer(backend: Tokenizer, words: list[str], model_max_length: int) -> P
     )
 
 
-def _pipeline(rule: str) -> Tokenizer:
+def pipeline_of(rule: str) -> Tokenizer:
+    """What cuts a text into words and joins them again, with a vocabulary still to be set.
+
+    Raises:
+        UserError: an unknown rule.
+    """
     if rule not in RULES:
         raise UserError(f"rule is {rule!r}: choose one of {', '.join(RULES)}")
     backend = Tokenizer(models.WordLevel({UNKNOWN: 0}, unk_token=UNKNOWN))
@@ -131,6 +133,9 @@ def _pipeline(rule: str) -> Tokenizer:
         backend.normalizer = normalizers.Sequence(_treebank_steps())
         backend.pre_tokenizer = at_spaces
         backend.decoder = _joined_by_spaces(_TREEBANK_JOINS)
+    elif rule == "character":
+        backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        backend.decoder = decoders.Fuse()
     else:
         backend.pre_tokenizer = at_spaces
     return backend

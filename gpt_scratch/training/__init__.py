@@ -1,1 +1,1 @@
-"""Around HF Trainer: arguments and recipes, callbacks, optimizers, plots, and what a finished run leaves behind."""
+"""Around HF Trainer: arguments and recipes, callbacks, optimizers, checkpoints, and the files of a finished run."""

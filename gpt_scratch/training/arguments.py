@@ -2,30 +2,40 @@
 
     python scripts/pretrain.py scripts/configs/quickstart.yaml --learning_rate 1e-3
 
-A recipe holds the flags by name, without dashes. Flags that follow it win. An unknown name is an error, since a typo that is
+A recipe holds the flags by name, without dashes. Flags that follow it take precedence. An unknown name is an error, since a typo that is
 silently ignored costs a training run.
 """
 
 import argparse
+import atexit
 import dataclasses
-import difflib
 import json
 import math
 import os
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import torch
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, SchedulerType, TrainingArguments
 
+from ..command_line import (
+    LATER,
+    OFF,
+    HelpFormatter,
+    RecipeLoader,
+    is_recipe,
+    known_flags,
+    recipe_arguments,
+    unknown_name,
+)
 from ..errors import UserError, one_line
+from ..files import refuse_a_run
 from ..ranges import check_ranges
-from .lock import lock_output_directory
+from .lock import LOCK, lock_output_directory
 
-OFF = {"top_k": 0}  # values of TRL's flags that are outside of the range and switch something off
+SCHEDULE = {"learning_rate": 5e-5, "lr_scheduler_type": "linear", "warmup_steps": 0}  # Trainer's, where nobody chooses
 
 
 @dataclasses.dataclass
@@ -34,7 +44,7 @@ class ScratchTrainingArguments(TrainingArguments):
 
     eval_strategy: str = dataclasses.field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
     save_strategy: str = dataclasses.field(default="epoch", metadata={"help": "When to save: no, steps, epoch or best."})
-    save_total_limit: int | None = dataclasses.field(default=2, metadata={"help": "Checkpoints to keep; the oldest go."})
+    save_total_limit: int | None = dataclasses.field(default=2, metadata={"help": "Checkpoints to keep; the oldest are removed."})
     logging_steps: float = dataclasses.field(default=10, metadata={"help": "Steps between log lines."})
     include_num_input_tokens_seen: str = dataclasses.field(
         default="all", metadata={"help": "Count tokens seen, for curves against tokens: no, all or non_padding."}
@@ -42,33 +52,73 @@ class ScratchTrainingArguments(TrainingArguments):
     dataloader_pin_memory: bool = dataclasses.field(
         default_factory=torch.cuda.is_available, metadata={"help": "Page-locked batches, for faster copies to a GPU."}
     )
-    # The patience of early stopping goes on after an interruption.
+    # The patience of early stopping continues after an interruption.
     restore_callback_states_from_checkpoint: bool = dataclasses.field(
         default=True, metadata={"help": "Restore the state of callbacks from a checkpoint, with --resume_from_checkpoint."}
     )
     allow_non_finite: bool = dataclasses.field(
         default=False,
-        metadata={"help": "Go on where the loss or the gradient's norm is NaN or infinite, which ends a run otherwise."},
+        metadata={"help": "Continue when the loss or the gradient's norm is NaN or infinite; by default this ends the run."},
+    )
+    # Open until the model is known: set_default_learning_rate in optimizers.py.
+    learning_rate: float | None = dataclasses.field(
+        default=None,
+        metadata={"help": "Highest learning rate. Default: by the model's size and what trains, printed at the start."},
+    )
+    lr_scheduler_type: SchedulerType | None = dataclasses.field(
+        default=None, metadata={"help": "How the learning rate falls. Default: linear; without --learning_rate cosine."}
+    )
+    warmup_steps: float | None = dataclasses.field(
+        default=None,
+        metadata={"help": "Steps in which it rises, or below 1 their share of all. Default: none; without --learning_rate 0.05."},
     )
     # A model whose every parameter takes part in every step needs no search for unused ones.
     ddp_find_unused_parameters: bool | None = dataclasses.field(
         default=False, metadata={"help": "Search for parameters without gradient in each step under DDP."}
     )
 
+    def __post_init__(self):
+        self.left_open = [name for name in SCHEDULE if getattr(self, name) is None]
+        for name in self.left_open:
+            setattr(self, name, SCHEDULE[name])
+        super().__post_init__()
+
 
 class _OneLineParser(HfArgumentParser):
+    """transformers' parser, with the script's own flags in a group of their own, each flag once in the help, and errors of one line."""
+
+    def __init__(self, types: Sequence[type], **settings: Any):
+        super().__init__([], formatter_class=HelpFormatter, allow_abbrev=False, **settings)
+        self.dataclass_types = list(types)
+        for kind in types:
+            library = next((base for base in kind.__mro__ if base.__module__.split(".")[0] in ("transformers", "trl")), None)
+            owner = "" if library is None else {"transformers": "transformers'", "trl": "TRL's"}[library.__module__.split(".")[0]]
+            group = self.add_argument_group("flags of this script" if library is None else f"flags of {owner} {library.__name__}")
+            for field in _with_types(kind):
+                self._parse_dataclass_field(group, field)
+        for action in self._actions:
+            if isinstance(action, argparse._StoreFalseAction):
+                action.help = argparse.SUPPRESS  # --no_x says what --x false does
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists the flags")
 
     def parse_known_args(self, args=None, namespace=None):
-        """Numbers are checked before `TrainingArguments` reckons with them."""
+        """Numbers are checked before `TrainingArguments` uses them."""
         found, rest = super().parse_known_args(args, namespace)
-        later = ("max_steps", "num_train_epochs")  # of these one may make up for the other
-        check_ranges(
-            {name: value for name, value in vars(found).items() if name not in later and (name not in OFF or value != OFF[name])},
-            "--",
-        )
+        check_ranges({k: v for k, v in vars(found).items() if k not in LATER and (k not in OFF or v != OFF[k])}, "--")
+        if rest:  # before the dataclasses are made, which have errors of their own
+            raise UserError(unknown_name(rest[0].lstrip("-").split("=")[0], known_flags(self), "flag"))
         return found, rest
+
+
+def _with_types(kind: type) -> Iterator[dataclasses.Field]:
+    """The fields that the command line may set, with types in place of their names."""
+    types = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if field.init:
+            field.type = types[field.name]
+            yield field
 
 
 def parse_arguments(types: Sequence[type], argv: Sequence[str], description: str | None = None) -> tuple[Any, ...]:
@@ -77,24 +127,18 @@ def parse_arguments(types: Sequence[type], argv: Sequence[str], description: str
     Raises:
         UserError: an unknown flag or key (with the nearest known one), a wrong value, an unreadable recipe.
     """
-    parser = _OneLineParser(
-        types,
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    known = sorted({option.lstrip("-") for action in parser._actions for option in action.option_strings})
+    parser = _OneLineParser(types, description=description, usage="%(prog)s [recipe.yaml] [--flag value ...]")
     arguments = list(argv)
-    if arguments and arguments[0].endswith((".yaml", ".yml")):
-        arguments = _recipe_arguments(arguments[0], known) + arguments[1:]
+    if is_recipe(arguments):
+        arguments = recipe_arguments(arguments[0], known_flags(parser)) + arguments[1:]
     try:
-        *parsed, rest = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True, look_for_args_file=False)
+        parsed = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
     except UserError:
         raise
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(one_line(error, 3000)) from error
-    if rest:
-        raise UserError(_unknown(rest[0].lstrip("-").split("=")[0], known, "flag"))
+    except Exception as error:  # a file that a flag names, a key that it lacks: TrainingArguments raises many kinds
+        raise UserError(f"the flags cannot be used: {type(error).__name__}: {one_line(error, 3000)}") from error
     for part in parsed:
         if isinstance(part, TrainingArguments):
             _refuse_no_steps(part)
@@ -117,44 +161,6 @@ def _refuse_no_steps(args: TrainingArguments) -> None:
         )
 
 
-def _recipe_arguments(path: str, known: Sequence[str]) -> list[str]:
-    try:
-        recipe = yaml.load(Path(path).read_text(encoding="utf-8"), _RecipeLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"recipe {path} cannot be read: {one_line(error)}") from error
-    if not isinstance(recipe, dict):
-        raise UserError(f"recipe {path} must hold `flag: value` lines")
-    arguments: list[str] = []
-    for key, value in recipe.items():
-        if key not in known:
-            raise UserError(f"recipe {path}: " + _unknown(str(key), known, "key"))
-        if value is None:
-            continue
-        if isinstance(value, list):
-            arguments += [f"--{key}", *(_as_text(item) for item in value)]
-        else:
-            arguments += [f"--{key}={_as_text(value)}"]  # one word, since a value may start with a dash
-    return arguments
-
-
-class _RecipeLoader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as text and `no` as false; numbers are numbers here."""
-
-
-_RecipeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
-
-
-def _as_text(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, dict) else str(value)
-
-
-def _unknown(name: str, known: Sequence[str], kind: str) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"unknown {kind} {name!r}" + (f"; did you mean {near[0]!r}?" if near else "; --help lists the flags")
-
-
 def parse_config_overrides(text: str | None, config_class: Any) -> dict[str, Any]:
     """`n_embd=384,n_layer=6` or a JSON object, as keyword arguments of `config_class`.
 
@@ -168,7 +174,7 @@ def parse_config_overrides(text: str | None, config_class: Any) -> dict[str, Any
             overrides = json.loads(text)
         else:
             overrides = {
-                name.strip(): yaml.load(value, _RecipeLoader) for name, value in (pair.split("=", 1) for pair in text.split(","))
+                name.strip(): yaml.load(value, RecipeLoader) for name, value in (pair.split("=", 1) for pair in text.split(","))
             }
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"config_overrides {text!r}: write name=value pairs separated by commas, or a JSON object") from error
@@ -176,15 +182,15 @@ def parse_config_overrides(text: str | None, config_class: Any) -> dict[str, Any
     known = (config_class().to_dict().keys() - written) | config_class.attribute_map.keys() | {"drop_rate"}
     for name in overrides:
         if name not in known:
-            raise UserError("config_overrides: " + _unknown(name, sorted(known), "name"))
+            raise UserError("config_overrides: " + unknown_name(name, sorted(known), "name"))
     return overrides
 
 
 def check_output_directory(output_dir: str, resume: str | None) -> None:
-    """Make the directory, lock it for this process's life, and refuse one that holds what the run would write over.
+    """Make the directory, lock it for this process's life, and refuse one that holds files which the run would overwrite.
 
     Args:
-        resume: the checkpoint to go on from; one in `output_dir` lets the run that it belongs to be continued.
+        resume: the checkpoint to resume from; one in `output_dir` lets the run that it belongs to be continued.
 
     Raises:
         UserError: names the directory and what to do.
@@ -192,9 +198,12 @@ def check_output_directory(output_dir: str, resume: str | None) -> None:
     path = Path(output_dir)
     continued = resume is not None and Path(resume).resolve().parent == path.resolve()
     if not continued:
-        _refuse_loss(path)
+        refuse_a_run(path)
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
+        if made:
+            atexit.register(remove_unused, made)
         probe = path / f".write-test-{os.getpid()}"
         probe.touch()
         probe.unlink()
@@ -202,21 +211,19 @@ def check_output_directory(output_dir: str, resume: str | None) -> None:
         raise UserError(f"cannot write to --output_dir {output_dir}: {error.strerror or error}") from error
     lock_output_directory(output_dir)
     if not continued:
-        _refuse_loss(path)  # by a run that ended between the two
+        refuse_a_run(path)  # by a run that ended between the two
 
 
-def _refuse_loss(path: Path) -> None:
-    """
-    Raises:
-        UserError: the directory holds a run, or files of another origin by the names that a run writes.
-    """
-    if any(path.glob("checkpoint-*")) or any(path.glob("*.safetensors")):
-        raise UserError(
-            f"{path} already holds a run: choose another --output_dir, or go on with it by --resume_from_checkpoint latest"
-        )
-    for name in ("README.md", "config.json", "metrics.json", "tokenizer.json"):
-        if os.path.lexists(path / name):
-            raise UserError(f"{path} holds a {name}, which the run would write over: choose another --output_dir")
+def remove_unused(made: Sequence[Path]) -> None:
+    """Remove directories that a run made and left empty, innermost first: a misspelt override ends a run after its directory is made."""
+    for folder in made:
+        try:
+            if {entry.name for entry in folder.iterdir()} - {LOCK}:
+                return
+            (folder / LOCK).unlink(missing_ok=True)
+            folder.rmdir()
+        except OSError:  # gone, or somebody else's by now
+            return
 
 
 def keep_best_checkpoint(args: TrainingArguments, metric: str = "eval_loss", greater_is_better: bool = False) -> None:

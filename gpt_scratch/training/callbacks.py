@@ -1,15 +1,91 @@
-"""Trainer callbacks: perplexity, samples, the loss on training text, the curve redrawn live, a warning when a run overfits."""
+"""Trainer callbacks: a line for each log, perplexity, samples, loss on training text, the curve redrawn live, overfitting."""
 
 import json
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
+from ..analysis.overfitting import overfitting_step
 from ..evaluation.perplexity import evaluate_loss, perplexity
-from ..plots import overfitting_step, plot_losses
+from ..inference.generation import generate_ids, pad_left, padding_id
+from ..plots import plot_losses, plot_or_warn
+from ..tokenization.special_tokens import encode_text
+
+# Of what Trainer and TRL log: how it is called in a line. What is in neither table is shown by its own name.
+LOG_NAMES = {
+    "loss": "loss", "eval_loss": "validation loss", "learning_rate": "learning rate", "grad_norm": "gradient norm",
+    "num_input_tokens_seen": "tokens seen", "train_tokens_per_second": "tokens/s", "eval_macro_f1": "macro F1", "eval_roc_auc": "ROC AUC",
+}  # fmt: skip
+COUNTS = ("num_input_tokens_seen", "train_tokens_per_second", "num_tokens")  # stand before their names
+HIDDEN = ("epoch", "step", "total_flos")
+HIDDEN_ENDS = ("_runtime", "_per_second", "_preparation_time", "_macro_precision", "_macro_recall", "_calibration_error",
+                 "eval_precision", "eval_recall", "eval_f1")  # fmt: skip
+
+
+def log_line(logs: Mapping[str, Any], step: int, max_steps: int) -> str:
+    """What Trainer logs, as a line to read; lists, such as confusion matrices, are for the files.
+
+    >>> log_line({"loss": 2.5, "learning_rate": 1e-3, "epoch": 0.5, "num_input_tokens_seen": 5120}, 10, 20)
+    'step 10 of 20 (epoch 0.50): loss 2.5, learning rate 0.001, 5,120 tokens seen'
+    """
+    if "train_runtime" in logs and "train_loss" in logs:
+        minutes, seconds = divmod(round(logs["train_runtime"]), 60)
+        took = f"{minutes} min {seconds} s" if minutes else f"{logs['train_runtime']:.1f} s"
+        return f"trained {step:,} steps in {took}; mean loss {logs['train_loss']:.4g}"
+    epoch = f" (epoch {logs['epoch']:.2f})" if "epoch" in logs else ""
+    shown = []
+    for key, value in logs.items():
+        name = LOG_NAMES.get(key, key.removeprefix("eval_").replace("_", " "))
+        if key in HIDDEN or (key not in LOG_NAMES and key.endswith(HIDDEN_ENDS)) or not isinstance(value, (int, float)):
+            continue
+        shown.append(f"{value:,.0f} {name}" if key in COUNTS else f"{name} {value:.4g}")
+    kind = "validation, " if any(key.startswith("eval_") for key in logs) and "eval_loss" not in logs else ""
+    return f"step {step:,} of {max_steps:,}{epoch}: {kind}{', '.join(shown)}"
+
+
+class LogCallback(ProgressCallback):
+    """Trainer's progress bar, with a line for each log in place of a dict; the lines alone where there is no terminal to draw a bar in."""
+
+    def __init__(self, bar: bool):
+        super().__init__()
+        self.bar = bar
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.bar:
+            super().on_train_begin(args, state, control, **kwargs)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.training_bar is not None:
+            super().on_step_end(args, state, control, **kwargs)
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        if self.bar:
+            super().on_prediction_step(args, state, control, **kwargs)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.training_bar is not None:
+            super().on_train_end(args, state, control, **kwargs)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or not logs:
+            return
+        line = log_line(logs, state.global_step, state.max_steps)
+        if self.training_bar is not None:
+            self.training_bar.write(line)
+        else:
+            print(line, flush=True)
+
+
+def use_log_lines(trainer: Trainer) -> None:
+    """Put [`LogCallback`] in the place of the callback by which Trainer prints; a notebook keeps its table."""
+    for printing in (PrinterCallback, ProgressCallback):
+        if trainer.pop_callback(printing) is not None:
+            trainer.add_callback(LogCallback(bar=printing is ProgressCallback and sys.stderr.isatty()))
 
 
 class PerplexityCallback(TrainerCallback):
@@ -25,15 +101,16 @@ class PerplexityCallback(TrainerCallback):
 class TrainingLossCallback(TrainerCallback):
     """After each evaluation, the loss on a fixed part of the training rows, without dropout: `train_eval_loss`.
 
-    The `loss` that Trainer logs is a mean over steps while the weights change, with dropout; it cannot be laid beside
-    the validation loss. The book and nanoGPT measure training loss this way.
+    The `loss` that Trainer logs is a mean over steps while the weights change, with dropout; it cannot be compared
+    with the validation loss. The book and nanoGPT measure training loss this way.
     """
 
     def __init__(self, rows: Sequence[dict]):
         self.rows = rows
 
     def on_evaluate(self, args, state, control, model, **kwargs):
-        loss = evaluate_loss(model, self.rows, args.per_device_eval_batch_size)["loss"]
+        name = None if args.disable_tqdm else "loss on training text"
+        loss = evaluate_loss(model, self.rows, args.per_device_eval_batch_size, name=name)["loss"]
         if state.log_history and "eval_loss" in state.log_history[-1]:
             state.log_history[-1]["train_eval_loss"] = loss
         if state.is_world_process_zero:
@@ -47,7 +124,7 @@ class SamplesCallback(TrainerCallback):
 
     Args:
         tokenizer: encodes the prompts; an empty prompt starts from its end-of-text token.
-        prompts: texts.
+        prompts: texts, whose special tokens are characters, or pairs of a text to show and its token ids.
         max_new_tokens: tokens to add to each.
         temperature: 0 is greedy; else top-k sampling (k = 50) with seed `seed`.
     """
@@ -55,12 +132,16 @@ class SamplesCallback(TrainerCallback):
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        prompts: Sequence[str],
+        prompts: Sequence[str | tuple[str, list[int]]],
         max_new_tokens: int = 50,
         temperature: float = 0.0,
         seed: int = 123,
     ):
-        self.tokenizer, self.prompts, self.max_new_tokens = tokenizer, prompts, max_new_tokens
+        self.tokenizer, self.max_new_tokens = tokenizer, max_new_tokens
+        self.prompts = [
+            (prompt, encode_text(tokenizer, prompt, add_special_tokens=False)["input_ids"]) if isinstance(prompt, str) else prompt
+            for prompt in prompts
+        ]
         self.temperature, self.seed = temperature, seed
 
     def on_evaluate(self, args, state, control, model, **kwargs):
@@ -71,28 +152,22 @@ class SamplesCallback(TrainerCallback):
         model.eval()
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.seed)
-            texts = [self._continue(model, prompt) for prompt in self.prompts]
+            texts = [self._continue(model, ids) for _, ids in self.prompts]
         model.train(was_training)
         with open(Path(args.output_dir) / "samples.jsonl", "a", encoding="utf-8") as file:
-            for prompt, text in zip(self.prompts, texts):
+            for (prompt, _), text in zip(self.prompts, texts):
                 print(f"step {state.global_step}: {(prompt + text)!r}")
                 file.write(json.dumps({"step": state.global_step, "prompt": prompt, "text": text}, ensure_ascii=False) + "\n")
 
-    def _continue(self, model, prompt: str) -> str:
-        ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"] or [self.tokenizer.eos_token_id]
-        # The prompt gives way where both do not fit: absolute positions end at max_position_embeddings.
+    def _continue(self, model, ids: list[int]) -> str:
+        ids = ids or [self.tokenizer.eos_token_id]
+        # The prompt is cut where both do not fit: absolute positions end at max_position_embeddings.
         ids = ids[-max(1, model.config.max_position_embeddings - self.max_new_tokens) :]
-        new_tokens = min(self.max_new_tokens, model.config.max_position_embeddings - len(ids))
-        sampling = {"do_sample": True, "temperature": self.temperature, "top_k": 50} if self.temperature else {"do_sample": False}
-        inputs = torch.tensor([ids], device=model.device)
-        output = model.generate(
-            inputs,
-            attention_mask=torch.ones_like(inputs),
-            max_new_tokens=new_tokens,
-            pad_token_id=self.tokenizer.pad_token_id,
-            **sampling,
-        )
-        return self.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
+        pad_id = padding_id(self.tokenizer)
+        sampling: dict[str, Any] = {"top_k": 50} if self.temperature else {}
+        inputs = pad_left([ids], pad_id, model.device)
+        output = generate_ids(model, inputs, self.max_new_tokens, self.temperature, pad_token_id=pad_id, **sampling)
+        return self.tokenizer.decode(output[0], skip_special_tokens=True)
 
 
 class CurveCallback(TrainerCallback):
@@ -112,7 +187,9 @@ class CurveCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         self.drawn = time.monotonic()
-        plot_losses(state.log_history, Path(args.output_dir) / "loss", self.title, overfitting_step(state.log_history))
+        plot_or_warn(
+            plot_losses, state.log_history, Path(args.output_dir) / "loss", self.title, overfitting_step(state.log_history)
+        )
 
 
 class OverfittingCallback(TrainerCallback):

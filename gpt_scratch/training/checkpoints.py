@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and runs that go on after being killed, pre-empted, or left without disk space.
+"""Checkpoints that are whole or not there, and runs that resume after being killed, pre-empted, or left without disk space.
 
 Trainer writes a checkpoint in place: a process killed on the way leaves a `checkpoint-N` that the next run would load, with fresh
 optimizer state if it is only that file that is missing. [`ResumableTrainer`] writes into a hidden neighbour, flushes it to the disk, lists
@@ -6,7 +6,7 @@ the files with their sizes in `.manifest.json`, and gives it its name last; olde
 
 SIGTERM and Ctrl-C save a checkpoint, too (`preemption.py`).
 
-Each checkpoint says what it was made with (`made_with.py`), and what it holds is checked before a run goes on from it (`resume.py`).
+Each checkpoint says what it was made with (`made_with.py`), and what it holds is checked before a run resumes from it (`resume.py`).
 """
 
 import json
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import Trainer
+from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -29,19 +29,21 @@ from ..inference.loading import refuse_non_finite
 from ..tokenization.portable import save_tokenizer
 from . import made_with
 from .arguments import ScratchTrainingArguments
+from .callbacks import use_log_lines
 from .preemption import PreemptionCallback
 from .resume import TRAINER_STATE, check_callbacks, check_optimizer, check_weights, read_trainer_state
+from .threads import ThreadsCallback
 
 MANIFEST = ".manifest.json"
 UNFINISHED = ".unfinished-checkpoint"  # in the output directory: the checkpoint that is being written
-REPLACED = ".replaced-"  # before the name of one that stood where it goes, until it is there
+REPLACED = ".replaced-"  # prefix of the one that it replaces, until it is in place
 
 
 def damage(checkpoint: str | os.PathLike) -> str | None:
-    """What is missing of a checkpoint directory, or `None` if it is whole.
+    """What is missing in a checkpoint directory, or `None` if it is whole.
 
-    Sizes are compared with the manifest. Of a checkpoint without one, from a plain Trainer, all that can be told is whether the file
-    that is written last is there.
+    Sizes are compared with the manifest. For a checkpoint without one, from a plain Trainer, only the file that is written last is
+    looked for.
     """
     folder = Path(checkpoint)
     try:
@@ -65,19 +67,19 @@ def damage(checkpoint: str | os.PathLike) -> str | None:
 
 
 def newest_whole_checkpoint(output_dir: str) -> str | None:
-    """The `checkpoint-N` with the largest N that is whole; says which ones it passed over."""
+    """The `checkpoint-N` with the largest N that is whole; reports which ones it skipped."""
     for path in Path(output_dir).glob(f"{REPLACED}*"):
         if not (
             path.parent / path.name.removeprefix(REPLACED)
-        ).exists():  # killed between giving up the old one and naming the new
-            with suppress(FileNotFoundError):  # another process was quicker
+        ).exists():  # killed between renaming the old one and naming the new
+            with suppress(FileNotFoundError):  # another process was faster
                 path.rename(path.parent / path.name.removeprefix(REPLACED))
     folders = Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
     numbered = {int(path.name.rpartition("-")[2]): path for path in folders if path.name.rpartition("-")[2].isdecimal()}
     for _, path in sorted(numbered.items(), reverse=True):
         if (found := damage(path)) is None:
             return str(path)
-        print(f"warning: {path.name} is not whole ({found}) and is passed over")
+        print(f"warning: {path.name} is not whole ({found}) and is skipped")
     return None
 
 
@@ -90,7 +92,7 @@ def _flush(path: Path) -> None:
 
 
 def _publish(unfinished: Path, final: Path) -> None:
-    """Give a finished directory its name; what stands there already goes when the new one is in its place."""
+    """Give a finished directory its name; an existing one is removed when the new one is in place."""
     files = [path for path in sorted(unfinished.rglob("*")) if path.is_file()]
     sizes = {path.relative_to(unfinished).as_posix(): path.stat().st_size for path in files}
     (unfinished / MANIFEST).write_text(json.dumps(sizes, indent=2) + "\n", encoding="utf-8")
@@ -107,8 +109,8 @@ def _publish(unfinished: Path, final: Path) -> None:
 
 
 def rotate(run: Path, newest: Path, limit: int | None, best: str | None) -> None:
-    """Remove checkpoints until `limit` are left: first those beyond the step of `newest`, left by an attempt that was given up, then the
-    lowest. `newest`, `best` and what [`ResumableTrainer`] did not write stay. Times are not asked: clocks go back.
+    """Remove checkpoints until `limit` are left: first those beyond the step of `newest`, left by an abandoned attempt, then the
+    lowest. `newest`, `best` and what [`ResumableTrainer`] did not write stay. Modification times are not used: clocks go back.
     """
     if limit is None or limit <= 0:
         return
@@ -122,7 +124,7 @@ def rotate(run: Path, newest: Path, limit: int | None, best: str | None) -> None
 
 
 def _remove_leftovers(output_dir: Path) -> None:
-    """Of a run that was killed while it saved."""
+    """Remove what a run left that was killed while it saved."""
     for path in (output_dir / UNFINISHED, *output_dir.glob(f"{REPLACED}*")):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -146,6 +148,8 @@ class ResumableTrainer(Trainer):
         super().__init__(*args, **kwargs)
         if isinstance(self.args, ScratchTrainingArguments):
             self.allow_non_finite = self.args.allow_non_finite
+        use_log_lines(self)
+        self.add_callback(ThreadsCallback())
         self.preemption = PreemptionCallback(self)
         self.add_callback(self.preemption)  # last, after those that decide whether to evaluate and to save
 
@@ -170,7 +174,11 @@ class ResumableTrainer(Trainer):
             kept = newest_whole_checkpoint(str(final))
             raise UserError(
                 f"the model could not be written to {final}: {one_line(error)}; "
-                + (f"{Path(kept).name} is whole: make room and go on by --resume_from_checkpoint latest" if kept else "make room")
+                + (
+                    f"{Path(kept).name} is whole: make room and resume with --resume_from_checkpoint latest"
+                    if kept
+                    else "make room"
+                )
             ) from error
         finally:
             if self.args.should_save:
@@ -190,7 +198,7 @@ class ResumableTrainer(Trainer):
         try:
             if self.args.should_save:
                 _remove_leftovers(run)
-            self.accelerator.wait_for_everyone()  # a process must not write into what another clears
+            self.accelerator.wait_for_everyone()  # a process must not write into what another removes
             self._unfinished = run / UNFINISHED
             super()._save_checkpoint(model, trial)
             self._name_best_checkpoint(run, name)
@@ -205,7 +213,7 @@ class ResumableTrainer(Trainer):
             free = shutil.disk_usage(run).free / 2**20
             raise UserError(
                 f"{name} could not be written to {run}: {one_line(innermost(error))}; {free:,.1f} MiB were free; what was saved before is "
-                "as it was: make room and go on by --resume_from_checkpoint latest"
+                "as it was: make room and resume with --resume_from_checkpoint latest"
             ) from error
         finally:
             self._unfinished = None
@@ -221,6 +229,19 @@ class ResumableTrainer(Trainer):
             self.state.best_model_checkpoint = str(run / name)
             if self.args.should_save:
                 self.state.save_to_json(str(run / UNFINISHED / name / TRAINER_STATE))
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """An evaluation that fails, out of memory for example, does not cost the steps before it: they are saved first."""
+        try:
+            return super()._evaluate(*args, **kwargs)
+        except Exception:
+            if self.args.world_size == 1 and self.state.global_step:  # several processes write a checkpoint together
+                self._save_checkpoint(self.model, trial=None)
+                print(f"the evaluation failed; checkpoint-{self.state.global_step} is saved, from before it")
+            raise
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the scripts write the card, and TRL's, at each checkpoint, would replace one that was edited."""
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
         self.made_with = made_with.describe(self, self.script_args)
@@ -270,9 +291,32 @@ class ResumableTrainer(Trainer):
         refuse_non_finite(resume_from_checkpoint, (self.model if model is None else model).named_parameters())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and not self._is_sharded(checkpoint):
-            check_optimizer(checkpoint, self.optimizer, self.lr_scheduler)
+        if checkpoint is None or self._is_sharded(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        check_optimizer(checkpoint, self.optimizer, self.lr_scheduler)
+        # Settings are this run's, of which the user may have changed some: the checkpoint brings only what the steps have made.
+        settings = [{name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups]
+        rates = list(getattr(self.lr_scheduler, "base_lrs", []))
         super()._load_optimizer_and_scheduler(checkpoint)
+        scheduled = isinstance(
+            self.lr_scheduler, torch.optim.lr_scheduler.LambdaLR
+        )  # else the steps have made the learning rate, too
+        for group, own in zip(self.optimizer.param_groups, settings):
+            group.update({name: value for name, value in own.items() if scheduled or name not in ("lr", "initial_lr")})
+        if scheduled:
+            self.lr_scheduler.base_lrs = rates
+            for group, rate, factor in zip(self.optimizer.param_groups, rates, self.lr_scheduler.lr_lambdas):
+                group["lr"] = rate * factor(self.lr_scheduler.last_epoch)
+            self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+    def _load_callback_state(self) -> None:
+        """What the callbacks have counted is the checkpoint's; the patience is this run's."""
+        patience = [c.early_stopping_patience for c in self.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)]
+        super()._load_callback_state()
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EarlyStoppingCallback):
+                callback.early_stopping_patience = patience[0]
 
     def _is_sharded(self, checkpoint: str) -> bool:
         """Written by FSDP or DeepSpeed in forms of their own, which they check."""
@@ -295,7 +339,7 @@ class ResumableTrainer(Trainer):
         if self.allow_non_finite or math.isfinite(number):
             return
         checkpoint = newest_whole_checkpoint(self.args.output_dir)
-        saved = f"{Path(checkpoint).name} is kept, go on from it" if checkpoint else "there is no checkpoint, start again"
+        saved = f"{Path(checkpoint).name} is kept, resume from it" if checkpoint else "there is no checkpoint, start again"
         raise UserError(
             f"step {self.state.global_step + 1}: the {name} is {number}; training ends here: {saved} with a lower --learning_rate or other "
             "data, or with --allow_non_finite"
@@ -321,18 +365,18 @@ class ResumableTrainer(Trainer):
             super()._run_epoch(*args, **kwargs)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        """Not of a run that goes on: with --save_total_limit 1 Trainer would delete all but the best checkpoint."""
+        """Not before the run ends: with --save_total_limit 1 Trainer would delete all but the best checkpoint."""
         if self.preemption.saved:
             step = self.state.global_step
             interrupted = self.preemption.agreed == signal.SIGINT
             raise Preempted(
                 f"stopped by {'Ctrl-C' if interrupted else 'SIGTERM'} after step {step:,} of {self.state.max_steps:,}; checkpoint-{step} "
-                "is saved: go on by --resume_from_checkpoint latest",
+                "is saved: resume with --resume_from_checkpoint latest",
                 INTERRUPTED_STATUS if interrupted else PREEMPTED_STATUS,
             )
         return super()._finalize_training(*args, **kwargs)
 
 
 def _is_about_writing(error: Exception) -> bool:
-    # torch tells a full disk as a RuntimeError of its zip writer
+    # torch reports a full disk as a RuntimeError of its zip writer
     return not isinstance(error, RuntimeError) or any(word in str(error) for word in ("inline_container", "PytorchStreamWriter"))

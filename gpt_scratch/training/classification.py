@@ -1,12 +1,14 @@
 """The parts of a classification finetuning: its flags, data, model, what trains, metrics, plots and the table of mistakes."""
 
 import csv
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import torch
 from transformers import (
     EvalPrediction,
     PreTrainedModel,
@@ -18,6 +20,7 @@ from transformers import (
 
 from ..configuration_gpt_scratch import GPTScratchConfig
 from ..data.classification import (
+    CONFLICTS,
     LabelledTexts,
     balance,
     check_labels,
@@ -29,27 +32,31 @@ from ..data.classification import (
     read_labelled_texts,
     stratified_split,
 )
+from ..data.opening import Reading
 from ..errors import UserError, one_line
-from ..evaluation.classification import METRIC_PATH, softmax
+from ..evaluation.classification import METRIC_PATH, figures_by_class, softmax
 from ..files import atomic_path
+from ..inference.generation import check_unicode
 from ..inference.loading import check_rows, load_config, load_model, load_tokenizer
 from ..modeling_gpt_scratch import GPTScratchForSequenceClassification
 from ..plots import new_figure, save_figure, save_lines
+from ..progress import named
 from ..tokenization.byte_pair import train_byte_level_bpe
+from ..tokenization.special_tokens import describe_special_tokens
 from .arguments import parse_config_overrides
-from .finetuning import add_lora, dropout_overrides
+from .checkpoints import ResumableTrainer
+from .finetuning import SPLITS, add_lora, dropout_overrides, refuse_files_of_no_split, settle_trainable, train_last_blocks
 from .losses import balanced_class_weights, classification_loss
-
-SPLITS = ("train", "validation", "test")
+from .run import evaluation_curve, run_figures
 
 
 @dataclass
-class ClassificationArguments:
+class ClassificationArguments(Reading):
     """The flags of `scripts/finetune_classifier.py` besides TrainingArguments."""
 
     train_file: str | None = field(
         default=None,
-        metadata={"help": "Labelled texts: the SMS Spam Collection (zip, tsv, no suffix), csv, jsonl, json, parquet."},
+        metadata={"help": "Labelled texts: the SMS Spam Collection (zip, tsv, no suffix), csv, tsv, jsonl, json, parquet."},
     )
     validation_file: str | None = field(default=None, metadata={"help": "Labelled texts to validate on, with --split files."})
     test_file: str | None = field(default=None, metadata={"help": "Labelled texts to test on, with --split files."})
@@ -66,6 +73,13 @@ class ClassificationArguments:
     )
     split_seed: int = field(default=123, metadata={"help": "Seed of the clean split, apart from --seed so that runs share it."})
     deduplicate: bool = field(default=True, metadata={"help": "With --split clean, keep one of each group of equal texts."})
+    conflicting_labels: str = field(
+        default="refuse",
+        metadata={
+            "help": "Of equal texts with different labels, with --deduplicate: refuse them, keep the first, or drop them all.",
+            "choices": list(CONFLICTS),
+        },
+    )
     balance_classes: bool = field(default=False, metadata={"help": "Train on as many texts of each class as the rarest has."})
     text_column: str | None = field(default=None, metadata={"help": "Column of the texts. Default: text, in any case."})
     label_column: str | None = field(default=None, metadata={"help": "Column of the labels. Default: label, in any case."})
@@ -80,15 +94,17 @@ class ClassificationArguments:
     config_overrides: str | None = field(
         default=None, metadata={"help": "Of a new model: n_embd=384,... or JSON; of a checkpoint only dropout: drop_rate=0.0"}
     )
-    trainable: str = field(
-        default="last_block",
+    trainable: str | None = field(
+        default=None,
         metadata={
-            "help": "What trains: head alone, last_block (with final norm and head), last_two_blocks, all, or lora.",
-            "choices": ["head", "last_block", "last_two_blocks", "all", "lora"],
+            "help": "What trains: head alone, last_blocks (with final norm and head), all, or lora. Default: all of new weights, the last "
+            "block of a checkpoint. last_block and last_two_blocks are last_blocks with --train_last_blocks 1 and 2.",
+            "choices": ["head", "last_blocks", "all", "lora", "last_block", "last_two_blocks"],
         },
     )
-    lora_rank: int = field(default=16, metadata={"help": "Rank of the LoRA matrices."})
-    lora_alpha: int = field(default=16, metadata={"help": "LoRA's scale is alpha / rank."})
+    train_last_blocks: int | None = field(default=None, metadata={"help": "With --trainable last_blocks: how many. Default: 2."})
+    lora_rank: int | None = field(default=None, metadata={"help": "Rank of the LoRA matrices. Default: 16."})
+    lora_alpha: int | None = field(default=None, metadata={"help": "LoRA's scale is alpha / rank. Default: 16."})
     class_weights: bool = field(
         default=False, metadata={"help": "Weight each class inversely to its share of the training rows."}
     )
@@ -97,65 +113,107 @@ class ClassificationArguments:
         default=None, metadata={"help": "Stop after this many evaluations without a better --metric_for_best_model."}
     )
 
+    def __post_init__(self) -> None:
+        if self.trainable is None and not self.model_name_or_path:
+            self.trainable = "all"  # random blocks that are frozen would never learn anything
+        elif self.trainable is None:
+            self.trainable = "last_block" if self.train_last_blocks is None else "last_blocks"
+        settle_trainable(self)
+
+
+@dataclass
+class ClassificationSplits:
+    """The texts of train, validation and test, and the id of each class."""
+
+    texts: dict[str, LabelledTexts]
+    ids: dict[str, int]
+    copies_removed: int
+
+    @property
+    def names(self) -> list[str]:
+        """The classes in the order of their ids."""
+        return sorted(self.ids, key=self.ids.__getitem__)
+
+    def also_in_train(self, split: str) -> int:
+        """Texts of a split that stand in the training data, too."""
+        return overlap(self.texts[split], self.texts["train"])
+
 
 @dataclass
 class ClassificationData:
-    """Encoded rows of each split, the texts that they came from, and the classes."""
+    """Encoded rows of each split, and how many of its texts were cut."""
 
+    splits: ClassificationSplits
     rows: dict[str, datasets.Dataset]
-    texts: dict[str, LabelledTexts]
-    ids: dict[str, int]
-    description: dict[str, Any]
+    cut: dict[str, int]
+
+    def description(self) -> dict[str, Any]:
+        """What was made of the files, for the record of the run."""
+        counts = {
+            split: {
+                "rows": len(texts),
+                "classes": texts.counts(),
+                "texts_also_in_train": self.splits.also_in_train(split),
+                "texts_cut": self.cut[split],
+                "longest": max(self.rows[split]["length"]),
+                "tokens": sum(self.rows[split]["length"]),
+            }
+            for split, texts in self.splits.texts.items()
+        }
+        return {"copies_removed": self.splits.copies_removed, **counts}
 
 
-def read_splits(args: ClassificationArguments) -> tuple[dict[str, LabelledTexts], dict[str, int], dict[str, Any]]:
-    """Texts of train, validation and test, the class ids, and a description of what came of the file. Prints it, too.
+def read_splits(args: ClassificationArguments) -> ClassificationSplits:
+    """Texts of train, validation and test, and the class ids; prints the statistics of each split.
 
     Raises:
-        UserError: flags that do not go together, or data that cannot be read or split.
+        UserError: flags that exclude each other, or data that cannot be read or split.
     """
     if args.train_file is None:
         raise UserError("--train_file is missing: give the labelled texts to train on")
+    refuse_files_of_no_split(args)
+
+    reading = Reading.of(args)
+    for name in args.class_names or []:
+        check_unicode(name)
 
     def read(name: str | None) -> LabelledTexts:
         if name is None:
             raise UserError("--split files needs --train_file, --validation_file and --test_file")
-        return read_labelled_texts(name, args.text_column, args.label_column)
+        return read_labelled_texts(name, args.text_column, args.label_column, reading=reading)
 
     copies = 0
     if args.split == "files":
         parts = [read(name) for name in (args.train_file, args.validation_file, args.test_file)]
     elif args.split == "published":
-        read(args.train_file)  # refuses what is not the collection, with rows
         parts = list(published_split(args.train_file))
     else:
         data = read(args.train_file)
         if args.deduplicate:
-            data, copies = deduplicate(data)
+            data, copies = deduplicate(data, args.conflicting_labels)
         parts = stratified_split(data, args.split_fractions, args.split_seed)
-    splits = dict(zip(SPLITS, parts))
-    ids = label_ids(splits["train"].labels, args.class_names)
-    for name, part in splits.items():
+    texts = dict(zip(SPLITS, parts))
+    ids = label_ids(texts["train"].labels, args.class_names or texts["train"].class_order)
+    for name, part in texts.items():
         check_labels(part, ids, name)
     if args.balance_classes:
-        splits["train"] = balance(splits["train"], args.split_seed)
-    description: dict[str, Any] = {"copies_removed": copies}
-    for name, part in splits.items():
-        description[name] = {"rows": len(part), "classes": part.counts(), "texts_also_in_train": overlap(part, splits["train"])}
-        note = "" if name == "train" else f", {description[name]['texts_also_in_train']} of them also in train"
+        texts["train"] = balance(texts["train"], args.split_seed)
+    splits = ClassificationSplits(texts, ids, copies)
+    for name, part in texts.items():
+        note = "" if name == "train" else f", {splits.also_in_train(name)} of them also in train"
         print(f"{name}: {len(part):,} texts, {', '.join(f'{n:,} {label}' for label, n in part.counts().items())}{note}")
     if copies:
         print(f"{copies:,} copies of other texts were removed before splitting")
-    return splits, ids, description
+    return splits
 
 
 def make_model(
     args: ClassificationArguments, ids: dict[str, int], train: LabelledTexts, seed: int, resume: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The classifier to train, its head new unless the checkpoint is a classifier, and its tokenizer, with one pad token for both.
+    """The classifier to train, its head new unless the checkpoint is a classifier, and its tokenizer, with the same pad token.
 
     Args:
-        resume: the checkpoint that the run goes on from. Its tokenizer is taken where one would be trained.
+        resume: the checkpoint that the run resumes from. Its tokenizer is taken where one would be trained.
 
     Raises:
         UserError: a checkpoint or tokenizer that cannot be loaded, or values that no model can have.
@@ -196,43 +254,46 @@ def choose_trainable(model: PreTrainedModel, args: ClassificationArguments) -> P
     """Freeze everything but what `args.trainable` names; for "lora" return the model wrapped by peft.
 
     Raises:
-        UserError: "lora" without peft installed.
+        UserError: "lora" without peft installed, more blocks than the model has.
     """
+    if args.trainable != "all" and not args.model_name_or_path:
+        print(f"warning: --trainable {args.trainable} leaves most of these new, random weights as they are: give --trainable all")
     if args.trainable == "lora":
+        assert args.lora_rank is not None and args.lora_alpha is not None  # settle_trainable
         return add_lora(model, "SEQ_CLS", args.lora_rank, args.lora_alpha, modules_to_save=["score"])
-    blocks = {"head": 0, "last_block": 1, "last_two_blocks": 2, "all": len(model.model.layers)}[args.trainable]
-    model.requires_grad_(args.trainable == "all")
-    parts = [model.score] + ([model.model.norm, *model.model.layers[len(model.model.layers) - blocks :]] if blocks else [])
-    for part in parts:
-        part.requires_grad_(True)
+    if args.trainable != "all":
+        train_last_blocks(model, args.train_last_blocks or 0, head=model.score)
     return model
 
 
+def what_trains(args: ClassificationArguments) -> str:
+    """As `set_default_learning_rate` names it."""
+    if not args.model_name_or_path:
+        return "new"
+    return {"head": "head", "all": "all"}.get(str(args.trainable), "some")
+
+
 def encode_splits(
-    args: ClassificationArguments,
-    splits: dict[str, LabelledTexts],
-    ids: dict[str, int],
-    description: dict[str, Any],
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    args: ClassificationArguments, splits: ClassificationSplits, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> ClassificationData:
     """Token ids of every text, cut at `max_length` with a printed count."""
+    if written := describe_special_tokens((text for part in splits.texts.values() for text in part.texts), tokenizer):
+        print(written)
     limit = model.config.max_position_embeddings
     max_length = min(args.max_length or limit, limit)
-    rows = {}
-    for name, part in splits.items():
-        rows[name], cut = encode_texts(part, tokenizer, ids, max_length)
-        description[name] |= {"texts_cut": cut, "longest": max(rows[name]["length"]), "tokens": sum(rows[name]["length"])}
-        if cut:
-            print(f"{name}: {cut} texts are longer than {max_length} tokens and were cut")
-    return ClassificationData(rows, splits, ids, description)
+    data = ClassificationData(splits, {}, {})
+    for name, part in splits.texts.items():
+        data.rows[name], data.cut[name] = encode_texts(part, tokenizer, splits.ids, max_length)
+        if data.cut[name]:
+            print(f"{name}: {data.cut[name]} texts are longer than {max_length} tokens and were cut")
+    return data
 
 
 def make_loss(args: ClassificationArguments, training_args: TrainingArguments, data: ClassificationData) -> dict[str, Any]:
     """Keyword arguments for Trainer: a loss with class weights and label smoothing where either is asked for."""
     if not args.class_weights and not training_args.label_smoothing_factor:
         return {}
-    weights = balanced_class_weights(data.rows["train"]["labels"], len(data.ids)) if args.class_weights else None
+    weights = balanced_class_weights(data.rows["train"]["labels"], len(data.splits.ids)) if args.class_weights else None
     return {"compute_loss_func": classification_loss(weights, training_args.label_smoothing_factor)}
 
 
@@ -248,45 +309,56 @@ def make_compute_metrics():
     return compute
 
 
-def final_metrics(trainer: Trainer, data: ClassificationData, trainable: tuple[int, int], train_seconds: float) -> dict[str, Any]:
-    """Figures of all three splits on the whole of each, speed and sizes; writes plots and the table of mistakes."""
-    output = Path(trainer.args.output_dir)
-    names = sorted(data.ids, key=lambda label: data.ids[label])
-    metrics: dict[str, Any] = {
-        "trainable_parameters": trainable[0],
-        "all_parameters": trainable[1],
-        "train_seconds": train_seconds,
-        "steps": trainer.state.global_step,
-        "epochs": trainer.state.epoch,
-        "labels": names,
-        "data": data.description,
-    }
-    # Trainer groups by length here too where it does in training, and its predictions then come in an order of its own.
-    strategy, trainer.args.train_sampling_strategy = trainer.args.train_sampling_strategy, "random"
+class ClassifierTrainer(ResumableTrainer):
+    """[`ResumableTrainer`] whose predictions come in the order of their rows, also where batches are grouped by length in training."""
+
+    def _get_eval_sampler(self, eval_dataset: datasets.Dataset) -> torch.utils.data.Sampler | None:
+        in_training = eval_dataset is self.eval_dataset
+        return super()._get_eval_sampler(eval_dataset) if in_training else torch.utils.data.SequentialSampler(eval_dataset)
+
+
+@dataclass
+class Predictions:
+    """Texts of a split, sorted by length, with the scores (rows, L) and true class ids (rows,) of each."""
+
+    texts: LabelledTexts
+    scores: np.ndarray
+    references: np.ndarray
+
+
+def measure(trainer: ClassifierTrainer, data: ClassificationData) -> tuple[dict[str, Any], Predictions]:
+    """Figures of all three splits, over the whole of each, and the predictions of the test split."""
+    metrics: dict[str, Any] = {}
     for split in SPLITS:
         lengths = data.rows[split]["length"]
         order = sorted(range(len(lengths)), key=lengths.__getitem__)  # so that little is padded
-        prediction = trainer.predict(data.rows[split].select(order), metric_key_prefix=split)
+        with named(f"measuring {split}"):
+            prediction = trainer.predict(data.rows[split].select(order), metric_key_prefix=split)
         for name, value in prediction.metrics.items():
             if not name.endswith(("_runtime", "_per_second", "_preparation_time")):
                 metrics[name] = value
-        if split == "test":
-            texts, scores = data.texts[split].take(order), softmax(prediction.predictions)
-            write_mistakes(output / "mistakes.tsv", texts, scores, prediction.label_ids, names)
-            plot_confusion(metrics["test_confusion_matrix"], names, output / "confusion_matrix")
-    trainer.args.train_sampling_strategy = strategy
-    metrics["curve"] = [
-        {name: entry[name] for name in ("step", "epoch", "eval_loss", "eval_accuracy") if name in entry}
-        for entry in trainer.state.log_history
-        if "eval_loss" in entry
-    ]
-    rows = len(data.rows["train"])
-    plot_curves(trainer.state.log_history, rows, output)
-    return metrics
+    predictions = Predictions(data.splits.texts[split].take(order), softmax(prediction.predictions), prediction.label_ids)
+    return metrics, predictions
 
 
-def write_mistakes(path: Path, texts: LabelledTexts, scores: np.ndarray, references: np.ndarray, names: list[str]) -> None:
+def figures_of_run(
+    trainer: Trainer, data: ClassificationData, measured: dict[str, Any], trainable: tuple[int, int], train_seconds: float
+) -> dict[str, Any]:
+    """What was measured, with classes, sizes, speed and the curve."""
+    return {
+        "trainable_parameters": trainable[0],
+        "all_parameters": trainable[1],
+        **run_figures(trainer, train_seconds),
+        "labels": data.splits.names,
+        "data": data.description(),
+        **measured,
+        "curve": evaluation_curve(trainer.state.log_history, "eval_loss", "eval_accuracy"),
+    }
+
+
+def write_mistakes(path: Path, predictions: Predictions, names: list[str]) -> None:
     """The wrong predictions, the most confident first: confidence, predicted, true, row of the file, text."""
+    texts, scores, references = predictions.texts, predictions.scores, predictions.references
     wrong = [i for i in np.argsort(-scores.max(-1)) if scores[i].argmax() != references[i]]
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter="\t")
@@ -304,16 +376,54 @@ def plot_curves(history: list[dict[str, Any]], train_rows: int, output: Path) ->
     save_lines(examples, {"eval_accuracy": "validation"}, "examples", output / "accuracy", "examples seen", "accuracy")
 
 
-def plot_confusion(matrix: list[list[int]], names: list[str], path: Path) -> None:
-    """The confusion matrix with its counts, PNG and PDF."""
-    figure, axes = new_figure(size=(1.5 + 1.2 * len(names), 1.2 + 1.1 * len(names)))
-    axes.imshow(matrix, cmap="Blues")
-    highest = max(map(max, matrix))
+def plot_confusion(matrix: list[list[int]], names: list[str], path: Path, title: str = "Test texts") -> None:
+    """The confusion matrix, coloured by the share of each row, with its counts, and the rates of each class beside it; PNG and PDF."""
+    figures = figures_by_class(matrix, names)
+    wrapped = ["\n".join(textwrap.wrap(name, 24) or [name]) for name in names]
+    longest = max(len(line) for name in wrapped for line in name.split("\n"))
+    slanted = longest > 10
+    lines = max(name.count("\n") for name in wrapped) + 3
+    cell = max(0.9, 0.17 * lines)
+    figure, axes = new_figure(
+        size=(2.6 + 0.09 * longest + 1.25 * len(names), 2.1 + (0.07 * longest if slanted else 0) + cell * len(names))
+    )
+    shares = [[count / max(1, sum(row)) for count in row] for row in matrix]
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for i, row in enumerate(matrix):
         for j, count in enumerate(row):
-            axes.text(j, i, str(count), ha="center", va="center", color="white" if count > highest / 2 else "black")
-    axes.set_xticks(range(len(names)), names, parse_math=False)
-    axes.set_yticks(range(len(names)), names, parse_math=False)
+            colour = "white" if shares[i][j] > 0.5 else "black"
+            axes.text(j, i, f"{count:,}\n{shares[i][j]:.0%}", ha="center", va="center", color=colour)
+    axes.set_xticks(
+        range(len(names)),
+        [f"{name}\nprecision {row.precision:.0%}" for name, row in zip(wrapped, figures)],
+        rotation=40 if slanted else 0,
+        ha="right" if slanted else "center",
+        rotation_mode="anchor" if slanted else "default",
+    )
+    axes.set_yticks(
+        range(len(names)),
+        [f"{name}\n{row.texts:,} texts\nrecall {row.recall:.0%}, F1 {row.f1:.2f}" for name, row in zip(wrapped, figures)],
+    )
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
+    axes.set_title(f"{title}: counts, and shares of each true class")
+    figure.colorbar(image, label="share of the row")
     save_figure(figure, path)
+
+
+def warn_of_missed_classes(confusion: list[list[int]], names: list[str], args: ClassificationArguments) -> str | None:
+    """What to say of classes of which no text is recognised, with the flag that helps; `None` where there are none."""
+    missing = [row for row in figures_by_class(confusion, names) if row.texts and not row.recall]
+    if not missing:
+        return None
+    listed = ", ".join(
+        f"{row.name!r} ({row.texts:,} texts, {f'predicted {row.predicted:,} times' if row.predicted else 'never predicted'})"
+        for row in missing
+    )
+    if not args.class_weights:
+        advice = "--class_weights gives rare classes more weight"
+    elif not args.balance_classes:
+        advice = "--balance_classes trains on as many texts of each class as the rarest has"
+    else:
+        advice = "give more texts of them, or a larger --num_train_epochs"
+    return f"warning: no text is recognised of the class{'es' if len(missing) > 1 else ''} {listed}: {advice}"

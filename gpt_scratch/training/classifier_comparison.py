@@ -1,6 +1,6 @@
 """Several classifiers on one split, side by side: runs collected over their seeds, and the baseline that each must beat.
 
-The baseline is TF-IDF and logistic regression (scikit-learn's own, with its defaults): what a person would try first.
+The baseline is TF-IDF and logistic regression (scikit-learn's own, with its defaults): the usual first try.
 """
 
 import statistics

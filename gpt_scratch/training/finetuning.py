@@ -1,8 +1,9 @@
-"""What every finetuning shares: loading a checkpoint with its tokenizer, what trains and what is frozen, LoRA, padding."""
+"""What every finetuning shares: loading a checkpoint with its tokenizer, what trains and what is frozen, LoRA."""
 
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_gpt_scratch import GPTScratchConfig
@@ -10,7 +11,17 @@ from ..errors import UserError, innermost, one_line
 from ..inference.loading import check_rows, load_config, load_model, load_tokenizer
 from .arguments import parse_config_overrides
 
+SPLITS = ("train", "validation", "test")
 DROPOUTS = {"drop_rate", "embedding_dropout", "attention_dropout", "residual_dropout", "embd_pdrop", "attn_pdrop", "resid_pdrop"}
+
+EARLIER_SPELLINGS = {"last_block": 1, "last_two_blocks": 2}  # of --trainable last_blocks --train_last_blocks N
+# Flags that mean something with one value of --trainable alone: that value, and their default.
+ONLY_WITH = {
+    "train_last_blocks": ("last_blocks", 2),
+    "lora_rank": ("lora", 16),
+    "lora_alpha": ("lora", 16),
+    "lora_targets": ("lora", None),
+}
 
 
 def dropout_overrides(text: str | None) -> dict[str, Any]:
@@ -32,7 +43,7 @@ def load_language_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A language model in fp32 and its tokenizer, with the same special tokens, ready to train on rows padded on the right.
 
-    Without a padding token the end of text pads, which is safe: this package masks by length.
+    Without a padding token the end-of-text token is used, which is safe: this package masks by length.
 
     Raises:
         UserError: no name, a checkpoint or tokenizer that cannot be loaded, more tokens than the model has rows.
@@ -89,17 +100,50 @@ def add_lora(
         ) from error
 
 
-def train_last_blocks(model: PreTrainedModel, count: int) -> None:
-    """Freeze everything but the last `count` blocks and the final norm.
+def settle_trainable(args: Any) -> None:
+    """Complete `--trainable` and the flags that belong to one of its values, in place, in the same terms for every script.
+
+    Args:
+        args: flags of a finetuning script, with `trainable` (head, last_blocks, all, lora; or an earlier spelling of last_blocks).
+
+    Raises:
+        UserError: a flag that would have no effect, or a number of blocks beside a spelling that holds one.
+    """
+    if args.trainable in EARLIER_SPELLINGS:
+        if args.train_last_blocks is not None:
+            raise UserError(
+                f"--trainable {args.trainable} says how many blocks train: with --train_last_blocks write last_blocks"
+            )
+        args.train_last_blocks, args.trainable = EARLIER_SPELLINGS[args.trainable], "last_blocks"
+    for name, (trainable, default) in ONLY_WITH.items():
+        if args.trainable == trainable:
+            if default is not None and getattr(args, name) is None:
+                setattr(args, name, default)
+        elif getattr(args, name, None) is not None:
+            raise UserError(f"--{name} is for --trainable {trainable}, and has no effect with --trainable {args.trainable}")
+
+
+def refuse_files_of_no_split(args: Any) -> None:
+    """
+    Raises:
+        UserError: a file to validate or to test on, which only `--split files` reads.
+    """
+    for name in ("validation_file", "test_file"):
+        if getattr(args, name) is not None and args.split != "files":
+            raise UserError(f"--{name} is read with --split files alone, and --split is {args.split}")
+
+
+def train_last_blocks(model: PreTrainedModel, count: int, head: nn.Module | None = None) -> None:
+    """Freeze everything but `head`, the last `count` blocks and, where there are any, the final norm.
 
     Raises:
         UserError: the model has fewer blocks.
     """
     layers = model.model.layers
-    if not 1 <= count <= len(layers):
+    if count > len(layers):
         raise UserError(f"--train_last_blocks {count}: this model has {len(layers)} blocks")
     model.requires_grad_(False)
-    for part in (model.model.norm, *layers[-count:]):
+    for part in ([head] if head is not None else []) + ([model.model.norm, *layers[-count:]] if count else []):
         part.requires_grad_(True)
 
 
@@ -109,10 +153,3 @@ def describe_trainable(model: Any) -> tuple[int, int]:
     trainable, total = sum(n for n, on in counts if on), sum(n for n, _ in counts)
     print(f"trainable: {trainable:,} of {total:,} parameters ({trainable / total:.2%})")
     return trainable, total
-
-
-def padding_share(lengths: list[int], batch_size: int, grouped: bool) -> float:
-    """Share of padding in batches that are padded to their longest row, in the order given or sorted by length."""
-    lengths = sorted(lengths) if grouped else lengths
-    batches = [lengths[i : i + batch_size] for i in range(0, len(lengths), batch_size)]
-    return 1 - sum(lengths) / sum(max(batch) * len(batch) for batch in batches)

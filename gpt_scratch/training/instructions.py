@@ -1,6 +1,7 @@
 """The parts of an instruction finetuning: its flags, data, what trains, exact evaluation, sample replies and final figures."""
 
 import json
+import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,35 +17,43 @@ from transformers import (
 )
 
 from ..data.instruction import (
+    IGNORED,
     PROMPT_STYLES,
     Conversations,
     EncodedConversations,
     InstructionCollator,
     encode_conversations,
     pack_rows,
+    prompt_ids,
     prompt_text,
     read_conversations,
     set_prompt_style,
     shared_prompts,
     split_conversations,
+    to_messages,
 )
+from ..data.opening import Reading
+from ..data.padding import padding_share
 from ..errors import UserError
 from ..evaluation.perplexity import evaluate_loss
 from ..files import write_json
+from ..tokenization.special_tokens import describe_special_tokens
 from .callbacks import CurveCallback, OverfittingCallback, PerplexityCallback, SamplesCallback
-from .finetuning import add_lora, padding_share, train_last_blocks
+from .finetuning import SPLITS, add_lora, refuse_files_of_no_split, settle_trainable, train_last_blocks
+from .run import evaluation_curve, run_figures
 
-SPLITS = ("train", "validation", "test")
+LITTLE_ROOM = 64  # tokens, some two sentences: a model whose prompts leave less is hardly of use
 
 
 @dataclass
-class InstructionArguments:
+class InstructionArguments(Reading):
     """The flags of `scripts/finetune_instructions.py` besides TrainingArguments."""
 
     train_file: str | None = field(
         default=None,
         metadata={
-            "help": "Records to train on: json, jsonl, csv, parquet, or a `datasets` name. Alpaca, messages or prompt/completion."
+            "help": "Records to train on: json, jsonl, csv, tsv, parquet, or a `datasets` name. Alpaca (with system, history), messages, "
+            "ShareGPT or prompt/completion."
         },
     )
     validation_file: str | None = field(default=None, metadata={"help": "Records to validate on, with --split files."})
@@ -52,7 +61,7 @@ class InstructionArguments:
     split: str = field(
         default="ordered",
         metadata={
-            "help": "ordered: train, test, validation as they stand in the file, as published. random: shuffled first. files: three files.",
+            "help": "ordered: train, test, validation in the order of the file, as published. random: shuffled first. files: three files.",
             "choices": ["ordered", "random", "files"],
         },
     )
@@ -61,7 +70,7 @@ class InstructionArguments:
     )
     split_seed: int = field(default=123, metadata={"help": "Seed of --split random, apart from --seed so that runs share it."})
     remove_shared_prompts: bool = field(
-        default=False, metadata={"help": "Leave out training records whose prompt stands in validation or test, too."}
+        default=False, metadata={"help": "Leave out training records whose prompt occurs in validation or test, too."}
     )
     model_name_or_path: str | None = field(default=None, metadata={"help": "A checkpoint of this package to finetune."})
     tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer. Default: the checkpoint's."})
@@ -75,17 +84,27 @@ class InstructionArguments:
     )
     mask_prompt: bool = field(default=False, metadata={"help": "Train on the replies alone and not on the prompts."})
     max_length: int | None = field(default=None, metadata={"help": "Tokens of a record at most. Default: the model's positions."})
-    skip_unusable: bool = field(default=False, metadata={"help": "Leave out records without a reply or a trainable token."})
+    ignore_keys: list[str] | None = field(
+        default=None, metadata={"help": "Keys of records and messages that are not used, whatever they hold."}
+    )
+    skip_unusable: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave out records that cannot be trained on: an empty reply, no trainable token, what the template cannot write."
+        },
+    )
     packing: bool = field(
-        default=False, metadata={"help": "Join several records into a row of --pack_length; they do not see one another."}
+        default=False, metadata={"help": "Pack several records into a row of --pack_length; they do not attend to one another."}
     )
     pack_length: int = field(default=512, metadata={"help": "Tokens of a packed row at most."})
     trainable: str = field(
         default="all", metadata={"help": "What trains: all, last_blocks or lora.", "choices": ["all", "last_blocks", "lora"]}
     )
-    train_last_blocks: int = field(default=2, metadata={"help": "With --trainable last_blocks: how many, and the final norm."})
-    lora_rank: int = field(default=16, metadata={"help": "Rank of the LoRA matrices."})
-    lora_alpha: int = field(default=16, metadata={"help": "LoRA's scale is alpha / rank."})
+    train_last_blocks: int | None = field(
+        default=None, metadata={"help": "With --trainable last_blocks: how many, and the final norm. Default: 2."}
+    )
+    lora_rank: int | None = field(default=None, metadata={"help": "Rank of the LoRA matrices. Default: 16."})
+    lora_alpha: int | None = field(default=None, metadata={"help": "LoRA's scale is alpha / rank. Default: 16."})
     lora_targets: list[str] | None = field(
         default=None, metadata={"help": "Projections with LoRA, e.g. q_proj v_proj. Default: all of attention and MLP."}
     )
@@ -102,86 +121,120 @@ class InstructionArguments:
     sample_replies: int = field(default=3, metadata={"help": "Validation prompts answered after each evaluation; 0 for none."})
     sample_tokens: int = field(default=64, metadata={"help": "Tokens of a sample reply at most."})
 
+    def __post_init__(self) -> None:
+        settle_trainable(self)
+
+
+@dataclass
+class InstructionSplits:
+    """The records of train, validation and test, and how many training records were removed for a prompt they share with the others."""
+
+    records: dict[str, Conversations]
+    removed: int
+
+    def prompts_in_train(self, split: str) -> int:
+        """Records of a split whose prompt stands in the training data, too."""
+        return 0 if split == "train" else len(shared_prompts(self.records[split], self.records["train"]))
+
 
 @dataclass
 class InstructionData:
-    """Rows to train on, the encoded splits, validation and test with other labels, and what was made of the files."""
+    """Rows to train on, the encoded splits, and validation and test with other labels."""
 
+    splits: InstructionSplits
     train: datasets.Dataset
     encoded: dict[str, EncodedConversations]
     replies: dict[str, datasets.Dataset]  # validation and test, labels on the replies alone
     everything: dict[str, datasets.Dataset]  # labels on every token
-    sample_prompts: list[str]
+    sample_prompts: list[str | tuple[str, list[int]]]  # texts to show, with their tokens
     padding_share: float
-    description: dict[str, Any]
+
+    def description(self) -> dict[str, Any]:
+        """What was made of the files, for the record of the run."""
+        counts = {
+            split: {
+                "records": len(self.splits.records[split]),
+                "prompts_also_in_train": self.splits.prompts_in_train(split),
+                "tokens": part.tokens,
+                "trainable_tokens": part.trainable_tokens,
+                "rows_cut": part.cut,
+                "rows_left_out": part.left_out,
+            }
+            for split, part in self.encoded.items()
+        }
+        return {"training_records_removed": self.splits.removed, **counts}
 
 
-def read_splits(args: InstructionArguments) -> tuple[dict[str, Conversations], dict[str, Any]]:
-    """Train, validation and test, and a description with the prompts that splits share. Prints it, too.
+def read_splits(args: InstructionArguments) -> InstructionSplits:
+    """Train, validation and test; prints the size of each, and the prompts that they share with train.
 
     Raises:
-        UserError: flags that do not go together, or data that cannot be read or split.
+        UserError: flags that exclude each other, or data that cannot be read or split.
     """
     if args.train_file is None:
         raise UserError("--train_file is missing: give the records to train on")
+    refuse_files_of_no_split(args)
+    reading, ignored = Reading.of(args), args.ignore_keys or ()
     if args.split == "files":
         names = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
         if None in names.values():
             raise UserError("--split files needs --train_file, --validation_file and --test_file")
-        splits = {split: read_conversations(str(name), split) for split, name in names.items()}
+        splits = {split: read_conversations(str(name), split, reading, ignored) for split, name in names.items()}
     else:
         seed = args.split_seed if args.split == "random" else None
-        splits = split_conversations(read_conversations(args.train_file), args.split_fractions, seed)
+        splits = split_conversations(read_conversations(args.train_file, "train", reading, ignored), args.split_fractions, seed)
     removed = 0
     if args.remove_shared_prompts:
         held_out = Conversations(splits["validation"].records + splits["test"].records, [])
         shared = set(shared_prompts(splits["train"], held_out))
         removed = len(shared)
         splits["train"] = splits["train"].take(i for i in range(len(splits["train"])) if i not in shared)
-    description: dict[str, Any] = {"training_records_removed": removed}
+    result = InstructionSplits(splits, removed)
     for name, part in splits.items():
-        common = 0 if name == "train" else len(shared_prompts(part, splits["train"]))
-        description[name] = {"records": len(part), "prompts_also_in_train": common}
-        print(f"{name}: {len(part):,} records" + ("" if name == "train" else f", {common} of their prompts also in train"))
+        shared_with_train = "" if name == "train" else f", {result.prompts_in_train(name)} of their prompts also in train"
+        print(f"{name}: {len(part):,} records{shared_with_train}")
     if removed:
-        print(f"{removed:,} training records were left out: their prompts stand in validation or test")
-    return splits, description
+        print(f"{removed:,} training records were left out: their prompts occur in validation or test")
+    return result
 
 
 def prepare_data(
     args: InstructionArguments,
-    splits: dict[str, Conversations],
-    description: dict[str, Any],
+    splits: InstructionSplits,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     training_args: TrainingArguments,
 ) -> InstructionData:
-    """Encode every split with the chat template of `prompt_style`, which the tokenizer gets; prints what came of it.
+    """Encode every split with the chat template of `prompt_style`, which the tokenizer gets; prints statistics of each split.
 
     Raises:
         UserError: a template without markers, a row without a trainable token.
     """
     set_prompt_style(tokenizer, args.prompt_style)
+    texts = (
+        message["content"]
+        for part in splits.records.values()
+        for record in part.records
+        if "input_ids" not in record
+        for message in to_messages(record, args.prompt_style)
+    )
+    if written := describe_special_tokens(texts, tokenizer):
+        print(written)
     limit = model.config.max_position_embeddings
     settings = {"max_length": min(args.max_length or limit, limit), "skip_unusable": args.skip_unusable}
     if args.packing and args.pack_length > limit:
         raise UserError(f"--pack_length {args.pack_length} is longer than the model's {limit} positions")
 
     def encode(split: str, mask_prompt: bool) -> EncodedConversations:
-        return encode_conversations(splits[split], tokenizer, args.prompt_style, mask_prompt, **settings)
+        return encode_conversations(splits.records[split], tokenizer, args.prompt_style, mask_prompt, **settings)
 
     encoded = {split: encode(split, args.mask_prompt) for split in SPLITS}
     for split, part in encoded.items():
-        description[split] |= {
-            "tokens": part.tokens,
-            "trainable_tokens": part.trainable_tokens,
-            "rows_cut": part.cut,
-            "rows_left_out": part.left_out,
-        }
         print(f"{split}: {part}")
     held_out = ("validation", "test")
     # Sorted by length: the order does not matter to a mean over tokens, and hardly any padding is left.
     replies = {split: encode(split, True).rows.sort("length") for split in held_out}
+    warn_of_little_room(replies["validation"]["labels"], limit)
     everything = {split: encode(split, False).rows.sort("length") for split in held_out}
     train = encoded["train"].rows
     if args.packing:
@@ -192,9 +245,26 @@ def prepare_data(
     grouped = training_args.train_sampling_strategy == "group_by_length"
     waste = padding_share(train["length"], training_args.per_device_train_batch_size, grouped)
     print(f"padding: {waste:.1%} of the tokens in training batches{' grouped by length' if grouped else ''}")
-    askable = [record for record in splits["validation"].records if "input_ids" not in record]
-    prompts = [prompt_text(record, tokenizer, args.prompt_style) for record in askable[: args.sample_replies]]
-    return InstructionData(train, encoded, replies, everything, prompts, waste, description)
+    askable = [record for record in splits.records["validation"].records if "input_ids" not in record]
+    prompts: list[str | tuple[str, list[int]]] = [
+        (prompt_text(record, tokenizer, args.prompt_style), prompt_ids(record, tokenizer, args.prompt_style))
+        for record in askable[: args.sample_replies]
+    ]
+    return InstructionData(splits, train, encoded, replies, everything, prompts, waste)
+
+
+def warn_of_little_room(labels: list[list[int]], positions: int) -> None:
+    """Say so where prompts fill most of the model's positions.
+
+    Args:
+        labels: of rows in which the replies alone are labelled, (T,) each.
+    """
+    prompt = int(statistics.median(next((i for i, label in enumerate(row) if label != IGNORED), len(row)) for row in labels))
+    if positions - prompt < LITTLE_ROOM:
+        print(
+            f"warning: prompts have {prompt} tokens (median of the validation split), which leaves {max(0, positions - prompt)} of the "
+            f"model's {positions} positions for a reply: choose a shorter --prompt_style (phi3, chatml) or a model with more positions"
+        )
 
 
 def choose_trainable(model: PreTrainedModel, args: InstructionArguments) -> Any:
@@ -204,9 +274,10 @@ def choose_trainable(model: PreTrainedModel, args: InstructionArguments) -> Any:
         UserError: "lora" without peft installed or with unknown targets, more blocks than the model has.
     """
     if args.trainable == "lora":
+        assert args.lora_rank is not None and args.lora_alpha is not None  # settle_trainable
         return add_lora(model, "CAUSAL_LM", args.lora_rank, args.lora_alpha, args.lora_targets or "all-linear")
     if args.trainable == "last_blocks":
-        train_last_blocks(model, args.train_last_blocks)
+        train_last_blocks(model, args.train_last_blocks or 0)
     return model
 
 
@@ -222,17 +293,20 @@ def make_callbacks(
     return callbacks
 
 
-def held_out_losses(model: Any, data: InstructionData, collator: InstructionCollator, batch_size: int) -> dict[str, float]:
+def held_out_losses(
+    model: Any, data: InstructionData, collator: InstructionCollator, batch_size: int, when: str
+) -> dict[str, float]:
     """Nats per token over whole splits: of the replies alone, and of prompts and replies together (as published curves are)."""
-    losses = {
-        f"{split}_response_loss": evaluate_loss(model, rows, batch_size, collator)["loss"] for split, rows in data.replies.items()
-    }
-    rows = data.everything["validation"]
-    losses["validation_loss_all_tokens"] = evaluate_loss(model, rows, batch_size, collator)["loss"]
+
+    def measure(rows: datasets.Dataset, what: str) -> float:
+        return evaluate_loss(model, rows, batch_size, collator, f"measuring {what}, {when} training")["loss"]
+
+    losses = {f"{split}_response_loss": measure(rows, f"replies of {split}") for split, rows in data.replies.items()}
+    losses["validation_loss_all_tokens"] = measure(data.everything["validation"], "all tokens of validation")
     return losses
 
 
-def final_metrics(
+def figures_of_run(
     trainer: Trainer,
     data: InstructionData,
     trainable: tuple[int, int],
@@ -241,24 +315,19 @@ def final_metrics(
     train_seconds: float,
 ) -> dict[str, Any]:
     """Held-out losses before and after, the curve, sizes and speed."""
-    names = ("step", "epoch", "eval_loss", "num_input_tokens_seen")
     return {
         **after,
         **{f"{name}_before": value for name, value in before.items()},
         "trainable_parameters": trainable[0],
         "all_parameters": trainable[1],
         "padding_share": data.padding_share,
-        "steps": trainer.state.global_step,
-        "epochs": trainer.state.epoch,
+        **run_figures(trainer, train_seconds),
         "tokens_seen": trainer.state.num_input_tokens_seen,
-        "train_seconds": train_seconds,
-        "data": data.description,
-        "curve": [
-            {name: entry[name] for name in names if name in entry} for entry in trainer.state.log_history if "eval_loss" in entry
-        ],
+        "data": data.description(),
+        "curve": evaluation_curve(trainer.state.log_history, "eval_loss", "num_input_tokens_seen"),
     }
 
 
 def save_test_records(output_dir: str, test: Conversations) -> None:
     """Write the test split as `test.json`, which `scripts/evaluate_instructions.py` reads."""
-    write_json(Path(output_dir) / "test.json", json.loads(json.dumps(test.records)))
+    write_json(Path(output_dir) / "test.json", json.loads(json.dumps(test.records, default=str)))

@@ -13,5 +13,7 @@ class LanguageModelTrainer(ResumableTrainer):
     """
 
     def evaluation_loop(self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"):
-        loss = evaluate_loss(self.model, dataloader.dataset, self.args.per_device_eval_batch_size, self.data_collator)["loss"]
+        name = None if self.args.disable_tqdm else f"evaluation at step {self.state.global_step}"
+        batch_size = self.args.per_device_eval_batch_size
+        loss = evaluate_loss(self.model, dataloader.dataset, batch_size, self.data_collator, name)["loss"]
         return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": loss}, len(dataloader.dataset))  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ _held: list[int] = []  # file descriptors
 
 
 def lock_output_directory(output_dir: str) -> None:
-    """Keep other runs out of an existing directory until this process ends; of the processes of one run the first does it for all.
+    """Keep other runs out of an existing directory until this process ends; of the processes of one run the first locks for all.
 
     Where the file system knows no locks, a warning.
 
@@ -27,7 +27,7 @@ def lock_output_directory(output_dir: str) -> None:
     if os.environ.get("RANK", "0") != "0":  # set by torchrun and accelerate
         return
     try:
-        # A link is not followed: the file is written to.
+        # A link is not followed, since the file is written.
         handle = os.open(Path(output_dir) / LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     except OSError as error:
         raise UserError(f"cannot write to --output_dir {output_dir}: {LOCK}: {error.strerror or error}") from error
@@ -51,7 +51,7 @@ def _lock(handle: int, output_dir: str) -> bool:
         owner = " ".join(os.read(handle, 200).decode(errors="replace").split()) or "another process"
         os.close(handle)
         raise UserError(
-            f"--output_dir {output_dir} is in use by another run, {owner}: wait for its end, or choose another --output_dir"
+            f"--output_dir {output_dir} is in use by another run, {owner}: wait until it ends, or choose another --output_dir"
         ) from error
     except OSError as error:
         print(f"warning: {output_dir} cannot be locked ({error.strerror or error}): start no second run there", file=sys.stderr)

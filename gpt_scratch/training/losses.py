@@ -1,4 +1,4 @@
-"""Losses of a run: label smoothing that shifts, and class weights that accumulate exactly.
+"""Losses of a run: label smoothing with shifted labels, and class weights that accumulate exactly.
 
 Trainer divides nothing when a `compute_loss_func` is given, so that of the classifier divides the summed loss by `num_items_in_batch`,
 the number of rows over all accumulated batches and processes.

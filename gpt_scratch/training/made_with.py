@@ -1,7 +1,7 @@
 """What a training checkpoint was made with: written beside it as `.made_with.json`, and compared when a run is resumed.
 
-A resumed run goes on with the same function, ids, rows and random numbers, or it does not go on: another architecture or tokenizer, other
-data, classes, trained parameters or another seed are an error. Other settings, such as the learning rate or the number of epochs, may be
+A run resumes only with the same function, ids, rows and random numbers: another architecture or tokenizer, other data, classes, trained
+parameters or another seed are an error. Other settings, such as the learning rate or the number of epochs, may be
 changed, and each change is named.
 """
 
@@ -19,11 +19,12 @@ from transformers import PreTrainedTokenizerBase, Trainer
 
 from ..errors import UserError
 from ..files import read_json_object, write_json
+from ..progress import bar
 
 FILE = ".made_with.json"  # hidden, so that it does not go to the Hub
 ROWS = 4096  # of a data set whose content is compared, evenly spread; all of a smaller one. Their number is compared in any case
 STREAMED_ROWS = 32  # the first ones of a stream
-# Of a configuration: what says nothing about the function, or is named with the settings (dropout) or by itself (classes).
+# Of a configuration: what does not change the function, or is compared with the settings (dropout) or by itself (classes).
 NOT_ARCHITECTURE = {
     *(
         "_name_or_path",
@@ -46,7 +47,7 @@ NOT_ARCHITECTURE = {
     ),
     *("bos_token_id", "eos_token_id", "pad_token_id"),
 }
-# Beginnings of the names of flags that do not change what is learned, or that are compared by what they lead to.
+# Prefixes of flags that do not change what is learned, or whose effect is compared.
 NOT_COMPARED = (
     *(
         "_",
@@ -126,8 +127,8 @@ def describe(trainer: Trainer, script_args: Any = None) -> dict[str, Any]:
         "classes": config.get("id2label") if "ForSequenceClassification" in type(model).__name__ else None,
         "trained": {"tensors": len(trained), "sha256": _sha256(json.dumps(trained))},
         "tokenizer": _tokenizer(trainer.processing_class),
-        "training data": fingerprint(trainer.train_dataset),
-        "validation data": fingerprint(trainer.eval_dataset),
+        "training data": fingerprint(trainer.train_dataset, "hashing training data"),
+        "validation data": fingerprint(trainer.eval_dataset, "hashing validation data"),
         "seed": {"seed": args.seed, "data_seed": args.data_seed},
         "rows a step": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "length": {"max_steps": args.max_steps, "num_train_epochs": args.num_train_epochs},
@@ -143,15 +144,15 @@ def write(made_with: dict[str, Any], checkpoint: Path) -> None:
 
 
 def compare(made_with: dict[str, Any], checkpoint: str) -> list[str]:
-    """What differs between a run and the checkpoint it goes on from, a line each, without what is refused.
+    """What differs between a run and the checkpoint that it resumes from, a line each, without what is refused.
 
     Raises:
-        UserError: what cannot be changed in the middle of a run; names each change and how to go on.
+        UserError: what cannot be changed in the middle of a run; names each change and what to do.
     """
     path = Path(checkpoint) / FILE
     if not path.exists():
         return [
-            f"{path.parent.name} does not say what it was made with ({FILE}): make sure yourself that data, tokenizer and seed are the same"
+            f"{path.parent.name} does not say what it was made with ({FILE}): check that data, tokenizer and seed are the same"
         ]
     try:
         before = read_json_object(path)
@@ -184,22 +185,26 @@ def compare(made_with: dict[str, Any], checkpoint: str) -> list[str]:
     return changes
 
 
-def fingerprint(rows: Any) -> dict[str, Any] | None:
-    """The number of rows and a checksum of their content; of a stream that of its first rows and the sizes of its files."""
+def fingerprint(rows: Any, name: str = "hashing data") -> dict[str, Any] | None:
+    """The number of rows and a checksum of their content; of a stream that of its first rows and the sizes of its files.
+
+    Args:
+        name: of the work, shown with a bar where it takes long.
+    """
     if rows is None:
         return None
     if isinstance(rows, dict):
-        return {name: fingerprint(part) for name, part in rows.items()}
+        return {key: fingerprint(part, name) for key, part in rows.items()}
     if isinstance(rows, torch.utils.data.IterableDataset):
         source = getattr(rows, "source", None)
-        files = [name for name in source if os.path.isfile(name)] if isinstance(source, (list, tuple)) else []
+        files = [file for file in source if os.path.isfile(file)] if isinstance(source, (list, tuple)) else []
         return {
             "sha256": _sha256(*map(_as_text, islice(rows, STREAMED_ROWS))),
             "bytes": [os.path.getsize(file) for file in files],
         }
     if not hasattr(rows, "__len__"):  # a stream of another library, which may be read once only
         return None
-    return {"rows": len(rows), "sha256": _sha256(*map(_as_text, _spread(rows)))}
+    return {"rows": len(rows), "sha256": _sha256(*map(_as_text, bar(_spread(rows), name, "rows", min(len(rows), ROWS))))}
 
 
 def _spread(rows: Any) -> Iterator[Any]:

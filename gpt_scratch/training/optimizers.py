@@ -1,10 +1,58 @@
-"""Optimizers that Trainer does not build by itself."""
+"""Learning rates where no flag gives one, and optimizers that Trainer does not build by itself."""
 
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
+
+# What trains: its learning rate, as a share of that of new weights, and what is said of it.
+SHARES = {
+    "new": (1.0, "new weights"),
+    "all": (1 / 10, "all weights of a trained model"),
+    "some": (1 / 3, "some blocks, or LoRA, of a trained model"),
+    "head": (1.0, "a new head alone"),
+}
+WARMUP = 0.05  # share of the steps
+
+
+def default_learning_rate(parameters: int, trained: str) -> float:
+    """The highest learning rate of AdamW (and of Muon, scaled as here) for a model of this size.
+
+    New weights: 6e-4 at 124M parameters, as Brown et al. 2020 (table 2.1) have it, times (124M / parameters) to the power of 0.3, which
+    passes through their larger models (2.8e-4 at 1.5B) and through what learned best here at 0.2M to 3M; 5e-3 at most. A trained model
+    forgets at such rates: a tenth, or a third where most of it is frozen.
+
+    >>> [float(f"{default_learning_rate(size, 'new'):.1e}") for size in (10**5, 10**6, 124 * 10**6, 15 * 10**8)]
+    [0.005, 0.0025, 0.0006, 0.00028]
+    >>> float(f"{default_learning_rate(124 * 10**6, 'all'):.1e}")
+    6e-05
+
+    Args:
+        trained: "new", "all", "some" or "head".
+    """
+    return min(5e-3, 6e-4 * (124e6 / parameters) ** 0.3) * SHARES[trained][0]
+
+
+def set_default_learning_rate(args: TrainingArguments, parameters: int, trained: str) -> None:
+    """Set learning rate, warm-up and decay in `args` where no flag gave the learning rate; says so in one line.
+
+    Args:
+        args: [`ScratchTrainingArguments`], which know what was left open.
+        parameters, trained: as [`default_learning_rate`].
+    """
+    if "learning_rate" not in args.left_open:
+        return
+    args.learning_rate = float(f"{default_learning_rate(parameters, trained):.2g}")
+    if "lr_scheduler_type" in args.left_open:
+        args.lr_scheduler_type = SchedulerType.COSINE
+    if "warmup_steps" in args.left_open:
+        args.warmup_steps = WARMUP
+    warmup = f"{args.warmup_steps:.0%} of the steps" if args.warmup_steps < 1 else f"{args.warmup_steps:,.0f} steps"
+    print(
+        f"learning rate: {args.learning_rate:g} after a warm-up of {warmup}, then {SchedulerType(args.lr_scheduler_type).value}: the "
+        f"default for {SHARES[trained][1]} at {parameters:,} parameters; --learning_rate sets another one"
+    )
 
 
 def adamw_on_all(model: torch.nn.Module, args: TrainingArguments) -> torch.optim.Optimizer:

@@ -1,4 +1,4 @@
-"""The fast road of fp32 matrix products that costs no precision."""
+"""Faster fp32 matrix products without loss of precision."""
 
 import torch
 
@@ -7,7 +7,7 @@ def use_fast_fp32_matmul() -> bool:
     """On CPUs without AMX, send fp32 matrix products through oneDNN, which is faster than MKL on AMD. Returns whether it did.
 
     "medium" allows bf16 internally; a CPU without AMX has no faster bf16 path for this and oneDNN stays in fp32 (measured
-    relative error against fp64: 4e-7, as MKL's). With AMX, or on a GPU, it would cost precision, and is left alone.
+    relative error against fp64: 4e-7, as MKL's). With AMX, or on a GPU, it would cost precision, so nothing is changed.
     """
     if torch.cuda.is_available() or torch.cpu._is_amx_tile_supported():
         return False

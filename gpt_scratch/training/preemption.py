@@ -1,6 +1,6 @@
-"""Training that is stopped from outside, and goes on later from where it was.
+"""Training that is stopped from outside, and resumes later where it stopped.
 
-SIGTERM, which schedulers and cloud machines send before they take a machine away, saves a checkpoint after the step in progress and
+SIGTERM, which schedulers and cloud providers send before they take a machine away, saves a checkpoint after the step in progress and
 ends the script with status 143 (128 + SIGTERM, what a shell reports of a program ended by it). More signals change nothing. Ctrl-C
 does the same with status 130; a second one ends the script at once.
 """
@@ -39,7 +39,8 @@ class PreemptionCallback(TrainerCallback):
                 f"the checkpoint is of step {state.global_step:,}, and by these flags the run has {state.max_steps:,} steps: "
                 "nothing is left to train; raise --num_train_epochs or --max_steps"
             )
-        if threading.current_thread() is threading.main_thread():  # only there does Python let handlers be set
+        state.compute_steps(args, state.max_steps)  # a checkpoint's would go on in place of this run's --save_steps and so on
+        if threading.current_thread() is threading.main_thread():  # only there does Python allow setting handlers
             self.previous = {number: signal.signal(number, self._request) for number in (signal.SIGTERM, signal.SIGINT)}
         if args.world_size > 1 and self.group is None:
             self.group = dist.new_group(backend="gloo")  # on the CPU: asking does not wait for the GPU
@@ -57,7 +58,7 @@ class PreemptionCallback(TrainerCallback):
         if not self.agreed:
             return
         if control.should_evaluate:
-            # The evaluation that is due may outlast what time is left: first a checkpoint, then it, then the checkpoint with its figures.
+            # The evaluation may take longer than the time that is left: a checkpoint first, then it, then the checkpoint with its figures.
             self.trainer._save_checkpoint(self.trainer.model, trial=None)
             self.saved = True
         control.should_save = True

@@ -1,4 +1,4 @@
-"""The parts of learning from preferences with TRL: flags, pairs, and a trainer for each method (DPO, reward model, GRPO).
+"""The parts of preference training with TRL: flags, pairs, and a trainer for each method (DPO, reward model, GRPO).
 
 DPO (Rafailov et al. 2023) trains a finetuned model on pairs at once. The classical chain takes two steps: a reward model, which is this
 package's classifier with one label (Ouyang et al. 2022), then GRPO (Shao et al. 2024), which lets the model answer and reinforces the
@@ -13,13 +13,16 @@ import datasets
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from ..data.instruction import PROMPT_STYLES, Conversations, set_prompt_style, split_conversations
-from ..data.preference import preference_rows, read_preferences
+from ..data.opening import Reading
+from ..data.preference import preference_rows, read_preferences, refuse_unsaid_pairs
 from ..errors import UserError, innermost, one_line
-from ..inference.chat_template import bound_chat_templates
+from ..inference.chat_template import bound_chat_templates, encode_chat, keep_content_text
 from ..inference.loading import check_rows, load_config, load_model, load_tokenizer
 from ..plots import save_lines
+from ..progress import bar
 from .checkpoints import ResumableTrainer
 from .finetuning import load_language_model
+from .run import evaluation_curve, run_figures
 
 METHODS = ("dpo", "reward", "grpo")
 # What each method logs and plots: file, {key of the log: label}, label of the axis.
@@ -30,13 +33,13 @@ CURVES = {
         (
             "accuracy",
             {"rewards/accuracies": "training", "eval_rewards/accuracies": "validation"},
-            "share of pairs ranked rightly",
+            "share of pairs ranked correctly",
         ),
     ],
     "reward": [
         ("loss", {"loss": "training", "eval_loss": "validation"}, "loss"),
         ("margins", {"margin": "training", "eval_margin": "validation"}, "reward margin, chosen - rejected"),
-        ("accuracy", {"accuracy": "training", "eval_accuracy": "validation"}, "share of pairs ranked rightly"),
+        ("accuracy", {"accuracy": "training", "eval_accuracy": "validation"}, "share of pairs ranked correctly"),
     ],
     "grpo": [
         ("reward", {"reward": "training", "eval_reward": "validation"}, "mean reward"),
@@ -46,21 +49,27 @@ CURVES = {
 
 
 @dataclass
-class PreferenceArguments:
+class PreferenceArguments(Reading):
     """The flags of `scripts/finetune_preferences.py` besides those of TRL's configuration for the method."""
 
     train_file: str | None = field(
         default=None,
-        metadata={"help": "Pairs: json, jsonl, csv, parquet or a `datasets` name, with instruction or prompt, chosen, rejected."},
+        metadata={
+            "help": "Pairs: json, jsonl, csv, tsv, parquet or a `datasets` name, with instruction or prompt, chosen, rejected: texts, or "
+            "lists of messages as TRL has them."
+        },
+    )
+    ignore_keys: list[str] | None = field(
+        default=None, metadata={"help": "Keys of pairs and messages that are not used, whatever they hold."}
     )
     split_fractions: list[float] = field(
         default_factory=lambda: [0.85, 0.05, 0.1],
-        metadata={"help": "Shares of train, validation and test, as they stand in the file."},
+        metadata={"help": "Shares of train, validation and test, in the order of the file."},
     )
     model_name_or_path: str | None = field(default=None, metadata={"help": "A finetuned checkpoint of this package."})
     allow_non_finite: bool = field(
         default=False,
-        metadata={"help": "Go on where the loss or the gradient's norm is NaN or infinite, which ends a run otherwise."},
+        metadata={"help": "Continue when the loss or the gradient's norm is NaN or infinite; by default this ends the run."},
     )
     reward_model: str | None = field(default=None, metadata={"help": "With grpo: a model trained by the method reward."})
     prompt_style: str = field(
@@ -77,7 +86,7 @@ def import_trl() -> Any:
     try:
         import trl
     except ImportError as error:
-        raise UserError('learning from preferences needs trl: pip install "gpt_scratch[trl]"') from error
+        raise UserError('preference training needs trl: pip install "gpt_scratch[trl]"') from error
     bound_chat_templates()
     return trl
 
@@ -88,56 +97,144 @@ def configuration_class(method: str) -> type:
     return {"dpo": trl.DPOConfig, "reward": trl.RewardConfig, "grpo": trl.GRPOConfig}[method]
 
 
-def read_pairs(args: PreferenceArguments) -> tuple[dict[str, datasets.Dataset], dict[str, Any]]:
-    """Train, validation and test pairs, and what came of the file. Prints it, too.
+@dataclass
+class PreferenceData:
+    """Pairs of train, validation and test, and how many were left out since their replies are equal."""
+
+    rows: dict[str, datasets.Dataset]
+    left_out: dict[str, int]
+
+    def description(self) -> dict[str, Any]:
+        """What was made of the file, for the record of the run."""
+        return {
+            name: {"pairs": len(rows), "pairs_of_equal_replies_left_out": self.left_out[name]} for name, rows in self.rows.items()
+        }
+
+
+def check_arguments(method: str, args: PreferenceArguments) -> None:
+    """Refuse what can be refused without reading any data.
 
     Raises:
-        UserError: no file, broken pairs, a split without pairs.
+        UserError: names the flags.
     """
     if args.train_file is None:
         raise UserError("--train_file is missing: give the pairs to learn from")
-    splits: dict[str, Conversations] = split_conversations(read_preferences(args.train_file), args.split_fractions)
-    rows, description = {}, {}
+    if args.model_name_or_path is None:
+        raise UserError("--model_name_or_path is missing: give the checkpoint to start from")
+    if method == "grpo" and args.reward_model is None:
+        raise UserError("grpo needs --reward_model: train one with the method reward")
+    if method != "grpo" and args.reward_model is not None:
+        raise UserError(f"--reward_model is for the method grpo, and has no effect with {method}")
+
+
+def read_pairs(args: PreferenceArguments) -> PreferenceData:
+    """Train, validation and test pairs; prints their numbers.
+
+    Raises:
+        UserError: broken pairs, a split without pairs.
+    """
+    assert args.train_file is not None  # check_arguments
+    pairs = read_preferences(args.train_file, "train", Reading.of(args), args.ignore_keys or ())
+    splits: dict[str, Conversations] = split_conversations(pairs, args.split_fractions)
+    data = PreferenceData({}, {})
     for name, part in splits.items():
-        rows[name], equal = preference_rows(part, args.prompt_style)
-        if not len(rows[name]):
+        data.rows[name], equal = preference_rows(part, args.prompt_style)
+        if not len(data.rows[name]):
             raise UserError(f"{args.train_file}: all pairs of the {name} split hold two equal replies")
-        description[name] = {"pairs": len(rows[name]), "pairs_of_equal_replies_left_out": equal}
-        print(f"{name}: {len(rows[name]):,} pairs" + (f", {equal} pairs of equal replies left out" if equal else ""))
-    return rows, description
+        data.left_out[name] = equal
+        print(f"{name}: {len(data.rows[name]):,} pairs" + (f", {equal} pairs of equal replies left out" if equal else ""))
+    return data
 
 
-def load_reward_model(name: str | None) -> tuple[Any, PreTrainedTokenizerBase]:
+def fit_lengths(
+    method: str, training_args: Any, data: PreferenceData, tokenizer: PreTrainedTokenizerBase, models: dict[str, int]
+) -> None:
+    """Compare all pairs with the positions of the models before training starts, and lower TRL's `max_length` to them, where it has one.
+
+    Prints how many pairs DPO will cut there, and how many a reward model leaves out.
+
+    Args:
+        models: the positions of each model that reads the pairs, by what it is called in messages.
+
+    Raises:
+        UserError: a prompt that leaves no room for a reply, or a split of which nothing is left.
+    """
+    model, positions = min(models.items(), key=lambda item: item[1])
+    if method == "grpo":
+        for split, rows in data.rows.items():
+            lengths = [_tokens(tokenizer, row["prompt"]) for row in bar(rows, f"measuring the prompts of {split}")]
+            longest = max(range(len(lengths)), key=lengths.__getitem__)
+            room = positions - lengths[longest]
+            if room < (training_args.max_completion_length or 1):
+                advice = f"pass --max_completion_length {room}, or shorten it" if room > 0 else "shorten it"
+                raise UserError(
+                    f"{_place(rows, split, longest)}: the prompt has {lengths[longest]} tokens, so that {max(room, 0)} of {model}'s "
+                    f"{positions} positions are left for a reply, and --max_completion_length is {training_args.max_completion_length}: "
+                    f"{advice}"
+                )
+        return
+    limit = training_args.max_length = min(training_args.max_length or positions, positions)
+    cuts_prompts = method == "reward" or training_args.truncation_mode != "keep_start"
+    for split, rows in data.rows.items():
+        long = 0
+        for number, row in enumerate(bar(rows, f"measuring the pairs of {split}")):
+            prompt = _tokens(tokenizer, row["prompt"])
+            if prompt >= limit and not cuts_prompts:
+                raise UserError(
+                    f"{_place(rows, split, number)}: the prompt has {prompt} tokens, which leaves nothing of the replies within {limit} "
+                    f"(--max_length, or {model}'s {positions} positions): shorten it, or remove the pair"
+                )
+            long += any(_tokens(tokenizer, row["prompt"] + row[key]) > limit for key in ("chosen", "rejected"))
+        if method == "reward" and long == len(rows):
+            raise UserError(f"all pairs of the {split} split are longer than {limit} tokens, the most that {model} reads")
+        if long:
+            what = "left out" if method == "reward" else "cut there"
+            print(f"{split}: {long:,} of {len(rows):,} pairs are longer than {limit} tokens and are {what}")
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> int:
+    """As TRL encodes them."""
+    asks = messages[-1]["role"] != "assistant"
+    return len(encode_chat(tokenizer, messages, add_generation_prompt=asks).ids)
+
+
+def _place(rows: datasets.Dataset, split: str, number: int) -> str:
+    return f"pair {number} of the {split} split ({one_line(rows[number]['prompt'][-1]['content'], 40)!r})"
+
+
+def load_reward_model(name: str) -> tuple[Any, PreTrainedTokenizerBase]:
     """A classifier with one label and its tokenizer.
 
     Raises:
-        UserError: none given, unreadable, or with several labels.
+        UserError: unreadable, or with several labels.
     """
-    if name is None:
-        raise UserError("grpo needs --reward_model: train one with the method reward")
     config = load_config(name)
     if config.num_labels != 1 or "ForSequenceClassification" not in (config.architectures or [""])[0]:
         raise UserError(
-            f"--reward_model {name} is no reward model, which is a classifier with one label: train one with the method reward"
+            f"--reward_model {name} is not a reward model, which is a classifier with one label: train one with the method reward"
         )
     tokenizer = load_tokenizer(name)
     check_rows(tokenizer, config, name)
     return load_model(name, "classifier", "float32"), tokenizer
 
 
-def make_trainer(
-    method: str, args: PreferenceArguments, training_args: TrainingArguments, rows: dict[str, datasets.Dataset]
-) -> Trainer:
+def make_trainer(method: str, args: PreferenceArguments, training_args: TrainingArguments, data: PreferenceData) -> Trainer:
     """TRL's trainer for `method`, with model, tokenizer and data.
 
     Raises:
-        UserError: a checkpoint that cannot be loaded, or flags that TRL refuses.
+        UserError: a checkpoint that cannot be loaded, pairs that the model's positions do not hold, or flags that TRL refuses.
     """
-    trl = import_trl()
+    trl, rows, positions = import_trl(), data.rows, {}
     if method == "grpo":
+        assert args.reward_model is not None  # check_arguments
         reward_model, reward_tokenizer = load_reward_model(args.reward_model)
+        positions["the reward model"] = reward_model.config.max_position_embeddings
     model, tokenizer = load_language_model(args.model_name_or_path)
     set_prompt_style(tokenizer, args.prompt_style)
+    refuse_unsaid_pairs(rows, tokenizer, args.prompt_style)
+    keep_content_text(tokenizer)
+    positions["the model"] = model.config.max_position_embeddings
+    fit_lengths(method, training_args, data, tokenizer, positions)
     common: dict[str, Any] = {
         "args": training_args,
         "processing_class": tokenizer,
@@ -166,25 +263,19 @@ def _resumable(trainer_class: type[Trainer]) -> Any:
     return type(trainer_class.__name__, (ResumableTrainer, trainer_class), {})
 
 
-def final_metrics(trainer: Trainer, description: dict[str, Any], train_seconds: float) -> dict[str, Any]:
+def figures_of_run(trainer: Trainer, data: PreferenceData, train_seconds: float) -> dict[str, Any]:
     """The last figures on the validation pairs, the whole curve, speed."""
-    measured = [entry for entry in trainer.state.log_history if any(name.startswith("eval_") for name in entry)]
-    last = measured[-1] if measured else {}
+    curve = evaluation_curve(trainer.state.log_history)
+    last = curve[-1] if curve else {}
     return {
         **{
             name: value
             for name, value in last.items()
             if name.startswith("eval_") and not name.endswith(("_runtime", "_per_second"))
         },
-        "steps": trainer.state.global_step,
-        "epochs": trainer.state.epoch,
-        "train_seconds": train_seconds,
-        "data": description,
-        "curve": [
-            {name: value for name, value in entry.items() if name in ("step", "epoch") or name.startswith("eval_")}
-            for entry in trainer.state.log_history
-            if any(name.startswith("eval_") for name in entry)
-        ],
+        **run_figures(trainer, train_seconds),
+        "data": data.description(),
+        "curve": curve,
     }
 
 

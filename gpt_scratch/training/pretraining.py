@@ -1,7 +1,6 @@
 """The parts of a pretraining run: its flags, data, model, optimizer, callbacks and final figures. `scripts/pretrain.py` joins them."""
 
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,34 +14,32 @@ from transformers import (
 )
 
 from ..configuration_gpt_scratch import GPTScratchConfig
-from ..data.language_modeling import (
-    StreamedBlocks,
-    TokenBlocks,
-    count_blocks,
-    documents_from_files,
-    documents_from_stream,
-    documents_from_table,
-    split_by_characters,
-    tokenize_documents,
-)
-from ..data.readers import check_files, load_table
+from ..data.blocks import StreamedBlocks, TokenBlocks
+from ..data.language_modeling import SPLITS_BY, BlockSettings, Corpus, LanguageModelingData, Source
+from ..data.opening import Reading, check_files
 from ..errors import UserError, innermost, one_line
 from ..evaluation.perplexity import evaluate_loss
+from ..inference.generation import check_unicode
 from ..inference.loading import check_rows, load_config, load_model, load_tokenizer
 from ..modeling_gpt_scratch import GPTScratchForCausalLM
-from ..tokenization.byte_pair import train_byte_level_bpe
+from ..tokenization.byte_pair import END_OF_TEXT, train_byte_level_bpe
 from ..tokenization.gpt2 import load_gpt2_tokenizer
 from .arguments import parse_config_overrides
 from .callbacks import CurveCallback, OverfittingCallback, PerplexityCallback, SamplesCallback, TrainingLossCallback
 from .optimizers import adamw_on_all, muon_and_adamw
+from .run import evaluation_curve, run_figures
 
 
 @dataclass
-class PretrainingArguments:
+class PretrainingArguments(Reading):
     """The flags of `scripts/pretrain.py` besides TrainingArguments, named as transformers' `run_clm.py` names them."""
 
     train_file: list[str] | None = field(
-        default=None, metadata={"help": "Text to train on: txt (a file is a document), jsonl, csv or parquet (a row is one)."}
+        default=None,
+        metadata={
+            "help": "Text to train on: txt (a file is a document), jsonl, json, csv, tsv or parquet (a row is one), each also as .gz, "
+            ".bz2, .xz or .zst; a folder of such files, or a glob in quotes."
+        },
     )
     validation_file: list[str] | None = field(
         default=None, metadata={"help": "Text to validate on. Default: the last part of the training text."}
@@ -52,6 +49,14 @@ class PretrainingArguments:
     text_column: str = field(default="text", metadata={"help": "Column that holds the text of a document."})
     validation_split_percentage: float = field(
         default=10, metadata={"help": "Without validation text: the last percent of the characters to hold out."}
+    )
+    split_by: str = field(
+        default="documents",
+        metadata={
+            "help": "Where the validation text begins: documents, at the end of the nearest one; characters, at the very character, as the "
+            "book splits.",
+            "choices": list(SPLITS_BY),
+        },
     )
     streaming: bool = field(
         default=False, metadata={"help": "Read and tokenize while training, in constant memory; needs --max_steps."}
@@ -73,13 +78,20 @@ class PretrainingArguments:
         metadata={"help": "Tokens from training row to row. Default: block_size - 1, so that each is predicted once."},
     )
     append_eos: bool = field(default=True, metadata={"help": "End each document with the end-of-text token."})
+    parse_special_tokens: bool = field(
+        default=False,
+        metadata={
+            "help": "Special tokens written in the text become the tokens: for corpora whose documents are separated by <|endoftext|>. "
+            "Default: they are characters. Their number is printed."
+        },
+    )
     isolate_documents: bool = field(default=False, metadata={"help": "Documents that share a row do not attend to each other."})
     preprocessing_num_workers: int | None = field(
         default=None, metadata={"help": "Processes that tokenize. Default: the tokenizer's threads, on all cores."}
     )
     model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "A checkpoint to go on from with fresh optimizer, and its tokenizer. Default: new weights."},
+        metadata={"help": "A checkpoint to start from, with a fresh optimizer, and its tokenizer. Default: new weights."},
     )
     config_overrides: str | None = field(
         default=None, metadata={"help": "Of a new model: n_embd=384,n_layer=6,... or a JSON object of GPTScratchConfig's fields."}
@@ -119,15 +131,6 @@ class PretrainingArguments:
     sample_temperature: float = field(default=0.0, metadata={"help": "Temperature of the samples (top-k 50); 0 is greedy."})
 
 
-@dataclass
-class PretrainingData:
-    """Rows to train and validate on, and what they were made of."""
-
-    train: TokenBlocks | StreamedBlocks
-    validation: TokenBlocks
-    description: dict[str, Any]
-
-
 def check_arguments(args: PretrainingArguments, training_args: TrainingArguments) -> None:
     """Refuse what can be refused without reading any data.
 
@@ -136,6 +139,7 @@ def check_arguments(args: PretrainingArguments, training_args: TrainingArguments
     """
     if bool(args.train_file) == bool(args.dataset_name):
         raise UserError("give either --train_file or --dataset_name")
+    Reading.of(args)
     check_files([*(args.train_file or []), *(args.validation_file or [])])
     if args.streaming and training_args.max_steps <= 0:
         raise UserError("--streaming needs --max_steps: the length of a stream is not known")
@@ -143,15 +147,19 @@ def check_arguments(args: PretrainingArguments, training_args: TrainingArguments
         raise UserError("--streaming needs --tokenizer_name: a tokenizer cannot be trained on text that is not read beforehand")
     if args.streaming and args.dataset_name and not args.validation_file and training_args.dataloader_num_workers > 1:
         raise UserError(
-            "--streaming a data set with several --dataloader_num_workers needs --validation_file: workers share the stream out among "
+            "--streaming a data set with several --dataloader_num_workers needs --validation_file: workers divide the stream among "
             "themselves, and could not leave out the same documents"
         )
     if args.model_name_or_path and args.config_overrides:
         raise UserError("--config_overrides is for new models: the checkpoint of --model_name_or_path has its own configuration")
+    if args.dataset_config_name and not args.dataset_name:
+        raise UserError("--dataset_config_name has no effect without --dataset_name")
     if args.optimizer == "muon" and args.weight_decay_on == "all":
         raise UserError("--weight_decay_on all is for --optimizer adamw: Muon leaves biases and norms to AdamW, without decay")
     if args.muon_learning_rate is not None and args.optimizer != "muon":
         raise UserError("--muon_learning_rate needs --optimizer muon")
+    for prompt in args.sample_prompt or []:
+        check_unicode(prompt)
     if args.early_stopping_patience is not None and training_args.eval_strategy == "no":
         raise UserError("--early_stopping_patience needs evaluations: set --eval_strategy steps or epoch")
 
@@ -193,11 +201,11 @@ def open_tokenizer(name: str, model_max_length: int) -> PreTrainedTokenizerBase:
 
 def prepare_data(
     args: PretrainingArguments, config: GPTScratchConfig, resume: str | None = None
-) -> tuple[PretrainingData, PreTrainedTokenizerBase]:
-    """Read, split, tokenize and cut; prints what came of each split.
+) -> tuple[LanguageModelingData, PreTrainedTokenizerBase]:
+    """Read, split, tokenize and cut; prints statistics of each split.
 
     Args:
-        resume: the checkpoint that the run goes on from. Its tokenizer is taken where one would be trained.
+        resume: the checkpoint that the run resumes from. Its tokenizer is taken where one would be trained.
 
     Raises:
         UserError: data that cannot be read or is shorter than one block, a tokenizer that does not fit the model.
@@ -209,93 +217,56 @@ def prepare_data(
         )
     name = args.tokenizer_name or args.model_name_or_path or resume
     tokenizer = open_tokenizer(name, block_size) if name else None
-    train: TokenBlocks | StreamedBlocks
-    cutting = {"block_size": block_size, "stride": args.stride, "isolate_documents": args.isolate_documents}
-    if args.streaming:
-        assert tokenizer is not None  # check_arguments
-        check_vocabulary(tokenizer, args, config)
-        train, validation_documents = _stream(args, tokenizer, cutting), _streamed_validation(args)
-        description: dict[str, Any] = {"train": "streamed"}
-    else:
-        train_documents, validation_documents = _documents(args)
-        if tokenizer is None:
-            tokenizer = train_byte_level_bpe(
-                (row["text"] for row in train_documents), vocab_size=args.vocab_size, model_max_length=block_size
-            )
-            print(f"tokenizer: byte-level BPE trained on the training text, {len(tokenizer):,} tokens")
-        check_vocabulary(tokenizer, args, config)
-        train = blocks = _blocks(train_documents, tokenizer, args, cutting)
-        counts = count_blocks(train_documents, blocks)
-        print(f"training: {counts}")
-        description = {"train": asdict(counts)}
-    if args.stride is not None:
-        cutting["stride"] = block_size  # side by side, as the book's: overlapping rows would count some tokens several times
-    validation = _blocks(validation_documents, tokenizer, args, cutting)
-    counts = count_blocks(validation_documents, validation)
-    print(f"validation: {counts}")
-    description["validation"] = asdict(counts)
-    return PretrainingData(train, validation, description), tokenizer
+    corpus = open_corpus(args, tokenizer.eos_token if tokenizer else END_OF_TEXT)
+    if tokenizer is None:
+        tokenizer = train_byte_level_bpe(corpus.training_texts(), vocab_size=args.vocab_size, model_max_length=block_size)
+        print(f"tokenizer: byte-level BPE trained on the training text, {len(tokenizer):,} tokens")
+    settle_vocabulary(tokenizer, args, config)
+    settings = BlockSettings(
+        block_size,
+        args.stride,
+        args.append_eos,
+        args.isolate_documents,
+        args.parse_special_tokens,
+        args.preprocessing_num_workers,
+    )
+    return corpus.blocks(tokenizer, settings), tokenizer
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, args: PretrainingArguments, config: GPTScratchConfig) -> None:
-    """Refuse a tokenizer with more tokens than the model has rows, before any text is tokenized."""
-    fixed = args.model_name_or_path or "vocab_size" in (args.config_overrides or "") or "n_vocab" in (args.config_overrides or "")
-    if fixed:
-        check_rows(tokenizer, config, args.model_name_or_path or "the model of --config_overrides")
-    else:
-        config.vocab_size = len(tokenizer)
+def open_corpus(args: PretrainingArguments, end_of_text: str | None) -> Corpus:
+    """The documents that the flags name, split.
 
-
-def _documents(args: PretrainingArguments):
-    """Training and validation documents, each an Arrow data set of pieces."""
-    if args.train_file:
-        train = documents_from_files(args.train_file, args.text_column)
-        validation = documents_from_files(args.validation_file, args.text_column) if args.validation_file else None
-    else:
-        assert args.dataset_name
-        rows = load_table(args.dataset_name, args.dataset_config_name, "train", streaming=False)
-        if rows is None:
-            raise UserError(f"data set {args.dataset_name!r} has no split 'train'")
-        train = documents_from_table(rows, args.text_column, args.dataset_name)
-        validation = None
-        if args.validation_file:
-            validation = documents_from_files(args.validation_file, args.text_column)
-        elif (held_out := load_table(args.dataset_name, args.dataset_config_name, "validation", streaming=False)) is not None:
-            validation = documents_from_table(held_out, args.text_column, args.dataset_name)
-    return (train, validation) if validation is not None else split_by_characters(train, args.validation_split_percentage)
-
-
-def _blocks(documents, tokenizer: PreTrainedTokenizerBase, args: PretrainingArguments, cutting: dict) -> TokenBlocks:
-    tokenized = tokenize_documents(documents, tokenizer, args.append_eos, args.preprocessing_num_workers)
-    return TokenBlocks(tokenized, **cutting, end_id=tokenizer.eos_token_id)
-
-
-def _source(args: PretrainingArguments, split: str = "train"):
-    if args.train_file:
-        return args.train_file
-    return {"name": args.dataset_name, "config_name": args.dataset_config_name, "split": split}
-
-
-def _held_out(args: PretrainingArguments) -> int:
-    return 0 if args.validation_file else args.validation_documents
-
-
-def _stream(args: PretrainingArguments, tokenizer: PreTrainedTokenizerBase, cutting: dict) -> StreamedBlocks:
-    return StreamedBlocks(
-        _source(args),
-        args.text_column,
-        tokenizer,
-        skip_documents=_held_out(args),
-        repeat=True,
-        append_eos=args.append_eos,
-        **cutting,
+    Raises:
+        UserError: data that cannot be read or split.
+    """
+    common: dict[str, Any] = {
+        "text_column": args.text_column,
+        "reading": Reading.of(args),
+        "end_mark": end_of_text if args.parse_special_tokens else None,
+    }
+    table: dict[str, Any] = {"dataset_name": args.dataset_name, "config_name": args.dataset_config_name}
+    source = Source(tuple(args.train_file or ()), **table, **common)
+    validation = None
+    if args.validation_file:
+        validation = Source(tuple(args.validation_file), **common)
+    elif args.dataset_name and not args.streaming:
+        validation = Source(**table, split="validation", **common)
+    return Corpus.open(
+        source, validation, args.validation_split_percentage, args.split_by, args.streaming, args.validation_documents
     )
 
 
-def _streamed_validation(args: PretrainingArguments):
-    if args.validation_file:
-        return documents_from_files(args.validation_file, args.text_column)
-    return documents_from_stream(_source(args), args.text_column, args.validation_documents)
+def settle_vocabulary(tokenizer: PreTrainedTokenizerBase, args: PretrainingArguments, config: GPTScratchConfig) -> None:
+    """Give a new model a row for each token, unless its user has set `vocab_size`; before any text is tokenized.
+
+    Raises:
+        UserError: more tokens than rows, where their number is the checkpoint's or the user's.
+    """
+    chosen = parse_config_overrides(args.config_overrides, GPTScratchConfig).keys() & {"vocab_size", "n_vocab"}
+    if args.model_name_or_path or chosen:
+        check_rows(tokenizer, config, args.model_name_or_path or "the model of --config_overrides")
+    else:
+        config.vocab_size = len(tokenizer)
 
 
 def make_model(args: PretrainingArguments, config: GPTScratchConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -315,7 +286,7 @@ def make_optimizers(args: PretrainingArguments, training_args: TrainingArguments
 
 
 def make_callbacks(
-    args: PretrainingArguments, data: PretrainingData, tokenizer: PreTrainedTokenizerBase, title: str
+    args: PretrainingArguments, data: LanguageModelingData, tokenizer: PreTrainedTokenizerBase, title: str
 ) -> list[TrainerCallback]:
     """Everything that a run shows and keeps, in the order in which it must see an evaluation."""
     callbacks: list[TrainerCallback] = [PerplexityCallback()]
@@ -323,7 +294,8 @@ def make_callbacks(
         callbacks.append(TrainingLossCallback(first_rows(data.train, args.eval_train_blocks)))
     callbacks += [OverfittingCallback(), CurveCallback(title)]
     if args.sample_tokens:
-        prompts = args.sample_prompt or [tokenizer.decode(data.validation.tokens(0, 8))]
+        beginning = data.validation.tokens(0, 8).tolist()
+        prompts: list[Any] = args.sample_prompt or [(tokenizer.decode(beginning), beginning)]
         callbacks.append(SamplesCallback(tokenizer, prompts, args.sample_tokens, args.sample_temperature))
     if args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
@@ -346,34 +318,25 @@ def describe_model(model: PreTrainedModel) -> str:
     )
 
 
-def final_metrics(trainer, data: PretrainingData, train_result_metrics: dict, eval_train_blocks: int) -> dict[str, Any]:
-    """What the run ends with: exact token-weighted losses, the best and first validation losses, speed, tokens seen."""
-    evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-    speeds = [entry["train_tokens_per_second"] for entry in trainer.state.log_history if "train_tokens_per_second" in entry]
-    batch_size = trainer.args.per_device_eval_batch_size
-    validation = evaluate_loss(trainer.model, data.validation, batch_size)
+def measure(trainer, data: LanguageModelingData, train_seconds: float | None, eval_train_blocks: int) -> dict[str, Any]:
+    """The final figures: exact token-weighted losses, the best and first validation losses, speed, tokens seen."""
+    history, batch_size = trainer.state.log_history, trainer.args.per_device_eval_batch_size
+    speeds = [entry["train_tokens_per_second"] for entry in history if "train_tokens_per_second" in entry]
+    validation = evaluate_loss(trainer.model, data.validation, batch_size, name="measuring the validation text")
     metrics = {
         "validation_loss": validation["loss"],
         "validation_perplexity": validation["perplexity"],
         "validation_predicted_tokens": validation["predicted_tokens"],
-        "steps": trainer.state.global_step,
-        "epochs": trainer.state.epoch,
+        **run_figures(trainer, train_seconds),
         "tokens_seen": trainer.state.num_input_tokens_seen,
-        "train_seconds": train_result_metrics.get("train_runtime"),
         "train_tokens_per_second": speeds[-1] if speeds else None,
         "data": data.description,
     }
     if eval_train_blocks:
-        metrics["train_loss"] = evaluate_loss(trainer.model, first_rows(data.train, eval_train_blocks), batch_size)["loss"]
-    if evaluations:
-        best = min(evaluations, key=lambda entry: entry["eval_loss"])
-        metrics |= {"best_validation_loss": best["eval_loss"], "best_validation_step": best["step"]}
-        metrics["curve"] = [
-            {
-                name: entry[name]
-                for name in ("step", "epoch", "eval_loss", "train_eval_loss", "num_input_tokens_seen")
-                if name in entry
-            }
-            for entry in evaluations
-        ]
-    return json.loads(json.dumps(metrics))
+        rows = first_rows(data.train, eval_train_blocks)
+        metrics["train_loss"] = evaluate_loss(trainer.model, rows, batch_size, name="measuring training text")["loss"]
+    curve = evaluation_curve(history, "eval_loss", "train_eval_loss", "num_input_tokens_seen")
+    if curve:
+        best = min(curve, key=lambda entry: entry["eval_loss"])
+        metrics |= {"best_validation_loss": best["eval_loss"], "best_validation_step": best["step"], "curve": curve}
+    return metrics

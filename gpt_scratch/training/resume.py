@@ -1,6 +1,6 @@
-"""The files of a training checkpoint, checked before a run goes on from them: their form, their shapes, their numbers.
+"""The files of a training checkpoint, checked before a run resumes from them: their form, their shapes, their numbers.
 
-They may be damaged or by a stranger. Pickles are read by `torch.load(weights_only=True)` alone, which runs no code; but a state of other
+They may be damaged or untrusted. Pickles are read by `torch.load(weights_only=True)` alone, which runs no code; but a state of other
 shapes ends fused AdamW in a segmentation fault, and a setting of another type a run hours later.
 """
 
@@ -28,7 +28,7 @@ OF_A_SHAPE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # o
 def read_trainer_state(checkpoint: str | Path) -> TrainerState:
     """
     Raises:
-        ValueError: not of the form that Trainer writes, or of another step than the directory's name; OSError: it cannot be read.
+        ValueError: not of the form that Trainer writes, or of a step other than the directory's; OSError: it cannot be read.
     """
     path = Path(checkpoint) / TRAINER_STATE
     content = read_json_object(path)
@@ -110,7 +110,7 @@ def check_weights(checkpoint: str, model: Any) -> None:
             raise UserError(f"{checkpoint} cannot be resumed: its weights lack {min(names)}")
     for name, shape in found.items():
         if name not in shapes:
-            raise UserError(f"{checkpoint} cannot be resumed: its weights hold {name}, which this model has no place for")
+            raise UserError(f"{checkpoint} cannot be resumed: its weights hold {name}, which this model does not have")
         if shapes[name] != shape:
             raise UserError(f"{checkpoint} cannot be resumed: {name} has the shape {shape}, and {shapes[name]} in this run")
 
@@ -136,7 +136,7 @@ def read_pickle(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # the pickle's, the zip reader's and the mapping's
         said = one_line(str(error).split(". ")[0], 200)
-        raise UserError(f"{path} cannot be read: {said}: the checkpoint is damaged or by a stranger") from error
+        raise UserError(f"{path} cannot be read: {said}: the checkpoint is damaged or not from Trainer") from error
 
 
 def check_optimizer(checkpoint: str, optimizer: Any, scheduler: Any) -> None:
@@ -201,7 +201,7 @@ def _wrong_state(state: dict[Any, Any], parameter: torch.Tensor, kinds: Sequence
             return f"{name} is of type {value.dtype}"
     step = state.get("step", 0)
     if (isinstance(step, torch.Tensor) and step.numel() != 1) or not isinstance(step, (int, float, torch.Tensor)):
-        return "step is no number"
+        return "step is not a number"
     if not 0 <= float(step) <= MOST_STEPS:
         return f"step is {float(step):g}"
     try:
@@ -215,16 +215,16 @@ def _other_form(saved: Any, own: Any, name: str) -> str | None:
     """Where `saved` is not of the types of `own`, which it is to replace; numbers that are not finite are of none."""
     if isinstance(own, Mapping):
         if not isinstance(saved, Mapping):
-            return f"{name} is no mapping"
+            return f"{name} is not a mapping"
         for key in saved:
             if key not in own:
-                return f"{name} has {str(key)[:40]!r}, which this run's has not"
+                return f"{name} has {str(key)[:40]!r}, which this run's does not have"
             if reason := _other_form(saved[key], own[key], f"{name}: {key}"):
                 return reason
         return None
     if isinstance(own, (list, tuple)):
         if not isinstance(saved, (list, tuple)) or len(saved) != len(own):
-            return f"{name} is no list of {len(own)}"
+            return f"{name} is not a list of {len(own)}"
         return next((reason for a, b in zip(saved, own) if (reason := _other_form(a, b, name))), None)
     if isinstance(saved, torch.Tensor) and saved.numel() == 1:
         saved = saved.item()

@@ -1,25 +1,20 @@
-"""What every training script does around `trainer.train()`: choose a checkpoint, collect facts, leave a whole directory behind."""
+"""What every training script does around `trainer.train()`: choose a checkpoint, record figures, write the whole directory."""
 
+import json
 import os
-import platform
-import shlex
-import subprocess
-import sys
-import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import accelerate
-import datasets
-import tokenizers
-import torch
 import transformers
 from transformers import Trainer
 
-from .. import __version__
 from ..errors import UserError, innermost, one_line
-from ..files import write_json
+from ..files import swapped_directory, write_json
+from ..progress import named
+from ..provenance import describe_environment, without_folders
 from ..reference_outputs import FILE, write_reference_outputs
 from .checkpoints import damage, newest_whole_checkpoint
 from .lock import lock_output_directory
@@ -49,72 +44,71 @@ def checkpoint_to_resume(output_dir: str, resume_from_checkpoint: str | None) ->
     return resume_from_checkpoint
 
 
-def describe_environment() -> dict[str, Any]:
-    """Versions, hardware and the command of this run, so that a figure can be traced to it. Holds no path of this machine."""
-    cuda = torch.cuda.is_available()
-    return {
-        "command": shlex.join([os.path.basename(sys.argv[0]), *(_without_folder(word) for word in sys.argv[1:])]),
-        "commit": _commit(),
-        "versions": {"gpt_scratch": __version__}
-        | {module.__name__: module.__version__ for module in (torch, transformers, datasets, tokenizers, accelerate)},
-        "python": platform.python_version(),
-        "hardware": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def _without_folder(word: str) -> str:
-    flag, separator, value = ("", "", word) if os.path.isabs(word) or "=" not in word else word.partition("=")
-    return flag + separator + (os.path.basename(value.rstrip("/")) if os.path.isabs(value) else value)
-
-
-def _public(value: Any) -> Any:
-    """Without the folders of this machine."""
-    if isinstance(value, list):
-        return [_public(item) for item in value]
-    return _without_folder(value) if isinstance(value, str) else value
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that the package runs from; `None` where it is installed from a wheel."""
-    folder = Path(__file__).resolve().parent
-    found = subprocess.run(
-        ["git", "-C", str(folder), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
-    tracked = subprocess.run(
-        ["git", "-C", str(folder), "ls-files", "--error-unmatch", __file__], capture_output=True, check=False
-    )
-    return found.stdout.strip() if found.returncode == 0 and tracked.returncode == 0 else None
-
-
-def save_run(trainer: Trainer, script_args: Any, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Write model, tokenizer, trainer state, `metrics.json` and the model's reference outputs to the output directory.
-
-    Returns:
-        What `metrics.json` holds.
-    """
+def save_trained(trainer: Trainer) -> None:
+    """Write model, tokenizer and trainer state to the output directory: first of all, since whatever follows training may fail."""
     trainer.save_model()
     best = trainer.state.best_model_checkpoint
     trainer.state.best_model_checkpoint = best and os.path.basename(best)  # trainer_state.json is published
     trainer.save_state()
+    if trainer.is_world_process_zero():
+        print(f"the trained model is saved in {trainer.args.output_dir}", flush=True)
+
+
+def write_record(trainer: Trainer, script_args: Any, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Write `metrics.json` and the reference outputs of the model that [`save_trained`] wrote.
+
+    Returns:
+        What `metrics.json` holds.
+    """
     record = {
         "metrics": {name: value for name, value in metrics.items() if value is not None},
         "parameters": trainer.model.num_parameters(),
-        "script_arguments": {name: _public(value) for name, value in asdict(script_args).items() if value is not None},
-        "training_arguments": {name: _public(value) for name, value in _changed_arguments(trainer.args).items()},
+        "script_arguments": {name: without_folders(value) for name, value in asdict(script_args).items() if value is not None},
+        "training_arguments": {name: without_folders(value) for name, value in _changed_arguments(trainer.args).items()},
         "environment": describe_environment(),
     }
+    record = json.loads(json.dumps(record))  # as it is read again: tuples are lists there
     if trainer.is_world_process_zero():
         write_json(Path(trainer.args.output_dir) / "metrics.json", record)
         _write_reference_outputs(Path(trainer.args.output_dir))
     return record
 
 
+def save_adapter(trainer: Trainer) -> None:
+    """Write the adapter that was trained to OUTPUT/adapter, whole or not at all; one that stood there is replaced."""
+    is_main = trainer.is_world_process_zero()
+    with swapped_directory(Path(trainer.args.output_dir) / "adapter") if is_main else TemporaryDirectory() as folder:
+        trainer.model.save_pretrained(str(folder), is_main_process=is_main)
+
+
+def run_figures(trainer: Trainer, train_seconds: float | None) -> dict[str, Any]:
+    """What the record of every run holds: its length in steps, epochs and seconds."""
+    return {"steps": trainer.state.global_step, "epochs": trainer.state.epoch, "train_seconds": train_seconds}
+
+
+def evaluation_curve(history: Sequence[Mapping[str, Any]], *columns: str) -> list[dict[str, Any]]:
+    """Each evaluation of a run with its step, its epoch and those of `columns` that it has; without `columns`, with all its figures.
+
+    >>> evaluation_curve([{"step": 1, "loss": 3.0}, {"step": 1, "epoch": 0.5, "eval_loss": 2.0, "eval_runtime": 7.0}], "eval_loss")
+    [{'step': 1, 'epoch': 0.5, 'eval_loss': 2.0}]
+    """
+    evaluations = [entry for entry in history if any(name.startswith("eval_") for name in entry)]
+    return [
+        {
+            name: entry[name]
+            for name in ("step", "epoch", *(columns or [n for n in entry if n.startswith("eval_")]))
+            if name in entry
+        }
+        for entry in evaluations
+    ]
+
+
 def _write_reference_outputs(folder: Path) -> None:
-    """From the files just written, so that sharded and merged models need nothing of their own. A failure does not cost the run."""
+    """From the files just written, so that sharded and merged models need nothing of their own. A failure does not fail the run."""
     try:
-        write_reference_outputs(folder)
-    except Exception as error:  # the model is saved, whatever went wrong here
+        with named("computing the reference outputs"):
+            write_reference_outputs(folder)
+    except Exception as error:  # the model is saved, whatever fails here
         (folder / FILE).unlink(missing_ok=True)  # of a run before this one
         print(
             f"warning: the model is saved, but not what it computes ({FILE}), so it cannot be verified later: {one_line(innermost(error))}"

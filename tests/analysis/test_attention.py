@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_models import tiny_model, token_ids
 
+from gpt_scratch.analysis import attention
 from gpt_scratch.analysis.attention import (
     attention_entropy,
     attention_maps,
@@ -46,14 +47,28 @@ def test_rollout_by_hand():
 
 def test_pictures(tmp_path):
     maps = attention_maps(tiny_model("gpt2"), token_ids(1, 5))
-    files = plot_attention_grid(maps, tmp_path / "grid") + plot_attention(maps[0, 0], list("a$b_c"), tmp_path / "one.head")
+    files = plot_attention_grid(maps, list("a$b_c"), tmp_path / "grid") + plot_attention(
+        maps[0, 0], list("a$b_c"), tmp_path / "one.head"
+    )
     assert [file.name for file in files] == ["grid.png", "grid.svg", "one.head.png", "one.head.svg"]
     assert all(file.stat().st_size > 2000 for file in files)
     with pytest.raises(UserError, match="layer 2: this model has layers 0 to 1"):
-        plot_attention_grid(maps, tmp_path / "none", layers=[2])
+        plot_attention_grid(maps, list("a$b_c"), tmp_path / "none", layers=[2])
 
 
 def test_token_texts_show_spaces_and_line_breaks():
     tokenizer = train_byte_level_bpe(["one day\none day " * 5], vocab_size=270)
     ids = tokenizer("one day\n")["input_ids"]
     assert "".join(token_texts(tokenizer, ids)) == "one·day⏎"
+
+
+@pytest.mark.parametrize(("count", "shown"), [(5, True), (25, False)])
+def test_the_grid_shows_the_tokens_where_they_can_be_read(tmp_path, monkeypatch, count, shown):
+    figures = []
+    monkeypatch.setattr(attention, "save_figure", lambda figure, *rest: figures.append(figure) or [])
+    tokens = [f"t{i}" for i in range(count)]
+    plot_attention_grid(torch.eye(count).expand(2, 2, count, count), tokens, tmp_path / "grid", title="eye")
+    cells = figures[0].axes[:4]
+    assert ([label.get_text() for label in cells[2].get_yticklabels()] == tokens) == shown
+    assert figures[0].get_suptitle().startswith("eye") and figures[0].axes[4].get_ylabel() == "attention weight"
+    assert {image.get_clim() for cell in cells for image in cell.images} == {(0, 1)}  # the bar holds for all of them

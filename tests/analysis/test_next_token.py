@@ -1,4 +1,4 @@
-"""Ranks, surprises, the lens and sampling settings against the definition, transformers and the book."""
+"""Ranks, surprisals, the lens and sampling settings against the definition, transformers and the book."""
 
 import math
 from html.parser import HTMLParser
@@ -8,6 +8,7 @@ import torch
 from tiny_models import assert_equal, tiny_model, token_ids
 from transformers import GPT2Config, GPT2LMHeadModel, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from gpt_scratch.analysis import next_token
 from gpt_scratch.analysis.next_token import (
     Place,
     lens_table,
@@ -19,9 +20,7 @@ from gpt_scratch.analysis.next_token import (
     sampling_distribution,
     write_surprise_html,
 )
-from gpt_scratch.analysis.runs import plot_histories
 from gpt_scratch.errors import UserError
-from gpt_scratch.plots import plot_losses
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
 # results.md: the nine logits of the book's section 5.3.1, and what it prints for them
@@ -107,7 +106,7 @@ def test_pictures_and_page(model, tokenizer, tmp_path):
     lens = logit_lens(model, ids)
     files = plot_surprise(places, tmp_path / "text", line_width=20)
     files += plot_lens(lens, tokenizer, [place.token for place in places], tmp_path / "lens")
-    files += plot_temperatures(BOOK, WORDS, tmp_path / "temperature")
+    files += plot_temperatures(BOOK, WORDS, tmp_path / "temperature", title="after 'every effort moves you'")
     assert all(file.stat().st_size > 2000 for file in files) and len(files) == 6
     table = lens_table(lens, tokenizer)
     assert len(table) == 3 and table[-1][0][1] == pytest.approx(lens[-1, 0].softmax(-1).max().item())
@@ -148,9 +147,11 @@ def test_tokens_and_names_are_no_html(tmp_path):
     assert "title>bad\\udce9<" in write_surprise_html([], tmp_path / "text.html", "bad\udce9").read_text(encoding="utf-8")
 
 
-@pytest.mark.fault("names of runs and models that are formulas which matplotlib cannot read, in plots", seconds=30, mebibytes=300)
-def test_names_are_no_formulas(tmp_path):
-    log = [{"loss": 2.0, "step": 1}, {"loss": 1.0, "step": 2}]
-    name = "a$\\frac$b"
-    assert len(plot_histories({name: log}, tmp_path / "runs", title=name)) == 2
-    assert len(plot_losses(log, tmp_path / "losses", title=name)) == 2
+def test_bars_are_sorted_and_the_prompt_is_named(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(next_token, "save_figure", lambda figure, *rest: figures.append(figure) or [])
+    plot_temperatures(BOOK, WORDS, tmp_path / "temperature", top=3, title="after 'every effort moves you'")
+    [axes] = figures[0].axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == [WORDS[i] for i in BOOK.topk(3).indices.tolist()]
+    heights = [[bar.get_height() for bar in bars] for bars in axes.containers]
+    assert all(row == sorted(row, reverse=True) for row in heights) and axes.get_title() == "after 'every effort moves you'"

@@ -15,6 +15,7 @@ import google_crc32c
 import pytest
 import torch
 from bounds import run_bounded
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt_scratch.conversion.tensorflow_bundle import TABLE_MAGIC
 
@@ -98,7 +99,7 @@ JSONS = {
     "nested 200,000 deep": ("[" * 200_000, "nested too deeply"),
     "objects nested 200,000 deep": ('{"a":' * 200_000, "nested too deeply"),
     "a number of 5,000 digits": ('{"model_type": ' + "9" * 5_000 + "}", "digits"),
-    "no UTF-8": ("\udcff", "is no JSON"),
+    "no UTF-8": ("\udcff", "is not JSON"),
 }
 
 
@@ -146,6 +147,29 @@ def test_json_of_another_form_is_one_line(tmp_path):
             (folder / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
             (folder / f"{kind}.index.json").write_bytes(data)
             cases.append((f"{kind}.index.json: {name}", folder, words))
+    run_cases(cases, 60, 900)
+
+
+@pytest.mark.fault(
+    "a stock checkpoint with a hostile generation_config.json, or 10^9 labels or layers", seconds=60, mebibytes=900
+)
+def test_a_stock_directory_is_opened_by_the_one_loader(tmp_path):
+    sizes = {"n_layer": 1, "n_embd": 8, "n_head": 1, "vocab_size": 8, "n_positions": 8, "bos_token_id": 0, "eos_token_id": 0}
+    GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(tmp_path / "whole")
+    cases = []
+    for number, (name, (text, _)) in enumerate(JSONS.items()):
+        folder = Path(shutil.copytree(tmp_path / "whole", tmp_path / f"generation-{number}"))
+        (folder / "generation_config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+        if name != "a number of 5,000 digits":
+            cases.append((f"generation_config.json: {name}", folder, "generation_config.json cannot be used"))
+    for name, value, words in (
+        ("num_labels", 10**9, "num_labels is 1,000,000,000"),
+        ("n_layer", 10**9, "n_layer is 1,000,000,000"),
+    ):
+        folder = Path(shutil.copytree(tmp_path / "whole", tmp_path / name))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        (folder / "config.json").write_text(json.dumps(config | {name: value}), encoding="utf-8")
+        cases.append((name, folder, words))
     run_cases(cases, 60, 900)
 
 
@@ -220,8 +244,8 @@ def test_a_pth_is_not_believed_beyond_its_bytes(tmp_path):
     circle["model"] = circle
     torch.save(circle, loop)
     cases = [
-        ("packed", repacked(tmp_path / "packed.pth", whole, zipfile.ZIP_DEFLATED, bytes(200_000_000)), "packed or encrypted"),
-        ("encrypted", edited(tmp_path / "encrypted.pth", whole, flag_as_encrypted), "packed or encrypted"),
+        ("packed", repacked(tmp_path / "packed.pth", whole, zipfile.ZIP_DEFLATED, bytes(200_000_000)), "compressed or encrypted"),
+        ("encrypted", edited(tmp_path / "encrypted.pth", whole, flag_as_encrypted), "compressed or encrypted"),
         ("parts that claim more", edited(tmp_path / "more.pth", whole, claim_more), "parts claim"),
         ("cut short", edited(tmp_path / "short.pth", whole, lambda data: data.__delitem__(slice(-30, None))), "broken"),
         (
@@ -272,8 +296,9 @@ def llama(layers: int, width: int, vocabulary: int) -> bytes:
 
 GGUF = {
     "10^9 layers": (lambda: llama(10**9, 8, 8), "llama.block_count is 1,000,000,000"),
+    "5,000 layers in one tensor": (lambda: llama(5_000, 8, 8), "llama.block_count is 5,000, and it has only 1 tensors"),
     "a width of 10^9": (lambda: llama(1, 10**9, 10**9), ""),
-    "a vocabulary of 10^9": (lambda: llama(1, 64, 10**9), "parameters, and its weights have only"),
+    "a vocabulary of 10^9": (lambda: llama(1, 64, 10**9), "has no "),
     "10^18 settings": (lambda: gguf(counts=(0, 10**18)), "settings"),
     "10^18 tensors": (lambda: gguf(counts=(10**18, 0)), "tensors"),
     "an array of 10^9 bytes": (lambda: gguf([setting(b"a", 9, struct.pack("<IQ", 0, 10**9))]), "elements"),

@@ -1,4 +1,4 @@
-"""Servers that send something else than the file that was asked for: one line, in bounds of time and memory, and what is whole is kept."""
+"""Servers that send something other than the requested file: one line, in bounds of time and memory, and complete files are kept."""
 
 import contextlib
 import json
@@ -59,7 +59,7 @@ CASES = {
         "sends more than",
     ),
     "a size beyond reason": ("hparams.json", 0, lambda c: endless(c, reply(f"Content-Length: {10**12}"), bytes(1 << 20), 0), "more than the 4,194,304"),
-    "a size of 5,000 digits": ("hparams.json", 0, lambda c: c.sendall(reply("Content-Length: " + "9" * 5_000) + BODY), "does not tell the size"),
+    "a size of 5,000 digits": ("hparams.json", 0, lambda c: c.sendall(reply("Content-Length: " + "9" * 5_000) + BODY), "does not state the size"),
     "a web page": ("hparams.json", 0, lambda c: c.sendall(reply("Content-Type: text/html", "Content-Length: 6") + b"<html>"), "a web page"),
     "a web page by another name": ("hparams.json", 0, lambda c: c.sendall(reply("Content-Length: 19") + b"\n <!DOCTYPE html>..."), "a web page"),
     "a redirect to a file": ("hparams.json", 0, redirect("file:///etc/passwd"), "HTTP 302"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from published_layouts import greedy, openai_gpt2
+from test_hostile_checkpoints import HEADER, block, entry, index_of
 from tiny_models import assert_equal
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -105,6 +106,35 @@ def test_one_wrong_byte_in_any_tensor_is_named(refused, checkpoint):
         data.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
         message = refused(source)
         assert f"the checksum of {name} is wrong" in message and data.name in message
+
+
+def test_all_wrong_tensors_are_named_ten_at_most(refused, checkpoint):
+    source = checkpoint("one_shard")
+    tensors = TensorFlowCheckpoint(source).tensors
+    data = source / "model.ckpt.data-00000-of-00001"
+    whole = bytearray(data.read_bytes())
+    chosen = list(tensors)[:3]
+    for name in chosen:
+        whole[tensors[name].offset] ^= 1
+    data.write_bytes(whole)
+    message = refused(source)
+    assert all(f"the checksum of {name} is wrong" in message for name in chosen) and "more of" not in message
+    for name in list(tensors)[3:]:
+        whole[tensors[name].offset] ^= 1
+    data.write_bytes(whole)
+    message = refused(source)
+    assert message.count("the checksum of") == 10 and message.endswith("and 18 more of 28 such tensors")
+
+
+def test_checkpoints_of_tensorflow_1_and_of_keras_are_refused_by_what_they_are(refused, tmp_path):
+    old = tmp_path / "model.ckpt-1000"
+    old.write_bytes(index_of(block([(b"", b"\x0a\x00")])))  # SavedTensorSlices
+    assert "is a TensorFlow checkpoint of the old V1 format, one file without an index" in refused(old)
+    keras = tmp_path / "keras"
+    keras.mkdir()
+    graph, variable = b"_CHECKPOINTABLE_OBJECT_GRAPH", b"layer/kernel/.ATTRIBUTES/VARIABLE_VALUE"
+    (keras / "ckpt-1.index").write_bytes(index_of(block([HEADER, (graph, b"\x08\x07\x28\x04"), (variable, entry(1, size=4))])))
+    assert "ckpt-1.index is an object checkpoint of TensorFlow 2 (tf.train.Checkpoint, Keras)" in refused(keras)
 
 
 def test_damaged_files_are_named(refused, checkpoint):

@@ -120,7 +120,7 @@ def test_whole_files_are_not_fetched_again(contents, tmp_path):
     assert server.requests == [("/models/124M/hparams.json", None)]
 
 
-def test_an_interrupted_transfer_goes_on(contents, tmp_path):
+def test_an_interrupted_transfer_resumes(contents, tmp_path):
     stop = CHUNK_BYTES + 777
     with Server(contents, break_off={DATA: stop}).running() as url, pytest.raises(UserError) as caught:
         download_openai_checkpoint("124M", tmp_path, [url])
@@ -136,7 +136,7 @@ def test_an_interrupted_transfer_goes_on(contents, tmp_path):
     assert files(tmp_path) == contents
 
 
-def test_the_backup_goes_on_where_the_first_broke_off(contents, tmp_path):
+def test_the_backup_resumes_where_the_first_broke_off(contents, tmp_path):
     first, backup = Server(contents, break_off={DATA: 5000}), Server(contents)
     with first.running() as url, backup.running() as backup_url:
         download_openai_checkpoint("124M", tmp_path, [url, backup_url])
@@ -195,7 +195,7 @@ def test_a_file_of_a_wrong_size_is_refused(contents, tmp_path, name):
 
 
 def test_an_error_page_spoils_nothing_that_was_begun(contents, tmp_path):
-    """A server between us and them that answers everything with a page: the next one goes on."""
+    """A server between us and them that answers everything with a page: the next server takes over."""
     part = tmp_path / f"{DATA}.part"
     part.write_bytes(contents[DATA][:5000])
     page, backup = Server(contents | {DATA: b"<html>Log in</html>" * 300}, ranges=False), Server(contents)
@@ -217,7 +217,7 @@ def test_a_range_that_was_not_asked_for_is_refused(contents, tmp_path):
     assert (tmp_path / f"{DATA}.part").read_bytes() == contents[DATA][:5000]
 
 
-def test_a_damaged_index_is_told_before_the_data(contents, tmp_path):
+def test_a_damaged_index_is_reported_before_the_data(contents, tmp_path):
     index = bytearray(contents["model.ckpt.index"])
     index[100] ^= 1
     server = Server(contents | {"model.ckpt.index": bytes(index)})
@@ -243,10 +243,10 @@ def test_a_file_of_a_wrong_size_that_is_there_is_refused(contents, tmp_path):
     assert (tmp_path / "encoder.json").read_bytes() == b"<html>"
 
 
-def test_a_server_that_tells_no_size_is_refused(contents, tmp_path):
+def test_a_server_that_states_no_size_is_refused(contents, tmp_path):
     with (
         Server(contents, lengths=False).running() as url,
-        pytest.raises(UserError, match="checkpoint: the server does not tell the size"),
+        pytest.raises(UserError, match="checkpoint: the server does not state the size"),
     ):
         download_openai_checkpoint("124M", tmp_path, [url])
     assert files(tmp_path) == {}

@@ -67,7 +67,7 @@ def test_book_with_its_optimizer(convert, tmp_path, capsys):
     optimizer.step()
     content = {"model_state_dict": reference.state_dict(), "optimizer_state_dict": optimizer.state_dict()}
     check_language_model(convert(save(content, tmp_path / "model_and_optimizer.pth"), *HEADS_FLAG), reference)
-    assert "left out, since it is no weight of the model: optimizer_state_dict" in capsys.readouterr().out
+    assert "left out, since it is not a weight of the model: optimizer_state_dict" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
@@ -154,7 +154,7 @@ def test_a_classifier_whose_bias_cannot_be_moved_is_refused(refused, tmp_path):
     assert "bias of out_head cannot be moved" in message and "depend on one another" in message
 
 
-def test_heads_are_derived_for_published_sizes_and_said(convert, tmp_path, capsys):
+def test_heads_are_derived_for_published_sizes_and_reported(convert, tmp_path, capsys):
     reference = enlarge(BookGPT(VOCABULARY, CONTEXT, width=768, heads=12, layers=1))
     model = check_language_model(convert(save(reference.state_dict(), tmp_path / "model.pth")), reference)
     assert model.config.num_attention_heads == 12
@@ -239,7 +239,7 @@ def test_half_a_lora_layer_is_refused(refused, tmp_path):
     flags = (*HEADS_FLAG, "--lora_alpha", "1", "--lora_scaling", "alpha")
     assert "the LoRA layer out_head has no out_head.lora.B" in refused(path, *flags)
     state["out_head.lora.B"] = torch.ones(3, 61)
-    assert "lora.A [32, 2] times lora.B [3, 61] is no change" in refused(save(state, path), *flags)
+    assert "lora.A [32, 2] times lora.B [3, 61] does not fit" in refused(save(state, path), *flags)
 
 
 def test_heads_are_asked_for(refused, tmp_path):
@@ -255,8 +255,18 @@ def nano_content(**changes) -> dict:
 
 def test_broken_nanogpt_is_refused(refused, tmp_path):
     path = tmp_path / "ckpt.pt"
-    assert "holds no model_args" in refused(save({"model": nano_content()["model"]}, path))
-    assert "n_head of model_args is None" in refused(save(nano_content(model_args={"n_layer": 2}), path))
+    assert "the number of heads is not in the file, and width 32" in refused(save({"model": nano_content()["model"]}, path))
+    assert "model_args has no n_head: pass --config_overrides n_head=N" in refused(
+        save(nano_content(model_args={"n_layer": 2}), path)
+    )
+    for name, value, words in (
+        ("n_head", None, "n_head of model_args is 'None', of type NoneType: a whole number is needed"),
+        ("bias", "False", "bias of model_args is 'False', of type str: true or false is needed"),
+        ("dropout", None, "dropout of model_args is 'None', of type NoneType: a number is needed"),
+        ("dropout", torch.tensor(0.1), "dropout of model_args is 'tensor(0.1000)', of type Tensor: a number is needed"),
+    ):
+        assert words in refused(save(nano_content(model_args=NANO | {name: value}), path))
+    assert "model_args is a list, a dictionary is needed" in refused(save(nano_content(model_args=[2]), path))
     content = nano_content()
     content["model"]["lm_head.weight"] = content["model"]["lm_head.weight"] + 1
     assert "lm_head.weight differs from transformer.wte.weight" in refused(save(content, path))
@@ -272,9 +282,43 @@ def test_unknown_files_are_refused(refused, tmp_path):
     assert "in no known format; its tensors are fc.weight" in refused(save({"fc.weight": torch.ones(2)}, path))
     assert "holds a list, not a dictionary" in refused(save([torch.ones(2)], path))
     assert "holds no tensors by name" in refused(save({"epoch": 3}, path))
-    assert "name its directory" in refused(save({"wte.weight": torch.ones(2)}, path))
-    assert "no path here" in refused(tmp_path / "nothing.pth")
+    assert "whose config.json is missing" in refused(save({"wte.weight": torch.ones(2)}, path))
+    assert "the name of a tensor is 0, which is no text" in refused(save({0: torch.ones(2), 1: torch.ones(2)}, path))
+    several = {"generator": {"a": torch.ones(2)}, "ema": {"a": torch.ones(2)}, "optimizer": {"a": torch.ones(2)}}
+    assert "holds several sets of tensors, generator, ema: save the one to convert" in refused(save(several, path))
+    sparse = {"trf_blocks.0.w": torch.eye(2).to_sparse()}
+    assert "trf_blocks.0.w is a sparse_coo tensor: save the plain weights" in refused(save(sparse, path))
+    quantized = {"trf_blocks.0.w": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}
+    assert "trf_blocks.0.w is a quantized tensor" in refused(save(quantized, path))
+    assert "not a local path" in refused(tmp_path / "nothing.pth")
     assert "name the file with the weights itself" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(torch.nan, "has NaN (1 of 1,024 values)"), (torch.inf, "has infinite values (1 of 1,024")]
+)
+def test_weights_that_are_no_numbers_are_named(refused, tmp_path, value, words):
+    state = book().state_dict()
+    state["trf_blocks.1.att.out_proj.weight"][3, 5] = state["trf_blocks.0.norm1.scale"][0] = value
+    message = refused(save(state, tmp_path / "model.pth"), *HEADS_FLAG)
+    assert f"trf_blocks.1.att.out_proj.weight {words}" in message and "trf_blocks.0.norm1.scale has" in message
+
+
+def test_weights_beyond_the_asked_dtype_are_named(refused, tmp_path):
+    state = book().state_dict()
+    state["tok_emb.weight"][3, 5] = 1e6
+    message = refused(save(state, tmp_path / "model.pth"), *HEADS_FLAG, "--dtype", "float16")
+    assert "tok_emb.weight has values beyond float16's largest: choose another --dtype" in message
+
+
+def test_an_index_of_shards_that_is_no_text_is_refused(refused, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "\\ud800.safetensors"}}', encoding="utf-8")
+    assert "index.json names '\\ud800.safetensors', which is no text" in refused(tmp_path / "model")
+    index.write_text('{"weight_map": {"a": 3}}', encoding="utf-8")
+    assert "is not an index of shards" in refused(tmp_path / "model")
 
 
 class Harmful:

@@ -1,4 +1,4 @@
-"""TensorFlow's bundles against what TensorFlow itself wrote, and every kind of damage told by name."""
+"""TensorFlow's bundles against what TensorFlow itself wrote, and every kind of damage refused by name."""
 
 import shutil
 import struct
@@ -55,7 +55,7 @@ def copy(tmp_path) -> Path:
     return Path(shutil.copytree(FIXTURES / "several_shards", tmp_path / "copy"))
 
 
-def test_one_wrong_byte_in_any_tensor_is_told_by_its_name(copy):
+def test_one_wrong_byte_in_any_tensor_is_reported_with_its_name(copy):
     whole = TensorFlowCheckpoint(copy)
     for name, info in whole.tensors.items():
         shard = copy / f"model.ckpt.data-{info.shard:05d}-of-00003"
@@ -211,7 +211,7 @@ def test_a_big_endian_bundle_is_refused(copy):
         (b"\x0f", "no valid protocol buffer"),
     ],
 )
-def test_an_entry_that_is_wrong_behind_a_valid_checksum_is_told(copy, entry, told):
+def test_a_wrong_entry_with_a_valid_checksum_is_refused(copy, entry, told):
     index = copy / "model.ckpt.index"
     header = next(iter(read_table(index)))
     index.write_bytes(many_blocks([header, (b"model/x", entry)], size=100))

@@ -6,6 +6,7 @@ import zipfile
 import datasets
 import pytest
 
+from gpt_scratch.data import opening
 from gpt_scratch.data.classification import (
     LabelledTexts,
     balance,
@@ -18,6 +19,7 @@ from gpt_scratch.data.classification import (
     read_labelled_texts,
     stratified_split,
 )
+from gpt_scratch.data.opening import Reading
 from gpt_scratch.errors import UserError
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
@@ -58,12 +60,17 @@ def test_tables_with_any_columns(tmp_path, kind):
     ("name", "content", "message"),
     [
         ("a.csv", b"Text,Class\nx,1\n", "no column 'label': its columns are Text, Class; pass --label_column"),
-        ("a.csv", b"Label,Text\n1,x\n0,\n0,y\n1,  \n", r"empty text in rows 1, 3"),
-        ("a.jsonl", b'{"text": "x", "label": null}\n', "empty label in row 0"),
-        ("a.tsv", b"ham\tok\nspam no tab\n", "row 1 has no tab"),
-        ("a.tsv", b"ham\tok\nham\tcaf\xe9\n", "row 1: not UTF-8"),
+        ("a.csv", b"Label,Text\n1,x\n0,\n0,y\n1,  \n", "rows 1, 3: empty text"),
+        ("a.jsonl", b'{"text": "x", "label": null}\n', "a.jsonl row 0: empty label"),
+        ("a.tsv", b"ham\tok\nspam no tab\n", "a.tsv line 2: no tab: each line must be label<TAB>text"),
+        ("a.tsv", b"ham\tok\nham\tcaf\xe9\n", "byte 14 is not UTF-8 .*, line 2.: give its --encoding"),
         ("a.zip", b"no zip", "not the SMS Spam Collection's zip"),
         ("a.doc", b"x", "unknown format '.doc'"),
+        ("a.jsonl", b'{"text": 3, "label": "x"}\n', "row 0: the text is int, not text"),
+        ("a.jsonl", b'{"text": "a", "label": ["x"]}\n', "row 0: the label is list, not a name"),
+        ("a.jsonl", b'{"text": "a", "label": NaN}\n', "row 0: empty label"),
+        ("a.csv", b'text,label\na,"x\ny"\n', "row 0: the label holds control characters"),
+        ("a.csv", b"TEXT,Text,label\na,b,c\n", "the columns 'TEXT', 'Text' differ in case or spaces only"),
     ],
 )
 def test_broken_files_are_named_with_their_rows(tmp_path, name, content, message):
@@ -91,8 +98,17 @@ def test_deduplication_keeps_the_first_and_refuses_contradictions():
     data = LabelledTexts(["a", "b", "a ", "c", "b"], ["ham", "spam", "ham", "ham", "spam"], [0, 1, 2, 3, 4])
     kept, copies = deduplicate(data)
     assert (kept.rows, copies) == ([0, 1, 3], 2)
-    with pytest.raises(UserError, match="rows 0 and 1 hold the same text, labelled 'ham' and 'spam'"):
-        deduplicate(LabelledTexts(["a", "a"], ["ham", "spam"], [0, 1]))
+    clashing = LabelledTexts(["a", "b", "a", "c", "b", "b"], ["ham", "x", "spam", "ham", "y", "x"], [0, 1, 2, 3, 4, 5])
+    with pytest.raises(UserError) as caught:
+        deduplicate(clashing)
+    assert str(caught.value).startswith(
+        "2 texts stand there with different labels: row 0 ('ham') and row 2 ('spam'); row 1 ('x') and row 4 ('y') and row 5 ('x'): "
+    )
+    assert "--conflicting_labels" in str(caught.value)
+    kept, copies = deduplicate(clashing, "first")
+    assert (kept.rows, kept.labels, copies) == ([0, 1, 3], ["ham", "x", "ham"], 3)
+    kept, copies = deduplicate(clashing, "drop")
+    assert (kept.rows, copies) == ([3], 5)
 
 
 def test_clean_splits_share_nothing_and_keep_the_classes_shares():
@@ -140,3 +156,87 @@ def test_the_published_split_row_for_row(shared_data):
     clean, copies = deduplicate(data)
     assert overlap(*stratified_split(clean, [0.8, 0.2], 1)) == 0 and copies > 400
     assert json.dumps(train.texts[0])  # every text is valid Unicode
+
+
+def written(path, content: bytes | str) -> str:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+@pytest.fixture
+def said(monkeypatch, capsys):
+    """What was said of the files that were read, each line once more in this test."""
+    monkeypatch.setattr(opening, "_said", set())
+    return lambda: capsys.readouterr().err
+
+
+def test_a_spreadsheet_of_german_classes(tmp_path, said):
+    """latin-1, semicolons, empty rows, six classes of unlike sizes."""
+    classes = ["Straße", "Müll", "Lärm", "Grün", "Bürgerbüro", "Öffnungszeiten"]
+    rows = [f"Anfrage Nummer {i}: Größe, {name};{name}\n" for k, name in enumerate(classes) for i in range(10 * k + 5)]
+    content = "Text;Label\n" + "".join([*rows[:5], ";\n", *rows[5:], ";;\n", "\n"])
+    path = written(tmp_path / "a.csv", content.encode("latin-1"))
+    with pytest.raises(UserError, match="is not UTF-8 .*--encoding"):
+        read_labelled_texts(path)
+    with pytest.raises(UserError, match="rows 5, 181: empty text: fill it, or pass --skip_empty"):
+        read_labelled_texts(path, reading=Reading(encoding="latin-1"))
+    data = read_labelled_texts(path, reading=Reading(encoding="latin-1", skip_empty=True))
+    assert data.counts() == {name: 10 * k + 5 for k, name in sorted(enumerate(classes), key=lambda pair: pair[1])}
+    told = said()
+    assert "separated by semicolons" in told and "2 rows with an empty text or label were left out" in told
+    assert "the column 'Text' is read as 'text'" in told
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ([0.0, 1.0, 1, 0], ["0", "1", "1", "0"]),
+        (["1.0", "1", "2.5"], ["1", "1", "2.5"]),
+        (["1.0", "1", "beta"], ["1.0", "1", "beta"]),
+        ([True, False], ["True", "False"]),
+        ([" ham", "ham\u00a0", "\ufeffham", "ham"], ["ham"] * 4),
+        ([-1, 3, 10**30], ["-1", "3", str(10**30)]),
+    ],
+)
+def test_labels_of_every_kind(tmp_path, said, values, labels):
+    rows = "".join(json.dumps({"text": f"t {i}", "label": value}) + "\n" for i, value in enumerate(values))
+    assert read_labelled_texts(written(tmp_path / "a.jsonl", rows)).labels == labels
+    told = said()
+    assert ("spaces around 3 labels were taken off" in told) == (" ham" in values)
+    assert ("1.0 is read as 1" in told) == ("2.5" in values)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "saved"])
+def test_the_names_of_a_class_label_are_kept_in_their_order(tmp_path, kind):
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["pos", "neg", "mixed"])})
+    data = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, 0]}, features=features)
+    path = tmp_path / f"a.{kind}"
+    data.to_parquet(path) if kind == "parquet" else data.save_to_disk(path)
+    read = read_labelled_texts(str(path))
+    assert read.labels == ["pos", "neg", "pos"]
+    assert label_ids(read.labels, read.class_order) == {"pos": 0, "neg": 1, "mixed": 2}
+    missing = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, -1]}, features=features)
+    missing.to_parquet(tmp_path / "b.parquet")
+    with pytest.raises(UserError, match="row 1: empty label"):
+        read_labelled_texts(str(tmp_path / "b.parquet"))
+
+
+def test_columns_that_are_not_used_are_said(tmp_path, said):
+    data = read_labelled_texts(written(tmp_path / "a.csv", "id,Text,Label,note\n1,a,x,n\n2,b,y,n\n"))
+    assert data.texts == ["a", "b"] and "columns that are not used: id, note" in said()
+
+
+def test_several_files_of_labelled_texts(tmp_path):
+    written(tmp_path / "1.csv", "text,label\na,x\n")
+    written(tmp_path / "2.jsonl", '{"label": "y", "body": "b"}\n')
+    written(tmp_path / "3.csv", "label,text\ny,c\n")
+    data = read_labelled_texts(str(tmp_path / "*.csv"))
+    assert (data.texts, data.labels) == (["a", "c"], ["x", "y"])
+
+
+def test_all_faults_of_a_file_at_once(tmp_path):
+    path = written(tmp_path / "a.csv", "text,label\na,x\n,y\nb, c,y\nd,\n")
+    with pytest.raises(UserError) as caught:
+        read_labelled_texts(path)
+    assert "line 4: 3 fields" in str(caught.value) and "row 1: empty text" in str(caught.value)
+    assert "row 3: empty label" in str(caught.value)

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 from bounds import refused_in_one_line, run_bounded
 
-from gpt_scratch.data import readers
+from gpt_scratch.data import opening, readers
 from gpt_scratch.data.classification import label_ids, read_labelled_texts
 from gpt_scratch.data.readers import read_pieces
 from gpt_scratch.errors import UserError
@@ -20,14 +20,14 @@ from gpt_scratch.tokenization.byte_pair_training import LONG_CHARACTERS, LONGEST
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 READ = """
 import sys
-from gpt_scratch.data.language_modeling import stream_blocks
+from gpt_scratch.data.language_modeling import BlockSettings, Source, stream_blocks
 from gpt_scratch.data.readers import read_pieces
 from gpt_scratch.errors import run_script
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
 def main():
     tokenizer = train_byte_level_bpe((piece.text for piece in read_pieces(sys.argv[1:])), 300)
-    blocks = stream_blocks(read_pieces(sys.argv[1:]), tokenizer, block_size=256)
+    blocks = stream_blocks(Source(tuple(sys.argv[1:])), tokenizer, BlockSettings(256))
     return len([None for _ in zip(range(5_000), blocks)]), sum(len(piece.text) for piece in read_pieces(sys.argv[1:]))
 
 print(run_script(main))
@@ -48,7 +48,7 @@ def test_text_without_a_space_is_read_in_constant_memory(tmp_path):
 def test_text_without_a_cutting_place_is_cut_at_words_or_at_the_longest_length(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "PIECE_CHARACTERS", 6)
     monkeypatch.setattr(readers, "LONGEST_PIECE", 20)
-    monkeypatch.setattr(readers, "READ_BYTES", 50)
+    monkeypatch.setattr(opening, "READ_BYTES", 50)
     path = tmp_path / "text.txt"
     for text in ("x" * 333, "word\n\n  " * 70, "a b " + "y" * 200 + " c d " * 30, " " * 100, "漢字" * 100 + "\n" + "字" * 3):
         path.write_text(text, encoding="utf-8")
@@ -71,7 +71,7 @@ def test_only_a_bounded_part_of_what_are_no_words_is_learned_from():
 
 @pytest.mark.parametrize(("kind", "start"), [("jsonl", '{"text": "'), ("csv", "text\n"), ("csv", 'text\n"')])
 def test_a_row_without_end_is_refused(tmp_path, monkeypatch, kind, start):
-    monkeypatch.setattr(readers, "ROW_BYTES", 1 << 20)
+    monkeypatch.setattr(opening, "ROW_BYTES", 1 << 20)
     path = tmp_path / f"rows.{kind}"
     path.write_text(start + "x " * (1 << 20), encoding="utf-8")
     with pytest.raises(UserError, match=r"line \d is longer than 1,048,576"):
@@ -146,5 +146,5 @@ def test_labels_that_int_does_not_take_are_names_or_numbers():
 def test_json_nested_deeply_is_one_line(tmp_path):
     path = tmp_path / "deep.jsonl"
     path.write_text(json.dumps({"text": "a"}) + "\n" + "[" * 200_000, encoding="utf-8")
-    with pytest.raises(UserError, match="line 2 is not valid JSON"):
+    with pytest.raises(UserError, match="line 2: not valid JSON"):
         list(read_pieces([str(path)]))

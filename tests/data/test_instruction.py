@@ -178,7 +178,7 @@ def test_the_style_is_saved_with_the_tokenizer(tokenizer, tmp_path):
         ('[{"instruction": "a", "output": "b"},\n {"instruction": "c" "output"}]', "not valid JSON.*line 2"),
         ('[{"instruction": "a"}]', "row 0: 'output' is missing"),
         ('[{"instruction": "a", "output": "b"}, {"instruction": 3, "output": "b"}]', "row 1: 'instruction' is int"),
-        ('[{"question": "a"}]', "row 0 has the keys question"),
+        ('[{"question": "a"}]', "row 0: the keys are question"),
         ('[{"messages": [{"role": "user", "content": "a"}]}]', "row 0: messages hold no reply"),
         ('[{"messages": [{"role": "robot", "content": "a"}]}]', "message 0 has the role 'robot'"),
         ('[{"input_ids": [1, 2], "labels": [1]}]', "row 0: 2 input_ids but 1 labels"),
@@ -195,7 +195,7 @@ def test_broken_files_are_refused_with_their_place(tmp_path, text, message):
 def test_broken_json_lines_are_named(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text('{"instruction": "a", "output": "b"}\n{"instruction": \n', encoding="utf-8")
-    with pytest.raises(UserError, match="line 2 is not valid JSON"):
+    with pytest.raises(UserError, match="line 2: not valid JSON"):
         read_conversations(str(path))
 
 

@@ -27,8 +27,29 @@ def test_pairs_become_messages_and_equal_replies_are_left_out():
     [
         ([{"instruction": "a", "chosen": "b"}], "row 0: 'rejected' is missing"),
         ([{"instruction": "a", "chosen": "b", "rejected": ""}], "row 0: 'rejected' is empty"),
-        ([{"prompt": ["a"], "chosen": "b", "rejected": "c"}], "row 0: 'prompt' is list"),
-        ([{"text": "a"}], "row 0: 'prompt' is missing"),
+        ([{"prompt": ["a"], "chosen": "b", "rejected": "c"}], "row 0: prompt: message 0 is str, not an object"),
+        (
+            [{"prompt": "a", "chosen": [{"role": "user", "content": "b"}], "rejected": [{"role": "user", "content": "c"}]}],
+            "'chosen' is of 'user', not a reply",
+        ),
+        (
+            [{"prompt": "a", "chosen": [{"role": "assistant", "content": "b"}], "rejected": "c"}],
+            "must both be texts, or both lists",
+        ),
+        (
+            [
+                {
+                    "prompt": "a",
+                    "chosen": [{"role": "assistant", "content": " "}],
+                    "rejected": [{"role": "assistant", "content": "c"}],
+                }
+            ],
+            "an empty reply is never learned",
+        ),
+        ([{"prompt": "a", "chosen": "b", "rejected": "c", "tools": [{"name": "x"}]}], "key 'tools' not understood"),
+        ([{"prompt": "a", "chosen": "b", "rejected": "c", "margin": 0.5}], "--ignore_keys margin"),
+        ([{"text": "a"}], "row 0: key 'text' not understood"),
+        ([{"chosen": "a", "rejected": "b"}], "row 0: 'prompt' is missing"),
     ],
 )
 def test_broken_pairs_are_refused_with_their_place(tmp_path, rows, message):

@@ -9,7 +9,9 @@ import pytest
 from tokenizers import Regex, pre_tokenizers
 
 from gpt_scratch.data import readers
-from gpt_scratch.data.readers import check_files, load_table, read_pieces
+from gpt_scratch.data.opening import check_files
+from gpt_scratch.data.readers import read_pieces
+from gpt_scratch.data.tables import load_table
 from gpt_scratch.errors import UserError
 
 TEXTS = ["One day, Anna lost her key.", 'She said: "Ça va?"\nThen, a comma; and 🙂.', "The end"]
@@ -41,7 +43,7 @@ PATTERNS = [
 @pytest.mark.parametrize("alphabet", ["ab1.' \n", "é日9,\r\n\t\u00a0 ", "日本\n", "Tom's 12. \n"])
 def test_pieces_are_cut_where_no_token_is(tmp_path, monkeypatch, pattern, alphabet):
     monkeypatch.setattr("gpt_scratch.data.readers.PIECE_CHARACTERS", 6)
-    monkeypatch.setattr("gpt_scratch.data.readers.READ_BYTES", 11)
+    monkeypatch.setattr("gpt_scratch.data.opening.READ_BYTES", 11)
     text = "".join(random.Random(0).choices(alphabet, k=4000))
     path = tmp_path / "text.txt"
     path.write_bytes(text.encode())
@@ -92,12 +94,12 @@ def test_files_are_checked_before_anything_is_read(tmp_path, name, content, mess
         ("latin1-late.txt", b"a" * 3_000_000 + b"\xe9 ", "byte 3000000 is not UTF-8"),
         ("cut.txt", "é".encode()[:1], "byte 0 is not UTF-8"),
         ("column.jsonl", b'{"content": "x"}\n', "no column 'text': its columns are content"),
-        ("null.jsonl", b'{"text": "a"}\n{"text": null}\n', "row 1: 'text' is NoneType"),
-        ("short.csv", b"id,text\n0,a\n1\n", "row 1: 'text' is NoneType"),
-        ("broken.jsonl", b'{"text": "a"}\n{"text": \n', "broken.jsonl line 2 is not valid JSON"),
-        ("latin1.csv", b"text\n\xe9\n", "latin1.csv is not UTF-8"),
-        ("latin1.jsonl", b'{"text": "\xe9"}', "latin1.jsonl line 1"),
-        ("object.json", b'{"text": "a"}', "holds a dict where a list of objects"),
+        ("null.jsonl", b'{"text": "a"}\n{"text": null}\n', "row 1: 'text' is missing"),
+        ("short.csv", b"id,text\n0,a\n1\n", "line 3: 1 field where the header has 2"),
+        ("broken.jsonl", b'{"text": "a"}\n{"text": \n', "broken.jsonl line 2: not valid JSON"),
+        ("latin1.csv", b"text\n\xe9\n", "latin1.csv: byte 5 is not UTF-8 .*line 2.*--encoding, such as cp1252"),
+        ("latin1.jsonl", b'{"text": "\xe9"}', "latin1.jsonl: byte 10 is not UTF-8"),
+        ("number.json", b"3", "holds a int where a list of objects"),
         ("broken.parquet", gzip.compress(b"no parquet", mtime=0), "broken.parquet is not a readable parquet file"),
     ],
 )

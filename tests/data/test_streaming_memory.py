@@ -8,18 +8,18 @@ import pytest
 
 MEASURE = """
 import resource, sys
-from gpt_scratch.data.language_modeling import stream_blocks
+from gpt_scratch.data.language_modeling import BlockSettings, Source, stream_blocks
 from gpt_scratch.data.readers import read_pieces
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 tokenizer = train_byte_level_bpe(["some words here\\n" * 100], vocab_size=270)
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-rows = iter(stream_blocks(read_pieces([sys.argv[1]]), tokenizer, block_size=256))
+rows = iter(stream_blocks(Source((sys.argv[1],)), tokenizer, BlockSettings(256)))
 for _ in range(2_000):
     next(rows)
 before = peak()
 characters = sum(len(piece.text) for piece in read_pieces([sys.argv[1]]))
-count = sum(1 for _ in stream_blocks(read_pieces([sys.argv[1]] * int(sys.argv[2])), tokenizer, block_size=256))
+count = sum(1 for _ in stream_blocks(Source((sys.argv[1],) * int(sys.argv[2])), tokenizer, BlockSettings(256)))
 print(characters, count, peak() - before)
 """
 

@@ -1,8 +1,6 @@
-"""What a visitor gives to the page, checked without Gradio: texts, numbers, names, and whole requests at the middleware."""
+"""A visitor's input to the page, checked without Gradio: texts, numbers, names, and whole requests at the middleware."""
 
-import asyncio
 import html
-import json
 import math
 
 import pytest
@@ -20,7 +18,6 @@ from gpt_scratch.demo.limits import (
     plain_message,
 )
 from gpt_scratch.demo.models import Sampling, TimeIsUp, load_model, stream_reply, stream_text
-from gpt_scratch.demo.page_guard import MAX_BODY_BYTES, MAX_REQUESTS, PageGuard
 from gpt_scratch.errors import UserError
 
 BOUNDS = {"seconds": 20, "mebibytes": 300}
@@ -118,137 +115,3 @@ def test_flags():
     ):
         with pytest.raises(UserError, match=message):
             main(parse(flags))
-
-
-JOIN = {"fn_index": 3, "data": ["a", 1, None], "session_hash": "abc"}
-
-
-def ask(path="/", method="GET", body=b"", headers=(), hosts=frozenset({"localhost"}), messages=None, guard=None) -> int:
-    """The status that the middleware, or the app behind it (200, if it got this body), answers."""
-    sent: list[dict] = []
-    waiting = messages or [{"type": "http.request", "body": body}]
-
-    async def app(scope, receive, send):
-        if method == "POST":
-            assert (await receive())["body"] == body
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-
-    async def receive():
-        if not waiting:
-            await asyncio.sleep(3600)
-        return waiting.pop(0)
-
-    async def send(message):
-        sent.append(message)
-
-    given = {b"host": b"localhost:7860"} | dict(headers)
-    scope = {"type": "http", "method": method, "path": path, "headers": [item for item in given.items() if item[1] is not None]}
-    if guard is None:
-        guard = PageGuard(app, hosts, {3})
-    asyncio.run(guard(scope, receive, send))
-    return sent[0]["status"]
-
-
-def join(**changes) -> int:
-    return ask("/gradio_api/queue/join", "POST", json.dumps(JOIN | changes).encode())
-
-
-def test_what_the_page_needs_passes():
-    for path in (
-        "/",
-        "/config",
-        "/assets/index-1.js",
-        "/static/fonts/a/b.woff2",
-        "/gradio_api/queue/data",
-        "/gradio_api/heartbeat/a1",
-    ):
-        assert ask(path) == 200
-    assert ask(headers={b"origin": b"http://localhost:7860"}) == 200
-    assert ask(headers={b"host": b"elsewhere", b"origin": b"http://a"}, hosts=None) == 200
-    assert join() == 200
-    cancel = json.dumps({"session_hash": "a", "event_id": "b", "fn_index": 3}).encode()
-    assert ask("/gradio_api/cancel", "POST", cancel) == 200
-
-
-@pytest.mark.fault("addresses of Gradio that the page does not need: uploads, files, proxies, the API", **BOUNDS)
-def test_closed_addresses():
-    read = [
-        "file=/etc/passwd",
-        "file/etc/passwd",
-        "proxy=http://a",
-        "info",
-        "openapi.json",
-        "call/generate/1",
-        "upload_progress",
-        "dev/reload",
-    ]
-    for path in [
-        *(f"/gradio_api/{name}" for name in read),
-        "/monitoring",
-        "/monitoring/summary",
-        "/docs",
-        "/openapi.json",
-        "/static/../a",
-        "/x",
-    ]:
-        assert ask(path) == 404, path
-    write = [
-        "upload",
-        "run/generate",
-        "api/generate",
-        "call/generate",
-        "call/v2/generate",
-        "component_server",
-        "process_recording",
-        "vibe-edit",
-    ]
-    for path in [*(f"/gradio_api/{name}" for name in write), "/login", "/"]:
-        assert ask(path, "POST", b"{}") == 404, path
-    for method in ("PUT", "DELETE", "OPTIONS", "PATCH"):
-        assert ask("/gradio_api/queue/join", method) == 404
-
-
-@pytest.mark.fault("a page elsewhere, or under another name for this machine, that talks to the page", **BOUNDS)
-def test_pages_elsewhere():
-    for headers in (
-        {b"host": b"attacker.example"},
-        {b"host": b"localhost.attacker.example:7860"},
-        {b"host": b"a@localhost"},
-        {b"host": None},
-        {b"origin": b"http://attacker.example"},
-        {b"origin": b"http://localhost:1"},
-        {b"origin": b"null"},
-    ):
-        assert ask(headers=headers) == 403, headers
-
-
-@pytest.mark.fault("requests to the page that are too long, nested, slow, or of another form", **BOUNDS)
-def test_bodies(monkeypatch):
-    for body in (
-        b"",
-        b"[" * 100_000,
-        b"[]",
-        b"{",
-        b"\xff",
-        b'{"session_hash": 5}',
-        b'{"session_hash": "a", "x": %s}' % (b"1" * 5000),
-    ):
-        assert ask("/gradio_api/queue/join", "POST", body) == 400, body[:20]
-    assert ask("/gradio_api/queue/join", "POST", b" " * (MAX_BODY_BYTES + 1)) == 413
-    pieces = [{"type": "http.request", "body": b" " * 1000, "more_body": True} for _ in range(1000)]
-    assert ask("/gradio_api/queue/join", "POST", messages=pieces) == 413 and len(pieces) > 700
-    for index in (99, -1, "3", None, True, 3.0):
-        assert join(fn_index=index) == 404
-    nested = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
-    for data in (None, "a", {}, [nested], [["a"]], ["a"] * 17):
-        assert join(data=data) == 400
-    assert join(session_hash="a" * 101) == 400
-    monkeypatch.setattr("gpt_scratch.demo.page_guard.BODY_SECONDS", 0.1)
-    assert ask("/gradio_api/queue/join", "POST", messages=[{"type": "http.request", "body": b"{", "more_body": True}]) == 408
-
-
-@pytest.mark.fault("more requests open at once than the page takes", **BOUNDS)
-def test_open_requests():
-    guard = PageGuard(None, {"localhost"}, {3})
-    guard.open = MAX_REQUESTS
-    assert ask(guard=guard) == 503 and guard.open == MAX_REQUESTS

@@ -94,7 +94,7 @@ def wait(page, condition, what: str) -> None:
     raise AssertionError(what)
 
 
-def test_a_model_that_cannot_be_loaded_is_told_on_the_page(page):
+def test_a_model_that_cannot_be_loaded_is_reported_on_the_page(page):
     assert "nowhere cannot be loaded" in page.locator("#status").inner_text()
     page.locator("#load-name textarea, #load-name input").first.fill("/no/such/directory")
     page.locator("#load").click()

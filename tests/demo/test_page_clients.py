@@ -3,6 +3,7 @@
 The page runs in a process of its own, whose memory is bounded.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -224,8 +225,8 @@ def test_no_api(page):
         assert httpx.get(f"{page.url}/{path}").status_code == 404
 
 
-@pytest.mark.fault("a page elsewhere that talks to the running page, also under another name", **BOUNDS)
-def test_pages_elsewhere(page, model):
+@pytest.mark.fault("a page of another origin that calls the running page, also under another name", **BOUNDS)
+def test_pages_of_other_origins(page, model):
     for headers in ({"host": "attacker.example"}, {"origin": "http://attacker.example"}, {"origin": "null"}):
         assert page.join("generate", [model, "One", *SETTINGS], "s", **headers).status_code == 403
         assert httpx.get(f"{page.url}/config", headers=headers).status_code == 403
@@ -263,3 +264,40 @@ def test_the_queue_is_bounded(page, model):
         assert "full" in output["error"].lower(), output
         time.sleep(0.2)
     raise AssertionError("the page does not recover")
+
+
+@pytest.mark.slow
+@pytest.mark.fault("clients of the page that send slow headers, or never read what they asked for", seconds=120, mebibytes=300)
+def test_slow_clients_are_ended(model):
+    before = "from gpt_scratch.demo import page_guard as guard\nguard.SEND_SECONDS = guard.UNREAD_SECONDS = 1"
+    process, page = start("--model", model, before=before)
+    try:
+        port = int(page.url.rpartition(":")[2])
+
+        def opened(text: str) -> socket.socket:
+            connection = socket.socket()
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+            connection.connect(("127.0.0.1", port))
+            connection.sendall(text.encode())
+            return connection
+
+        connections = [
+            opened(text) for text in ["", "GET / HTTP/1.1\r\nX-A: ", f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n"] * 100
+        ]
+        for number in range(3):  # each reply takes a while, and nobody reads it
+            page.join("generate", [model, "One day " * 100, 400, *SETTINGS[1:]], f"unread-{number}")
+        time.sleep(4)
+        for connection in connections:
+            connection.settimeout(2)
+            with contextlib.suppress(ConnectionError):
+                while connection.recv(1 << 16):
+                    pass
+            connection.close()
+        statistics = Path(f"/proc/{process.pid}/net/tcp").read_text().splitlines()
+        assert sum(f":{port:04X} " in line and " 01 " in line for line in statistics) <= 2
+        start_again = time.monotonic()
+        assert page.call("generate", model, "One", *SETTINGS)["data"][0].startswith("One")
+        assert time.monotonic() - start_again < 20, "what was asked for by those who do not read is not generated"
+    finally:
+        process.kill()
+        process.wait(30)

@@ -1,4 +1,4 @@
-"""A judge's server that answers with anything: the run goes on, in bounded time and memory, and what is no answer is counted as none."""
+"""A judge's server that answers with anything: the run continues, in bounded time and memory, and unusable answers are counted as none."""
 
 import contextlib
 import gzip
@@ -35,19 +35,19 @@ def endless(connection: socket.socket, start: bytes, chunk: bytes, pause: float)
 
 
 HEAD = b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
-# What the server does, and what is said of it.
+# What the server does, and the message.
 ANSWERS = {
     "a drip without end": (lambda c: endless(c, HEAD + b"\r\n{", b" ", 0.05), "did not end in time"),
     "gigabytes": (lambda c: endless(c, HEAD + b"\r\n", bytes(1 << 20), 0), "more than 1,048,576 bytes"),
     "2.5 GB promised": (lambda c: endless(c, HEAD + b"Content-Length: 2500000000\r\n\r\n", bytes(1 << 20), 0), "more than"),
-    "gzip": (lambda c: c.sendall(reply(gzip.compress(bytes(10**8)), "Content-Encoding: gzip")), "is packed (gzip)"),
+    "gzip": (lambda c: c.sendall(reply(gzip.compress(bytes(10**8)), "Content-Encoding: gzip")), "is compressed (gzip)"),
     "a redirect": (lambda c: c.sendall(reply(b"", "Location: file:///etc/passwd", status="302 Found")), "redirects (status 302)"),
     "a kept redirect": (
         lambda c: c.sendall(reply(b"", "Location: http://127.0.0.1:9/", status="307 Go")),
         "redirects (status 307)",
     ),
-    "html": (lambda c: c.sendall(reply(b"<html>Sign in</html>")), "is no JSON"),
-    "nothing": (lambda c: c.sendall(reply(b"")), "is no JSON"),
+    "html": (lambda c: c.sendall(reply(b"<html>Sign in</html>")), "is not JSON"),
+    "nothing": (lambda c: c.sendall(reply(b"")), "is not JSON"),
     "null": (lambda c: c.sendall(reply(b"null")), "has no"),
     "a list": (lambda c: c.sendall(reply(b"[1, 2]")), "has no"),
     "a number": (lambda c: c.sendall(reply(b"7")), "has no"),
@@ -56,9 +56,9 @@ ANSWERS = {
     "a text in place of a message": (lambda c: c.sendall(reply(b'{"choices": ["x"], "message": "x"}')), "has no"),
     "content of null": (lambda c: c.sendall(reply(completion(None))), "is NoneType, not text"),
     "content that is a list": (lambda c: c.sendall(reply(completion(["5"]))), "is list, not text"),
-    "nested 200,000 deep": (lambda c: c.sendall(reply(b"[" * 200_000)), "is no JSON"),
-    "5,000 digits in the form": (lambda c: c.sendall(reply(b"9" * 5_000)), "is no JSON"),
-    "no UTF-8": (lambda c: c.sendall(reply(b"\xff\xfe\xfd")), "is no JSON"),
+    "nested 200,000 deep": (lambda c: c.sendall(reply(b"[" * 200_000)), "is not JSON"),
+    "5,000 digits in the form": (lambda c: c.sendall(reply(b"9" * 5_000)), "is not JSON"),
+    "no UTF-8": (lambda c: c.sendall(reply(b"\xff\xfe\xfd")), "is not JSON"),
 }
 SCORED = {  # content that is text, and its score
     "5,000 digits": ("9" * 5_000, None),
@@ -112,7 +112,7 @@ def server():
 
 
 @pytest.mark.fault("a judge that never ends, sends gigabytes, redirects, or answers in 15 other forms", seconds=90, mebibytes=900)
-def test_the_run_goes_on_whatever_the_judge_answers(server, tmp_path):
+def test_the_run_continues_whatever_the_judge_answers(server, tmp_path):
     names = [*ANSWERS, *SCORED]
     given = {"url": server, "names": names, "seconds": SECONDS, "folder": str(tmp_path)}
     outcome = run_bounded([sys.executable, "-c", ASK], 90, 900, stdin=json.dumps(given))
@@ -146,7 +146,7 @@ def test_headers_that_drip_do_not_end_in_time(tmp_path):
 
 def test_a_judge_that_gives_no_usable_answer_at_all_is_an_error(server, tmp_path):
     number = list(ANSWERS).index("html")
-    with pytest.raises(UserError, match="no answer that can be used to any of 1 questions: its answer is no JSON"):
+    with pytest.raises(UserError, match="no answer that can be used to any of 1 questions: its answer is not JSON"):
         judge_replies(
             Judge(server, "judge"), [{"instruction": "a", "output": "b"}], [f"case {number} "], tmp_path / "v", progress=False
         )
@@ -163,7 +163,7 @@ def test_an_address_of_another_scheme_is_refused(tmp_path, url):
 )
 def test_a_file_of_verdicts_of_another_form_is_named(tmp_path, line):
     (tmp_path / "v.jsonl").write_text(line + "\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"v.jsonl line 1 is no verdict of an earlier run"):
+    with pytest.raises(UserError, match=r"v.jsonl line 1 is not a verdict of an earlier run"):
         read_verdicts(tmp_path / "v.jsonl")
 
 

@@ -1,4 +1,4 @@
-"""The judge against a server on loopback that can be told to fail: wire, scores, retries, resuming, and what is said when it ends."""
+"""The judge against a server on loopback that can be set to fail: protocol, scores, retries, resuming, error messages."""
 
 import json
 import threading
@@ -119,7 +119,7 @@ def test_a_wrong_model_name_ends_after_one_question(server, tmp_path):
 
 
 @pytest.mark.parametrize("api", ["openai", "ollama"])
-def test_no_server_is_told(tmp_path, api):
+def test_a_missing_server_is_reported(tmp_path, api):
     nobody = Judge("http://127.0.0.1:9", "judge", api, retries=1, first_pause=0.01)
     with pytest.raises(UserError, match="no answer from the judge at http://127.0.0.1:9 after 2 attempts.*is the server running"):
         judge_replies(nobody, RECORDS, REPLIES, tmp_path / "v.jsonl", progress=False)

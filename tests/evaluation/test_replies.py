@@ -40,10 +40,10 @@ def test_scores_count_every_reply():
     assert scores == {"exact_matches": 1, "rouge_l": pytest.approx((1 + 0 + 2 / 3) / 3), "empty_replies": 1}
 
 
-def test_batches_give_the_replies_of_single_prompts_and_endings_are_told():
+def test_batches_give_the_replies_of_single_prompts_and_endings_are_reported():
     tokenizer = train_byte_level_bpe(["a"], vocab_size=258)
     model = tiny_model(vocab_size=258, max_position_embeddings=64)
-    prompts = ["Hello", "a", "The quick brown fox", "zz"]
+    prompts = [tokenizer(text)["input_ids"] for text in ("Hello", "a", "The quick brown fox", "zz")]
     alone = [generate_replies(model, tokenizer, [prompt], 20, progress=False)[0] for prompt in prompts]
     assert generate_replies(model, tokenizer, prompts, 20, batch_size=3, progress=False) == alone
     assert all(reply.tokens == 20 and not reply.ended for reply in alone)
@@ -56,4 +56,4 @@ def test_batches_give_the_replies_of_single_prompts_and_endings_are_told():
     ended = generate_replies(model, tokenizer, prompts, 20, progress=False)
     assert all(reply.ended and reply.tokens == 0 and reply.text == "" for reply in ended)
     with pytest.raises(UserError, match="prompt 1 has 70 tokens"):
-        generate_replies(model, tokenizer, ["a", "b" * 70], progress=False)
+        generate_replies(model, tokenizer, [tokenizer(text)["input_ids"] for text in ("a", "b" * 70)], progress=False)

@@ -1,4 +1,4 @@
-"""The stand-in Hub gone bad: it answers something else than it should, and points to a host of strangers that listens for tokens."""
+"""The stand-in Hub, hostile: it answers wrongly, and redirects to another host that collects tokens."""
 
 import json
 import threading
@@ -18,6 +18,7 @@ class Answer:
     status: int
     headers: dict[str, str]
     body: bytes
+    endless: bool = False  # in chunks, without a size, until the client has had enough
 
     @property
     def json(self) -> Any:
@@ -67,6 +68,7 @@ class HostileHub(StandInHub):
         self.server.handle_error = lambda request, client_address: None  # type: ignore[method-assign]  # a client that had enough
         self.attack: Callable[[str, str, Answer], None] = lambda method, path, answer: None
         self.reached: list[str] = []
+        self.sent = 0  # bytes of answers without end
         self.stranger = Stranger()
 
     def __enter__(self) -> "HostileHub":
@@ -95,4 +97,18 @@ class _HostileHandler(_Handler):
         self.hub.attack(self.command, path, answer)
         if (answer.status, answer.headers, answer.body) != (status, given, body):
             self.hub.reached.append(path)
+        if answer.endless:
+            self.hub.reached.append(path)
+            return self.answer_without_end(answer)
         super().answer(None, answer.status, answer.headers, answer.body)
+
+    def answer_without_end(self, answer: Answer) -> None:
+        self.close_connection = True
+        self.send_response(answer.status)
+        for name, text in (answer.headers | {"Transfer-Encoding": "chunked"}).items():
+            self.send_header(name, text)
+        self.end_headers()
+        if self.command != "HEAD":
+            for _ in range(1 << 15):  # 32 GiB
+                self.wfile.write(b"100000\r\n" + b"x" * (1 << 20) + b"\r\n")
+                self.hub.sent += 1 << 20

@@ -10,6 +10,10 @@ from huggingface_hub import ModelCard
 from stand_in_hub import card_problems
 
 from gpt_scratch.hub.cards import (
+    CLOSING,
+    OPENING,
+    PROPOSAL,
+    keep_card,
     name_repository,
     write_card,
     write_classifier_card,
@@ -22,7 +26,7 @@ CARDS = Path(__file__).resolve().parents[2] / "model_cards"
 ENVIRONMENT = {"command": "x.py --a | b", "hardware": "CPU", "versions": {"torch": "1"}, "commit": None, "date": "2026-01-01"}
 RECORD = {
     "metrics": {"validation_loss": 1.23456, "validation_perplexity": 3.4368, "tokens_seen": 9_000_000, "steps": 7, "train_loss": None,
-                "data": {"copies_removed": 3, "train": {"documents": 2, "tokens": 12345, "classes": {"a": 1}}}},
+                "data": {"copies_removed": 3, "train": {"documents": 2, "tokens": 12345, "classes": {"a": 1}, "parsed": False}}},
     "parameters": 1000, "script_arguments": {"train_file": ["/home/ada/a.txt"], "prompt_style": "alpaca"},
     "training_arguments": {"learning_rate": 5e-5}, "environment": ENVIRONMENT,
 }  # fmt: skip
@@ -54,7 +58,7 @@ def test_a_card_holds_what_was_measured_and_nothing_else(tmp_path):
     assert (perplexity.metric_value, perplexity.dataset_name) == (3.4368, "a.txt (validation split)")
     assert card.data.pipeline_tag == "text-generation" and card.data.library_name == "transformers"
     assert 'revision="main", trust_remote_code=True)' in text and "## Intended use and limits\n\nThe model has seen" in text
-    assert text.endswith("teaching.\n") and "\n\n\n" not in text
+    assert re.search(r"teaching\.\n<!-- gpt_scratch: end of the card, [0-9a-f]{16} -->\n$", text) and "\n\n\n" not in text
 
 
 def test_a_card_names_the_command_that_verifies_the_model(tmp_path):
@@ -106,10 +110,65 @@ def test_the_name_of_the_repository_is_written_into_the_example_once(tmp_path):
     assert not name_repository(str(tmp_path / "nowhere"), "ada/story")
 
 
+def test_what_a_person_writes_around_a_card_is_kept_when_it_is_written_again(tmp_path, capsys):
+    write_card(str(tmp_path), RECORD)
+    assert name_repository(str(tmp_path), "ada/story")  # no edit by a person
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    text = text.replace("library_name:", "license: mit\nlanguage: [en, de]\nlibrary_name:", 1)
+    text = text.replace(OPENING, f"Written for my daughter.\n\n{OPENING}") + "\n## Thanks\n\nTo Bob.\n"
+    (tmp_path / "README.md").write_text(text, encoding="utf-8")
+    for loss in (0.5, 0.25):
+        write_card(str(tmp_path), metrics(validation_loss=loss))
+        text, card = written(tmp_path)
+        assert (card.data.license, card.data.language, card.data.eval_results[0].metric_value) == ("mit", ["en", "de"], loss)
+        assert f"\n---\n\nWritten for my daughter.\n\n{OPENING}\n# test" in text and text.endswith(
+            " -->\n\n## Thanks\n\nTo Bob.\n"
+        )
+        assert f"| validation_loss | {loss} |" in text and "1.2346" not in text and text.count(OPENING) == 1
+        assert capsys.readouterr().out == "note: README.md: what was written above or below the card is kept\n"
+    assert not (tmp_path / PROPOSAL).exists()
+
+
+EDITS = {
+    "a figure": lambda text: text.replace("| 1.2346 |", "| 0.1 |"),
+    "a result of the metadata": lambda text: text.replace("value: 1.2346", "value: 0.1"),
+    "a comment is gone": lambda text: text.replace(OPENING, ""),
+    "a file of one's own": lambda text: "# My model\n",
+    "another encoding": lambda text: text.replace("The model has seen", "Das Modell hört, es hat gesehen").encode("latin-1"),
+    "metadata that are none": lambda text: text.replace("library_name:", "library_name: [", 1),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_card_that_a_person_edited_is_kept_and_the_new_one_lies_beside_it(edit, tmp_path, capsys):
+    write_card(str(tmp_path), RECORD)
+    text = EDITS[edit]((tmp_path / "README.md").read_text(encoding="utf-8"))
+    edited = text if isinstance(text, bytes) else text.encode("utf-8")
+    (tmp_path / "README.md").write_bytes(edited)
+    write_card(str(tmp_path), metrics(validation_loss=0.5))
+    assert (tmp_path / "README.md").read_bytes() == edited
+    proposal = (tmp_path / PROPOSAL).read_text(encoding="utf-8")
+    assert card_problems(proposal) == ([], []) and "| validation_loss | 0.5 |" in proposal
+    assert f"is kept; the card of this run is {PROPOSAL}" in capsys.readouterr().out
+
+
+def test_a_card_is_kept_where_a_directory_is_replaced(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir(), new.mkdir()
+    keep_card(str(tmp_path / "nowhere"), str(new))
+    write_conversion_card(str(old), "gpt2", {"format": "openai", "notes": [], "proof": {"parameters": 5}})
+    (old / "README.md").write_text((old / "README.md").read_text(encoding="utf-8") + "\nMine.\n", encoding="utf-8")
+    keep_card(str(old), str(new))
+    write_conversion_card(str(new), "gpt2", {"format": "openai", "notes": [], "proof": {"parameters": 7}})
+    text = (new / "README.md").read_text(encoding="utf-8")
+    assert "| parameters | 7 |" in text and text.endswith("\nMine.\n") and CLOSING[:20] in text
+
+
 @pytest.mark.parametrize("card", sorted(path.parent.name for path in CARDS.glob("*/metrics.json")))
 def test_the_published_cards_say_what_their_metrics_say(card, tmp_path):
     """Written again from metrics.json they are the same, so that every number can be traced."""
     folder = shutil.copytree(CARDS / card, tmp_path / card)
+    (folder / "README.md").unlink()
     record = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     names = {
         "labels": write_classifier_card,

@@ -97,7 +97,7 @@ for name in sorted({key.split("/")[0] for key in expected}):
 
 def logits(folder, head: str) -> torch.Tensor:
     model = HEADS[head].from_pretrained(folder).eval()
-    assert type(model).__module__ == "gpt_scratch.modeling_gpt_scratch"  # this package's class, and no trust question
+    assert type(model).__module__ == "gpt_scratch.modeling_gpt_scratch"  # this package's class, without trust_remote_code
     with torch.no_grad():
         return model(IDS)[0].contiguous()
 

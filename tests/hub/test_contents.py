@@ -8,7 +8,7 @@ import pytest
 from tiny_models import CODE_FILES, tiny_model
 
 from gpt_scratch.errors import UserError
-from gpt_scratch.hub.contents import list_contents, shown
+from gpt_scratch.hub.contents import list_contents, missing_parts, shown
 from gpt_scratch.hub.secret_scan import find_secrets
 from gpt_scratch.reference_outputs import write_reference_outputs
 
@@ -135,3 +135,19 @@ def test_settings_of_another_form_are_refused(folder, name):
         with pytest.raises(UserError) as refusal:
             list_contents(folder)
         assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 1000, text[:50]
+
+
+def test_what_is_missing_for_use_is_noted(folder):
+    [tokenizer] = missing_parts(list_contents(folder))
+    assert tokenizer.startswith("there is no tokenizer")
+    write(folder, {"tokenizer.json": "{}", "README.proposed.md": "a card of ours beside one that was edited"})
+    contents = list_contents(folder)
+    assert missing_parts(contents) == [] and contents.left_out["README.proposed.md"] == "of no use to others"
+    (folder / "generation_config.json").unlink()
+    [settings] = missing_parts(list_contents(folder))
+    assert settings.startswith("there is no generation_config.json")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {
+        "architectures": ["GPTScratchForSequenceClassification"]
+    }
+    write(folder, {"config.json": json.dumps(config)})
+    assert missing_parts(list_contents(folder)) == []  # a classifier generates nothing

@@ -10,7 +10,9 @@ import os
 import random
 import string
 import tarfile
+import time
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ import pytest
 from gpt_scratch.errors import UserError
 from gpt_scratch.hub.contents import Contents
 from gpt_scratch.hub.secret_scan import find_secrets
+from gpt_scratch.plots import plot_losses
 
 DRAW = random.Random(5)
 WORD, HEX, UPPER = string.ascii_letters + string.digits, "0123456789abcdef", string.ascii_uppercase + "234567"
@@ -74,6 +77,12 @@ def packed(data: bytes, how: str) -> bytes:
     return {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}[how](data)
 
 
+def pdf(text: str, filter: bytes = b"/FlateDecode", rest: bytes = b"") -> bytes:
+    content = zlib.compress(b"BT /F1 12 Tf ( " + text.encode() + b" ) Tj ET")
+    head = b"%PDF-1.4\n" + rest + b"\n1 0 obj\n<< /Length 2 0 R /Filter " + filter + b" >>\nstream\n"
+    return head + content + b"\nendstream\nendobj\n2 0 obj\n" + str(len(content)).encode() + b"\nendobj\n%%EOF\n"
+
+
 PLACES = {
     "text": lambda text: f"one\n{text}\n".encode(),
     "binary": lambda text: b"\x80\x02\xff\0" + text.encode() + b"\0q\0\0",
@@ -90,6 +99,8 @@ PLACES = {
     "gzip in base64": lambda text: b'{"x": "' + base64.b64encode(gzip.compress(text.encode())) + b'"}',
     "the end of 9 MB of weights": lambda text: np.random.default_rng(0).bytes(9 * 10**6) + b"\0" + text.encode(),
     **{how: lambda text, how=how: packed(text.encode(), how) for how in ("zip", "tar", "npz", "gzip", "bzip2", "xz")},
+    "a stream of a PDF": pdf,
+    "a stream of a PDF in a zip": lambda text: packed(pdf(text), "zip"),
     "tar in gzip in zip": lambda text: packed(packed(packed(text.encode(), "tar"), "gzip"), "zip"),
 }  # fmt: skip
 
@@ -135,6 +146,10 @@ def test_values_of_this_environment(tmp_path, monkeypatch):
 
 BOMBS = {
     "a gzip bomb of 2 GB": lambda: gzip.compress(gzip.compress(bytes(2**31), 1), 9),
+    "a PDF bomb of 300 MB": lambda: pdf(" ").replace(
+        zlib.compress(b"BT /F1 12 Tf (   ) Tj ET"), zlib.compress(bytes(300 * 2**20), 1)
+    ),
+    "a damaged PDF": lambda: pdf("some text").replace(zlib.compress(b"BT /F1 12 Tf ( some text ) Tj ET"), b"x\x9cdamaged"),
     "an encrypted zip": lambda: packed(b"x", "zip").replace(b"PK\1\2\x14\x03\x14\0\0\0", b"PK\1\2\x14\x03\x14\0\1\0"),
     "a damaged gzip": lambda: packed(b"some text" * 999, "gzip")[:-20],
     "gzip five times": lambda: packed(packed(packed(packed(packed(b"x", "gzip"), "gzip"), "gzip"), "gzip"), "gzip"),
@@ -149,6 +164,21 @@ def test_what_cannot_be_checked_is_refused(tmp_path, name):
     with pytest.raises(UserError, match="--exclude") as refusal:
         scan(tmp_path, BOMBS[name]())
     assert "\n" not in str(refusal.value)
+
+
+def test_the_plots_of_a_run_are_read_and_other_pdfs_are_named(tmp_path):
+    plot_losses([{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}], tmp_path / "loss")
+    result = find_secrets(Contents(tmp_path, ["loss.pdf", "loss.png"], {}))
+    assert result.sealed == {} and result.findings == []
+    deep = b"%PDF-1.4\n" + b"1 0 obj <<" * 100_000 + b" obj" * 100_000 + b">>" + b" " * 100_000 + b">>stream\n" * 9_000
+    for data in (
+        pdf("a", b"[/ASCII85Decode /FlateDecode]"),
+        pdf("a", b"/DCTDecode"),
+        pdf("a", rest=b"trailer << /Encrypt 9 0 R >>"),
+    ):
+        assert scan(tmp_path, data, "other.pdf").sealed == {"other.pdf": "PDF"}
+    start = time.process_time()
+    assert scan(tmp_path, deep, "deep.pdf").findings == [] and time.process_time() - start < 10
 
 
 def test_what_only_looks_like_a_secret_is_not_one(tmp_path):

@@ -253,7 +253,7 @@ def test_a_model_that_computes_something_else_is_not_uploaded(folder, push, logg
 
 
 def test_reference_outputs_of_other_weights_do_not_stay_there(folder, push, logged_in, capsys):
-    """Where an upload has none of its own, as a checkpoint that is pushed in the midst of training."""
+    """Where an upload has none of its own, as a checkpoint that is pushed during training."""
     hub = logged_in()
     write_reference_outputs(folder)
     push(folder, "first")

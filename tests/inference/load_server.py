@@ -2,7 +2,7 @@
 
     python tests/inference/load_server.py --clients 200 --seconds 60
 
-Prints a Markdown table. The exit status is 1 if the server ended or did not end when told to, needed more memory than its bound, logged a traceback, left a
+Prints a Markdown table. The exit status is 1 if the server ended or did not end on SIGTERM, needed more memory than its bound, logged a traceback, left a
 valid request without a whole answer (429 with Retry-After is one, but some must get 200), let `/health` wait, or answered a hostile request with anything but
 its refusal. Linux only, since memory is read from /proc.
 """
@@ -134,7 +134,7 @@ def judge(kind: Kind, answer: bytes) -> tuple[int | str, float]:
 
 
 async def client(server: Server, until: float, draw: random.Random, findings: Findings) -> None:
-    """One request after the other; told to come back later, it does."""
+    """One request after the other; after a 429 it waits as long as the answer says."""
     while time.monotonic() < until:
         kind = draw.choices(KINDS, [kind.share for kind in KINDS])[0]
         start = time.monotonic()

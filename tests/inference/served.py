@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -17,11 +18,14 @@ from bounds import resident
 
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from gpt_scratch.data.instruction import set_prompt_style
+from gpt_scratch.inference.limits import Limits
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = "one two three four five six seven eight nine ten"
 KEY = "correct-horse-battery-staple"
+MEBIBYTES = 900
+LIMITS = Limits(max_tokens=3000, max_characters=20_000, time_limit=2, max_waiting=2, max_connections=40, send_seconds=1.5)
 
 
 def make_model(path: Path, positions: int = 4096) -> GPTScratchForCausalLM:
@@ -102,3 +106,23 @@ def _port(process: subprocess.Popen, log: Path) -> int:
         assert process.poll() is None, log.read_text(encoding="utf-8")
         time.sleep(0.1)
     raise AssertionError(log.read_text(encoding="utf-8"))
+
+
+def server_socket(server) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.port), timeout=10)
+
+
+def head(server, path: str, *lines: str) -> bytes:
+    every = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", f"Authorization: Bearer {KEY}", *lines]
+    return ("\r\n".join(every) + "\r\n\r\n").encode()
+
+
+def read_all(connection: socket.socket, seconds: float = 5) -> bytes:
+    connection.settimeout(seconds)
+    parts = []
+    try:
+        while part := connection.recv(65_536):
+            parts.append(part)
+    except OSError:
+        pass
+    return b"".join(parts)

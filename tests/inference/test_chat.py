@@ -60,7 +60,7 @@ def test_the_oldest_exchange_is_forgotten_and_the_system_message_stays(tokenizer
     assert chat.messages == [{"role": "user", "content": "3" * 9}]
 
 
-def test_what_cannot_fit_is_told(tokenizer):
+def test_what_cannot_fit_is_refused(tokenizer):
     chat = make(tokenizer)
     with pytest.raises(UserError, match="leave no room for a reply of 8"):
         chat.say("x" * 110)

@@ -69,7 +69,7 @@ def stock(monkeypatch):
 
 
 def outcome(call, *args, **kwargs):
-    """The result or the words of the error."""
+    """The result or the error message."""
     try:
         return call(*args, **kwargs)
     except Exception as error:
@@ -143,7 +143,7 @@ def test_every_function_that_compiles_a_template_is_replaced():
 
 
 def test_messages_that_are_no_plain_data_are_refused(tokenizer):
-    with pytest.raises(UserError, match="must be texts, numbers, lists and dictionaries"):
+    with pytest.raises(UserError, match="must be strings, numbers, lists and dictionaries"):
         apply_chat_template(tokenizer, [{"role": "user", "content": object()}], chat_template="{{ messages }}", tokenize=False)
 
 
@@ -167,10 +167,10 @@ question = [{"role": "user", "content": "Hi"}]
 RANGE = "{% for i in range(90000) %}"
 DOUBLE = "{% set n = namespace(x='aa') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}{{ n.x }}"
 HOSTILE = {
-    "a chat template of one long operation": ("{{ (7**99999999) % 3 }}", "was not done after 1 seconds"),
-    "a chat template of one long operation on what it is given": ("{{ ((messages|length + 6)**99999999) % 3 }}", "was not done after 1"),
-    "a chat template of nested loops": (6 * RANGE + "a" + 6 * "{% endfor %}", "was not done after 1 seconds"),
-    "a chat template of nested loops without a word": (6 * RANGE + 6 * "{% endfor %}", "was not done after 1 seconds"),
+    "a chat template of one long operation": ("{{ (7**99999999) % 3 }}", "did not finish within 1 seconds"),
+    "a chat template of one long operation on what it is given": ("{{ ((messages|length + 6)**99999999) % 3 }}", "did not finish within 1"),
+    "a chat template of nested loops": (6 * RANGE + "a" + 6 * "{% endfor %}", "did not finish within 1 seconds"),
+    "a chat template of nested loops without a word": (6 * RANGE + 6 * "{% endfor %}", "did not finish within 1 seconds"),
     "a chat template that doubles a string 99 times": (DOUBLE, "more than 512 MiB of memory"),
     "a chat template that pads to 10^9 characters": ("{{ '%0999999999d'|format(1) }}", "more than 512 MiB of memory"),
     "a chat template of a string of 5 GB": ("{{ 'a' * 5000000000 }}", "more than 512 MiB of memory"),

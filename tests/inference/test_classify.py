@@ -1,5 +1,6 @@
 """Labels for a stream of texts: order, batches, padding, what is empty or too long; and the script around it."""
 
+import csv
 import io
 import json
 
@@ -94,9 +95,42 @@ def test_the_script_reads_texts_files_tables_and_standard_input(script, folder, 
 
 def test_bytes_that_are_not_utf8_are_named_and_leave_no_output(script, folder, tmp_path):
     (tmp_path / "latin1.txt").write_bytes(b"fine\ncaf\xe9\n")
-    with pytest.raises(UserError, match="latin1.txt line 2 is not UTF-8"):
+    with pytest.raises(UserError, match=r"latin1.txt: byte 8 is not UTF-8 \(.*, line 2\)"):
         run(script, folder, "--file", str(tmp_path / "latin1.txt"), "--output", str(tmp_path / "out.jsonl"))
     assert [path.name for path in tmp_path.iterdir()] == ["latin1.txt"]
+
+
+def test_a_table_keeps_its_columns_and_an_empty_text_has_no_label(script, folder, tmp_path, capsys):
+    (tmp_path / "in.csv").write_text('id;label;message\n7;ham;"One; day"\n8;spam;\n9;ham;"  "\n10;eggs;key\n', encoding="utf-8")
+    out = tmp_path / "out.csv"
+    assert run(script, folder, "--file", str(tmp_path / "in.csv"), "--text_column", "message", "--output", str(out)) == 4
+    assert "2 of 4 texts are empty and have no label" in capsys.readouterr().err
+    with out.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter=";"))
+    assert [list(row.values())[:3] for row in rows] == [
+        ["7", "ham", "One; day"],
+        ["8", "spam", ""],
+        ["9", "ham", "  "],
+        ["10", "eggs", "key"],
+    ]
+    assert list(rows[0])[3:] == ["predicted_label", "predicted_score"]
+    expected = list(classify_texts(*load_classifier(folder), ["One; day", "key"]))
+    assert [row["predicted_label"] for row in rows] == [expected[0]["label"], "", "", expected[1]["label"]]
+    assert float(rows[3]["predicted_score"]) == pytest.approx(expected[1]["score"], abs=1e-5) and rows[1]["predicted_score"] == ""
+
+
+def test_texts_without_a_table_are_written_as_one(script, folder, tmp_path):
+    run(script, folder, "--text", "One day", "a\tb", "--output", str(tmp_path / "out.tsv"))
+    with (tmp_path / "out.tsv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert [row["text"] for row in rows] == ["One day", "a\tb"] and all(row["label"] and row["score"] for row in rows)
+
+
+def test_a_column_that_comes_later_is_refused_by_a_table(script, folder, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"text": "One day"}\n{"text": "key", "by": "Anna"}\n', encoding="utf-8")
+    with pytest.raises(UserError, match="columns of its first row: .*'by'"):
+        run(script, folder, "--file", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.csv"))
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -128,3 +162,19 @@ def test_a_trained_classifier_scores_a_message_the_same_whatever_is_around_it(at
                 rows = tokenizer(texts[:4], padding_side=side, return_tensors="pt", **padding)
                 scores = model(**rows).logits.softmax(-1)
                 torch.testing.assert_close(scores, alone, atol=1e-5, rtol=0)
+
+
+class Arrived(Exception):
+    """What a function of the script was called with."""
+
+
+def test_the_batch_size_of_the_flag_arrives(script, folder, monkeypatch):
+    module = script("classify")
+
+    def stop(model, tokenizer, texts, batch_size, window):
+        raise Arrived(list(texts), batch_size)
+
+    monkeypatch.setattr(module, "classify_texts", stop)
+    with pytest.raises(Arrived) as arrived:
+        module.main(module.parse([folder, "--text", "one", "two", "--batch_size", "3"]))
+    assert arrived.value.args == (["one", "two"], 3)

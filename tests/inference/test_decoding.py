@@ -1,4 +1,4 @@
-"""Weights that are streamed: the same numbers as nn.Linear, the same tokens from `generate`, int8 within its rounding."""
+"""Compiled decoding: the same numbers as nn.Linear, the same tokens from `generate`, int8 within its rounding."""
 
 import copy
 import shutil
@@ -24,7 +24,7 @@ def precision(request):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (3, 1), (2, 6)])
-def test_every_road_through_it_gives_the_same(weights, bias, shape, precision, monkeypatch):
+def test_every_code_path_gives_the_same(weights, bias, shape, precision, monkeypatch):
     monkeypatch.setattr("gpt_scratch.inference.decoding.PIECE_BYTES", 24 * 4 * 5)  # several pieces, the last one smaller
     linear, x = nn.Linear(24, 17, bias=bias), torch.randn(*shape, 24)
     streamed = StreamedLinear(linear, weights)

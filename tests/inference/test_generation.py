@@ -45,6 +45,44 @@ def test_a_seed_fixes_the_text(pair):
     assert first == again != other
 
 
+SAMPLED = {"max_new_tokens": 20, "temperature": 1.0, "seed": 3}
+
+
+@pytest.mark.parametrize("setting", [{"temperature": 1e-4}, {"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}])
+def test_each_setting_of_sampling_can_leave_but_the_most_likely_token(pair, setting):
+    greedy = generate_texts(*pair, PROMPTS, max_new_tokens=20)
+    assert generate_texts(*pair, PROMPTS, **SAMPLED) != greedy  # without it
+    assert generate_texts(*pair, PROMPTS, **SAMPLED | setting) == greedy
+
+
+@pytest.mark.parametrize("setting", [{"temperature": 2.0}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.2}])
+def test_each_setting_of_sampling_draws_from_its_own_distribution(pair, setting):
+    """The first token over many draws has the shares that the definition of the setting gives it."""
+    model, tokenizer = pair
+    ids = torch.tensor(tokenizer("Tom")["input_ids"])[None]
+    with torch.no_grad():
+        logits = model(ids).logits[0, -1].double()
+    expected = (logits / setting.get("temperature", 1.0)).softmax(-1)
+    ranked = expected.sort(descending=True)
+    if "top_k" in setting:
+        expected[ranked.indices[5:]] = 0
+    if "top_p" in setting:  # the fewest tokens that together reach it
+        expected[ranked.indices[1:][ranked.values.cumsum(-1)[:-1] >= 0.5]] = 0
+    if "min_p" in setting:
+        expected[expected < 0.2 * expected.max()] = 0
+    expected /= expected.sum()
+    draws = generate_texts(
+        model, tokenizer, ["Tom"] * 2000, max_new_tokens=1, seed=1, **{"temperature": 1.0, "top_k": len(tokenizer)} | setting
+    )
+    texts: dict[str, float] = {}
+    for token, share in enumerate(expected.tolist()):
+        text = tokenizer.decode([token], skip_special_tokens=True)
+        texts[text] = texts.get(text, 0.0) + share
+    assert set(draws) <= {text for text, share in texts.items() if share}
+    for text, share in texts.items():
+        assert draws.count(text) / 2000 == pytest.approx(share, abs=5 * (share * (1 - share) / 2000) ** 0.5 + 1e-9), text
+
+
 def test_streamed_text_is_the_returned_text(pair, capsys):
     texts = generate_texts(*pair, ["Tom", "Anna"], max_new_tokens=10, stream=True)
     assert texts == [generate_texts(*pair, [prompt], max_new_tokens=10)[0] for prompt in ("Tom", "Anna")]
@@ -84,6 +122,15 @@ def test_generation_ends_at_the_end_of_text_token(pair):
 def test_other_ways_to_search_change_the_text(pair, settings):
     plain = generate_texts(*pair, PROMPTS, max_new_tokens=24)
     assert generate_texts(*pair, PROMPTS, max_new_tokens=24, **settings) != plain
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_no_more_tokens_than_asked_for(pair, monkeypatch, count):
+    model, tokenizer = pair
+    generate, seen = model.generate, []
+    monkeypatch.setattr(model, "generate", lambda **kwargs: seen.append(generate(**kwargs)) or seen[-1])
+    generate_texts(model, tokenizer, ["Tom"], max_new_tokens=count)
+    assert seen[0].shape[1] - len(tokenizer("Tom")["input_ids"]) == count
 
 
 def test_text_ends_where_the_learned_positions_end(pair):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 from bounds import refused_in_one_line, run_bounded
-from served import KEY, ROOT, make_model, serving
+from served import MEBIBYTES, ROOT, head, make_model, server_socket, serving
 
 from gpt_scratch.errors import UserError
 from gpt_scratch.inference.limits import CHAT, COMPLETIONS, RESPONSES, Limits
@@ -17,29 +17,6 @@ from gpt_scratch.inference.serving import serve
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("openai")
-MEBIBYTES = 900
-LIMITS = Limits(max_tokens=3000, max_characters=20_000, time_limit=2, max_waiting=2, max_connections=40, send_seconds=1.5)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    path = tmp_path_factory.mktemp("served")
-    make_model(path / "model")
-    flags = [word for name, value in vars(LIMITS).items() for word in (f"--{name}", str(value))]
-    with serving(path / "model", path / "log", *flags, key=KEY) as server:
-        yield server
-    log = server.log.read_text(encoding="utf-8")
-    assert "Traceback" not in log and KEY not in log, log
-
-
-@pytest.fixture
-def question(server):
-    return {"model": server.model, "prompt": "one two", "max_tokens": 4, "temperature": 0}
-
-
-@pytest.fixture
-def chat(server):
-    return {"model": server.model, "messages": [{"role": "user", "content": "one"}], "max_tokens": 4, "temperature": 0}
 
 
 def test_the_three_endpoints_answer(server, question, chat):
@@ -157,74 +134,6 @@ def test_a_broken_body_is_refused(server, case):
     assert status == expected and words in error["message"], error
 
 
-@pytest.mark.fault("a chunked body of 10 MB without a length", seconds=2, mebibytes=MEBIBYTES)
-def test_a_body_without_a_length_is_bounded(server):
-    with server_socket(server) as connection:
-        connection.sendall(head(server, COMPLETIONS, "Transfer-Encoding: chunked"))
-        start = time.monotonic()
-        try:
-            for _ in range(160):
-                connection.sendall(b"10000\r\n" + b" " * 65_536 + b"\r\n")
-        except OSError:  # the server has closed the connection
-            pass
-        answer = read_all(connection)
-    assert time.monotonic() - start < 2 and server.mebibytes < MEBIBYTES
-    assert answer == b"" or b" 413 " in answer  # the answer is lost where the kernel resets first
-    assert server.ask("/health")[0] == 200
-
-
-@pytest.mark.parametrize(
-    "headers, status, words",
-    [
-        pytest.param({"Host": "evil.example"}, 403, "Host", marks=pytest.mark.fault("a foreign Host header (DNS rebinding)", seconds=2, mebibytes=MEBIBYTES)),
-        pytest.param({"Host": "127.0.0.1@evil.example"}, 400, "Host", marks=pytest.mark.fault("a Host header with a user", seconds=2, mebibytes=MEBIBYTES)),
-        pytest.param({"Origin": "http://evil.example"}, 403, "pages elsewhere", marks=pytest.mark.fault("a request from a page elsewhere", seconds=2, mebibytes=MEBIBYTES)),
-        pytest.param({"Origin": "null"}, 403, "pages elsewhere", marks=pytest.mark.fault("a request from a sandboxed page", seconds=2, mebibytes=MEBIBYTES)),
-        pytest.param({"Content-Type": "text/plain"}, 415, "application/json", marks=pytest.mark.fault("JSON as plain text, which a page may send without asking", seconds=2, mebibytes=MEBIBYTES)),
-        pytest.param({"Content-Encoding": "gzip"}, 415, "not compressed", marks=pytest.mark.fault("a compressed request", seconds=2, mebibytes=MEBIBYTES)),
-        pytest.param({"Authorization": ""}, 401, "API key", marks=pytest.mark.fault("a request without the API key", seconds=2, mebibytes=MEBIBYTES)),
-        pytest.param({"Authorization": f"Bearer {KEY}x"}, 401, "API key", marks=pytest.mark.fault("a wrong API key", seconds=2, mebibytes=MEBIBYTES)),
-        pytest.param({"Authorization": "Bearer \xff"}, 401, "API key", marks=pytest.mark.fault("an API key that is not ASCII", seconds=2, mebibytes=MEBIBYTES)),
-    ],
-)  # fmt: skip
-def test_a_caller_who_may_not_ask_is_refused(server, question, headers, status, words):
-    refused, error = server.error(COMPLETIONS, question, headers)
-    assert refused == status and words in error["message"], error
-
-
-def test_a_caller_who_may_ask_is_heard(server, question):
-    for headers in ({"Origin": f"http://127.0.0.1:{server.port}"}, {"Host": f"LOCALHOST:{server.port}"}, {"Host": "[::1]:1"}):
-        assert server.ask(COMPLETIONS, question, headers)[0] == 200, headers
-    assert server.ask("/health", headers={"Authorization": "", "Host": "probe"})[0] == 200
-
-
-@pytest.mark.fault(
-    "routes of the stock app: load a model, unload it, transcribe, read its own documentation", seconds=5, mebibytes=MEBIBYTES
-)
-def test_other_routes_are_closed(server, question):
-    for path in (
-        "/reset",
-        "/v1/systemone",
-        "/v1/audio/transcriptions",
-        "/nowhere",
-        "/v1/completions/",
-        "//v1/completions",
-        "/V1/completions",
-    ):
-        assert server.error(path, {})[0] == 404, path
-    for path in ("/docs", "/openapi.json", "/redoc", "/v1/models/gpt2", "generation_config"):
-        assert server.error(path)[0] == 404, path
-    for method in ("GET", "PUT", "DELETE", "OPTIONS", "TRACE"):
-        assert server.error(COMPLETIONS, method=method)[0] == 405, method
-    before = server.mebibytes
-    for name in ("gpt2", "/etc", f"{server.model}/", f"{server.model}:weights.gguf", "../model", "a" * 900):
-        assert server.error("/load_model", {"model": name})[0] == 404, name
-        status, error = server.error(COMPLETIONS, question | {"model": name})
-        assert (status, error["code"]) == (404, "model_not_found") and name not in error["message"]
-    assert server.mebibytes - before < 50
-    assert '"ready"' in server.ask("/load_model", {"model": server.model})[2]
-
-
 @pytest.mark.fault("a prompt longer than the model's positions", seconds=5, mebibytes=MEBIBYTES)
 def test_failures_of_the_model_are_one_json_error(server, question):
     status, error = server.error(COMPLETIONS, question | {"prompt": "one " * 2000})
@@ -241,9 +150,9 @@ def test_a_long_generation_really_ends(server, question, stream):
     status, _, text = server.ask(COMPLETIONS, question | {"max_tokens": 3000, "stream": stream})
     assert 1.9 < time.monotonic() - start < 6
     assert status == (200 if stream else 504)
-    assert "the time limit of 2 s is over" in json.loads(text.split("data: ")[-1])["error"]["message"]
+    assert "the time limit of 2 s is exceeded" in json.loads(text.split("data: ")[-1])["error"]["message"]
     start = time.monotonic()
-    assert server.ask(COMPLETIONS, question)[0] == 200 and time.monotonic() - start < 4  # nothing goes on behind it
+    assert server.ask(COMPLETIONS, question)[0] == 200 and time.monotonic() - start < 4  # nothing runs on in the background
 
 
 def test_a_client_that_goes_away_frees_its_turn(server, question):
@@ -274,91 +183,6 @@ def test_one_at_a_time_a_few_wait_and_health_is_always_answered(server, question
     assert all(int(headers["retry-after"]) >= 1 for status, headers, _ in results if status == 429)
     assert slowest < 3
     assert server.ask(COMPLETIONS, question)[0] == 200
-
-
-@pytest.mark.parametrize(
-    "start, drip",
-    [
-        pytest.param("", "", marks=pytest.mark.fault("a connection that sends nothing", seconds=6, mebibytes=MEBIBYTES)),
-        pytest.param("POST /v1/completions HTTP/1.1\r\n", "X-A: b\r\n", marks=pytest.mark.fault("headers that drip (slowloris)", seconds=6, mebibytes=MEBIBYTES)),
-        pytest.param("body", " ", marks=pytest.mark.fault("a body that drips", seconds=6, mebibytes=MEBIBYTES)),
-        pytest.param("second", "X-A: b\r\n", marks=pytest.mark.fault("headers of a second request that drip", seconds=8, mebibytes=MEBIBYTES)),
-    ],
-)  # fmt: skip
-def test_slow_connections_are_ended(server, start, drip):
-    with server_socket(server) as connection:
-        connection.settimeout(0.1)
-        first = {
-            "body": head(server, COMPLETIONS, "Content-Length: 10000").decode(),
-            "second": "GET /health HTTP/1.1\r\nHost: a\r\n\r\nGET /health HTTP/1.1\r\n",
-        }.get(start, start)
-        connection.sendall(first.encode())
-        begin, received = time.monotonic(), b""
-        while time.monotonic() - begin < 8:
-            try:
-                connection.sendall(drip.encode())
-                part = connection.recv(4096)
-                if not part:
-                    break
-                received += part
-            except TimeoutError:
-                continue
-            except OSError:
-                break
-        took = time.monotonic() - begin
-    assert took < 5, received
-    assert (b" 408 " in received) == (start == "body")
-
-
-@pytest.mark.fault("a client that never reads the reply it asked for", seconds=20, mebibytes=MEBIBYTES)
-def test_a_client_that_does_not_read_holds_up_nobody(server, question):
-    body = json.dumps(question | {"max_tokens": 3000, "stream": True}).encode()
-    with socket.socket() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-        connection.connect(("127.0.0.1", server.port))
-        connection.sendall(head(server, COMPLETIONS, f"Content-Length: {len(body)}") + body)
-        time.sleep(0.3)
-        start = time.monotonic()
-        assert server.ask(COMPLETIONS, question)[0] == 200  # after its turn or its 2 s
-        assert time.monotonic() - start < 4
-
-
-@pytest.mark.fault("200 open connections that say nothing", seconds=10, mebibytes=MEBIBYTES)
-def test_connections_are_bounded_and_come_free(server):
-    connections = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(200)]
-    try:
-        time.sleep(0.5)
-        refused = sum(b" 503 " in read_all(connection, 0.01) for connection in connections[60:])
-        assert refused > 100
-        time.sleep(LIMITS.send_seconds + 0.5)
-        assert server.ask("/health")[0] == 200
-    finally:
-        for connection in connections:
-            connection.close()
-
-
-@pytest.mark.fault("HTTP that is none: binary noise, two lengths, an endless header, HTTP/2", seconds=5, mebibytes=MEBIBYTES)
-def test_noise_is_refused(server):
-    for noise in (
-        b"\x16\x03\x01\x02\x00" * 50,
-        b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 100_000,
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        b"GET /health HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: x\r\n\r\n",
-    ):
-        with server_socket(server) as connection:
-            connection.settimeout(3)
-            connection.sendall(noise)
-            answer = read_all(connection)
-            assert b"websocket" in noise or b" 400 " in answer or answer == b"", answer
-    assert server.ask("/health")[0] == 200 and server.mebibytes < MEBIBYTES
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org", ""])
-def test_others_reach_no_server_without_a_key(tmp_path, host):
-    with pytest.raises(UserError, match="set an API key in the variable GPT_SCRATCH_API_KEY"):
-        serve(str(tmp_path), host=host)
 
 
 def test_keys_flags_and_folders_are_checked_before_anything_is_loaded(tmp_path):
@@ -403,23 +227,3 @@ def test_transformers_chat_talks_to_it(tmp_path):
     assert done.returncode == 0 and "Traceback" not in done.stderr, done
     assert "was already loaded" in " ".join(done.stdout.split()) and "9 tokens in" in done.stdout, done.stdout
     assert "Generation stopped after reaching the token limit" in done.stdout
-
-
-def server_socket(server) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", server.port), timeout=10)
-
-
-def head(server, path: str, *lines: str) -> bytes:
-    every = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", f"Authorization: Bearer {KEY}", *lines]
-    return ("\r\n".join(every) + "\r\n\r\n").encode()
-
-
-def read_all(connection: socket.socket, seconds: float = 5) -> bytes:
-    connection.settimeout(seconds)
-    parts = []
-    try:
-        while part := connection.recv(65_536):
-            parts.append(part)
-    except OSError:
-        pass
-    return b"".join(parts)

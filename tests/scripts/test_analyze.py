@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
+from gpt_scratch.benchmarking.time_to_loss import evaluated_history
 from gpt_scratch.errors import UserError
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
@@ -79,9 +80,81 @@ def test_runs_from_nothing_but_their_logs(script, tmp_path):
         run(script, "runs", runs[0])
 
 
+HOSTILE_LOGS = {
+    "a list": "[]",
+    "nested 200,000 deep": "[" * 200_000,
+    "no JSON": "\x00",
+    "a log that is a text": '{"log_history": "text"}',
+    "a log of numbers": '{"log_history": [5]}',
+    "metrics that are a list": '{"metrics": []}',
+    "a curve that is a number": '{"metrics": {"curve": 5}}',
+    "an entry without a step": '{"log_history": [{"loss": 1, "eval_loss": 2}]}',
+    "a step that is a text": '{"log_history": [{"step": "1", "eval_loss": 2}]}',
+    "a step that is NaN": '{"log_history": [{"step": NaN, "eval_loss": 2}]}',
+    "a loss that is a list": '{"log_history": [{"step": 1, "eval_loss": [2]}]}',
+    "a loss that is null": '{"log_history": [{"step": 1, "eval_loss": null}]}',
+    "a loss of 400 digits": '{"log_history": [{"step": 1, "eval_loss": ' + "9" * 400 + "}]}",
+    "a step of 5,000 digits": '{"log_history": [{"step": ' + "9" * 5_000 + "}]}",
+    "an epoch of 1e300": '{"log_history": [{"step": 1, "epoch": 1e300, "eval_loss": 2}]}',
+}
+
+
+@pytest.mark.fault(
+    "a trainer_state.json or metrics.json of a stranger's run, drawn: lists, texts, NaN, huge numbers", seconds=20, mebibytes=400
+)
+def test_the_log_of_a_stranger_is_refused_in_one_line(script, tmp_path):
+    for name, text in HOSTILE_LOGS.items():
+        (tmp_path / "trainer_state.json").write_text(text, encoding="utf-8")
+        with pytest.raises(UserError) as refusal:
+            run(script, "runs", str(tmp_path))
+        assert (
+            "holds no log of a run" in str(refusal.value) and "\n" not in str(refusal.value) and len(str(refusal.value)) < 500
+        ), name
+        with pytest.raises(UserError):
+            evaluated_history(str(tmp_path))
+    log = [{"step": step, "eval_loss": loss} for step, loss in enumerate([3.0, float("inf"), float("nan"), 1e29, 2])]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": log}), encoding="utf-8")
+    assert len(run(script, "runs", str(tmp_path), "--output", str(tmp_path / "drawn"))["files"]) == 2
+
+
 def test_bad_input(script, folder, tmp_path):
     with pytest.raises(UserError, match="layer 2: this model has layers 0 to 1"):
         run(script, "attention", folder, "--text", "One", "--layer", "2", "--output", str(tmp_path / "x"))
     with pytest.raises(UserError, match="cannot be loaded"):
         run(script, "lens", str(tmp_path / "nothing"), "--text", "One")
     assert not list(tmp_path.iterdir())
+
+
+def test_output_is_a_start_of_names_or_a_folder(script, tmp_path):
+    prepare = script("analyze").prepare_output
+    assert prepare(f"{tmp_path}/new/one", "lens") == f"{tmp_path}/new/one" and (tmp_path / "new").is_dir()
+    assert prepare(f"{tmp_path}/pictures/", "lens") == f"{tmp_path}/pictures/lens" and (tmp_path / "pictures").is_dir()
+    assert prepare(f"{tmp_path}/pictures", "tokens") == f"{tmp_path}/pictures/tokens"
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file cannot be made"):
+        prepare(f"{tmp_path}/file/one", "lens")
+
+
+def test_each_flag_counts(script, folder, tmp_path):
+    output = ["--output", str(tmp_path / "x"), "--json"]
+    five, two = (run(script, "tokens", folder, "--text", "One day", "--top", top, *output)["next"] for top in ("5", "2"))
+    assert len(five) == 5 and two == five[:2]
+    likely = run(script, "temperature", folder, "--text", "One day", "--temperatures", "0.5", "2", "--top", "3", *output)[
+        "likely"
+    ]
+    assert (
+        list(likely) == ["0.5", "2.0"]
+        and all(len(row) == 3 for row in likely.values())
+        and likely["0.5"][0][1] > likely["2.0"][0][1]
+    )
+    one = run(script, "temperature", folder, "--text", "One day", "--temperatures", "2", "--top_k", "1", *output)["likely"]["2.0"]
+    assert one[0][1] == pytest.approx(1)
+    few = run(script, "temperature", folder, "--text", "One day", "--temperatures", "2", "--top_p", "1e-6", *output)["likely"][
+        "2.0"
+    ]
+    assert few[0][1] == pytest.approx(1)
+    flags = {"--batch": "3", "--length": "10", "--tokens": "600", "--flops": "1e9"}
+    first = run(script, "summary", folder, *(word for pair in flags.items() for word in pair), "--json")
+    for flag, other in {"--batch": "6", "--length": "20", "--tokens": "1200", "--flops": "1e6"}.items():
+        changed = run(script, "summary", folder, *(word for pair in (flags | {flag: other}).items() for word in pair), "--json")
+        assert changed != first and changed["parameters"] == first["parameters"], flag

@@ -4,46 +4,19 @@ import json
 
 import pytest
 import torch
+from rivals import RIVAL
 
 from gpt_scratch.benchmarking.generation import perplexity_of_weights, same_weights
-from gpt_scratch.benchmarking.harness import Contender, Sizes, load_rival, measure, summarize, table
-from gpt_scratch.benchmarking.training import Step
+from gpt_scratch.benchmarking.harness import Sizes
 from gpt_scratch.errors import UserError
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
 TINY = ["--n_layer", "1", "--n_head", "2", "--n_embd", "16", "--vocab_size", "97", "--repetitions", "2", "--shape", "2x8"]
-RIVAL = """
-import torch
-class Rival(torch.nn.Module):
-    def __init__(self, sizes):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(sizes.vocab_size))
-    def forward(self, ids, labels):
-        return torch.nn.functional.cross_entropy(self.weight.expand(labels[:, 1:].numel(), -1), labels[:, 1:].flatten())
-def build(sizes):
-    return Rival(sizes)
-class WithItsOptimizer(Rival):
-    def configure_optimizer(self):
-        return torch.optim.SGD(self.parameters(), lr=1.0)
-"""
 
 
 def run(script, *argv: str) -> list[dict]:
     benchmark = script("benchmark")
     return benchmark.main(benchmark.parse(argv))
-
-
-def test_turns_and_ratios():
-    order: list[str] = []
-    slow, fast = Contender("slow", lambda: order.append("slow")), Contender("fast", lambda: order.append("fast") or {"half": 0.5})
-    times = measure([slow, fast], repetitions=2)
-    assert order == ["fast", "slow", "slow", "fast", "fast", "slow"]
-    assert len(times["slow"]["total"]) == 2 and times["fast"]["half"] == [0.5, 0.5]
-    rows = summarize({"a": {"total": [2.0, 4.0, 6.0]}, "b": {"total": [1.0, 1.0, 2.0], "extra": [1.0]}}, "a")
-    assert rows[0]["speedup"] == 1 and rows[1]["median_s"] == 1.0 and rows[1]["lowest_s"] == 1.0
-    assert (rows[1]["speedup_low"], rows[1]["speedup"], rows[1]["speedup_high"]) == (2.0, 3.0, 4.0)
-    assert "speedup" not in rows[2]
-    assert table(rows).splitlines()[2] == "| a | total | 4 | 2 | 1 | 1 | 1 |"
 
 
 def test_a_step_with_a_rival(script, tmp_path):
@@ -56,17 +29,6 @@ def test_a_step_with_a_rival(script, tmp_path):
     assert {row["part"] for row in rows} == {"total", "forward", "backward", "optimizer"}
     written = json.loads(output.read_text(encoding="utf-8"))
     assert written["rows"] == rows and written["machine"]["threads"] and written["environment"]["versions"]["torch"]
-
-
-@pytest.mark.parametrize(("factory", "optimizer"), [("build", torch.optim.AdamW), ("WithItsOptimizer", torch.optim.SGD)])
-def test_a_rival_may_bring_its_optimizer(tmp_path, factory, optimizer):
-    (tmp_path / "rival.py").write_text(RIVAL, encoding="utf-8")
-    name, build = load_rival(f"mine={tmp_path / 'rival.py'}:{factory}")
-    step = Step(build, Sizes(vocab_size=7), 2, 4, bf16=False, compiled=False, fast_matmul=False)
-    assert name == "mine" and type(step.optimizer) is optimizer
-    before = step.model.weight.clone()
-    step()
-    assert not torch.equal(step.model.weight, before)
 
 
 @pytest.mark.slow

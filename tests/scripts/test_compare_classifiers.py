@@ -2,10 +2,14 @@
 
 import json
 import random
+import shlex
+import subprocess
+from pathlib import Path
 
 import pytest
 
 from gpt_scratch.errors import UserError
+from gpt_scratch.provenance import without_folders
 
 RECIPE = """config_overrides: {n_embd: 16, n_layer: 1, n_head: 2, n_positions: 64, drop_rate: 0.0}
 vocab_size: 300
@@ -55,3 +59,65 @@ def test_bad_input_ends_before_training(script, tmp_path, flags, message):
     compare = script("compare_classifiers")
     with pytest.raises(UserError, match=message):
         compare.main(*compare.parse([*flags, "--train_file", "none.tsv", "--output_dir", str(tmp_path)]))
+
+
+@pytest.fixture
+def started(script, tmp_path, monkeypatch):
+    """The script, the flags of a comparison, and the commands that it starts in place of training."""
+    compare, commands = script("compare_classifiers"), []
+    texts = "".join(f"{label}\t{word} {i}\n" for i in range(20) for label, word in (("ham", "tea"), ("spam", "win")))
+    (tmp_path / "sms.tsv").write_text(texts, encoding="utf-8")
+
+    def run(command, check):
+        commands.append(command[2:])
+        words = [command[1], *command[2:]]
+        folder = Path(command[command.index("--output_dir") + 1])
+        folder.mkdir(parents=True, exist_ok=True)
+        seed = int(command[command.index("--seed") + 1])
+        figures = {"test_accuracy": seed / 10, "test_f1": 0.5, "test_macro_f1": 0.5, "validation_accuracy": 0.5}
+        record = {"metrics": figures | {"trainable_parameters": 5, "train_seconds": 1.0}}
+        record["environment"] = {"command": shlex.join(without_folders(words))}
+        (folder / "metrics.json").write_text(json.dumps(record), encoding="utf-8")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(compare.subprocess, "run", run)
+    argv = ["--recipes", "random", "head", "--seeds", "3", "5", "--train_file", str(tmp_path / "sms.tsv"), "--model_name_or_path", "base",
+            "--output_dir", str(tmp_path / "runs"), "--bf16"]  # fmt: skip
+    return compare, argv, commands
+
+
+def test_each_flag_arrives_at_the_runs(started, tmp_path):
+    compare, argv, commands = started
+    (tmp_path / "runs" / "clean" / "head-5" / "checkpoint-7").mkdir(parents=True)
+    table = compare.main(*compare.parse(argv))
+    assert [Path(command[0]).stem for command in commands] == ["random", "random", "head", "head"]
+    for command, seed in zip(commands, ["3", "5", "3", "5"]):
+        assert (
+            command[1:7] == ["--train_file", str(tmp_path / "sms.tsv"), "--split", "clean", "--seed", seed]
+            and "--bf16" in command
+        )
+        assert ("--model_name_or_path" in command) == (Path(command[0]).stem == "head")
+    assert [command[-2:] == ["--resume_from_checkpoint", "latest"] for command in commands] == [False, False, False, True]
+    assert "| head | 2 | 40.00 (30.00 to 50.00) |" in table
+    again = compare.main(*compare.parse(argv))
+    assert (
+        again.splitlines()[3:] == table.splitlines()[3:] and len(commands) == 4
+    )  # none is made again; the baseline is timed anew
+
+
+@pytest.mark.parametrize("change", [["--bf16", "--num_train_epochs", "2"], ["--model_name_or_path", "other"]])
+def test_runs_of_other_flags_are_not_mixed_in(started, change):
+    compare, argv, _ = started
+    compare.main(*compare.parse(argv))
+    with pytest.raises(
+        UserError, match="(random-3|head-3) was made with other flags .*: choose another --output_dir, or remove it"
+    ):
+        compare.main(*compare.parse([*argv, *change]))
+
+
+def test_a_record_that_is_none_is_named(started, tmp_path):
+    compare, argv, _ = started
+    (tmp_path / "runs" / "clean" / "random-3").mkdir(parents=True)
+    (tmp_path / "runs" / "clean" / "random-3" / "metrics.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(UserError, match="metrics.json is no record of a run"):
+        compare.main(*compare.parse(argv))

@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny_models import CODE_FILES
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from gpt_scratch.conversion.checkpoint import Options
 from gpt_scratch.conversion.safetensors_writer import parse_size
 from gpt_scratch.errors import UserError
 
@@ -126,3 +128,45 @@ def test_sizes(text, size):
 def test_wrong_sizes(text):
     with pytest.raises(UserError, match="write 500MB, 5GB or a number of bytes"):
         parse_size(text)
+
+
+class Arrived(Exception):
+    """What a function of the script was called with."""
+
+
+@pytest.mark.parametrize(("flags", "function"), [([], "import_weights"), (["--to", "gpt2"], "export_weights")])
+def test_each_flag_arrives_where_it_counts(script, tmp_path, monkeypatch, flags, function):
+    module = script("convert_checkpoint")
+    checkpoint = SimpleNamespace(format="gpt_scratch" if flags else "book", reason="", notes=[])
+
+    def recognized(source, options, form):
+        checkpoint.seen = (source, options, form)
+        return checkpoint
+
+    def stop(*arguments):
+        raise Arrived(*arguments[2:])
+
+    monkeypatch.setattr(module, "recognize", recognized)
+    monkeypatch.setattr(module, function, stop)
+    flags += ["--format", "book", "--tokenizer", "words", "--config_overrides", "n_head=2", "--lora_alpha", "8", "--lora_scaling", "alpha",
+              "--dtype", "bfloat16", "--max_shard_size", "7KB"]  # fmt: skip
+    with pytest.raises(Arrived) as arrived:
+        module.main(module.parse(["model.pth", str(tmp_path / "out"), *flags]))
+    source, options, form = checkpoint.seen
+    assert (source, options, form) == ("model.pth", Options({"n_head": 2}, 8.0, "alpha", "words"), "book")
+    assert arrived.value.args == (*(["gpt2"] if "--to" in flags else []), torch.bfloat16, 7000)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_card_that_was_edited_outlasts_an_overwrite(script, tmp_path):
+    tiny_gpt2(tmp_path / "original")
+    module = script("convert_checkpoint")
+    arguments, card = [str(tmp_path / "original"), str(tmp_path / "converted")], tmp_path / "converted" / "README.md"
+    module.main(module.parse(arguments))
+    card.write_text(card.read_text(encoding="utf-8") + "\nMine.\n", encoding="utf-8")
+    module.main(module.parse([*arguments, "--overwrite", "--dtype", "bfloat16"]))
+    text = card.read_text(encoding="utf-8")
+    assert text.endswith("\nMine.\n") and "| dtype | bfloat16 |" in text
+    card.write_text("# Mine\n", encoding="utf-8")
+    module.main(module.parse([*arguments, "--overwrite"]))
+    assert card.read_text(encoding="utf-8") == "# Mine\n" and (tmp_path / "converted" / "README.proposed.md").is_file()

@@ -79,8 +79,39 @@ def test_replies_and_what_is_known_of_them(script, folder):
         (["--replies_file", "test.json", "--judge_url", "http://127.0.0.1:1"], "--judge_model"),
     ],
 )
-def test_bad_input_is_told(script, folder, argv, message):
+def test_bad_input_is_refused_in_one_line(script, folder, argv, message):
     module = script("evaluate_instructions")
     with pytest.raises(UserError, match=message):
         module.main(module.parse(argv))
     assert not list(folder.glob("*.metrics.json"))
+
+
+class Arrived(Exception):
+    """What a function of the script was called with."""
+
+
+def test_each_flag_arrives_where_it_counts(script, folder, monkeypatch):
+    module = script("evaluate_instructions")
+
+    def stop(*arguments, **settings):
+        raise Arrived(*arguments, settings)
+
+    records = [{**record, "answer": "yes"} for record in RECORDS]
+    (folder / "replies.json").write_text(json.dumps(records), encoding="utf-8")
+    monkeypatch.setattr(module, "judge_replies", stop)
+    flags = ["--replies_file", "replies.json", "--reply_key", "answer", "--judge_url", "http://127.0.0.1:9", "--judge_model", "j", "--judge_api",
+             "ollama", "--rubric", "1-5", "--judge_seed", "7", "--timeout", "2.5", "--retries", "1", "--concurrency", "3"]  # fmt: skip
+    with pytest.raises(Arrived) as arrived:
+        module.main(module.parse(flags))
+    judge, asked, replies, file, concurrency, _ = arrived.value.args
+    assert (judge.url, judge.model, judge.api, judge.rubric, judge.seed, judge.timeout, judge.retries) == (
+        "http://127.0.0.1:9", "j", "ollama", "1-5", 7, 2.5, 1)  # fmt: skip
+    assert (asked, replies, file, concurrency) == (records, ["yes"] * 3, "replies.verdicts.jsonl", 3)
+
+    monkeypatch.setattr(module, "generate_replies", stop)
+    flags = ["--model", "model", "--data_file", "test.json", "--output", "x.json", "--prompt_style", "alpaca", "--max_new_tokens", "5",
+             "--batch_size", "2", "--dtype", "bfloat16"]  # fmt: skip
+    with pytest.raises(Arrived) as arrived:
+        module.main(module.parse(flags))
+    model, _, prompts, tokens, batch_size, _ = arrived.value.args
+    assert (model.dtype, tokens, batch_size, len(prompts)) == (torch.bfloat16, 5, 2, 3)

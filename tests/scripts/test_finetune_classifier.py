@@ -11,11 +11,11 @@ from old_releases import assert_old_releases_open
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM, GPTScratchForSequenceClassification
+from gpt_scratch.data.padding import padding_share
 from gpt_scratch.errors import UserError
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 from gpt_scratch.training.arguments import ScratchTrainingArguments, parse_arguments
 from gpt_scratch.training.classification import ClassificationArguments
-from gpt_scratch.training.finetuning import padding_share
 from gpt_scratch.verify_checkpoint import EQUAL, verify_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -126,7 +126,7 @@ def test_a_reward_model_ranks_and_grpo_reinforces_what_it_prefers(script, base, 
         (["dpo"], "--train_file is missing"),
         (["dpo", "--train_file", "DATA"], "--model_name_or_path is missing"),
         (["grpo", "--train_file", "DATA", "--model_name_or_path", "BASE"], "needs --reward_model"),
-        (["grpo", "--train_file", "DATA", "--model_name_or_path", "BASE", "--reward_model", "BASE"], "is no reward model"),
+        (["grpo", "--train_file", "DATA", "--model_name_or_path", "BASE", "--reward_model", "BASE"], "is not a reward model"),
         (["dpo", "--betta", "1"], "unknown flag 'betta'; did you mean 'beta'"),
     ],
 )

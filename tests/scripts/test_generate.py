@@ -63,3 +63,27 @@ def test_compiled_with_weights_in_fewer_bytes(script, model_directory):
 def test_beams_are_not_for_compiled_decoding(script, model_directory):
     with pytest.raises(UserError, match="leave out --num_beams"):
         run(script, model_directory, "--weights", "int8", "--num_beams", "2")
+
+
+class Arrived(Exception):
+    """What a function of the script was called with."""
+
+
+def test_each_flag_arrives_where_text_is_generated(script, model_directory, monkeypatch):
+    module = script("generate")
+
+    def stop(model, tokenizer, prompts, *settings, **more):
+        raise Arrived(model.dtype, prompts, settings, more)
+
+    monkeypatch.setattr(module, "generate_texts", stop)
+    flags = ["--prompt", "a", "b", "--max_new_tokens", "7", "--temperature", "0.6", "--seed", "5", "--stream", "--stop", ".", "!", "--top_k",
+             "9", "--top_p", "0.8", "--min_p", "0.1", "--num_beams", "3", "--repetition_penalty", "1.5", "--no_repeat_ngram_size", "2",
+             "--dtype", "bfloat16", "--parse_special_tokens"]  # fmt: skip
+    with pytest.raises(Arrived) as arrived:
+        module.main(module.parse([model_directory, *flags]))
+    more = {"top_k": 9, "top_p": 0.8, "min_p": 0.1, "num_beams": 3, "repetition_penalty": 1.5, "no_repeat_ngram_size": 2}
+    assert arrived.value.args == (torch.bfloat16, ["a", "b"], (7, 0.6, 5, True, [".", "!"], True), more)
+    for flags, temperature in ((["--top_p", "0.8"], 1.0), (["--num_beams", "3"], 0.0), ([], 0.0)):
+        with pytest.raises(Arrived) as arrived:
+            module.main(module.parse([model_directory, *flags]))
+        assert arrived.value.args[0] == torch.float32 and arrived.value.args[2][1] == temperature

@@ -1,4 +1,4 @@
-"""The whole road, small: text in, a directory that anything in the ecosystem loads out."""
+"""End to end, small: text in, a directory that anything in the ecosystem loads out."""
 
 import json
 import os
@@ -174,7 +174,7 @@ def test_a_data_set_by_name_with_its_own_validation_split(script, tmp_path):
     assert record["metrics"]["data"]["train"]["documents"] == record["metrics"]["data"]["validation"]["documents"] == 60
 
 
-def test_training_goes_on_from_a_checkpoint_of_this_package(script, finished, text_file, tmp_path):
+def test_training_continues_from_a_checkpoint_of_this_package(script, finished, text_file, tmp_path):
     output, before = finished
     flags = [flag for flag in TINY if not flag.startswith(("--config_overrides", "n_embd"))]
     parsed = parse_arguments(

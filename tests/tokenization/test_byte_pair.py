@@ -6,114 +6,27 @@ import subprocess
 import sys
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from hostile_text import TEXT, hostile_text
 from transformers import AutoTokenizer
 
 from gpt_scratch.errors import UserError
 from gpt_scratch.tokenization.byte_pair import END_OF_TEXT, PADDING, BytePairTokenizer, train_byte_level_bpe, train_byte_pair
-from gpt_scratch.tokenization.byte_pair_training import count_pieces, learn_merges
 from gpt_scratch.tokenization.gpt2 import load_gpt2_tokenizer
 
-TEXT = "One day, Anna lost her key. Tom had it!\n\n  \"It's 2019,\" he'll say — naïve façade 你好, 🙂🙂.\n" * 20
 
-
-def train_with_tokenizers(texts, vocab_size, min_frequency=2) -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=min_frequency,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=[],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
-
-
-def assert_equal_training(texts, vocab_size, min_frequency=2) -> BytePairTokenizer:
-    theirs = train_with_tokenizers(texts, vocab_size, min_frequency)
-    ours = train_byte_pair(texts, vocab_size, min_frequency, special_tokens=())
-    expected = json.loads(theirs.to_str())["model"]
-    assert [[ours.tokens[left], ours.tokens[right]] for left, right in ours.merges] == expected["merges"]
-    assert {token: id for id, token in ours.tokens.items()} == expected["vocab"]
-    for text in texts:
-        assert ours.encode(text) == theirs.encode(text).ids
-    return ours
-
-
-def hostile_text(seed: int) -> str:
-    """Long runs, few characters, white space of all kinds, scripts, emoji, control characters, letters of the newest Unicode."""
-    rng = random.Random(seed)
-    alphabets = (
-        "a",
-        "ab",
-        "aab-",
-        "ab \n",
-        "-= \t",
-        "é你🙂a ",
-        "\u0558\u0c5ca1²\u3000\u00a0\x1c\x85 '",
-        "'stremlld S",
-        "\x00\x7f\uffff\U0010ffff ~",
-    )
-    words = ["".join(rng.choices(rng.choice(alphabets), k=rng.randint(1, 12))) for _ in range(30)]
-    return rng.choice(["", " "]).join(rng.choices(words, k=120))
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_merges_and_ids_equal_tokenizers_on_hostile_text(seed):
-    texts = [hostile_text(seed), hostile_text(seed + 1000)]
-    ours = assert_equal_training(texts, vocab_size=256 + 150, min_frequency=seed % 4)
-    assert [ours.decode(ours.encode(text)) for text in texts] == texts
-
-
-@pytest.mark.parametrize("step", range(1, 8))
-def test_runs_of_one_character_are_merged_as_tokenizers_does(step):
-    # "aaaa" holds "aa" three times but merges it twice, and "aaa" once, from the left: where counts easily go wrong.
-    run = " ".join("a" * (step * place % 13 + 1) for place in range(1, 60))
-    assert_equal_training([run], vocab_size=280, min_frequency=0)
-
-
-@pytest.mark.parametrize("vocab_size", [1000, 8000])
-@pytest.mark.parametrize("name", ["the-verdict.txt", "tinyshakespeare/input.txt"])
-def test_merges_and_ids_equal_tokenizers_on_real_text(shared_data, name, vocab_size):
-    text = (shared_data / name).read_text(encoding="utf-8")
-    assert_equal_training([text], vocab_size)
-
-
-def test_training_by_hand():
-    # newest 6 + widest 3: "es" 9 times; then "est" 9; then lo 7 and ow 7 (low, lower), where "lo" has the smaller ids.
-    tokens, merges = learn_merges({"low": 5, "lower": 2, "newest": 6, "widest": 3}, vocab_size=260)
-    assert tokens[256:] == [b"es", b"est", b"lo", b"low"]
-    byte = tokens.index
-    assert merges == {
-        (byte(b"e"), byte(b"s")): 256,
-        (256, byte(b"t")): 257,
-        (byte(b"l"), byte(b"o")): 258,
-        (258, byte(b"w")): 259,
-    }
-
-
-def test_pairs_rarer_than_min_frequency_are_not_merged():
-    counts = {"ab": 3, "cd": 2, "ef": 1}
-    assert learn_merges(counts, 300, min_frequency=3)[0][256:] == [b"ab"]
-    assert learn_merges(counts, 300, min_frequency=2)[0][256:] == [b"ab", b"cd"]
-    assert learn_merges(counts, 300, min_frequency=0)[0][256:] == [b"ab", b"cd", b"ef"]
-    assert learn_merges(counts, 257, min_frequency=0)[0][256:] == [b"ab"]
-
-
-def test_pieces_are_counted_over_parts_of_a_text(monkeypatch):
-    from gpt_scratch.tokenization import byte_pair_training
-
-    whole = count_pieces([TEXT])
-    monkeypatch.setattr(byte_pair_training._parts, "__defaults__", (50,))
-    assert len(list(byte_pair_training._parts(TEXT))) > 10
-    assert count_pieces([TEXT]) == whole
+def from_fast(tokenizer) -> BytePairTokenizer:
+    """The from-scratch form of a byte-level BPE with GPT-2's pre-tokenization that the library has loaded."""
+    form = json.loads(tokenizer.backend_tokenizer.to_str())
+    assert form["normalizer"] is None and form["pre_tokenizer"]["use_regex"] and not form["pre_tokenizer"]["add_prefix_space"]
+    ids, special = form["model"]["vocab"], {token["content"]: token["id"] for token in form["added_tokens"]}
+    tokens = {id: token for token, id in (ids | special).items()}
+    merges = {(ids[left], ids[right]): ids[left + right] for left, right in form["model"]["merges"]}
+    return BytePairTokenizer(tokens, merges, special)
 
 
 def test_ids_are_gpt2s_bytes_then_merges_then_special_tokens(shared_data):
     tokenizer = train_byte_pair([TEXT], 300)
-    gpt2 = BytePairTokenizer.from_fast(load_gpt2_tokenizer(shared_data / "gpt2"))
+    gpt2 = from_fast(load_gpt2_tokenizer(shared_data / "gpt2"))
     assert [tokenizer.tokens[id] for id in range(256)] == [gpt2.tokens[id] for id in range(256)]
     assert set(tokenizer.merges.values()) == set(range(256, 298))
     assert tokenizer.special_tokens == {END_OF_TEXT: 298, PADDING: 299}
@@ -177,7 +90,7 @@ def test_saved_tokenizer_loads_in_a_fresh_process_without_this_package(tokenizer
 
 def test_gpt2_from_scratch_gives_openais_ids(shared_data):
     gpt2 = load_gpt2_tokenizer(shared_data / "gpt2")
-    tokenizer = BytePairTokenizer.from_fast(gpt2)
+    tokenizer = from_fast(gpt2)
     assert tokenizer.encode("Hello, do you like tea? <|endoftext|> In the sunlit terraces of someunknownPlace.") == [
         15496, 11, 466, 345, 588, 8887, 30, 220, 50256, 554, 262, 4252, 18250, 8812, 2114, 286, 617, 34680, 27271, 13,
     ]  # fmt: skip  # the book, section 2.6
@@ -223,23 +136,6 @@ def test_lone_surrogates_are_refused(tokenizer):
 def test_unknown_ids_are_refused(tokenizer):
     with pytest.raises(UserError, match="no token 400: its ids go from 0 to 399"):
         tokenizer.decode([1, 400])
-
-
-@pytest.mark.parametrize(
-    ("vocab_size", "texts", "message"),
-    [(257, [TEXT], "needs at least 258"), (2_000_000, [TEXT], "at most"), (300, ["", ""], "no text"), (300, [], "no text")],
-)
-def test_impossible_training_is_refused(vocab_size, texts, message):
-    with pytest.raises(UserError, match=message):
-        train_byte_pair(texts, vocab_size)
-
-
-def test_garbage_collection_is_on_again_after_an_error():
-    import gc
-
-    with pytest.raises(UserError):
-        train_byte_pair([], 300)
-    assert gc.isenabled()
 
 
 def test_forms_that_cannot_be_saved_are_refused():

@@ -1,4 +1,4 @@
-"""tokenizer.json files of others: steps that grow a text without end, panics of the library, ids without a row."""
+"""Untrusted tokenizer.json files: steps that grow a text without end, panics of the library, ids without a row."""
 
 import json
 import sys
@@ -86,7 +86,7 @@ def test_a_pipeline_that_grows_a_text_is_refused(tmp_path):
     answers = [json.loads(line) for line in outcome.stdout.splitlines()]
     for name, words, said in zip(
         [*HOSTILE, "a list", "nested 200,000 deep", "no JSON"],
-        [*(words for _, words in HOSTILE.values()), "must hold a JSON object", "nested too deeply", "is no JSON"],
+        [*(words for _, words in HOSTILE.values()), "must hold a JSON object", "nested too deeply", "is not JSON"],
         answers,
         strict=True,
     ):

@@ -100,7 +100,7 @@ def test_decoding_reads_as_it_was_written(rule):
         assert decoded == " ".join(TEXT.split())
 
 
-def test_treebank_decoding_mends_what_the_rules_cut():
+def test_treebank_decoding_joins_what_the_rules_cut():
     text = "\"Yes,\" she cannot, they're gonna say 'tis [so] & 10% more; I don't wanna... Gimme 5!"
     tokenizer = train_word_level([text], "treebank")
     assert "n't" in tokenizer.get_vocab()

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.distributed import DistributedConfig
 
-from gpt_scratch.data.language_modeling import StreamedBlocks
+from gpt_scratch.data.language_modeling import BlockSettings, Source, stream_blocks
 
 FAMILIES = ("gpt2", "llama")
 
@@ -88,7 +88,7 @@ def check_tensor_parallel(folder: str) -> None:
 def check_stream(folder: str) -> None:
     """The rows of both processes are those of the stream, each once and in order."""
     tokenizer = AutoTokenizer.from_pretrained(f"{folder}/gpt2")
-    stream = StreamedBlocks([f"{folder}/rows.jsonl"], "text", tokenizer, skip_documents=2, block_size=16)
+    stream = stream_blocks(Source((f"{folder}/rows.jsonl",)), tokenizer, BlockSettings(16), skip_documents=2)
     expected = [row["input_ids"].tolist() for row in stream]
     loader = Accelerator(cpu=True).prepare(torch.utils.data.DataLoader(stream, batch_size=3))
     steps: list[list] = [None, None]

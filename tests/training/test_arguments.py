@@ -1,5 +1,7 @@
 """Flags, recipes and their errors."""
 
+import subprocess
+import sys
 from dataclasses import dataclass, field
 
 import pytest
@@ -119,6 +121,21 @@ def test_a_run_writes_over_nobody_s_files(tmp_path, monkeypatch):
     check_output_directory(".", resume=None)  # nothing of what is there has a name that a run writes
     for name in ("README.md", "tokenizer.json"):
         (tmp_path / name).write_text("mine")
-        with pytest.raises(UserError, match=f"holds a {name}, which the run would write over"):
+        with pytest.raises(UserError, match=f"holds a {name}, which the run would overwrite"):
             check_output_directory(".", resume=None)
         (tmp_path / name).unlink()
+
+
+def test_a_directory_that_a_run_made_and_left_empty_goes(tmp_path):
+    """At the end of the process."""
+    script = (
+        "import sys; from gpt_scratch.training.arguments import check_output_directory as check\n"
+        "for name in sys.argv[1:]: check(name, resume=None)\n"
+        "open(sys.argv[1] + '/model.txt', 'w').close()"
+    )
+    (tmp_path / "old").mkdir()
+    names = [str(tmp_path / name) for name in ("runs/kept", "runs/typo", "other/deep/typo", "old")]
+    subprocess.run([sys.executable, "-c", script, *names], check=True)
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if not path.name.startswith(".")} == {
+        "runs", "runs/kept", "runs/kept/model.txt", "old"
+    }  # fmt: skip

@@ -93,7 +93,7 @@ def test_the_processes_of_one_run_share_it(running, tmp_path):
     other.communicate()
 
 
-def test_a_process_may_go_on_with_its_own_run(tmp_path):
+def test_a_process_may_resume_its_own_run(tmp_path):
     lock_output_directory(str(tmp_path))
     lock_output_directory(f"{tmp_path}/.")
     second = start(tmp_path)

@@ -53,7 +53,7 @@ def test_a_first_step_orthogonalizes_matrices_and_takes_signs_elsewhere():
             assert_equal(update[seen], parameter.grad[seen].sign(), 2e-2)
 
 
-def test_its_state_goes_on_where_it_was():
+def test_its_state_resumes_where_it_was():
     whole, resumed = tiny_model("gpt2"), tiny_model("gpt2")
     optimizer = MuonAndAdamW(whole, lr=1e-2)
     train(whole, optimizer, range(0, 6))

@@ -25,7 +25,7 @@ OWN_CODE = {"0.1.0": ((5, 21), (5, 23)), "0.2.0": ((4, 46), None)}
 
 @torch.no_grad()
 def check(folder: Path) -> None:
-    """The tokenizer's ids, the logits of each row and of all rows padded on the left, and what a language model goes on with."""
+    """The tokenizer's ids, the logits of each row and of all rows padded on the left, and how a language model continues."""
     expected = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
     tokenizer = AutoTokenizer.from_pretrained(folder, **TRUST)
     same([tokenizer(prompt)["input_ids"] for prompt in expected["prompts"]], expected["ids"], "ids")

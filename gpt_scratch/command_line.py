@@ -1,0 +1,404 @@
+"""The command line of every script: its help, its recipes, and its mistakes, all before torch and transformers are imported.
+
+Importing these takes seconds. [`check_command_line`] needs neither: `command_line.json` holds the flags of each script as its own parser
+has them (`make flags` writes it, and a test compares). The script's own parser reads the same line again afterwards and decides; it does
+everything where the file was made for other releases, or the flags have changed since.
+"""
+
+import argparse
+import difflib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from .errors import UserError, one_line
+from .files import refuse_a_run
+from .ranges import check_ranges
+
+PACKAGE = Path(__file__).resolve().parent
+TABLE = PACKAGE / "command_line.json"
+PARENT = "TrainingArguments"  # what the other groups of libraries' flags are subclasses of
+# Where flags are defined besides the script itself. What is defined elsewhere, such as choices, is compared by the test.
+DEFINED_IN = (*(f"training/{name}.py" for name in ("arguments", "pretraining", "classification", "instructions", "preferences")),
+              "inference/limits.py", "verify_checkpoint.py", "data/opening.py")  # fmt: skip
+DEFINITION = re.compile(r"^(?:def parse\b|class (?:\w*Arguments|Limits|Reading)\b).*?(?=^[^\s)]|\Z)", re.DOTALL | re.MULTILINE)
+OFF = {"top_k": 0}  # values of TRL's flags that are outside of the range and switch something off
+LATER = ("max_steps", "num_train_epochs")  # one of these may replace the other
+OWN_RANGES = ("serve",)  # whose limits have ranges of their own
+PASSED_ON = {"compare_classifiers": "finetune_classifier"}  # scripts that pass unknown flags on to another one
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Each flag once, by the name it is written with here, the type of its value, and its default."""
+
+    def __init__(self, prog: str, **settings: Any):
+        super().__init__(prog, max_help_position=36, width=min(140, shutil.get_terminal_size((120, 24)).columns - 2))
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        return f"{action.option_strings[0]} {self._format_args(action, self._get_default_metavar_for_optional(action))}"
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return TYPE_NAMES.get(getattr(action.type, "__name__", "str"), "text")
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        shown = action.help or ""
+        default = action.default
+        if (
+            default is None
+            or default is False
+            or default == argparse.SUPPRESS
+            or "default" in shown.lower()
+            or not action.option_strings
+        ):
+            return shown
+        words = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else str(default)
+        return f"{shown}{' ' if shown else ''}[{words.replace('%', '%%')}]" if words else shown
+
+
+TYPE_NAMES = {"int": "integer", "float": "number", "string_to_bool": "true|false"}
+
+
+def string_to_bool(text: str) -> bool:
+    """As transformers' parser reads it."""
+    if text.lower() not in ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() in ("yes", "true", "t", "y", "1")
+
+
+TYPES: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "string_to_bool": string_to_bool}
+
+
+class LightParser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists the flags")
+
+
+def check_command_line(script: str, argv: Sequence[str], description: str | None) -> None:
+    """Print the help of a script and exit, or refuse what can be seen to be wrong without reading a file to its end.
+
+    Args:
+        script: its name, without folder and suffix.
+        argv: the arguments after it.
+        description: the text above the flags.
+
+    Raises:
+        UserError: an unknown flag or key of a recipe, a wrong value, an input file that is missing or empty, a model that is neither a
+            directory with one nor on the Hub, an output directory that holds a run.
+    """
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    if not is_current(table, script):
+        return
+    found = table["scripts"][script]
+    methods = found.get("methods", {})
+    method = argv[0] if argv and argv[0] in methods else None
+    if methods and method is None and not set(argv) & {"-h", "--help"}:
+        raise UserError(f"the first word must be the method, {', '.join(methods)}" + (f", and not {argv[0]!r}" if argv else ""))
+    described = methods[method or next(iter(methods))] if methods else found
+    recipe = ["[recipe.yaml]"] if described.get("recipe") else []
+    choice = [method or "{" + ",".join(methods) + "}"] if methods else []
+    parser = build_parser(described, table["groups"], f"{script}.py", description, [*choice, *recipe])
+    values = read_flags(parser, list(argv)[1 if method else 0 :], PASSED_ON.get(script), table)
+    if script not in OWN_RANGES:
+        check_ranges({k: v for k, v in values.items() if k not in LATER and (k not in OFF or v != OFF[k])}, "--")
+    check_needed(script, values)
+    check_inputs(script, values)
+    if values.get("output_dir") and not values.get("resume_from_checkpoint") and described.get("recipe"):
+        refuse_a_run(Path(values["output_dir"]))
+
+
+def read_flags(
+    parser: argparse.ArgumentParser, argv: list[str], passed_on: str | None = None, table: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The values of flags and of the recipe before them, by a parser that is made for looking alone."""
+    known = known_flags(parser)
+    if is_recipe(argv):
+        argv = recipe_arguments(argv[0], known) + argv[1:]
+    values, rest = parser.parse_known_args(argv)
+    if rest and passed_on and table:
+        other = build_parser(table["scripts"][passed_on], table["groups"], passed_on, None)
+        known = sorted({*known, *known_flags(other)})
+        _, rest = other.parse_known_args(rest)
+    if rest:
+        raise UserError(unknown_name(rest[0].lstrip("-").split("=")[0], known, "flag"))
+    return vars(values)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- recipes
+
+
+class RecipeLoader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-3 as text and `no` as false; numbers are numbers here."""
+
+
+RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def is_recipe(argv: Sequence[str]) -> bool:
+    """Whether the first word names a recipe."""
+    return bool(argv) and argv[0].endswith((".yaml", ".yml"))
+
+
+def recipe_arguments(path: str, known: Sequence[str]) -> list[str]:
+    """The lines of a recipe as words of a command line.
+
+    Raises:
+        UserError: it cannot be read, or holds a key that is no flag.
+    """
+    try:
+        recipe = yaml.load(Path(path).read_text(encoding="utf-8"), RecipeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"recipe {path} cannot be read: {one_line(error)}") from error
+    if not isinstance(recipe, dict):
+        raise UserError(f"recipe {path} must hold `flag: value` lines")
+    arguments: list[str] = []
+    for key, value in recipe.items():
+        if key not in known:
+            raise UserError(f"recipe {path}: " + unknown_name(str(key), known, "key"))
+        if value is None:
+            continue
+        if isinstance(value, list):
+            arguments += [f"--{key}", *(_as_text(item) for item in value)]
+        else:
+            arguments += [f"--{key}={_as_text(value)}"]  # one word, since a value may start with a dash
+    return arguments
+
+
+def _as_text(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def known_flags(parser: argparse.ArgumentParser) -> list[str]:
+    """Every name of a flag, without dashes."""
+    return sorted({option.lstrip("-") for action in parser._actions for option in action.option_strings})
+
+
+def unknown_name(name: str, known: Sequence[str], kind: str) -> str:
+    """The message for an unknown name, with the nearest known one."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"unknown {kind} {name!r}" + (f"; did you mean {near[0]!r}?" if near else "; --help lists the flags")
+
+
+# ------------------------------------------------------------------------------------------------------------- files and models
+
+DATA_FILES = ("train_file", "validation_file", "test_file", "data_file", "replies_file", "word_list", "from_files", "file")
+TEXT_IS_A_FILE = ("benchmark", "measure_roads")
+MODELS = ("model", "model_name_or_path", "reward_model")  # with a config.json
+PLACES = (*MODELS, "tokenizer_name", "tokenizer", "source", "folder")
+DATA_SUFFIX = re.compile(r"\.(txt|text|md|jsonl?|csv|tsv|parquet|zip)(\.(gz|zst|bz2|xz))?$", re.IGNORECASE)
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+START = {"model_name_or_path": "the checkpoint to start from"}
+NEEDED = {
+    "finetune_classifier": {"train_file": "the labelled texts to train on"},
+    "finetune_instructions": {"train_file": "the records to train on"} | START,
+    "finetune_preferences": {"train_file": "the pairs to learn from"} | START,
+}
+
+
+def check_needed(script: str, values: Mapping[str, Any]) -> None:
+    """Refuse a training run without data or without its first checkpoint; argparse does not, as a recipe may hold these.
+
+    Raises:
+        UserError: names the flag.
+    """
+    if script == "pretrain" and bool(values["train_file"]) == bool(values["dataset_name"]):
+        raise UserError("give either --train_file or --dataset_name")
+    for name, what in NEEDED.get(script, {}).items():
+        if values.get(name) is None:
+            raise UserError(f"--{name} is missing: give {what}")
+
+
+def check_inputs(script: str, values: Mapping[str, Any]) -> None:
+    """Refuse files and directories to be read that are not there.
+
+    Raises:
+        UserError: names the first.
+    """
+    names = [*DATA_FILES, *(["text"] if script in TEXT_IS_A_FILE else [])]
+    for name in _strings(values, names):
+        path = Path(os.path.expanduser(name))
+        is_a_name = not DATA_SUFFIX.search(name) and not _is_surely_a_path(name)  # of a data set
+        if not path.exists() and not is_a_name and not set("*?[") & set(name):
+            raise UserError(f"{name}: no such file")
+        if path.is_file() and path.stat().st_size == 0:
+            raise UserError(f"{name} is empty")
+    wanted = [*_strings(values, [key for key in PLACES if key in values and (key != "model" or script != "benchmark")])]
+    for name in wanted:
+        check_place(name, is_model=name in [*_strings(values, MODELS)])
+
+
+def _strings(values: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
+    for name in names:
+        value = values.get(name)
+        yield from (item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str))
+
+
+def _is_surely_a_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or not HUB_NAME.fullmatch(name)
+
+
+def check_place(name: str, is_model: bool) -> None:
+    """Refuse what is neither a directory of a model nor a name on the Hub that can be looked up.
+
+    Where the Hub cannot be reached and the name is in its cache, the cache is used from then on, without waiting for the Hub again.
+    """
+    path = Path(os.path.expanduser(name))
+    if path.exists():
+        if is_model and path.is_dir() and not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
+            raise UserError(f"{name} holds no model: there is no config.json in it")
+        return
+    if _is_surely_a_path(name):
+        raise UserError(f"{name}: no such file or directory")
+    from .hub_access import refuse_unreachable
+
+    refuse_unreachable(name)
+
+
+# -------------------------------------------------------------------------------------------------- the table, and a parser of it
+
+
+def definitions(script: str) -> str:
+    """A checksum of the code that defines a script's flags."""
+    digest = hashlib.sha256()
+    for path in (PACKAGE.parent / "scripts" / f"{script}.py", *(PACKAGE / name for name in DEFINED_IN)):
+        for text in DEFINITION.findall(path.read_text(encoding="utf-8")):
+            digest.update(text.encode())
+    return digest.hexdigest()[:16]
+
+
+def releases() -> dict[str, str | None]:
+    """Of the libraries whose flags are in the table; `None` for one that is not installed."""
+    found: dict[str, str | None] = {}
+    for name in ("transformers", "trl"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def is_current(table: Mapping[str, Any], script: str) -> bool:
+    """Whether the table holds what the script's own parser would hold here."""
+    found = table["scripts"].get(script)
+    if found is None:
+        return False
+    libraries = releases()
+    try:
+        return found["definitions"] == definitions(script) and all(
+            libraries[name] == table["releases"][name] for name in found["needs"]
+        )
+    except OSError:
+        return False
+
+
+def describe_parser(parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """A parser's groups and flags, as JSON has them."""
+    described: dict[str, Any] = {"groups": []}
+    for group in parser._action_groups:
+        flags = []
+        for action in group._group_actions:
+            if isinstance(action, argparse._SubParsersAction):
+                parts = {name: describe_parser(part) for name, part in action.choices.items()}
+                described["subparsers"] = {"dest": action.dest, "parsers": parts}
+            elif not isinstance(action, argparse._HelpAction):
+                flags.append(_describe_action(action))
+        if flags:
+            described["groups"].append({"title": group.title, "flags": flags})
+    return described
+
+
+def _describe_action(action: argparse.Action) -> dict[str, Any]:
+    kinds: dict[type, str] = {argparse._StoreTrueAction: "store_true", argparse._StoreFalseAction: "store_false"}
+    kind = kinds.get(type(action))
+    name = getattr(action.type, "__name__", None)
+    described = {
+        "names": list(action.option_strings) or [action.dest],
+        "dest": action.dest,
+        "action": kind,
+        "nargs": None if kind else action.nargs,
+        "const": None if kind else action.const,
+        # page-locked memory depends on the machine
+        "default": None if kind or action.dest == "dataloader_pin_memory" else _plain(action.default),
+        "type": name if name in TYPES else None,
+        "choices": None if action.choices is None else [str(choice) for choice in action.choices],
+        "required": bool(action.required and action.option_strings) or None,
+        "help": action.help,
+    }
+    return {key: value for key, value in described.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    """A default as JSON has it; of an enumeration its value."""
+    value = getattr(value, "value", value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def build_parser(
+    described: Mapping[str, Any],
+    groups: Mapping[str, Any],
+    prog: str,
+    description: str | None,
+    first: Sequence[str] = (),
+) -> LightParser:
+    """A parser that reads and explains what the described one does.
+
+    Args:
+        groups: flags that several scripts have, by the titles of their groups.
+        first: what precedes the flags in the usage line.
+    """
+    parser = LightParser(prog=prog, description=description, formatter_class=HelpFormatter, allow_abbrev=False, add_help=False)
+    usage = [prog, *first]
+    help_at = next((group["title"] for group in described["groups"] if not group["title"].startswith("positional")), "options")
+    for group in described["groups"]:
+        place = parser.add_argument_group(group["title"])
+        if group["title"] == help_at:
+            place.add_argument("-h", "--help", action="help", help="show this and exit")
+        for flag in flags_of(group, groups):
+            settings = {key: value for key, value in flag.items() if key not in ("names", "type", "dest")}
+            positional = not flag["names"][0].startswith("-")
+            if not positional:
+                settings["dest"] = flag["dest"]
+            if flag.get("help") == argparse.SUPPRESS:
+                settings["help"] = argparse.SUPPRESS  # the object itself is what argparse knows
+            if "type" in flag:
+                settings["type"] = TYPES[flag["type"]]
+            place.add_argument(*flag["names"], **settings)
+            if positional and "subparsers" not in described:
+                usage.append(f"[{flag['names'][0]}]" if flag.get("nargs") == "?" else flag["names"][0])
+            elif flag.get("required"):
+                usage.append(f"{flag['names'][0]} ...")
+    if help_at not in [group["title"] for group in described["groups"]]:
+        parser.add_argument("-h", "--help", action="help", help="show this and exit")
+    if "subparsers" in described:
+        parts = parser.add_subparsers(dest=described["subparsers"]["dest"], required=True, metavar="subject", prog=prog)
+        for name, part in described["subparsers"]["parsers"].items():
+            inner = build_parser(part, groups, f"{prog} {name}", None)
+            parts.add_parser(name, parents=[inner], add_help=False, usage=inner.usage, formatter_class=HelpFormatter)
+        usage.append("{" + ",".join(described["subparsers"]["parsers"]) + "} ...")
+    parser.usage = " ".join([*usage, "[--flag value ...]"])
+    return parser
+
+
+def flags_of(group: Mapping[str, Any], groups: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The flags of a group: its own, or those that `groups` has by the last word of its title, where a name stands for `PARENT`'s flag."""
+    if "flags" in group:
+        return group["flags"]
+    parent = {flag["names"][0]: flag for flag in groups[PARENT]}
+    return [parent[flag] if isinstance(flag, str) else flag for flag in groups[group["title"].split()[-1]]]

@@ -1,0 +1,265 @@
+"""GGUF files of GPT-2, the Llama family and Qwen 2 and 3: every key and every tensor is used, or refused by name.
+
+Keys and tensors are named in ggml's docs/gguf.md; how llama.cpp's `convert_hf_to_gguf.py` fills them is what is undone here: matrices lie
+(out, in), and the rows of Llama's queries and keys are in the order of neighbouring pairs. Quantized values become float32.
+
+The reference of the proof is another reader, transformers' own. It ignores what it does not know, so what changes the function and is
+expressed here is added to its configuration: scaled rotary positions, the width of Qwen's heads, GPT-2's sizes.
+"""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from ..configuration_gpt_scratch import GPTScratchConfig
+from ..errors import UserError, one_line
+from ..inference.loading import refusal, refuse_incomplete
+from .checkpoint import Checkpoint, Options, build_config
+from .gguf_header import check_gguf
+from .sources import PairedSource, RenamedSource, Source
+from .weight_maps import GGUF_GPT2, GGUF_LLAMA
+
+ARCHITECTURES = ("gpt2", "llama", "qwen2", "qwen3")
+# Keys after the name of the architecture, and our setting.
+SIZES = {
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+}
+OPTIONAL = {"attention.head_count_kv": "num_key_value_heads", "attention.key_length": "head_dim", "vocab_size": "vocab_size"}
+# Keys that may be there with this value only: any other is a function that nothing here computes.
+NEUTRAL: dict[str, Any] = {
+    "attention.causal": True,
+    "use_parallel_residual": False,
+    "expert_count": 0,
+    "expert_used_count": 0,
+    "pooling_type": 0,
+    "rope.scaling.attn_factor": 1.0,
+}
+ABOUT = ("tensor_data_layout", "rope.scaling.finetuned")  # say nothing of the function
+# Of the file and of the tokenizer, which transformers reads; GGUF.* are the reader's own counts.
+OTHERS = ("general.", "tokenizer.", "quantize.", "GGUF.")
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # of every Llama 3.1 to 3.3
+
+
+class GGUFSource:
+    """The tensors of a GGUF file, in float32, as nn.Linear has them. `reader`: a `gguf.GGUFReader`, which maps the file."""
+
+    def __init__(self, reader: Any):
+        self.tensors = {tensor.name: tensor for tensor in reader.tensors}
+
+    def describe(self) -> dict[str, torch.Tensor]:
+        """Shape of every tensor; the file lists its axes from the last to the first."""
+        shapes = {name: [int(size) for size in reversed(tensor.shape)] for name, tensor in self.tensors.items()}
+        return {name: torch.empty(shape, dtype=torch.float32, device="meta") for name, shape in shapes.items()}
+
+    def get(self, name: str) -> torch.Tensor:
+        """One tensor, dequantized now.
+
+        Raises:
+            UserError: a type that is no weight's.
+        """
+        import gguf
+
+        tensor = self.tensors[name]
+        try:
+            array = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        except (NotImplementedError, ValueError, IndexError) as error:
+            raise UserError(f"{name} is of type {tensor.tensor_type.name}, which cannot be read as a weight") from error
+        return torch.from_numpy(np.array(array, dtype=np.float32)).reshape([int(size) for size in reversed(tensor.shape)])
+
+
+def open_gguf(path: Path, options: Options) -> Checkpoint:
+    """A GGUF file of one of `ARCHITECTURES`; quantized weights are dequantized to float32.
+
+    Raises:
+        UserError: the gguf package is missing, or the file cannot be read, is of another architecture, or has a key that cannot be
+            expressed; names each such key.
+    """
+    reader, source, values = _open(path)
+    architecture = values.pop("architecture")
+    names = {name: name for name in source.tensors}
+    if values["tie_word_embeddings"]:
+        names.pop("output.weight", None)
+    config = build_config(values, options.config_overrides)
+    used: Source = RenamedSource(source, names)
+    if architecture == "llama":
+        key_heads = config.num_key_value_heads or config.num_attention_heads
+        used = PairedSource(used, {".attn_q.weight": config.num_attention_heads, ".attn_k.weight": key_heads})
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except BaseException as error:  # whatever gguf, tokenizers or transformers raise
+        raise refusal(f"the tokenizer in {path} cannot be read", error) from error
+    notes = []
+    if any(tensor.tensor_type.name not in ("F32", "F16", "BF16") for tensor in reader.tensors):
+        notes.append("quantized weights were dequantized to float32")
+    if "rope_freqs.weight" in names and values["rope_parameters"]["rope_type"] == "llama3":
+        notes.append(f"rope_freqs.weight is Llama 3.1's scaling of rotary positions by {values['rope_parameters']['factor']:g}")
+    weight_map = GGUF_GPT2 if architecture == "gpt2" else GGUF_LLAMA
+    checkpoint = Checkpoint(used, weight_map, config, "lm", f"the keys of {path}", tokenizer, notes=notes)
+    checkpoint.reference = lambda: read_gguf(path, config)
+    return checkpoint
+
+
+def _open(path: Path) -> tuple[Any, GGUFSource, dict[str, Any]]:
+    """The reader, the tensors, and the settings with "architecture"."""
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError('GGUF files are read through the gguf package: pip install "gpt_scratch[gguf]"')
+    if not path.is_file():
+        raise UserError(f"{path}: the file is missing")
+    check_gguf(path)
+    import gguf
+
+    try:
+        reader = gguf.GGUFReader(path)
+        fields = {name: field.contents() for name, field in reader.fields.items()}
+    except Exception as error:  # whatever gguf and numpy raise
+        raise UserError(f"{path} is damaged, or no GGUF file: {one_line(error)}") from error
+    architecture = fields.get("general.architecture")
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise UserError(f"{path} holds a model of the architecture {architecture!r}; {known} can be converted from GGUF")
+    source = GGUFSource(reader)
+    values = _settings(path, architecture, fields, source)
+    values["tie_word_embeddings"] = "output.weight" not in source.tensors
+    if architecture == "gpt2" and not values["tie_word_embeddings"]:  # llama.cpp writes the tied head as a tensor of its own
+        values["tie_word_embeddings"] = torch.equal(source.get("output.weight"), source.get("token_embd.weight"))
+    return reader, source, values | {"architecture": architecture}
+
+
+def _settings(path: Path, architecture: str, fields: dict[str, Any], source: GGUFSource) -> dict[str, Any]:
+    """The keys of the architecture in our terms.
+
+    Raises:
+        UserError: lists missing keys, unknown ones and those of a value that cannot be expressed.
+    """
+    prefix, shapes = architecture + ".", {name: tuple(tensor.shape) for name, tensor in source.describe().items()}
+    left = {name.removeprefix(prefix): value for name, value in fields.items() if name.startswith(prefix)}
+    unknown = [name for name in fields if not name.startswith((prefix, *OTHERS))]
+    eps = "attention.layer_norm_epsilon" if architecture == "gpt2" else "attention.layer_norm_rms_epsilon"
+    missing = [prefix + name for name in (*SIZES, eps) if name not in left]
+    if len(shapes.get("token_embd.weight", ())) != 2:
+        missing.append("matrix token_embd.weight")
+    if missing:
+        raise UserError(f"{path} has no {', '.join(missing)}")
+    refused = []
+
+    def take(name: str, kind: type, default: Any = None) -> Any:
+        value = left.pop(name, default)
+        if value is not default and type(value) is not kind:
+            refused.append(f"{prefix}{name}={str(value)[:60]} (a single {kind.__name__} can be expressed)")
+            return default
+        return float(str(np.float32(value))) if kind is float and value is not None else value
+
+    values = {ours: take(name, int) for name, ours in SIZES.items()}
+    values |= {ours: value for name, ours in OPTIONAL.items() if (value := take(name, int)) is not None}
+    values["norm_eps"] = take(eps, float)
+    rows = shapes["token_embd.weight"][0]
+    if values.setdefault("vocab_size", rows) != rows:
+        refused.append(f"{prefix}vocab_size={values['vocab_size']} (token_embd.weight has {rows} rows)")
+    width = values.get("head_dim") or (values["hidden_size"] or 0) // (values["num_attention_heads"] or 1)
+    for name in ("attention.value_length", "rope.dimension_count"):
+        if (size := take(name, int, width)) != width:
+            refused.append(f"{prefix}{name}={size} (the width of a head, {width}, can be expressed)")
+    window = take("attention.sliding_window", int)
+    if window and window < (
+        values["max_position_embeddings"] or 0
+    ):  # llama.cpp has none for these architectures, and its files do not use it
+        refused.append(f"{prefix}attention.sliding_window={window} (runtimes disagree about it; none can be expressed)")
+    if architecture != "gpt2":
+        values["rope_parameters"] = _rotary(take, width, source, refused)
+    for name, neutral in NEUTRAL.items():
+        if left.pop(name, neutral) != neutral:
+            refused.append(f"{prefix}{name}={fields[prefix + name]!r} ({neutral!r} can be expressed)")
+    if fields.get("split.count", 1) != 1:
+        refused.append(f"split.count={fields['split.count']} (join the parts with llama-gguf-split --merge)")
+    unknown = [name for name in unknown if not name.startswith("split.")]
+    unknown += [prefix + name for name in left if name not in ABOUT]
+    if unknown:
+        refused.append(f"unknown keys: {', '.join(unknown[:10])}")
+    if refused:
+        raise UserError(f"{path} has keys that cannot be expressed: {'; '.join(refused)}")
+    tokens = {name: fields.get(f"tokenizer.ggml.{name}") for name in ("bos_token_id", "eos_token_id")}
+    values |= tokens | {"pad_token_id": fields.get("tokenizer.ggml.padding_token_id")}
+    values |= {"embedding_dropout": 0.0, "attention_dropout": 0.0, "residual_dropout": 0.0}
+    if architecture == "gpt2":
+        return values | {"qkv_bias": True}
+    return values | {
+        "position_embedding_type": "rope",
+        "norm_type": "rmsnorm",
+        "mlp_type": "gated",
+        "hidden_act": "silu",
+        "qk_norm": architecture == "qwen3",
+        "qkv_bias": architecture == "qwen2",
+        "o_bias": False,
+        "mlp_bias": False,
+    }
+
+
+def _rotary(take: Any, width: int, source: GGUFSource, refused: list[str]) -> dict[str, Any]:
+    """The rotary settings; Llama 3.1's scaling stands in a tensor, the factors by which frequencies are divided."""
+    rope = {"rope_theta": take("rope.freq_base", float, 10000.0), "rope_type": "default"}
+    kind, factor = take("rope.scaling.type", str, "none"), take("rope.scaling.factor", float)
+    factor = take("rope.scale_linear", float) if factor is None else factor  # its name until 2023
+    original = take("rope.scaling.original_context_length", int)
+    if kind not in ("none", "linear", "yarn"):
+        refused.append(f"rope.scaling.type={kind!r} (none, linear and yarn can be expressed)")
+    elif kind == "yarn":
+        rope |= {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
+        rope = {name: value for name, value in rope.items() if value is not None}
+    elif factor not in (None, 0.0, 1.0):
+        rope |= {"rope_type": "linear", "factor": factor}
+    if "rope_freqs.weight" not in source.tensors:
+        return rope
+    divided = source.get("rope_freqs.weight").double()
+    if bool((divided == 1).all()):  # none at all too
+        return rope
+    frequencies = rope["rope_theta"] ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
+    rope |= LLAMA3 | {"rope_type": "llama3", "factor": float(str(divided.max().float().numpy()))}
+    turns = LLAMA3["original_max_position_embeddings"] * frequencies / (2 * torch.pi)  # of each pair within the original length
+    low, high = LLAMA3["low_freq_factor"], LLAMA3["high_freq_factor"]
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    expected = 1 / (kept + (1 - kept) / rope["factor"])
+    if kind != "none" or divided.shape != expected.shape or not torch.allclose(divided, expected, rtol=1e-4):
+        refused.append("rope_freqs.weight is not Llama 3.1's scaling (low_freq_factor 1, high_freq_factor 4, of 8,192 positions)")
+    return rope
+
+
+def read_gguf(path: Path, config: GPTScratchConfig | None = None) -> PreTrainedModel:
+    """The model of a GGUF file as transformers reads it, in float32, evaluation mode.
+
+    Args:
+        config: settings of the file, for what transformers reads wrongly or not at all; read from its keys where it is not given.
+
+    Raises:
+        UserError: a key that cannot be expressed, or tensors that are missing, left over or of another shape.
+    """
+    from transformers import GgufConfig
+
+    if config is None:
+        values = _open(path)[2]
+        del values["architecture"]
+        config = build_config(values, {})
+    theirs = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    theirs.tie_word_embeddings = config.tie_word_embeddings
+    if theirs.model_type == "gpt2":  # the reader puts these two where GPT2Config does not look
+        theirs.n_positions, theirs.n_inner = config.max_position_embeddings, config.intermediate_size
+    else:
+        theirs.head_dim, theirs.rope_parameters = config.head_dim, config.rope_parameters
+    model, report = AutoModelForCausalLM.from_pretrained(
+        path.parent,
+        gguf_file=path.name,
+        config=theirs,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    refuse_incomplete(str(path), report["missing_keys"], report["unexpected_keys"], report["mismatched_keys"])
+    return model.eval()

@@ -1,0 +1,379 @@
+"""Checkpoints of Andrej Karpathy's programs: nanoGPT, minGPT, makemore, the GPT of his lecture and llama2.c; why nanochat's are refused.
+
+Sources: `model.py` of nanoGPT and llama2.c, llama2.c `export.py`, minGPT `mingpt/model.py`, `makemore.py`, `gpt.py` of ng-video-lecture,
+nanochat `nanochat/gpt.py`. What a file does not hold is asked for, or derived and said.
+"""
+
+import math
+import re
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import UserError
+from .checkpoint import PUBLISHED_HEADS, Checkpoint, Options, build_config, open_tokenizer
+from .sources import CutSource, PairedSource, RenamedSource, Source, StateDictSource
+from .state_dicts import GPT2_VOCABULARY, PADDED_VOCABULARY, PADDING_NOTE, read_state_dict
+from .weight_maps import LECTURE, LLAMA2C, NANOGPT
+
+HEAD_NAMES = ("n_head", "n_heads", "num_attention_heads")
+MAGIC = 0x616B3432  # "ak42"
+HEADER_BYTES = 256  # of llama2.c's versions from 1 on
+SIZES = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")
+
+
+def heads_of(path: Path, width: int, options: Options, notes: list[str]) -> int:
+    """The number of heads, which is in no tensor: of the command line, or of GPT-2's published sizes.
+
+    Raises:
+        UserError: neither tells it.
+    """
+    given = [options.config_overrides[name] for name in HEAD_NAMES if name in options.config_overrides]
+    if given:
+        return given[0]
+    if width not in PUBLISHED_HEADS:
+        raise UserError(
+            f"{path}: the number of heads is not in the file, and width {width} is none of GPT-2's published sizes: "
+            "pass --config_overrides n_head=N"
+        )
+    notes.append(f"heads are not in the file: {PUBLISHED_HEADS[width]}, as GPT-2 of width {width} has")
+    return PUBLISHED_HEADS[width]
+
+
+def open_nanogpt(path: Path, options: Options) -> Checkpoint:
+    """nanoGPT's `ckpt.pt`, or a bare state dict of nanoGPT, minGPT or makemore; optimizer and progress are left out.
+
+    Raises:
+        UserError: a broken or unsafe file, settings of a wrong type, or something needed that the file does not tell.
+    """
+    source, rest = read_state_dict(path)
+    shapes = {name: tuple(tensor.shape) for name, tensor in source.describe().items()}
+    for name in ("lm_head.weight", "transformer.wte.weight", "transformer.wpe.weight"):
+        if len(shapes.get(name, ())) != 2:
+            raise UserError(f"{path} has no matrix {name}: it is not a complete model of nanoGPT's")
+    notes: list[str] = []
+    args: Any = rest.get("model_args")
+    tied = torch.equal(source.get("lm_head.weight"), source.get("transformer.wte.weight"))
+    if args is not None:
+        if not tied:
+            raise UserError(f"{path}: lm_head.weight differs from transformer.wte.weight; nanoGPT ties them")
+        values, sizes_from = _nanogpt_args(path, args, options), f"model_args of {path}"
+    else:
+        values, sizes_from = _nanogpt_shapes(path, shapes, options, notes), f"the shapes in {path}"
+    names = {name: name for name in shapes}
+    if tied:
+        del names["lm_head.weight"]
+        values |= {"hidden_act": "gelu"}
+        notes.append(
+            "the activation is the exact (erf) GELU of nanoGPT's nn.GELU(); for a checkpoint of its first versions, which had OpenAI's "
+            "tanh form, or of minGPT with GPT-2's weights, pass --config_overrides hidden_act=gelu_new"
+        )
+    else:
+        values |= {"hidden_act": "gelu_new", "tie_word_embeddings": False}
+        notes.append(
+            "lm_head differs from wte, as in minGPT and makemore: not tied, and the activation is their tanh form of GELU"
+        )
+    rows = {}
+    if values["vocab_size"] == PADDED_VOCABULARY and "vocab_size" not in options.config_overrides:
+        values["vocab_size"], rows = GPT2_VOCABULARY, {"transformer.wte.weight": GPT2_VOCABULARY}
+        rows |= {} if tied else {"lm_head.weight": GPT2_VOCABULARY}
+        notes.append(PADDING_NOTE)
+    config = build_config(values, options.config_overrides)
+    checkpoint = Checkpoint(RenamedSource(source, names, rows), NANOGPT, config, "lm", sizes_from, notes=notes)
+    if (meta := path.with_name("meta.pkl")).is_file() and options.tokenizer is None:
+        checkpoint.tokenizer = open_tokenizer(str(meta), config)
+        notes.append(f"the characters are those of {meta}")
+    return checkpoint
+
+
+def _nanogpt_args(path: Path, args: Any, options: Options) -> dict[str, Any]:
+    """`model_args` in our terms.
+
+    Raises:
+        UserError: a size that is missing or a value of a wrong type; names it.
+    """
+    if not isinstance(args, Mapping):
+        raise UserError(f"{path}: model_args is a {type(args).__name__}, a dictionary is needed")
+    sizes = {
+        "n_layer": "n_layer",
+        "n_head": "n_head",
+        "n_embd": "n_embd",
+        "block_size": "n_positions",
+        "vocab_size": "vocab_size",
+    }
+    values: dict[str, Any] = {}
+    for name, ours in sizes.items():
+        if name in args:
+            values[ours] = _typed(path, args, name, int, "a whole number")
+        elif ours not in options.config_overrides:
+            raise UserError(f"{path}: model_args has no {name}: pass --config_overrides {ours}=N")
+    bias = _typed(path, args, "bias", bool, "true or false") if "bias" in args else True  # its first versions had biases always
+    dropout = _typed(path, args, "dropout", float, "a number") if "dropout" in args else 0.0
+    values.setdefault("vocab_size", options.config_overrides.get("vocab_size"))
+    return values | {"drop_rate": dropout, "qkv_bias": bias, "o_bias": bias, "mlp_bias": bias}
+
+
+def _typed(path: Path, args: Mapping, name: str, kind: type, needed: str) -> Any:
+    value = args[name]
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise UserError(
+            f"{path}: {name} of model_args is {str(value)[:60]!r}, of type {type(value).__name__}: {needed} is needed"
+        )
+    return value
+
+
+def _nanogpt_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]], options: Options, notes: list[str]) -> dict[str, Any]:
+    """The sizes of a state dict without `model_args`."""
+    (vocabulary, width), (positions, _) = shapes["transformer.wte.weight"], shapes["transformer.wpe.weight"]
+    notes.append("dropout is not in the file: set to 0")
+    return {
+        "vocab_size": vocabulary,
+        "n_embd": width,
+        "n_layer": len({name.split(".")[2] for name in shapes if name.startswith("transformer.h.")}),
+        "n_head": heads_of(path, width, options, notes),
+        "n_positions": positions,
+        "n_inner": next(iter(shapes.get("transformer.h.0.mlp.c_fc.weight", ())), None),
+        "drop_rate": 0.0,
+        "qkv_bias": "transformer.h.0.attn.c_attn.bias" in shapes,
+        "o_bias": "transformer.h.0.attn.c_proj.bias" in shapes,
+        "mlp_bias": "transformer.h.0.mlp.c_fc.bias" in shapes,
+    }
+
+
+def open_lecture(path: Path, options: Options) -> Checkpoint:
+    """The GPT of Karpathy's lecture ("Let's build GPT", `gpt.py`): one matrix a head, ReLU, an output head with a bias.
+
+    Raises:
+        UserError: a broken or unsafe file, or an incomplete model.
+    """
+    source, rest = read_state_dict(path)
+    shapes = {name: tuple(tensor.shape) for name, tensor in source.describe().items()}
+    for name in (
+        "token_embedding_table.weight",
+        "position_embedding_table.weight",
+        "lm_head.weight",
+        "blocks.0.ffwd.net.0.weight",
+    ):
+        if len(shapes.get(name, ())) != 2:
+            raise UserError(f"{path} has no matrix {name}: it is not a complete model of Karpathy's lecture")
+    layers = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
+    heads = {match[1] for name in shapes if (match := re.match(r"blocks\.0\.sa\.heads\.(\d+)\.", name))}
+    made = {
+        f"blocks.{layer}.sa.{kind}.weight": [
+            f"blocks.{layer}.sa.heads.{head}.{kind}.weight" for head in map(str, range(len(heads)))
+        ]
+        for layer in layers
+        for kind in ("query", "key", "value")
+    }
+    if missing := [name for names in made.values() for name in names if len(shapes.get(name, ())) != 2]:
+        raise UserError(f"{path} has no matrix {missing[0]}: it is not a complete model of Karpathy's lecture")
+    kept = {name: name for name in shapes if not name.endswith(".tril")}  # the causal masks
+    joined = CutSource(RenamedSource(source, kept), made, lambda name, parts: torch.cat(parts))
+    vocabulary, width = shapes["token_embedding_table.weight"]
+    notes = [f"left out, since it is no weight of the model: {', '.join(map(str, rest))}"] if rest else []
+    notes += [f"{len(heads)} heads, a matrix each, were joined", "dropout is not in the file: set to 0"]
+    values = {
+        "vocab_size": vocabulary,
+        "n_embd": width,
+        "n_layer": len(layers),
+        "n_head": len(heads),
+        "head_dim": shapes["blocks.0.sa.heads.0.key.weight"][0],
+        "n_positions": shapes["position_embedding_table.weight"][0],
+        "n_inner": shapes["blocks.0.ffwd.net.0.weight"][0],
+        "hidden_act": "relu",
+        "drop_rate": 0.0,
+        "tie_word_embeddings": False,
+        "lm_head_bias": "lm_head.bias" in shapes,
+    }
+    return Checkpoint(joined, LECTURE, build_config(values, options.config_overrides), "lm", f"the shapes in {path}", notes=notes)
+
+
+def open_llama2c(path: Path, options: Options) -> Checkpoint:
+    """llama2.c's `ckpt.pt`, a state dict in Meta's names, or a `.bin` of version 0 or 1.
+
+    Raises:
+        UserError: a broken or unsafe file, an incomplete model, or heads that nothing tells.
+    """
+    if path.suffix == ".bin":
+        source, sizes = read_llama2c_bin(path)
+    else:
+        source, sizes = _llama2c_state(path, options)
+    described = source.describe()
+    notes = [] if path.suffix == ".bin" else ["norm_eps is 1e-05 and the base of rotary positions 10,000, as in llama2.c"]
+    names = {name: name for name in described}
+    tied = "output.weight" not in names or torch.equal(source.get("output.weight"), source.get("tok_embeddings.weight"))
+    if tied:
+        names.pop("output.weight", None)
+    values = {
+        "vocab_size": sizes["vocab_size"],
+        "hidden_size": sizes["dim"],
+        "intermediate_size": sizes["hidden_dim"],
+        "num_hidden_layers": sizes["n_layers"],
+        "num_attention_heads": sizes["n_heads"],
+        "num_key_value_heads": sizes["n_kv_heads"],
+        "max_position_embeddings": sizes["max_seq_len"],
+        "position_embedding_type": "rope",
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "norm_type": "rmsnorm",
+        "norm_eps": sizes.get("norm_eps", 1e-5),
+        "mlp_type": "gated",
+        "hidden_act": "silu",
+        "qkv_bias": False,
+        "o_bias": False,
+        "mlp_bias": False,
+        "drop_rate": sizes.get("dropout", 0.0),
+        "tie_word_embeddings": tied,
+        "bos_token_id": 1 if sizes["vocab_size"] > 2 else None,  # of Llama's tokenizer, and of those that llama2.c trains
+        "eos_token_id": 2 if sizes["vocab_size"] > 2 else None,
+    }
+    config = build_config(values, options.config_overrides)
+    heads = {"wq.weight": config.num_attention_heads, "wk.weight": config.num_key_value_heads or config.num_attention_heads}
+    paired = PairedSource(RenamedSource(source, names), heads)
+    return Checkpoint(paired, LLAMA2C, config, "lm", f"the sizes in {path}", notes=notes)
+
+
+def _llama2c_state(path: Path, options: Options) -> tuple[Source, dict[str, Any]]:
+    source, rest = read_state_dict(path)
+    shapes = {name: tuple(tensor.shape) for name, tensor in source.describe().items()}
+    for name in (
+        "tok_embeddings.weight",
+        "layers.0.attention.wq.weight",
+        "layers.0.attention.wk.weight",
+        "layers.0.feed_forward.w1.weight",
+    ):
+        if len(shapes.get(name, ())) != 2:
+            raise UserError(f"{path} has no matrix {name}: it is not a complete model of llama2.c's")
+    args: Any = rest.get("model_args", {})
+    if not isinstance(args, Mapping):
+        raise UserError(f"{path}: model_args is a {type(args).__name__}, a dictionary is needed")
+    vocabulary, width = shapes["tok_embeddings.weight"]
+    given = [options.config_overrides[name] for name in HEAD_NAMES if name in options.config_overrides]
+    if "n_heads" not in args and not given:
+        raise UserError(f"{path}: model_args has no n_heads, and no tensor tells it: pass --config_overrides n_heads=N")
+    heads = given[0] if given else _typed(path, args, "n_heads", int, "a whole number")
+    positions = options.config_overrides.get("context_length", options.config_overrides.get("max_position_embeddings"))
+    if "max_seq_len" not in args and positions is None:
+        raise UserError(
+            f"{path}: model_args has no max_seq_len, and no tensor tells it: pass --config_overrides context_length=N"
+        )
+    if type(heads) is not int or heads < 1 or width % heads:
+        raise UserError(f"{path}: width {width} is not a multiple of n_heads {heads}")
+    sizes = {
+        "dim": width,
+        "hidden_dim": shapes["layers.0.feed_forward.w1.weight"][0],
+        "n_layers": len({name.split(".")[1] for name in shapes if name.startswith("layers.")}),
+        "n_heads": heads,
+        "n_kv_heads": shapes["layers.0.attention.wk.weight"][0] // (width // heads),
+        "vocab_size": vocabulary,
+        "max_seq_len": _typed(path, args, "max_seq_len", int, "a whole number") if "max_seq_len" in args else positions,
+    }
+    for name in ("dropout", "norm_eps"):
+        if name in args:
+            sizes[name] = _typed(path, args, name, float, "a number")
+    return source, sizes
+
+
+def is_llama2c_bin(path: Path) -> bool:
+    """Whether a `.bin` is no pickle, which llama2.c's are not."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    return path.suffix == ".bin" and start[:2] != b"PK" and start[:1] != b"\x80"
+
+
+def read_llama2c_bin(path: Path) -> tuple[Source, dict[str, int]]:
+    """The tensors of a `.bin`, mapped, and its header.
+
+    Raises:
+        UserError: another version, impossible sizes, or a file that is not exactly as long as these say.
+    """
+    total = path.stat().st_size
+    with path.open("rb") as file:
+        header = file.read(HEADER_BYTES)
+    magic, version = struct.unpack("<Ii", header[:8]) if len(header) >= 8 else (0, 0)
+    if magic != MAGIC:
+        version = 0
+    elif version != 1:
+        raise UserError(
+            f"{path} is of llama2.c's version {version}; 0 and 1, of float32, can be read: convert the ckpt.pt it came from"
+        )
+    if len(header) < (HEADER_BYTES if version else 28):
+        raise UserError(f"{path} is cut short: it has {total:,} bytes")
+    sizes = dict(zip(SIZES, struct.unpack_from("<7i", header, 8 if version else 0)))
+    shared = header[36] == 1 if version else sizes["vocab_size"] > 0  # version 0 negates the vocabulary where the head is its own
+    sizes["vocab_size"] = abs(sizes["vocab_size"])
+    if wrong := [f"{name} {size:,}" for name, size in sizes.items() if not 0 < size < 10_000_000]:
+        raise UserError(f"{path} is no file of llama2.c, or damaged: its header says {', '.join(wrong)}")
+    if sizes["dim"] % sizes["n_heads"] or sizes["n_heads"] % sizes["n_kv_heads"] or sizes["n_layers"] > 10_000:
+        raise UserError(f"{path} is no file of llama2.c, or damaged: its header says {sizes}")
+    places = _places(sizes, version, shared)
+    needed = (HEADER_BYTES if version else 28) + 4 * sum(math.prod(shape) for _, shape in places)
+    if needed != total:
+        raise UserError(
+            f"{path} has {total:,} bytes, and the sizes in its header need {needed:,}: it is no file of llama2.c, or cut short"
+        )
+    data = np.memmap(path, dtype="<f4", mode="c", offset=HEADER_BYTES if version else 28)  # never written to
+    tensors, start = {}, 0
+    for name, shape in places:
+        count = math.prod(shape)
+        if name:
+            tensors[name] = torch.from_numpy(data[start : start + count]).view(shape)
+        start += count
+    return StateDictSource(tensors), sizes
+
+
+def _places(sizes: dict[str, int], version: int, shared: bool) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes in the order of the file; version 0 holds tables of positions too, which have no name here."""
+    dim, inner, layers, vocabulary = sizes["dim"], sizes["hidden_dim"], range(sizes["n_layers"]), sizes["vocab_size"]
+    head = dim // sizes["n_heads"]
+    shapes = {
+        "attention_norm": (dim,),
+        "attention.wq": (dim, dim),
+        "attention.wk": (head * sizes["n_kv_heads"], dim),
+        "attention.wv": (head * sizes["n_kv_heads"], dim),
+        "attention.wo": (dim, dim),
+        "ffn_norm": (dim,),
+        "feed_forward.w1": (inner, dim),
+        "feed_forward.w2": (dim, inner),
+        "feed_forward.w3": (inner, dim),
+    }
+    embedding, norm, table = (
+        ("tok_embeddings.weight", (vocabulary, dim)),
+        ("norm.weight", (dim,)),
+        ("", (sizes["max_seq_len"], head // 2)),
+    )
+    matrices = [name for name in shapes if "norm" not in name]
+
+    def blocks(names: Iterable[str]) -> list[tuple[str, tuple[int, ...]]]:
+        return [(f"layers.{layer}.{name}.weight", shapes[name]) for name in names for layer in layers]
+
+    if version:
+        places = [*blocks(["attention_norm", "ffn_norm"]), norm, embedding, *blocks(matrices)]
+    else:
+        places = [embedding, *blocks(shapes), norm, table, table]
+    return places if shared else [*places, ("output.weight", (vocabulary, dim))]
+
+
+NANOCHAT = {  # what every model of nanochat's has, then what later ones have, by the names of their tensors
+    "": "logits capped by a tanh (softcap)",
+    "value_embeds.": "value embeddings",
+    "ve_gate": "gates of value embeddings",
+    "resid_lambdas": "scales of the residual stream (resid_lambdas)",
+    "x0_lambdas": "the embedding added to every layer (x0_lambdas)",
+    "smear": "tokens mixed with those before (smear)",
+    "backout": "a middle layer taken back out (backout)",
+}
+
+
+def refuse_nanochat(path: Path, names: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        UserError: always; names what the model has and this architecture does not.
+    """
+    found = [what for part, what in NANOCHAT.items() if any(part in name for name in names)]
+    raise UserError(f"{path} is a model of nanochat's, which cannot be expressed: it has {', '.join(found)}")

@@ -1,0 +1,351 @@
+"""Records of conversations in every common form, normalized to one: a list of messages, with tools where there are any.
+
+Alpaca (`instruction`, `input`, `output`, with `system` and `history`), messages of OpenAI's form, ShareGPT (`conversations` of `from` and
+`value`), prompt and completion, and ready token ids. A key that carries content is used or refused by its name; keys that only describe a
+record are listed once as not used.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import UserError
+from .examples import Examples
+from .opening import Faults, Reading, say
+from .readers import kind_of
+from .tables import RECORD_COLUMNS, read_table
+
+Message = dict[str, Any]
+# ShareGPT's names of roles, and other common names.
+ROLES = {"system": "system", "user": "user", "assistant": "assistant", "tool": "tool", "human": "user", "gpt": "assistant",
+         "chatgpt": "assistant", "bot": "assistant", "model": "assistant", "observation": "tool", "function": "tool",
+         "developer": "system", "function_call": "assistant"}  # fmt: skip
+REASONING = ("reasoning_content", "reasoning", "thinking")
+MESSAGE_KEYS = {"role", "content", "tool_calls", "name", "tool_call_id", "weight", *REASONING}
+# Keys that describe a record or a message, and hold nothing to learn.
+DESCRIPTIONS = {
+    "id", "ids", "idx", "index", "uuid", "guid", "hash", "row", "split", "source", "sources", "dataset", "dataset_name", "origin",
+    "category", "categories", "tag", "tags", "topic", "topics", "task", "task_type", "type", "language", "lang", "license", "licence",
+    "url", "urls", "link", "created", "created_at", "timestamp", "date", "time", "model", "model_name", "generator", "author",
+    "annotator", "prompt_id", "conversation_id", "message_id", "session_id", "length", "num_turns", "score_chosen", "score_rejected",
+    "model_response", "metadata", "meta", "__index_level_0__", "unnamed: 0", "",
+}  # fmt: skip
+LISTS = ("messages", "conversations", "history", "tools", "input_ids", "labels", "attention_mask")  # written as JSON text in csv
+FORMS = (
+    ("messages", {"messages", "system", "tools", "weight"}),
+    ("instruction", {"instruction", "input", "output", "system", "history", "tools", "weight"}),
+    ("prompt", {"prompt", "completion", "system", "history", "tools", "weight"}),
+    ("input_ids", {"input_ids", "labels", "attention_mask"}),
+)
+
+
+@dataclass
+class Conversations(Examples):
+    """Records in the forms of [`normalized`], each with its place in its file (0 is the first) for messages."""
+
+    records: list[dict[str, Any]]
+    places: list[str]
+
+
+def read_records(
+    name: str,
+    check: Callable[[dict[str, Any]], dict[str, Any]],
+    split: str = "train",
+    reading: Reading | None = None,
+    ignore_keys: Sequence[str] = (),
+    kept_keys: Sequence[str] = (),
+) -> Conversations:
+    """Records from a file, a glob or a `datasets` name, each in the form that `check` gives it.
+
+    Args:
+        check: takes a record without the keys that describe it, and raises [`UserError`] for what is wrong with it.
+        ignore_keys: keys that are not used, whatever they hold.
+        kept_keys: keys that the caller reads; they stay in the record as they are, as those do that describe it.
+
+    Raises:
+        UserError: names file, rows and keys of all faults (the first ten, and how many).
+    """
+    reading, faults = reading or Reading(), Faults()
+    records, places = [], []
+    unused: dict[str, None] = {}
+    empty = 0
+    for file, number, row in read_table(name, split, reading, faults, header=True):
+        if reading.skip_empty and all(value is None or (isinstance(value, str) and not value.strip()) for value in row.values()):
+            empty += 1
+            continue
+        try:
+            record, description = without(row, ignore_keys, kept_keys, unused)
+            record = {**check(record), **description}
+        except UserError as error:
+            faults.add(file, "row", number, str(error))
+            continue
+        records.append(record)
+        places.append(f"{file} row {number}")
+    faults.check()
+    if not records:
+        raise UserError(f"{name} holds no records")
+    if empty:
+        say(f"{name}: {empty:,} empty rows were left out")
+    if unused:
+        say(f"{name}: keys that are not used: {', '.join(map(repr, unused))}")
+    return Conversations(records, places)
+
+
+def without(
+    row: Mapping[str, Any], ignore_keys: Iterable[str], kept_keys: Iterable[str], unused: dict[str, None]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A row without keys that are null or ignored, and those apart that only describe it; these are noted in `unused`.
+
+    Known keys are found in any case, and with spaces around them.
+    """
+    record: dict[str, Any] = {}
+    description: dict[str, Any] = {}
+    for key, value in row.items():
+        name = str(key).strip()
+        known = name.lower() in {*RECORD_COLUMNS, "rejected", "weight", "attention_mask"}
+        name = name.lower() if known and name.lower() not in row else name
+        if value is None:
+            continue
+        if name in kept_keys:
+            description[name] = value
+        elif name in ignore_keys:
+            unused[name] = None
+        elif name.lower() in DESCRIPTIONS or (name == "text" and _repeats(value, row)):
+            unused[name], description[name] = None, value
+        else:
+            record[name] = _parsed(value, name) if name in LISTS else value
+    for key in ("messages", "conversations", "prompt", "completion", "chosen", "rejected"):
+        if isinstance(record.get(key), str) and _is_json_list(record[key]):
+            record[key] = _parsed(record[key], key)
+        if isinstance(record.get(key), (list, tuple)):
+            record[key] = [_without(message, ignore_keys, unused) for message in record[key]]
+    return record, description
+
+
+def _repeats(value: Any, row: Mapping[str, Any]) -> bool:
+    """Whether a text is the record again, rendered as a prompt, as in Stanford Alpaca's data."""
+    parts = [row.get("instruction"), row.get("output")]
+    return isinstance(value, str) and all(isinstance(part, str) and part in value for part in parts)
+
+
+def _without(message: Any, ignore_keys: Iterable[str], unused: dict[str, None]) -> Any:
+    if not isinstance(message, Mapping):
+        return message
+    kept = {}
+    for key, value in message.items():
+        if key in ignore_keys or (key.lower() in DESCRIPTIONS and value is not None):
+            unused[key] = None
+        elif value is not None or key in ("role", "content", "from", "value"):
+            kept[key] = value
+    return kept
+
+
+def _is_json_list(text: str) -> bool:
+    try:
+        return text.lstrip().startswith("[") and isinstance(json.loads(text), list) and "{" in text
+    except (ValueError, RecursionError):
+        return False
+
+
+def _parsed(value: Any, key: str) -> Any:
+    if not isinstance(value, str):
+        return list(value) if isinstance(value, tuple) else value
+    if not value.strip():
+        return None if key in ("history", "tools") else value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{key!r} is a text that is not valid JSON ({error})") from error
+
+
+def normalized(record: Mapping[str, Any]) -> dict[str, Any]:
+    """An instruction record in one of four forms: `messages`, `instruction` and `output`, `prompt` and `completion`, or `input_ids` and
+    `labels`; ShareGPT becomes messages.
+
+    Raises:
+        UserError: names the key: missing, of another kind, or with content that no form has.
+    """
+    record = {key: value for key, value in record.items() if value is not None}
+    if "conversations" in record:
+        if "messages" in record:
+            raise UserError("'messages' and 'conversations' are both there: leave one out")
+        record["messages"] = record.pop("conversations")
+    form, known = next((found for found in FORMS if found[0] in record), ("", set()))
+    if not form:
+        raise UserError(
+            f"the keys are {', '.join(map(str, record))}: instruction and output, messages or conversations, prompt and completion, or "
+            "input_ids and labels are needed"
+        )
+    refuse_unknown(record, known)
+    if record.get("weight", 1) != 1:
+        raise UserError(
+            f"'weight' is {record['weight']!r}: whole records cannot be weighted; repeat the record, or pass --ignore_keys weight"
+        )
+    record.pop("weight", None)
+    if form == "input_ids":
+        _check_ids(record)
+        return record
+    for key in ("system", "history", "tools"):
+        if key in record and not record[key]:
+            del record[key]
+    if "system" in record and not isinstance(record["system"], str):
+        raise UserError(f"'system' is {kind_of(record['system'])}, not text")
+    if "tools" in record and not (
+        isinstance(record["tools"], list) and all(isinstance(tool, Mapping) for tool in record["tools"])
+    ):
+        raise UserError("'tools' must be a list of objects")
+    if "history" in record:
+        record["history"] = [list(_exchange(pair)) for pair in _list(record["history"], "history")]
+    if form == "messages":
+        record["messages"] = checked_messages(record["messages"], "messages")
+        if not any(message["role"] == "assistant" for message in record["messages"]):
+            raise UserError("messages hold no reply (role assistant), so there is nothing to learn")
+        if "system" in record and record["messages"][0]["role"] == "system":
+            raise UserError("there are 'system' and a first message of the role system: leave one out")
+    elif form == "instruction":
+        for key in ("instruction", "output", "input"):
+            value = record.get(key, "" if key == "input" else None)
+            if not isinstance(value, str):
+                raise UserError(f"{key!r} is {kind_of(value)}" + (", not text" if value is not None else ""))
+    else:
+        for key in ("prompt", "completion"):
+            value = record.get(key)
+            if isinstance(value, list):
+                record[key] = checked_messages(value, key)
+            elif not isinstance(value, str):
+                raise UserError(f"{key!r} is {kind_of(value)}" + (", not text" if value is not None else ""))
+    return record
+
+
+def refuse_unknown(values: Mapping[str, Any], known: Iterable[str], of: str = "") -> None:
+    """
+    Raises:
+        UserError: names the keys that no form has, and the flag that leaves them out.
+    """
+    unknown = [str(key) for key in values if key not in known]
+    if unknown:
+        raise UserError(
+            f"{of}{'keys' if len(unknown) > 1 else 'key'} {', '.join(map(repr, unknown))} not understood, and would be lost: "
+            f"rename, or pass --ignore_keys {' '.join(unknown)}"
+        )
+
+
+def _list(value: Any, key: str) -> list:
+    if not isinstance(value, (list, tuple)):
+        raise UserError(f"{key!r} is {kind_of(value)}, not a list")
+    return list(value)
+
+
+def _exchange(pair: Any) -> tuple[str, str]:
+    if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+        raise UserError("'history' must be a list of [question, answer]")
+    return pair[0], pair[1]
+
+
+def _check_ids(record: Mapping[str, Any]) -> None:
+    for key in ("input_ids", "labels"):
+        if not isinstance(record.get(key), list) or not record[key] or any(type(value) is not int for value in record[key]):
+            raise UserError(f"{key!r} must be a list of whole numbers that is not empty")
+    if len(record["input_ids"]) != len(record["labels"]):
+        raise UserError(f"{len(record['input_ids'])} input_ids but {len(record['labels'])} labels")
+    if any(value != 1 for value in record.get("attention_mask", [])):
+        raise UserError("'attention_mask' masks tokens: leave padding out of input_ids and labels")
+
+
+def checked_messages(messages: Any, key: str) -> list[Message]:
+    """Messages of `role` and `content`, from OpenAI's or ShareGPT's form.
+
+    Raises:
+        UserError: names the message and what is wrong with it.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise UserError(f"{key} must be a list of messages that is not empty")
+    return [_checked_message(message, f"{key}: message {number}") for number, message in enumerate(messages)]
+
+
+def _checked_message(message: Any, place: str) -> Message:
+    if not isinstance(message, Mapping):
+        raise UserError(f"{place} is {kind_of(message)}, not an object")
+    message = dict(message)
+    for ours, theirs in (("role", "from"), ("content", "value")):
+        if theirs in message and ours not in message:
+            message[ours] = message.pop(theirs)
+    if not isinstance(message.get("role"), str):
+        raise UserError(f"{place} needs the strings role and content")
+    if (role := ROLES.get(message["role"].lower())) is None:
+        raise UserError(f"{place} has the role {message['role']!r}; use system, user, assistant or tool")
+    refuse_unknown(message, MESSAGE_KEYS, of=f"{place}: ")
+    content = message.get("content")
+    if message["role"] == "function_call":
+        content, message["tool_calls"] = None, [_call_of_text(content, place)]
+    calls = message.get("tool_calls") or []
+    if isinstance(content, (list, tuple)):
+        content = "".join(_text_of_part(part, place) for part in content)
+    if content is None and calls:
+        content = ""
+    if not isinstance(content, str):
+        raise UserError(f"{place} needs the strings role and content")
+    result: Message = {"role": role, "content": content}
+    if calls:
+        result["tool_calls"] = [_checked_call(call, place) for call in _list(calls, f"{place}: tool_calls")]
+    reasoning = next((message[name] for name in REASONING if message.get(name)), None)
+    if reasoning is not None:
+        if not isinstance(reasoning, str):
+            raise UserError(f"{place}: its reasoning is {kind_of(reasoning)}, not text")
+        result["reasoning_content"] = reasoning
+    for name in ("name", "tool_call_id"):
+        if message.get(name):
+            result[name] = message[name]
+    if (weight := message.get("weight", 1)) != 1:
+        if weight != 0 or role != "assistant":
+            raise UserError(f"{place} has the weight {weight!r}: only 0 is understood, of a reply that is not to be learned")
+        result["weight"] = 0
+    return result
+
+
+def _text_of_part(part: Any, place: str) -> str:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, Mapping):
+        rest = {key for key, value in part.items() if value is not None} - {"type", "text"}
+        if part.get("type", "text") in ("text", "input_text", "output_text") and isinstance(part.get("text"), str) and not rest:
+            return part["text"]
+        raise UserError(f"{place} holds a part of type {str(part.get('type'))!r}: only text is understood")
+    raise UserError(f"{place} holds a part that is {kind_of(part)}, not an object")
+
+
+def _call_of_text(text: Any, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{place} is a function call that is not valid JSON") from error
+
+
+def _checked_call(call: Any, place: str) -> dict[str, Any]:
+    """A call as chat templates expect it: arguments as an object."""
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise UserError(f"{place}: a tool call needs a function with a name")
+    arguments = function.get("arguments") or {}
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{place}: the arguments of {function['name']!r} are not valid JSON") from error
+    result: dict[str, Any] = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    if isinstance(call.get("id"), str):
+        result["id"] = call["id"]
+    return result
+
+
+def opening_messages(record: Mapping[str, Any]) -> list[Message]:
+    """The messages that `system` and `history` of a record stand for, before its own.
+
+    >>> opening_messages({"system": "Be brief.", "history": [["Hi", "Hello"]]})[1:]
+    [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello'}]
+    """
+    messages: list[Message] = [{"role": "system", "content": record["system"]}] if record.get("system") else []
+    for question, answer in record.get("history") or []:
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return messages

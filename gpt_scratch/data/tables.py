@@ -1,0 +1,436 @@
+"""Rows of csv, tsv, jsonl, json and parquet files and of `datasets` tables, as dictionaries; all errors are reported at once.
+
+What a file does not say is recognized and printed where it is not what the suffix promises: the delimiter, a header in a tsv, lines in a
+`.json`, a list in a `.jsonl`, rows under one key. A row that does not fit its header is never cut to fit it.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+
+from ..errors import UserError, innermost, one_line
+from .opening import (
+    LARGEST_RATIO,
+    ROW_BYTES,
+    TABLE_SUFFIXES,
+    Faults,
+    Reading,
+    check_files,
+    invalid_place,
+    is_glob,
+    read_lines,
+    read_text,
+    replaced,
+    say,
+    suffix_of,
+)
+
+Row = tuple[str, int, dict[str, Any]]  # file or data set, number (0 is the first), values by column
+DELIMITERS = ",;\t|"
+DELIMITER_WORDS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "|"}
+# Columns that the scripts use: they distinguish a header from a row, and a record from rows under a key.
+TEXT_COLUMNS = ("text", "label")
+RECORD_COLUMNS = (
+    "instruction", "input", "output", "prompt", "completion", "messages", "conversations", "chosen", "rejected", "system", "history",
+    "tools", "input_ids", "labels",
+)  # fmt: skip
+KNOWN_COLUMNS = {*TEXT_COLUMNS, *RECORD_COLUMNS}
+
+
+def read_table(
+    names: str | Sequence[str],
+    split: str = "train",
+    reading: Reading | None = None,
+    faults: Faults | None = None,
+    columns: Sequence[str] = (),
+    header: bool | None = None,
+) -> Iterator[Row]:
+    """The rows of a file, of all files of a glob, or of a split of a `datasets` name or directory.
+
+    A row that cannot be read goes to `faults`, and reading continues; raised after the last row, so that a caller that adds its own
+    has all of them in one report.
+
+    Args:
+        columns: names that the caller asks for, by which a header is recognized, beside those of the scripts.
+        header: whether the first line of a tsv names the columns; None recognizes it, and without one the columns are label and text.
+
+    Raises:
+        UserError: no such file, data set or split, an unknown format, or anything in `faults`.
+    """
+    reading, faults = reading or Reading(), Faults() if faults is None else faults
+    for name in [names] if isinstance(names, str) else names:
+        if Path(name).is_file() or is_glob(name):
+            for file in check_files([name], TABLE_SUFFIXES):
+                yield from _checked(file, READERS[suffix_of(file)](file, reading, faults, columns, header), reading, faults)
+        elif suffix_of(name) in TABLE_SUFFIXES:
+            raise UserError(f"{name}: no such file")
+        else:
+            found = load_table(name, None, split, streaming=False)
+            if found is None:
+                raise UserError(f"data set {name!r} has no split {split!r}")
+            yield from _checked(name, enumerate(found), reading, faults)
+    faults.check()
+
+
+def rows_of_stream(rows: Iterable[Mapping[str, Any]], name: str) -> Iterator[Row]:
+    """The rows of a `datasets` table that is open already."""
+    faults = Faults(at_once=True)
+    yield from _checked(name, enumerate(rows), Reading(), faults)
+
+
+def _checked(name: str, rows: Iterable[tuple[int, Mapping]], reading: Reading, faults: Faults) -> Iterator[Row]:
+    """One rule for text in every format: a half of a surrogate pair is refused or replaced, all else is kept, also control characters."""
+    count = 0
+    for number, row in rows:
+        values = dict(row)
+        if (place := invalid_place(values)) is not None:
+            if not reading.replace_invalid:
+                faults.add(
+                    name,
+                    "row",
+                    number,
+                    f"{place!r} holds half of a surrogate pair, which is no text (often an emoji cut in two): fix the row, or pass "
+                    "--replace_invalid",
+                )
+                continue
+            values, count = replaced(values), count + 1
+        yield name, number, values
+    if count:
+        say(f"{name}: halves of surrogate pairs were replaced by U+FFFD in {count:,} rows")
+
+
+# csv and tsv
+
+
+def _rows_of_csv(
+    name: str, reading: Reading, faults: Faults, columns: Sequence[str], header: bool | None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    return rows_of_lines(name, read_lines(name, reading), suffix_of(name) == ".tsv", reading, faults, columns, header)
+
+
+def rows_of_lines(
+    name: str,
+    lines: Iterator[str],
+    tsv: bool,
+    reading: Reading,
+    faults: Faults,
+    columns: Sequence[str] = (),
+    header: bool | None = None,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and values of the rows of csv, or of tsv: there quotes are text, unless all of them enclose cells.
+
+    A tsv whose first line names no columns holds label and text, and all that follows the first tab is the text.
+    """
+    lines = iter(lines)
+    head: list[str] = []
+    for line in lines:
+        head.append(line)
+        if len(head) >= 100 or sum(map(len, head)) > 1 << 16:
+            break
+    default = "\t" if tsv else ","
+    delimiter = reading.delimiter or _recognized_delimiter(head, default, columns)
+    if delimiter != default:
+        say(f"{name}: columns are separated by {DELIMITER_WORDS.get(delimiter, repr(delimiter))}")
+    first = next((line for line in head if line.strip()), "")
+    names = _cells(first, delimiter)
+    if header is None and tsv:
+        header = _is_header(names, columns) or _is_table(head, delimiter)
+        if header:
+            say(f"{name}: its first line is read as the names of the columns: {', '.join(names)}")
+    header = header is None or header
+    literal = tsv and not _quotes_like_a_spreadsheet(head, delimiter)
+    dialect: dict[str, Any] = {"delimiter": delimiter, "strict": True}
+    dialect |= {"quoting": csv.QUOTE_NONE} if literal else {"skipinitialspace": f"{delimiter} " in first and delimiter != " "}
+    rows = read_delimited((line for part in (head, lines) for line in part), name, faults, dialect)
+    if header:
+        names = [column.strip() for column in next(rows, (1, []))[1]]
+        while names and not names[-1]:
+            names.pop()
+        twice = [column for i, column in enumerate(names) if column in names[:i]]
+        if twice:
+            raise UserError(f"{name}: two columns are called {twice[0]!r}: rename one")
+    else:
+        names = ["label", "text"]
+    for number, (line_number, cells) in enumerate(rows):
+        while len(cells) > len(names) and not cells[-1].strip():
+            cells.pop()  # a spreadsheet pads its rows
+        if not header and literal:
+            cells = [*cells[:1], *([delimiter.join(cells[1:])] if len(cells) > 1 else [])]
+        if len(cells) != len(names):
+            faults.add(name, "line", line_number, _misfit(len(cells), names, delimiter, literal))
+            continue
+        yield number, dict(zip(names, cells))
+
+
+def _misfit(count: int, names: Sequence[str], delimiter: str, literal: bool) -> str:
+    if literal and count == 1:
+        return f"no tab: each line must be {'<TAB>'.join(names)}"
+    text = f"{count} field{'s' * (count != 1)} where the header has {len(names)} ({', '.join(names)})"
+    if count < len(names):
+        return f"{text}: fill the row, or pass the right --delimiter"
+    quotes = "" if literal else f"put a text that holds {DELIMITER_WORDS.get(delimiter, repr(delimiter))} in double quotes, or "
+    return f"{text}: {quotes}pass the right --delimiter, or give jsonl"
+
+
+def read_delimited(
+    lines: Iterable[str], name: str, faults: Faults, dialect: Mapping[str, Any]
+) -> Iterator[tuple[int, list[str]]]:
+    """The rows of csv with the line (1 is the first) that each begins in; blank lines are none. A row that is no csv goes to `faults`."""
+    csv.field_size_limit(ROW_BYTES)  # the default of 128 KiB is shorter than a long document
+    reader = csv.reader(lines, **dialect)
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            faults.add(
+                name,
+                "line",
+                line,
+                f"not valid CSV ({error}): a quote inside quotes is written twice, and one that opens must close",
+            )
+            continue
+        if cells and not (len(cells) == 1 and not cells[0].strip() and dialect["delimiter"] not in cells[0]):
+            yield line, cells
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    try:
+        return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
+    except csv.Error:
+        return [line.strip()]
+
+
+def _is_header(names: Sequence[str], columns: Sequence[str]) -> bool:
+    """Whether the first line of a tsv holds a name that was asked for, or two that the scripts know."""
+    lower = {name.lower() for name in names}
+    return bool(lower & {column.lower() for column in columns}) or len(lower & KNOWN_COLUMNS) > 1
+
+
+def _is_table(head: Sequence[str], delimiter: str) -> bool:
+    """Whether a tsv is of more columns than label and text."""
+    counts = {len(_cells(line, delimiter)) for line in head if line.strip()}
+    return len(counts) == 1 and counts.pop() > 2
+
+
+def _recognized_delimiter(head: Sequence[str], default: str, columns: Sequence[str]) -> str:
+    """By the header: what cuts it into the most names that are known, else into the most parts; else as csv.Sniffer finds it."""
+    first = next((line for line in head if line.strip()), "")
+    known = KNOWN_COLUMNS | {column.lower() for column in columns}
+    found = {delimiter: _cells(first, delimiter) for delimiter in DELIMITERS if len(_cells(first, delimiter)) > 1}
+    if not found:
+        return default
+    names = {delimiter: sum(cell.lower() in known for cell in cells) for delimiter, cells in found.items()}
+    best = max(names.values())
+    likely = [delimiter for delimiter in found if names[delimiter] == best]
+    if default in likely:
+        return default
+    if len(likely) > 1:
+        try:
+            sniffed = csv.Sniffer().sniff("".join(head), "".join(likely)).delimiter
+            likely = [sniffed] if sniffed in likely else likely
+        except csv.Error:
+            pass
+    return likely[0]
+
+
+def _quotes_like_a_spreadsheet(head: Sequence[str], delimiter: str) -> bool:
+    """Whether quotes in a tsv enclose cells, as spreadsheets write them, and are not a part of the text: every one of them fits."""
+    cells = [cell for line in head for cell in line.rstrip("\r\n").split(delimiter) if '"' in cell]
+    return (
+        bool(cells)
+        and all(
+            len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in cell[1:-1].replace('""', "") and '""' in cell[1:-1] + '""'
+            for cell in cells
+        )
+        and any(len(cell) > 2 for cell in cells)
+    )
+
+
+# JSON
+
+
+def _rows_of_json(
+    name: str, reading: Reading, faults: Faults, columns: Sequence[str], header: bool | None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    # Read by hand and not by datasets' streaming readers: these divide files among loader workers by themselves,
+    # and a single file then goes to the first worker only.
+    suffix = suffix_of(name)
+    beginning = next((text.lstrip() for text in read_text(name, reading) if text.strip()), "")
+    if beginning.startswith("["):
+        yield from _rows_of_list(_parse("".join(read_text(name, reading)), name), name, faults)
+        if suffix == ".jsonl":
+            say(f"{name}: read as one list of rows")
+        return
+    lines = read_lines(name, reading)
+    try:
+        value = _parse(next((line for line in lines if line.strip()), ""), name)
+    except UserError:
+        value = None
+    second = next((line for line in lines if line.strip()), None)
+    if suffix == ".json" and (value is None or second is None):
+        value = _parse("".join(read_text(name, reading)), name)
+        if not isinstance(value, dict):
+            raise UserError(f"{name} holds a {type(value).__name__} where a list of objects is expected")
+        under = _rows_under_a_key(value, name)
+        yield from [(0, value)] if under is None else _rows_of_list(under, name, faults)
+        return
+    if suffix == ".json":
+        say(f"{name}: read as one object a line")
+    number = 0
+    for line_number, line in enumerate(read_lines(name, reading), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = _parse(line, "")
+        except UserError as error:
+            faults.add(name, "line", line_number, str(error))
+        else:
+            if isinstance(value, dict):
+                yield number, value
+            else:
+                faults.add(name, "line", line_number, f"a {type(value).__name__} where a JSON object is expected")
+        number += 1
+
+
+def _rows_of_list(value: Any, name: str, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, row in enumerate(value):
+        if isinstance(row, dict):
+            yield number, row
+        else:
+            faults.add(name, "row", number, f"it is {type(row).__name__}, not an object")
+
+
+def _rows_under_a_key(value: Mapping[str, Any], name: str) -> list | None:
+    """The list of objects that an object holds under a key of any name; None where the object is itself a row.
+
+    Raises:
+        UserError: several such lists.
+    """
+    if any(str(key).lower() in KNOWN_COLUMNS for key in value):
+        return None
+    lists = [key for key, rows in value.items() if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)]
+    if not lists:
+        return None
+    if len(lists) > 1:
+        raise UserError(f"{name} holds lists of rows under {', '.join(map(repr, lists))}: give one file for each")
+    say(f"{name}: read as the rows under {lists[0]!r}")
+    return value[lists[0]]
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for i, key in enumerate(keys) if key in keys[:i])!r} occurs twice")
+    return values
+
+
+def _parse(text: str, place: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place} is not valid JSON: {error}" if place else f"not valid JSON: {error}") from error
+
+
+# parquet and `datasets`
+
+
+def _rows_of_parquet(
+    name: str, reading: Reading, faults: Faults, columns: Sequence[str], header: bool | None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        with pyarrow.parquet.ParquetFile(name) as file:
+            _refuse_unpacking_beyond_reason(file.metadata, name)
+            first = 0
+            for batch in file.iter_batches(batch_size=16):  # few rows: one value of a dictionary may fill many with megabytes
+                if batch.nbytes > ROW_BYTES:
+                    raise UserError(
+                        f"{name}: rows {first} to {first + batch.num_rows - 1} hold {batch.nbytes:,} bytes: give long texts as txt files"
+                    )
+                yield from enumerate(batch.to_pylist(), start=first)
+                first += batch.num_rows
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{name} is not a readable parquet file: {one_line(innermost(error))}") from error
+
+
+def _refuse_unpacking_beyond_reason(footer: pyarrow.parquet.FileMetaData, name: str) -> None:
+    """A part of a column is unpacked page by page, but a page may be all of it."""
+    for group in range(footer.num_row_groups):
+        for column in range(footer.num_columns):
+            part = footer.row_group(group).column(column)
+            packed, unpacked = part.total_compressed_size, part.total_uncompressed_size
+            if unpacked > ROW_BYTES and unpacked > LARGEST_RATIO * packed:
+                raise UserError(
+                    f"{name}: row group {group} of {part.path_in_schema} has {packed:,} bytes that unpack to {unpacked:,}: no text does"
+                )
+
+
+READERS = {
+    ".csv": _rows_of_csv,
+    ".tsv": _rows_of_csv,
+    ".jsonl": _rows_of_json,
+    ".json": _rows_of_json,
+    ".parquet": _rows_of_parquet,
+}
+
+
+def load_table(name: str, config_name: str | None, split: str, streaming: bool):
+    """A split of a `datasets` name or directory, or `None` where it has no such split.
+
+    Raises:
+        UserError: it cannot be found or read.
+    """
+    try:
+        if os.path.isdir(name) and (Path(name) / "dataset_info.json").is_file():
+            return datasets.load_from_disk(name) if split == "train" else None  # written by Dataset.save_to_disk
+        if os.path.isdir(name) and (Path(name) / "dataset_dict.json").is_file():
+            return datasets.load_from_disk(name).get(split)
+        available = datasets.get_dataset_split_names(name, config_name)
+        if split not in available:
+            return None
+        return datasets.load_dataset(name, config_name, split=split, streaming=streaming)
+    except Exception as error:
+        raise UserError(f"data set {name!r} cannot be loaded: {one_line(innermost(error))}") from error
+
+
+def class_names(name: str, column: str, split: str = "train") -> list[str] | None:
+    """The names of the classes in the order of their ids, where a column of a `datasets` table or parquet file keeps them.
+
+    Raises:
+        UserError: as [`load_table`].
+    """
+    if Path(name).is_file():
+        if suffix_of(name) != ".parquet":
+            return None
+        features = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(name))
+    else:
+        table = None if is_glob(name) else load_table(name, None, split, streaming=False)
+        features = getattr(table, "features", None) or {}
+    feature = features.get(column)
+    return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+
+
+def find_column(values: Mapping[str, Any], name: str, wanted: str) -> str | None:
+    """The column called `wanted`, in any case and with spaces around it; None where there is none.
+
+    Raises:
+        UserError: several columns differ in case only.
+    """
+    if wanted in values:
+        return wanted
+    found = [column for column in values if str(column).strip().lower() == wanted.strip().lower()]
+    if len(found) > 1:
+        raise UserError(f"{name}: the columns {', '.join(map(repr, found))} differ in case or spaces only: rename one")
+    if found:
+        say(f"{name}: the column {found[0]!r} is read as {wanted!r}")
+    return found[0] if found else None

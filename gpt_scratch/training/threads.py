@@ -1,0 +1,109 @@
+"""How many threads a training step on a CPU runs on, measured at the start.
+
+torch takes a thread for each core. Where others keep the cores busy, each of the many small steps of a small model waits until its last
+thread has had a turn: ten times as long as on one thread (tests/training/measure_threads.py). On a quiet machine all threads stay, so that
+equal runs stay equal to the last bit there; `OMP_NUM_THREADS` sets a number that is kept.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+FIXED_BY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+GAIN = 1.3  # times as fast as on all threads, or these stay
+STEPS = 3  # measured on each number of threads, after one to warm up
+FLOP = 2e10  # of a measured step at most, some 0.5 s on a core: rows are left out until it is less
+LARGEST = 8e10  # a single row beyond this is enough work for all threads
+
+
+def fastest_threads(step: Callable[[], Any], most: int) -> tuple[int, dict[int, float]]:
+    """The number of threads on which `step` is fastest, `most` unless another is [`GAIN`] times as fast; and the seconds of each.
+
+    Powers of two are tried from 1 on until more threads do not help, then `most`.
+    """
+    seconds: dict[int, float] = {}
+    numbers = [2**i for i in range(most.bit_length()) if 2**i < most]
+    for number in numbers:
+        seconds[number] = _seconds(step, number)
+        if number > 1 and seconds[number] > 0.9 * seconds[number // 2]:
+            break
+    seconds[most] = _seconds(step, most)
+    fastest = min(seconds, key=seconds.__getitem__)
+    chosen = fastest if seconds[most] > GAIN * seconds[fastest] else most
+    torch.set_num_threads(chosen)
+    return chosen, seconds
+
+
+def _seconds(step: Callable[[], Any], threads: int) -> float:
+    torch.set_num_threads(threads)
+    taken = []
+    for _ in range(STEPS + 1):
+        start = time.perf_counter()
+        step()
+        taken.append(time.perf_counter() - start)
+    return median(taken[1:])
+
+
+class ThreadsCallback(TrainerCallback, ExportableState):
+    """Measures steps of the run's own model on its own rows when training begins; a resumed run keeps the number that it had."""
+
+    def __init__(self, threads: int | None = None):
+        self.threads = threads
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": {"threads": self.threads}}
+
+    def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
+        most = torch.get_num_threads()
+        if (
+            most == 1
+            or args.world_size > 1
+            or args.torch_compile
+            or args.device.type != "cpu"
+            or any(map(os.environ.get, FIXED_BY))
+        ):
+            return
+        if self.threads is not None:
+            torch.set_num_threads(min(self.threads, most))
+            return
+        batch = first_rows(train_dataloader, model, args.per_device_train_batch_size)
+        if batch is None:
+            return
+        self.threads, seconds = fastest_threads(lambda: _step(model, batch, args.bf16), most)
+        others = ", ".join(f"{value:.2g} s on {number}" for number, value in sorted(seconds.items()) if number != self.threads)
+        print(
+            f"threads: {self.threads} of {most}, a step of {len(batch['input_ids'])} rows takes {seconds[self.threads]:.2g} s so, and "
+            f"{others}{'' if self.threads == most else ': the machine is busy, or the model small'} (OMP_NUM_THREADS sets a number)"
+        )
+
+
+def first_rows(dataloader: Any, model: Any, batch_size: int) -> dict[str, Any] | None:
+    """Rows of a run as its model takes them, few enough to be measured; `None` of streams, of large models, and of what is no batch."""
+    rows: Any = getattr(dataloader, "dataset", None)
+    if isinstance(rows, torch.utils.data.IterableDataset) or not hasattr(rows, "__getitem__"):
+        return None
+    count = min(batch_size, len(rows))
+    batch = dataloader.collate_fn([rows[i] for i in range(count)])
+    if not hasattr(batch, "keys") or not {"input_ids", "labels"} <= batch.keys():
+        return None
+    work = 6 * sum(parameter.numel() for parameter in model.parameters()) * batch["input_ids"].shape[-1]  # FLOP of a row
+    if work > LARGEST:
+        return None
+    kept = max(1, min(count, int(FLOP // work)))
+    return {name: value[:kept] for name, value in batch.items() if isinstance(value, torch.Tensor)}
+
+
+def _step(model: Any, batch: dict[str, Any], bf16: bool) -> None:
+    """Forward and backward, without a trace in gradients and random numbers."""
+    was_training = model.training
+    model.train()
+    with torch.random.fork_rng([]), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        model(**batch).loss.backward()
+    model.zero_grad(set_to_none=True)
+    model.train(was_training)

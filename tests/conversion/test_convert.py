@@ -1,0 +1,66 @@
+"""The engine of conversions: dtypes, shards, and tied weights under any of their names."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from stock_models import gpt2, llama, saved
+from tiny_models import assert_equal, randomize
+from transformers import (
+    AutoModelForCausalLM,
+)
+
+
+def ids(rows: int = 3, length: int = 14) -> torch.Tensor:
+    return torch.randint(0, 60, (rows, length), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_narrow_dtypes_stay_and_shards_are_cut(convert, tmp_path, dtype):
+    reference = randomize(llama()).to(dtype).eval()
+    reference.save_pretrained(tmp_path / "original", max_shard_size="10KB")
+    assert (tmp_path / "original" / "model.safetensors.index.json").is_file()
+    folder = convert(tmp_path / "original", "--max_shard_size", "20KB")
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 1 and all(shard.stat().st_size < 22_000 for shard in shards)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.dtype == dtype and json.loads((folder / "config.json").read_text(encoding="utf-8"))["dtype"] == str(dtype)[6:]
+    assert all(torch.equal(tensor, reference.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+@torch.no_grad()
+def test_weights_are_rounded_on_request(convert, tmp_path, capsys):
+    reference = gpt2()
+    folder = convert(saved(reference, tmp_path / "original"), "--dtype", "bfloat16")
+    assert "dtype:              bfloat16" in capsys.readouterr().out
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert_equal(model.float()(ids()).logits, reference.to(torch.bfloat16).float()(ids()).logits)
+
+
+def test_weights_of_two_dtypes_become_the_wider_one(convert, tmp_path):
+    original = saved(llama().to(torch.bfloat16), tmp_path / "original")
+    tensors = load_file(original / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].float() + 1e-4
+    save_file(tensors, original / "model.safetensors", metadata={"format": "pt"})
+    folder = convert(original)
+    assert torch.equal(load_file(folder / "model.safetensors")["model.norm.weight"], tensors["model.norm.weight"])
+
+
+def test_tied_weights_under_either_name_or_both(convert, tmp_path, capsys):
+    reference = gpt2()
+    original = saved(reference, tmp_path / "original")
+    tensors = load_file(original / "model.safetensors")
+    wte = tensors.pop("transformer.wte.weight")
+    for stored, tied in (
+        ({"lm_head.weight": wte}, True),
+        ({"transformer.wte.weight": wte, "lm_head.weight": wte.clone()}, True),
+        ({"transformer.wte.weight": wte, "lm_head.weight": wte + 1}, False),
+    ):
+        save_file(tensors | stored, original / "model.safetensors", metadata={"format": "pt"})
+        model = AutoModelForCausalLM.from_pretrained(convert(original))
+        assert model.config.tie_word_embeddings == tied
+        assert torch.equal(model.model.embed_tokens.weight, wte)
+        assert torch.equal(model.lm_head.weight, stored["lm_head.weight"])
+    assert "kept apart, as transformers does" in capsys.readouterr().out

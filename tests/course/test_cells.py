@@ -1,0 +1,85 @@
+"""Reading lessons, and the command that runs them."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+COURSE = Path(__file__).resolve().parents[2] / "scripts" / "course"
+sys.path.insert(0, str(COURSE))
+from cells import lesson, lesson_files, read_cells  # noqa: E402
+
+LESSON = """# %% [markdown]
+# # A lesson
+#
+# - text
+
+# %% tags=["parameters"]
+small = False
+
+# %% tags=["compare", "figure"]
+x = 1
+
+
+# %%
+def f(): ...
+"""
+
+
+def run_module():
+    spec = importlib.util.spec_from_file_location("course_run", COURSE / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_cells_of_a_lesson(tmp_path):
+    path = tmp_path / "01_x.py"
+    path.write_text(LESSON)
+    cells = read_cells(path)
+    assert [(cell.markdown, cell.tags) for cell in cells] == [
+        (True, ()),
+        (False, ("parameters",)),
+        (False, ("compare", "figure")),
+        (False, ()),
+    ]
+    assert cells[0].source == "# A lesson\n\n- text" and cells[2].source == "x = 1" and cells[3].source == "def f(): ..."
+    lines = LESSON.splitlines()
+    assert all(lines[cell.line - 1].removeprefix("# ") == cell.source.splitlines()[0] for cell in cells)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("# %% [markdwon]\n# x\n", "line 1: '# %% \\[markdwon\\]' is no cell marker"),
+        ("x = 1\n# %%\n", "line 1: text before the first cell"),
+    ],
+)
+def test_a_broken_lesson_is_refused_by_its_line(tmp_path, text, message):
+    path = tmp_path / "01_x.py"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_cells(path)
+
+
+def test_a_lesson_gives_what_it_defined_without_running():
+    four = lesson(4)
+    assert four.Attention(8, 2).H == 2 and not hasattr(four, "words") and not hasattr(four, "check_1")
+    assert "tokens.weight" in lesson(6).NAMES
+
+
+def test_lessons_are_numbered_without_holes():
+    assert [int(path.stem[:2]) for path in lesson_files()] == list(range(1, 14))
+
+
+def test_an_unknown_lesson_ends_in_one_line(tmp_path, capsys):
+    assert run_module().main([str(tmp_path / "out"), "--lessons", "4", "99"]) == 1
+    assert capsys.readouterr().err.startswith("error: --lessons 99: the lessons are 1, 2, 3") and not (tmp_path / "out").exists()
+
+
+def test_parameters_are_replaced_after_the_cell_that_sets_them():
+    pytest.importorskip("nbformat")
+    notebook = run_module().notebook_of(COURSE / "06_model.py", {"checkpoint": Path("elsewhere")})
+    tagged = next(number for number, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ()))
+    assert notebook.cells[tagged + 1].source.endswith("checkpoint = PosixPath('elsewhere')")

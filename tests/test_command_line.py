@@ -1,0 +1,187 @@
+"""What a script says before torch and transformers are imported: its help, and what is wrong with its command line."""
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_line_table import SCRIPTS, make_table, script_names
+
+from gpt_scratch import command_line, hub_access
+from gpt_scratch.command_line import check_command_line
+from gpt_scratch.errors import UserError
+
+ROOT = SCRIPTS.parent
+PINNED = dict(re.findall(r"^(transformers|trl)==(\S+)", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """The current directory: texts, a model, a run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    for name in ("text.txt", "runs/model/config.json", "runs/old/checkpoint-3/config.json", "runs/nothing/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "recipe.yaml").write_text("train_file: [text.txt]\nlearnin_rate: 1\n", encoding="utf-8")
+    return tmp_path
+
+
+def test_the_table_holds_what_the_scripts_parsers_say():
+    pytest.importorskip("trl")
+    if command_line.releases() != PINNED:
+        pytest.skip(f"the flags of {PINNED} are in the table")
+    found, kept = json.loads(json.dumps(make_table())), json.loads(command_line.TABLE.read_text(encoding="utf-8"))
+    for name in found["scripts"]:
+        assert found["scripts"][name] == kept["scripts"].get(name), f"{name}: `make flags` writes the table anew"
+    assert found == kept, "`make flags` writes the table anew"
+
+
+@pytest.mark.parametrize("script", script_names())
+def test_help_names_each_flag_once(script, capsys):
+    with pytest.raises(SystemExit) as end:
+        check_command_line(script, ["--help"], "What it is for.")
+    shown = capsys.readouterr().out
+    assert end.value.code == 0 and shown.startswith(f"usage: {script}.py ") and "What it is for." in shown
+    assert len(shown.partition("\n\n")[0].splitlines()) <= 2 and "SUPPRESS" not in shown
+    flags = re.findall(r"^  (--\w+)", shown, re.MULTILINE)
+    assert len(flags) == len(set(flags))
+
+
+def test_a_script_s_own_flags_stand_before_those_of_the_library(capsys):
+    for argv, library, flag in (
+        (["finetune_preferences"], "flags of TRL's DPOConfig:", "--beta"),
+        (["finetune_preferences", "grpo"], "flags of TRL's GRPOConfig:", "--num_generations"),
+        (["pretrain"], "flags of transformers' TrainingArguments:", "--learning_rate"),
+    ):
+        with pytest.raises(SystemExit):
+            check_command_line(argv[0], [*argv[1:], "--help"], None)
+        shown = capsys.readouterr().out
+        places = [shown.index(part) for part in ("flags of this script:", "\n  --train_file", library, f"\n  {flag}")]
+        assert places == sorted(places)
+
+
+WRONG = {
+    "pretrain --learnin_rate 1": "unknown flag 'learnin_rate'; did you mean 'learning_rate'?",
+    "pretrain --learning_rate fast": "invalid float value: 'fast'",
+    "pretrain --learning_rate -1": "--learning_rate is -1.0: it must be between 0 and 1,000",
+    "pretrain --optimizer sgd": "invalid choice: 'sgd'",
+    "pretrain --append_eos maybe": "'maybe' is neither true nor false",
+    "pretrain recipe.yaml": "recipe recipe.yaml: unknown key 'learnin_rate'; did you mean 'learning_rate'?",
+    "pretrain nowhere.yaml": "recipe nowhere.yaml cannot be read",
+    "pretrain --train_file nowhere.txt": "nowhere.txt: no such file",
+    "pretrain --train_file text.txt --output_dir runs/old": "runs/old already holds a run",
+    "pretrain --train_file text.txt --tokenizer_name gpt2": "gpt2: no such directory here, and the Hub cannot be reached (127.0.0.1: ",
+    "pretrain --block_size 64": "give either --train_file or --dataset_name",
+    "finetune_classifier --vocab_size 500": "--train_file is missing: give the labelled texts to train on",
+    "finetune_instructions --train_file text.txt": "--model_name_or_path is missing: give the checkpoint to start from",
+    "finetune_classifier --train_file empty.csv": "empty.csv is empty",
+    "finetune_classifier --train_file text.txt --model_name_or_path runs/nothing": "runs/nothing holds no model: there is no config.json in it",
+    "finetune_preferences": "the first word must be the method, dpo, reward, grpo",
+    "finetune_preferences sft": "and not 'sft'",
+    "finetune_preferences dpo --bet 1": "unknown flag 'bet'; did you mean 'beta'?",
+    "compare_classifiers --recipes random --train_file text.txt --output_dir x --lerning_rate 1": "did you mean 'learning_rate'?",
+    "generate ./typo": "./typo: no such file or directory",
+    "generate runs/model --top_p 2": "--top_p is 2.0: it must be between 0 and 1",
+    "classify runs/model --file nowhere.csv": "nowhere.csv: no such file",
+    "analyze attention runs/model": "the following arguments are required: --text",
+    "serve runs/model --port x": "invalid int value: 'x'",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_what_is_wrong_is_said_in_one_line(folder, line):
+    script, *argv = line.split()
+    with pytest.raises(UserError, match=re.escape(WRONG[line])) as error:
+        check_command_line(script, argv, None)
+    assert "\n" not in str(error.value)
+
+
+RIGHT = [
+    "pretrain --train_file text.txt --learning_rate 1e-3 --bf16 --no_append_eos --output_dir runs/new",
+    "pretrain --train_file text.txt --output_dir runs/old --resume_from_checkpoint latest",
+    "pretrain --train_file text.txt --lr_scheduler_kwargs {}",
+    "finetune_classifier --train_file a_name_of_datasets",
+    "finetune_preferences grpo --top_k 0 --use_cpu --train_file text.txt --model_name_or_path runs/model",
+    "compare_classifiers --recipes random --train_file text.txt --output_dir x --learning_rate 1e-3 --bf16",
+    "generate runs/model --prompt a b --temperature 0.5",
+    "analyze runs runs/old runs/model --labels a b",
+    "benchmark step --shape 4x256",
+    "serve runs/model --max_tokens 0",  # its limits say themselves what they may be
+]
+
+
+@pytest.mark.parametrize("line", RIGHT)
+def test_what_is_right_passes(folder, line):
+    script, *argv = line.split()
+    check_command_line(script, argv, None)
+
+
+def test_every_recipe_passes(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "config.json").write_text("{}")
+    folders = {"instructions": ["finetune_instructions"], "spam": ["finetune_classifier"]}
+    for path in sorted((SCRIPTS / "configs").rglob("*.yaml")):
+        folder = path.parent.name
+        if folder == "accelerate":
+            continue
+        command = ["finetune_preferences", path.stem] if folder == "preferences" else folders.get(folder, ["pretrain"])
+        flags = ["--output_dir", "runs/none-of-this-name"]
+        if "dataset_name" not in path.read_text(encoding="utf-8"):
+            flags += ["--train_file", "README.md"]
+        if command[0] not in ("pretrain", "finetune_classifier"):
+            flags += ["--model_name_or_path", str(tmp_path)]
+        check_command_line(command[0], [*command[1:], str(path), *flags], None)
+
+
+def test_a_table_of_other_code_or_releases_checks_nothing(monkeypatch):
+    for name in ("definitions", "releases"):
+        with monkeypatch.context() as patch:
+            patch.setattr(command_line, name, lambda *_: {"transformers": "4.0", "trl": None} if not _ else "0")
+            check_command_line("pretrain", ["--no_such_flag"], None)
+    with pytest.raises(UserError, match="no_such_flag"):
+        check_command_line("pretrain", ["--no_such_flag"], None)
+
+
+def test_definitions_are_the_code_of_the_flags():
+    """A flag added to a dataclass or to a `parse` changes the checksum, other code does not."""
+    found = command_line.DEFINITION.findall(
+        "x = 1\n@dataclass\nclass TinyArguments:\n    a: int = 1\n\n\ndef main():\n    pass\n"
+    )
+    assert [text.rstrip() for text in found] == ["class TinyArguments:\n    a: int = 1"]
+    found = command_line.DEFINITION.findall("def parse(\n    argv,\n) -> int:\n    parser.add('a')\n\n\nz = 3\n")
+    assert "parser.add('a')" in found[0] and "z = 3" not in found[0]
+
+
+def test_the_cache_serves_where_the_hub_cannot_be_asked(folder, monkeypatch, capsys):
+    (folder / "cache/hub/models--gpt2").mkdir(parents=True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "")  # put back afterwards
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    check_command_line("pretrain", ["--train_file", "text.txt", "--tokenizer_name", "gpt2"], None)
+    assert os.environ["HF_HUB_OFFLINE"] == "1" and "gpt2 is taken from the Hub's cache" in capsys.readouterr().err
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
+        hub_access.refuse_unreachable("user/other")
+
+
+def test_a_script_needs_no_torch_to_say_so(tmp_path):
+    """Measured on a process: 8 s where torch and transformers are imported."""
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "pretrain.py"), "--help"], env=environment, capture_output=True, text=True
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0 and done.stdout.startswith("usage: pretrain.py"), done.stderr
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "generate.py"), "./typo"], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (2, "error: ./typo: no such file or directory\n")
