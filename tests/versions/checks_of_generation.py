@@ -2,6 +2,7 @@
 
 import torch
 from case import Case, same
+from checks_of_outputs import cache, padding
 
 TOP_K = 4
 
@@ -61,4 +62,15 @@ def static_cache(case: Case) -> None:
     same(new_tokens(case, case.lm(), **settings), expected.tolist(), "padded rows")
 
 
-CHECKS = (greedy, beams, sampling, static_cache)
+def sliding_window(case: Case) -> None:
+    """A model whose layers attend to few tokens, in eager and sdpa, padded, with a cache in parts, and generating beyond the window."""
+    if case.style != "llama_like":
+        return
+    windowed = Case(case.root, "windowed_like")
+    for attention in ("sdpa", "eager"):
+        windowed.compare_logits(windowed.lm(attn_implementation=attention))
+    for check in (padding, cache, greedy, static_cache):
+        check(windowed)
+
+
+CHECKS = (greedy, beams, sampling, static_cache, sliding_window)

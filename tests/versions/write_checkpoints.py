@@ -41,7 +41,8 @@ ROPES = {
     },
 }
 NEW_TOKENS, BEAMS, BEAM_TOKENS = 12, 3, 6
-STYLES = {"gpt2_like": {}, "llama_like": {"qk_norm": True}}
+# The last one is for a check of its own: every layer attends to the last 5 tokens, fewer than the prompts have.
+STYLES = {"gpt2_like": {}, "llama_like": {"qk_norm": True}, "windowed_like": {"style": "llama", "sliding_window": 5}}
 
 
 def louder(model: torch.nn.Module, factor: float = 4) -> torch.nn.Module:
