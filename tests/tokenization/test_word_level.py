@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from gpt_scratch.errors import UserError
-from gpt_scratch.tokenization.word_level import RULES, _pipeline, cut_words, train_word_level, word_level_from_list
+from gpt_scratch.tokenization.word_level import RULES, cut_words, pipeline_of, train_word_level, word_level_from_list
 
 TEXT = "Anna lost her key. \"It's gone!\" she said -- and didn't cry (much).\nTom had it: $5, he wouldn't give it back...\n"
 
@@ -45,7 +45,7 @@ REFERENCES = {"word": book_words, "treebank": nltk_words, "whitespace": str.spli
 
 @pytest.mark.parametrize("rule", RULES)
 def test_words_of_random_text_are_the_references(rule):
-    backend = _pipeline(rule)
+    backend = pipeline_of(rule)
     for text in map(random_text, range(3000)):
         assert cut_words(backend, text) == REFERENCES[rule](text), repr(text)
 
@@ -54,7 +54,7 @@ def test_words_of_random_text_are_the_references(rule):
 @pytest.mark.parametrize("name", ["the-verdict.txt", "SMSSpamCollection.tsv"])
 def test_words_of_real_text_are_the_references(shared_data, rule, name):
     text = (shared_data / name).read_text(encoding="utf-8")[:200_000]
-    assert cut_words(_pipeline(rule), text) == REFERENCES[rule](text)
+    assert cut_words(pipeline_of(rule), text) == REFERENCES[rule](text)
 
 
 @pytest.mark.slow
@@ -62,12 +62,12 @@ def test_words_of_real_text_are_the_references(shared_data, rule, name):
 @pytest.mark.parametrize("name", ["tinyshakespeare/input.txt", "wikitext-2/valid.txt"])
 def test_words_of_long_text_are_the_references(shared_data, rule, name):
     text = (shared_data / name).read_text(encoding="utf-8")
-    assert cut_words(_pipeline(rule), text) == REFERENCES[rule](text)
+    assert cut_words(pipeline_of(rule), text) == REFERENCES[rule](text)
 
 
 def test_nltks_documented_example():
     text = "Good muffins cost $3.88 (roughly 3,36 euros)\nin New York.  Please buy me\ntwo of them.\nThanks."
-    assert cut_words(_pipeline("treebank"), text) == [
+    assert cut_words(pipeline_of("treebank"), text) == [
         "Good", "muffins", "cost", "$", "3.88", "(", "roughly", "3,36", "euros", ")", "in", "New", "York.", "Please", "buy", "me",
         "two", "of", "them", ".", "Thanks", ".",
     ]  # fmt: skip  # as nltk line by line: "them" loses its period, which nltk leaves there when given all lines at once
