@@ -43,7 +43,7 @@ def check(folder: Path) -> None:
 
 def outcome(release: str) -> str:
     first, last = OWN_CODE[release]
-    if RELEASE < first or (last and RELEASE > last):
+    if not first <= RELEASE <= (last or RELEASE):
         window = " to ".join(".".join(map(str, bound)) for bound in (first, last or RELEASE))
         return f"-: the code that release {release} wrote runs on transformers {window}"
     for folder in sorted((FOLDER / release).iterdir()):
