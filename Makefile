@@ -20,7 +20,7 @@ quickstart: setup
 	@echo "Look at runs/quickstart/loss.png, samples.jsonl, metrics.json and README.md; load it with AutoModelForCausalLM."
 
 test: setup
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow

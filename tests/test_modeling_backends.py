@@ -90,8 +90,13 @@ def test_compiled_forward_is_one_graph(style, backend):
         compiled(others, labels=others.clone(), attention_mask=mask.flip(0))
 
 
-@pytest.mark.parametrize("loss_implementation", ["full", "chunked"])
-@pytest.mark.parametrize("style", ["gpt2", "llama"])
+@pytest.mark.parametrize(
+    ("style", "loss_implementation"),
+    [
+        ("llama", "chunked"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("llama", "full"), ("gpt2", "full"), ("gpt2", "chunked"))),
+    ],
+)
 def test_a_training_step_is_compiled_once_for_one_length_and_once_for_all_others(style, loss_implementation):
     torch._dynamo.reset()
     model = tiny_model(style).train()

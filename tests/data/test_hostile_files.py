@@ -78,6 +78,7 @@ def test_a_row_without_end_is_refused(tmp_path, monkeypatch, kind, start):
         list(read_pieces([str(path)]))
 
 
+@pytest.mark.slow
 @pytest.mark.fault(
     "a parquet file of 20 kB whose one value has 300 MB; one whose 100,000 rows share 20 MB", seconds=40, mebibytes=4000
 )

@@ -19,6 +19,7 @@ def run(script, *argv: str) -> list[dict]:
     return benchmark.main(benchmark.parse(argv))
 
 
+@pytest.mark.slow
 def test_a_step_with_a_rival(script, tmp_path):
     (tmp_path / "rival.py").write_text(RIVAL, encoding="utf-8")
     output = tmp_path / "results" / "step.json"

@@ -28,9 +28,8 @@ def main():
     lock_output_directory(sys.argv[1])
     if "worker" in sys.argv:
         worker = os.fork()
-        if not worker:
-            import time; time.sleep(60)
-        print(worker, flush=True)
+        if not worker:  # says itself that it runs: by then it has let go of the lock
+            import time; print(os.getpid(), flush=True); time.sleep(60)
     print("running", flush=True)
     sys.stdin.readline()
 run_script(main)
