@@ -30,6 +30,7 @@ def main():
         worker = os.fork()
         if not worker:  # says itself that it runs: by then it has let go of the lock
             import time; print(os.getpid(), flush=True); time.sleep(60)
+        os.waitpid(worker, 0)
     print("running", flush=True)
     sys.stdin.readline()
 run_script(main)
