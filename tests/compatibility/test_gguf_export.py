@@ -54,17 +54,34 @@ def test_transformers_reads_the_same_function_and_tokenizer(export, checkpoint, 
     assert tokenizer.eos_token_id == ours.eos_token_id and tokenizer.bos_token_id == ours.bos_token_id
 
 
+def llama_cpp_logits(path, ids: list[int], text: str | None = None) -> torch.Tensor:
+    """Of every token, (T, V), by llama.cpp; with `text`, its own tokenizer must give `ids`."""
+    import llama_cpp
+
+    float32 = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}  # its cache, of 16 bits by default
+    runtime = llama_cpp.Llama(str(path), n_ctx=64, n_threads=1, logits_all=True, verbose=False, **float32)
+    assert text is None or runtime.tokenize(text.encode(), add_bos=False, special=True) == ids
+    runtime.eval(ids)
+    return torch.from_numpy(np.array(runtime.scores[: len(ids)]))
+
+
+def save_qwen(folder, tokenizer, layout: str):
+    """A model of this package that this layout of Qwen can hold, saved there."""
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 64, "tie_word_embeddings": layout == "qwen2"}
+    model = tiny_model("llama", **sizes, **QWEN[layout])
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
 QWEN = {"qwen2": {"qkv_bias": True}, "qwen3": {"qk_norm": True, "head_dim": 10, "num_attention_heads": 4}}
 
 
 @pytest.mark.parametrize("layout", QWEN)
 @torch.no_grad()
 def test_qwens_layouts_there_and_back(export, script, tokenizer, tmp_path, layout):
-    """Read by transformers as its own Qwen, by llama.cpp where it is installed, and by the conversion, which gives back every bit."""
-    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 64, "tie_word_embeddings": layout == "qwen2"}
-    model = tiny_model("llama", **sizes, **QWEN[layout])
-    model.save_pretrained(tmp_path / "ours")
-    tokenizer.save_pretrained(tmp_path / "ours")
+    """Read by transformers as its own Qwen, and by the conversion, which gives back every bit."""
+    model = save_qwen(tmp_path / "ours", tokenizer, layout)
     path, figures = export(tmp_path / "ours")
     theirs = read_gguf(path)
     assert type(theirs).__name__ == {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}[layout] == figures["compared_with"]
@@ -84,14 +101,16 @@ def test_qwens_layouts_there_and_back(export, script, tokenizer, tmp_path, layou
     convert.main(convert.parse([str(path), str(tmp_path / "back")]))
     before, after = load_file(tmp_path / "ours" / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-    try:
-        import llama_cpp
-    except ImportError:
-        return
-    float32 = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
-    runtime = llama_cpp.Llama(str(path), n_ctx=64, n_threads=1, logits_all=True, verbose=False, **float32)
-    runtime.eval(ids[0, :32].tolist())
-    assert_equal(torch.from_numpy(np.array(runtime.scores[:32])), expected[0, :32])
+
+
+@pytest.mark.parametrize("layout", QWEN)
+@torch.no_grad()
+def test_llama_cpp_computes_the_same_logits_in_qwens_layouts(export, tokenizer, tmp_path, layout):
+    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, which is compiled when it is installed")
+    model = save_qwen(tmp_path / "ours", tokenizer, layout)
+    path, _ = export(tmp_path / "ours")
+    ids = torch.randint(0, len(tokenizer), (1, 32), generator=torch.Generator().manual_seed(0))
+    assert_equal(llama_cpp_logits(path, ids[0].tolist()), model(ids).logits[0])
 
 
 def test_a_quarter_of_the_size_costs_a_little(export, checkpoint):
@@ -107,17 +126,12 @@ def test_a_quarter_of_the_size_costs_a_little(export, checkpoint):
 
 @torch.no_grad()
 def test_llama_cpp_computes_the_same_logits(export, checkpoint, style):
-    llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, which is compiled when it is installed")
+    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, which is compiled when it is installed")
     path, _ = export(checkpoint)
-    float32 = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}  # its cache, of 16 bits by default
-    runtime = llama_cpp.Llama(str(path), n_ctx=64, n_threads=1, logits_all=True, verbose=False, **float32)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
     for text in TEXTS:
         ids = tokenizer(text)["input_ids"]
-        assert runtime.tokenize(text.encode(), add_bos=False, special=True) == ids
-        runtime.reset()
-        runtime.eval(ids)
-        logits = torch.from_numpy(np.array(runtime.scores[: len(ids)]))
+        logits = llama_cpp_logits(path, ids, text)
         # its GELU is a table of 16-bit floats
         assert_equal(logits, model(torch.tensor([ids])).logits[0], tolerance={"gpt2": 4e-3, "llama": 1e-5}[style])
 
