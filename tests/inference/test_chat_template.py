@@ -187,11 +187,15 @@ HOSTILE = {
 }  # fmt: skip
 
 
+def limit(expected: str) -> int:
+    """Seconds of one rendering: short where that limit is tested, else long enough for the other limits on a busy machine."""
+    return 1 if "did not finish within 1" in expected else 20
+
+
 @pytest.fixture(scope="module")
 def refusals():
     code = START + (
-        "chat_template.SECONDS = 1\n"
-        "for template in json.load(sys.stdin):\n"
+        "for template, chat_template.SECONDS in json.load(sys.stdin):\n"
         "    start = time.perf_counter()\n"
         "    try:\n"
         "        told = repr(chat_template.apply_chat_template(tokenizer, question, chat_template=template, tokenize=False))[:99]\n"
@@ -206,7 +210,7 @@ def refusals():
         [sys.executable, "-c", code],
         seconds=120,
         mebibytes=1900,
-        stdin=json.dumps([template for template, _ in HOSTILE.values()]),
+        stdin=json.dumps([(template, limit(expected)) for template, expected in HOSTILE.values()]),
     )
     assert done.exceeded is None and done.status == 0, (done.exceeded, done.stderr[-2000:])
     return dict(zip(HOSTILE, map(json.loads, done.stdout.splitlines())))
@@ -214,12 +218,16 @@ def refusals():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.fault(name, seconds=6, mebibytes=1200)) for name in HOSTILE]
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.fault(name, seconds=limit(expected) + 5, mebibytes=1200))
+        for name, (_, expected) in HOSTILE.items()
+    ],
 )
 def test_a_hostile_template_is_refused_in_bounded_time_and_memory(refusals, name):
     told, seconds, own, children = refusals[name]
     assert told.startswith("refused: ") and HOSTILE[name][1] in told and "\n" not in told and "\x1b" not in told
-    assert seconds < 6 and own + children < 1200  # MiB; torch and transformers are about 500 of them
+    assert seconds < limit(HOSTILE[name][1]) + 5 and own + children < 1200  # MiB; torch and transformers are about 500 of them
 
 
 def run_hostile(code: str) -> subprocess.Popen:
