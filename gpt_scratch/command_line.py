@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import yaml
 
 from .errors import UserError, one_line
-from .files import refuse_a_run
+from .files import check_target, refuse_a_run
 from .ranges import check_ranges
 
 PACKAGE = Path(__file__).resolve().parent
@@ -28,7 +28,7 @@ TABLE = PACKAGE / "command_line.json"
 PARENT = "TrainingArguments"  # what the other groups of libraries' flags are subclasses of
 # Where flags are defined besides the script itself. What is defined elsewhere, such as choices, is compared by the test.
 DEFINED_IN = (*(f"training/{name}.py" for name in ("arguments", "pretraining", "classification", "instructions", "preferences")),
-              "inference/limits.py", "verify_checkpoint.py", "data/opening.py")  # fmt: skip
+              "inference/limits.py", "verify_checkpoint.py", "data/opening.py", "demo/__main__.py")  # fmt: skip
 DEFINITION = re.compile(r"^(?:def parse\b|class (?:\w*Arguments|Limits|Reading)\b).*?(?=^[^\s)]|\Z)", re.DOTALL | re.MULTILINE)
 OFF = {"top_k": 0}  # values of TRL's flags that are outside of the range and switch something off
 LATER = ("max_steps", "num_train_epochs")  # one of these may replace the other
@@ -116,6 +116,9 @@ def check_command_line(script: str, argv: Sequence[str], description: str | None
     check_inputs(script, values)
     if values.get("output_dir") and not values.get("resume_from_checkpoint") and described.get("recipe"):
         refuse_a_run(Path(values["output_dir"]))
+    if script in WRITES and values.get("to") != "gguf":  # which is a file
+        read = _strings(values, [*DATA_FILES, *PLACES])
+        check_target(values[WRITES[script]], values["overwrite"], [name for name in read if os.path.exists(name)])
 
 
 def read_flags(
@@ -218,9 +221,18 @@ def check_needed(script: str, values: Mapping[str, Any]) -> None:
     """
     if script == "pretrain" and bool(values["train_file"]) == bool(values["dataset_name"]):
         raise UserError("give either --train_file or --dataset_name")
+    if script in ("demo", "serve"):
+        from .inference.limits import KEY_VARIABLE, PAGE, SERVER, refuse_others
+
+        allowed, what = (values["model"], PAGE) if script == "demo" else (os.environ.get(KEY_VARIABLE), SERVER)
+        refuse_others(values["host"], allowed, what)
     for name, what in NEEDED.get(script, {}).items():
         if values.get(name) is None:
             raise UserError(f"--{name} is missing: give {what}")
+
+
+# Scripts that write a directory whole, by the flag that names it.
+WRITES = {"convert_checkpoint": "output", "train_tokenizer": "output_dir", "export": "output"}
 
 
 def check_inputs(script: str, values: Mapping[str, Any]) -> None:

@@ -26,10 +26,14 @@ def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.delenv("GPT_SCRATCH_API_KEY", raising=False)
     for name in ("text.txt", "runs/model/config.json", "runs/old/checkpoint-3/config.json", "runs/nothing/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}", encoding="utf-8")
     (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "runs/written").mkdir()
+    (tmp_path / "runs/written/model.pth").write_text("weights")
+    (tmp_path / "runs/written/.gpt_scratch.json").write_text('{"files": [".gpt_scratch.json", "model.pth"]}')
     (tmp_path / "recipe.yaml").write_text("train_file: [text.txt]\nlearnin_rate: 1\n", encoding="utf-8")
     return tmp_path
 
@@ -93,6 +97,17 @@ WRONG = {
     "classify runs/model --file nowhere.csv": "nowhere.csv: no such file",
     "analyze attention runs/model": "the following arguments are required: --text",
     "serve runs/model --port x": "invalid int value: 'x'",
+    "serve runs/model --host 0.0.0.0": "--host 0.0.0.0 lets others reach this server: set an API key in the variable GPT_SCRATCH_API_KEY",
+    "demo --modle runs/model": "unknown flag 'modle'; did you mean 'model'?",
+    "demo --model runs/model runs/nothing": "runs/nothing holds no model",
+    "demo --model ./typo": "./typo: no such file or directory",
+    "demo --port 99999": "--port is 99999: it must be between 0 and 65,535",
+    "demo --host 0.0.0.0": "--host 0.0.0.0 lets others reach this page, where only you may choose its models: give them with --model",
+    "convert_checkpoint text.txt runs/old": "runs/old exists and is not empty: it holds 'checkpoint-3', which this package did not write",
+    "convert_checkpoint text.txt runs/written": "runs/written exists and is not empty: choose another output directory, or pass --overwrite",
+    "convert_checkpoint runs/written/model.pth runs/written --overwrite": "runs/written holds the source runs/written/model.pth",
+    "train_tokenizer --train_file text.txt --output_dir text.txt": "text.txt exists and is not a directory",
+    "export onnx runs/model runs/old": "runs/old exists and is not empty",
 }  # fmt: skip
 
 
@@ -114,6 +129,10 @@ RIGHT = [
     "generate runs/model --prompt a b --temperature 0.5",
     "analyze runs runs/old runs/model --labels a b",
     "benchmark step --shape 4x256",
+    "demo --model runs/model --port 8000",
+    "demo --model runs/model --host 0.0.0.0",
+    "convert_checkpoint text.txt runs/written --overwrite",
+    "export gguf runs/model text.txt",  # a file, replaced when the new one is whole
     "serve runs/model --max_tokens 0",  # its limits say themselves what they may be
 ]
 
