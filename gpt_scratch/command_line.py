@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -201,6 +202,7 @@ DATA_FILES = ("train_file", "validation_file", "test_file", "data_file", "replie
 TEXT_IS_A_FILE = ("benchmark", "measure_roads")
 MODELS = ("model", "model_name_or_path", "reward_model")  # with a config.json
 PLACES = (*MODELS, "tokenizer_name", "tokenizer", "source", "folder")
+CHECKED_BLOCKS = 8  # of 1 MiB: what is decoded of each file before torch is imported
 DATA_SUFFIX = re.compile(r"\.(txt|text|md|jsonl?|csv|tsv|parquet|zip)(\.(gz|zst|bz2|xz))?$", re.IGNORECASE)
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -249,9 +251,24 @@ def check_inputs(script: str, values: Mapping[str, Any]) -> None:
             raise UserError(f"{name}: no such file")
         if path.is_file() and path.stat().st_size == 0:
             raise UserError(f"{name} is empty")
+    if "encoding" in values:
+        check_encoding(values, names)
     wanted = [*_strings(values, [key for key in PLACES if key in values and (key != "model" or script != "benchmark")])]
     for name in wanted:
         check_place(name, is_model=name in [*_strings(values, MODELS)])
+
+
+def check_encoding(values: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Refuse files of text whose beginning is not of the encoding that the flags or a mark name."""
+    from .data.opening import TABLE_SUFFIXES, TEXT_SUFFIXES, UNPACKERS, Reading, read_text, suffix_of
+
+    reading = Reading.of(argparse.Namespace(**values))
+    for name in _strings(values, names):
+        path = Path(os.path.expanduser(name))
+        is_text = suffix_of(name) in (TEXT_SUFFIXES | TABLE_SUFFIXES) - {".parquet"} and path.suffix.lower() not in UNPACKERS
+        if path.is_file() and is_text:
+            for _ in islice(read_text(name, reading), CHECKED_BLOCKS):
+                pass
 
 
 def _strings(values: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
@@ -335,13 +352,18 @@ def describe_parser(parser: argparse.ArgumentParser) -> dict[str, Any]:
 
 
 def _describe_action(action: argparse.Action) -> dict[str, Any]:
-    kinds: dict[type, str] = {argparse._StoreTrueAction: "store_true", argparse._StoreFalseAction: "store_false"}
+    kinds: dict[type, str] = {
+        argparse._StoreTrueAction: "store_true",
+        argparse._StoreFalseAction: "store_false",
+        argparse._VersionAction: "version",
+    }
     kind = kinds.get(type(action))
     name = getattr(action.type, "__name__", None)
     described = {
         "names": list(action.option_strings) or [action.dest],
         "dest": action.dest,
         "action": kind,
+        "version": getattr(action, "version", None),
         "nargs": None if kind else action.nargs,
         "const": None if kind else action.const,
         # page-locked memory depends on the machine

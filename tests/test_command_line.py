@@ -31,6 +31,7 @@ def folder(tmp_path, monkeypatch) -> Path:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}", encoding="utf-8")
     (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "latin.csv").write_text("text,label\nGr\xfc\xdfe,Lob\n", encoding="latin-1")
     (tmp_path / "runs/written").mkdir()
     (tmp_path / "runs/written/model.pth").write_text("weights")
     (tmp_path / "runs/written/.gpt_scratch.json").write_text('{"files": [".gpt_scratch.json", "model.pth"]}')
@@ -94,6 +95,9 @@ WRONG = {
     "compare_classifiers --recipes random --train_file text.txt --output_dir x --lerning_rate 1": "did you mean 'learning_rate'?",
     "generate ./typo": "./typo: no such file or directory",
     "generate runs/model --top_p 2": "--top_p is 2.0: it must be between 0 and 1",
+    "finetune_classifier --train_file latin.csv": "latin.csv: byte 13 is not UTF-8 (invalid start byte, line 2): give its --encoding",
+    "finetune_classifier --train_file latin.csv --encoding klingon": "--encoding klingon: Python knows no such encoding",
+    "pretrain --train_file latin.csv --delimiter ab": "--delimiter 'ab': it must be one character",
     "classify runs/model --file nowhere.csv": "nowhere.csv: no such file",
     "analyze attention runs/model": "the following arguments are required: --text",
     "serve runs/model --port x": "invalid int value: 'x'",
@@ -105,7 +109,7 @@ WRONG = {
     "demo --host 0.0.0.0": "--host 0.0.0.0 lets others reach this page, where only you may choose its models: give them with --model",
     "convert_checkpoint text.txt runs/old": "runs/old exists and is not empty: it holds 'checkpoint-3', which this package did not write",
     "convert_checkpoint text.txt runs/written": "runs/written exists and is not empty: choose another output directory, or pass --overwrite",
-    "convert_checkpoint runs/written/model.pth runs/written --overwrite": "runs/written holds the source runs/written/model.pth",
+    "convert_checkpoint runs/written/model.pth runs/written --overwrite": "runs/written holds the source /",
     "train_tokenizer --train_file text.txt --output_dir text.txt": "text.txt exists and is not a directory",
     "export onnx runs/model runs/old": "runs/old exists and is not empty",
 }  # fmt: skip
@@ -124,6 +128,7 @@ RIGHT = [
     "pretrain --train_file text.txt --output_dir runs/old --resume_from_checkpoint latest",
     "pretrain --train_file text.txt --lr_scheduler_kwargs {}",
     "finetune_classifier --train_file a_name_of_datasets",
+    "finetune_classifier --train_file latin.csv --encoding latin-1",
     "finetune_preferences grpo --top_k 0 --use_cpu --train_file text.txt --model_name_or_path runs/model",
     "compare_classifiers --recipes random --train_file text.txt --output_dir x --learning_rate 1e-3 --bf16",
     "generate runs/model --prompt a b --temperature 0.5",
