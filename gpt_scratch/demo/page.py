@@ -9,6 +9,7 @@ from inspect import isgeneratorfunction
 from typing import Any
 
 import gradio as gr
+import torch
 
 from ..analysis.attention import attention_figure, attention_maps, token_texts
 from ..errors import UserError
@@ -28,7 +29,7 @@ from .limits import (
     plain_markdown,
     plain_message,
 )
-from .models import LoadedModel, Sampling, TimeIsUp, load_model, stream_reply, stream_text
+from .models import LoadedModel, Sampling, TimeIsUp, load_model, stream_reply, stream_text, text_ids
 
 # One visitor at a time uses the models; the others wait in the queue. No function is offered as an API.
 MODEL_WORK: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "models", "api_visibility": "private"}
@@ -40,20 +41,20 @@ def shown_attention(loaded: LoadedModel, text: str, layer: float, head: float):
     Raises:
         UserError: too long a text, no such layer or head.
     """
-    ids = loaded.tokenizer(check_text(text), return_tensors="pt", verbose=False)["input_ids"].to(loaded.model.device)
-    if ids.shape[1] == 0:
+    ids = text_ids(loaded, text)
+    if not ids:
         raise UserError("write a text whose attention to show")
-    maps = attention_maps(loaded.model, ids[:, :MAX_ATTENTION_TOKENS].long())
+    maps = attention_maps(loaded.model, torch.tensor([ids[:MAX_ATTENTION_TOKENS]], device=loaded.model.device))
     layer = int(check_number("layer", layer, 0, maps.shape[0] - 1, whole=True))
     head = int(check_number("head", head, 0, maps.shape[1] - 1, whole=True))
-    tokens = token_texts(loaded.tokenizer, ids[0, :MAX_ATTENTION_TOKENS].tolist())
-    cut = f", first {len(tokens)} of {ids.shape[1]:,} tokens" if len(tokens) < ids.shape[1] else ""
+    tokens = token_texts(loaded.tokenizer, ids[:MAX_ATTENTION_TOKENS])
+    cut = f", first {len(tokens)} of {len(ids):,} tokens" if len(tokens) < len(ids) else ""
     return attention_figure(maps[layer, head], tokens, f"layer {layer}, head {head}{cut}")
 
 
 def coloured_tokens(loaded: LoadedModel, text: str) -> list[tuple[str, str]]:
     """Each token of a text with its id."""
-    ids = loaded.tokenizer(check_text(text, MAX_TOKENIZER_CHARACTERS), verbose=False)["input_ids"]
+    ids = text_ids(loaded, text, MAX_TOKENIZER_CHARACTERS)
     return [(piece, str(token)) for piece, token in zip(token_texts(loaded.tokenizer, ids), ids)]
 
 

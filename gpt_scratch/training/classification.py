@@ -45,12 +45,19 @@ from ..tokenization.byte_pair import train_byte_level_bpe
 from ..tokenization.special_tokens import describe_special_tokens
 from .arguments import parse_config_overrides
 from .checkpoints import ResumableTrainer
-from .finetuning import DROPOUTS, SPLITS, add_lora, dropout_overrides, refuse_files_of_no_split, settle_trainable, train_last_blocks
+from .finetuning import (
+    DROPOUTS,
+    SPLITS,
+    add_lora,
+    dropout_overrides,
+    refuse_files_of_no_split,
+    settle_trainable,
+    train_last_blocks,
+)
 from .losses import balanced_class_weights, classification_loss
 from .run import evaluation_curve, run_figures
 
-
-# A new classifier's, where no flag sets a size: a few thousand texts teach GPT-2's 86 million weights nothing, in hours. As spam/random.yaml.
+# A new classifier where no flag sets a size, as spam/random.yaml: a few thousand texts teach GPT-2's 86 million weights nothing, in hours.
 SMALL = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "max_position_embeddings": 512, "drop_rate": 0.2}
 SIZES = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "head_dim"}
 
@@ -99,7 +106,7 @@ class ClassificationArguments(Reading):
     config_overrides: str | None = field(
         default=None,
         metadata={
-            "help": "Of a new model: n_embd=384,... or JSON; of a checkpoint only dropout: drop_rate=0.0. Default of a new model: the size of "
+            "help": "Of a new model: n_embd=384,... or JSON; of a checkpoint only dropout: drop_rate=0.0. Default of a new model: that of "
             "scripts/configs/spam/random.yaml, n_embd=128,n_layer=4,n_head=4,n_positions=512,drop_rate=0.2."
         },
     )
