@@ -432,12 +432,26 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _refused(name: str) -> Verdict | None:
+    """A name that is no directory while the Hub cannot be reached, before libraries retry for half a minute."""
+    if not sys.modules.get("gpt_scratch"):  # this file runs alone
+        return None
+    from gpt_scratch.command_line import check_place
+    from gpt_scratch.errors import UserError
+
+    try:
+        check_place(name, is_model=True)
+    except UserError as error:
+        return Verdict(UNKNOWN, str(error).removeprefix(f"{name}: "))
+    return None
+
+
 def main(args: argparse.Namespace) -> int:
     """Print the line, and return the exit status."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     warnings.simplefilter("ignore")
-    verdict = verify_checkpoint(args.checkpoint, args.revision, args.trust_remote_code)
+    verdict = _refused(args.checkpoint) or verify_checkpoint(args.checkpoint, args.revision, args.trust_remote_code)
     if verdict.status == EQUAL:
         print(f"{args.checkpoint}: {verdict.line}")
     else:
