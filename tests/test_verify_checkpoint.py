@@ -250,6 +250,7 @@ def faulty(tmp_path) -> Path:
 SCRIPT, FILE = ROOT / "scripts" / "verify_checkpoint.py", ROOT / "gpt_scratch" / "verify_checkpoint.py"
 
 
+@pytest.mark.thorough
 def test_the_script_runs_the_code_in_the_checkpoint(faulty):
     assert verify_checkpoint.verify_checkpoint(str(faulty)).status == EQUAL  # this package's code has no such fault
     done = run(SCRIPT, "model", "--trust_remote_code", cwd=faulty.parent)
