@@ -73,6 +73,7 @@ OWN = [name for name in NAMES if name in GPTScratchConfig._fields() or name in G
 
 @fuzz
 @given(st.dictionaries(st.sampled_from([*OWN, "rope_theta", "rope_scaling", "drop_rate"]), ANYTHING, max_size=5))
+@pytest.mark.thorough
 def test_configurations(values):
     config = works_or_is_refused(GPTScratchConfig, **values)
     if config is not None:
@@ -82,6 +83,7 @@ def test_configurations(values):
 
 @fuzz
 @given(st.one_of(st.text(max_size=30), JSON.map(json.dumps), st.lists(st.tuples(st.sampled_from(NAMES), st.text(max_size=6))).map(lambda pairs: ",".join(f"{k}={v}" for k, v in pairs))))  # fmt: skip
+@pytest.mark.thorough
 def test_overrides(text):
     try:
         parse_config_overrides(text, GPTScratchConfig)

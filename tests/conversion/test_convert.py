@@ -18,6 +18,7 @@ def ids(rows: int = 3, length: int = 14) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
+@pytest.mark.quick_cases("dtype0")
 def test_narrow_dtypes_stay_and_shards_are_cut(convert, tmp_path, dtype):
     reference = randomize(llama()).to(dtype).eval()
     reference.save_pretrained(tmp_path / "original", max_shard_size="10KB")
@@ -39,6 +40,7 @@ def test_weights_are_rounded_on_request(convert, tmp_path, capsys):
     assert_equal(model.float()(ids()).logits, reference.to(torch.bfloat16).float()(ids()).logits)
 
 
+@pytest.mark.thorough
 def test_weights_of_two_dtypes_become_the_wider_one(convert, tmp_path):
     original = saved(llama().to(torch.bfloat16), tmp_path / "original")
     tensors = load_file(original / "model.safetensors")
@@ -48,6 +50,7 @@ def test_weights_of_two_dtypes_become_the_wider_one(convert, tmp_path):
     assert torch.equal(load_file(folder / "model.safetensors")["model.norm.weight"], tensors["model.norm.weight"])
 
 
+@pytest.mark.thorough
 def test_tied_weights_under_either_name_or_both(convert, tmp_path, capsys):
     reference = gpt2()
     original = saved(reference, tmp_path / "original")

@@ -24,6 +24,7 @@ def test_another_function_fails_the_verification(script, refused, tmp_path, monk
     assert "verification failed: logits are up to" in refused(original)
 
 
+@pytest.mark.thorough
 def test_reference_outputs_are_those_of_the_model_that_was_converted(convert, refused, tmp_path, monkeypatch):
     """Not of what was written: there and back, another function is refused although nothing but the proof looks for it."""
     from gpt_scratch.conversion import convert as engine
@@ -60,6 +61,7 @@ def test_a_stock_classifier_without_a_pad_token_is_verified_row_by_row(convert, 
     assert verify_checkpoint(str(stock)).status == EQUAL
 
 
+@pytest.mark.thorough
 def test_rounding_is_distinguished_from_another_function(convert, tmp_path, capsys, monkeypatch):
     """A difference beyond the tolerance in float32 is looked at again in float64, where rounding is gone."""
     from gpt_scratch.conversion import verify

@@ -44,6 +44,7 @@ REFERENCES = {"word": book_words, "treebank": nltk_words, "whitespace": str.spli
 
 
 @pytest.mark.parametrize("rule", RULES)
+@pytest.mark.thorough
 def test_words_of_random_text_are_the_references(rule):
     backend = pipeline_of(rule)
     for text in map(random_text, range(3000)):
@@ -108,6 +109,7 @@ def test_treebank_decoding_joins_what_the_rules_cut():
 
 
 @pytest.mark.parametrize("rule", RULES)
+@pytest.mark.thorough
 def test_saved_tokenizer_loads_in_a_fresh_process(rule, tmp_path):
     tokenizer = train_word_level([TEXT], rule, model_max_length=77)
     tokenizer.save_pretrained(tmp_path)
