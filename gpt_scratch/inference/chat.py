@@ -108,11 +108,10 @@ class Chat:
             raise
         settings: dict[str, Any] = {"eos_token_id": end, "pad_token_id": end}
         settings |= {"streamer": PrintableStreamer(self.tokenizer)} if stream else {}
-        room = min(self.max_new_tokens, self.limit - len(ids))
-        settings |= compiled_generation(self.model, len(ids) + room) if self.compiled else {}
+        settings |= compiled_generation(self.model, min(len(ids) + self.max_new_tokens, self.limit)) if self.compiled else {}
         with torch.inference_mode():
             inputs = pad_left([ids], end, self.model.device)
-            output = generate_ids(self.model, inputs, room, self.temperature, **settings)
+            output = generate_ids(self.model, inputs, self.max_new_tokens, self.temperature, **settings)
         reply = self.tokenizer.decode(output[0], skip_special_tokens=True).strip()
         self.messages.append({"role": "assistant", "content": reply})
         return reply
