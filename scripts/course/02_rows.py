@@ -175,7 +175,7 @@ print(f"isolated: the same positions and labels in {len(isolated)} rows")
 # %% [markdown]
 # ## Exercises
 #
-# Solutions are in `solutions/02_rows.py`.
+# Replace the `...`, run the cell, and then the check below it. Solutions are in `solutions/02_rows.py`.
 #
 # **Exercise 1.** A stream of 1,020 tokens is cut into rows of 128 with stride 64. How many rows are there?
 

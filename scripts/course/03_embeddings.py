@@ -204,7 +204,7 @@ assert difference < 1e-5
 # %% [markdown]
 # ## Exercises
 #
-# Solutions are in `solutions/03_embeddings.py`.
+# Replace the `...`, run the cell, and then the check below it. Solutions are in `solutions/03_embeddings.py`.
 #
 # **Exercise 1.** Turn the point (3, 4) by 90 degrees, counterclockwise, by hand.
 

@@ -48,10 +48,12 @@ torch.manual_seed(6)
 #     |
 #  norm
 #     |
-#  times the token vectors                 (B, T, V): a score for each word of the vocabulary, at each place
+#  times the token vectors                 (B, T, V): a score for each token of the vocabulary, at each place
 # ```
 #
 # The vector that runs down the left is called the **residual stream**. Nothing ever overwrites it: attention and MLP read it and add to it.
+#
+# Layer norm and GELU are the formulas of lesson 5; here each is one operation of PyTorch.
 #
 # The last step deserves a second look. The output scores are dot products of the stream with the *token vectors themselves*. A token scores high
 # where the stream points in its direction. So input and output share one matrix; that is called weight tying (Press & Wolf 2017).
@@ -62,7 +64,7 @@ torch.manual_seed(6)
 class Config:
     """Sizes of a GPT-2 like model."""
 
-    V: int  # words of the vocabulary
+    V: int  # tokens in the vocabulary
     T: int  # longest row
     C: int  # width of the residual stream
     H: int  # heads
@@ -185,7 +187,7 @@ print(model.config)
 print(their_name("blocks.2.attention.query.weight"))
 
 # %% [markdown]
-# It writes. We take the word with the highest score, put it behind the text, and ask again. Lesson 7 does this better.
+# It writes. We take the token with the highest score, append it to the text, and ask again. Lesson 7 does this better.
 
 # %%
 with torch.no_grad():
@@ -295,7 +297,7 @@ assert (exact - their_exact).abs().max() < 1e-10
 #
 # ## Exercises
 #
-# Solutions are in `solutions/06_model.py`.
+# Replace the `...`, run the cell, and then the check below it. Solutions are in `solutions/06_model.py`.
 #
 # **Exercise 1.** GPT-2 small has 124,439,808 parameters, with one matrix for input and output. Some models keep two separate ones. How many parameters would
 # GPT-2 small have then?

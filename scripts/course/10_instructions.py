@@ -35,7 +35,7 @@ torch.manual_seed(10)
 # %% [markdown]
 # ## 1. A language model continues; an assistant replies
 #
-# Give a language model a question, and it may go on with a second question: in its training text that is what came next. To make it reply, we train it on many texts of one
+# Give a language model a question, and it may continue with a second question: in its training text that is what came next. To make it reply, we train it on many texts of one
 # fixed form: first the instruction, then the reply, then the end mark. When such a model is given the form up to where the reply begins, it writes a reply, and stops.
 #
 # Which form does not matter, as long as it is the same in training and in use. Three that are common:
@@ -225,13 +225,11 @@ plt.show()
 # and gradients must agree.
 
 # %% tags=["compare"]
-import warnings
-
-from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer
 
 from gpt_scratch import GPTScratchForCausalLM
 from gpt_scratch.data.instruction import InstructionCollator, encode_record, set_prompt_style
+from gpt_scratch.training.finetuning import add_lora as package_lora  # which takes peft's
 
 their_tokenizer = AutoTokenizer.from_pretrained(checkpoint)
 examples = [records[0], records[1], record]
@@ -244,12 +242,7 @@ for style in FORMATS:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours), style
 print("ids, labels and batches are the same in", ", ".join(FORMATS))
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    theirs = get_peft_model(
-        GPTScratchForCausalLM.from_pretrained(checkpoint),
-        LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.0),
-    ).eval()
+theirs = package_lora(GPTScratchForCausalLM.from_pretrained(checkpoint), "CAUSAL_LM", rank=4, alpha=8).eval()
 ours, their_parameters, pairs = add_lora(six.load(checkpoint), rank=4, alpha=8), dict(theirs.named_parameters()), []
 with torch.no_grad():
     for name, parameter in ours.named_parameters():
@@ -274,7 +267,7 @@ assert of_scores < 1e-5 and of_gradients < 1e-5
 # %% [markdown]
 # ## Exercises
 #
-# Solutions are in `solutions/10_instructions.py`.
+# Replace the `...`, run the cell, and then the check below it. Solutions are in `solutions/10_instructions.py`.
 #
 # **Exercise 1.** How many numbers train in a LoRA of rank 8 around a matrix of 768 x 3072?
 

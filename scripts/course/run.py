@@ -9,6 +9,7 @@ the lessons before it are written. Needs the extra `dev`.
 """
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -61,6 +62,15 @@ def execute(path: Path, parameters: dict | None = None, timeout: int = 600):
     return notebook
 
 
+def links(name: str, pages: Path) -> str:
+    """From a page to the table of lessons, to the file that can be run, and to the next lesson, in Markdown."""
+    names = [path.stem for path in lesson_files()]
+    course = Path(os.path.relpath(COURSE, pages)).as_posix()
+    found = [f"[All lessons]({course}/README.md)", f"[this lesson as a file, to run it and do its exercises]({course}/{name}.py)"]
+    found += [f"[next: lesson {int(after[:2])}]({after}.md)" for after in names[names.index(name) + 1 :][:1]]
+    return " · ".join(found)
+
+
 def write(notebook, name: str, output: Path, pages: Path | None) -> None:
     """`name.ipynb` and `name.html` in `output`; `name.md` with its figures in `pages`."""
     import nbformat
@@ -74,6 +84,7 @@ def write(notebook, name: str, output: Path, pages: Path | None) -> None:
         text, resources = MarkdownExporter().from_notebook_node(notebook, {"unique_key": name, "output_files_dir": "figures"})
         (pages / "figures").mkdir(parents=True, exist_ok=True)
         lines = [line.rstrip() for line in text.strip().splitlines()]
+        lines[1:1] = ["", links(name, pages)]
         (pages / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
         for file, content in resources["outputs"].items():
             (pages / file).write_bytes(content)
