@@ -110,7 +110,8 @@ def main(arguments: list[str]) -> int:
         try:
             notebook = execute(path, parameters)
         except Exception as error:  # of the lesson, whatever it is
-            print(f"error: {path.name}: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
+            lines = str(error).strip().splitlines() or [f"{type(error).__name__}, without a message"]
+            print(f"error: {path.name}: {lines[-1]}", file=sys.stderr)
             return 1
         write(notebook, path.stem, args.output, args.pages)
         print(f"{path.stem}: {time.monotonic() - start:.0f} s", flush=True)
