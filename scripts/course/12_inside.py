@@ -187,7 +187,9 @@ for layer, row in enumerate(to_token_after_earlier(run(model, repeated)[2], n)):
 def copying_rows(rows, V=32, n=12):
     """Rows (rows, 2n) as above, and which of their tokens 1 .. 2n - 1 can be foreseen (rows, 2n - 1)"""
     first = torch.rand(rows, V).argsort(-1)[:, :n]
-    places = (torch.arange(n) + torch.randint(2, n - 1, (rows, 1))) % n  # where in the first half each token of the second one stands
+    places = (
+        torch.arange(n) + torch.randint(2, n - 1, (rows, 1))
+    ) % n  # where in the first half each token of the second one stands
     foreseen = torch.zeros(rows, 2 * n - 1, dtype=torch.bool)
     foreseen[:, n:] = places[:, :-1] != n - 1
     return torch.cat([first, first.gather(1, places)], dim=1), foreseen
@@ -212,7 +214,9 @@ for name, parameter in copier.named_parameters():
     if parameter.ndim > 1:
         torch.nn.init.normal_(parameter, std=0.5 if name in ("tokens.weight", "positions.weight") else 0.1)
 optimizer = torch.optim.AdamW(copier.parameters(), betas=(0.9, 0.98), weight_decay=0.0)
-repeated = repeated_tokens(32, n, 8 if small else 64)  # here the second half does begin at the same place: the model never trains on such rows
+repeated = repeated_tokens(
+    32, n, 8 if small else 64
+)  # here the second half does begin at the same place: the model never trains on such rows
 losses, growth = [], []
 for step in range(3 if small else 300):
     losses.append(copying_step(copier, optimizer, 5e-3 * min(1, (step + 1) / 30)))

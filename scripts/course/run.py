@@ -111,7 +111,8 @@ def main(arguments: list[str]) -> int:
             notebook = execute(path, parameters)
         except Exception as error:  # of the lesson, whatever it is
             lines = str(error).strip().splitlines() or [f"{type(error).__name__}, without a message"]
-            print(f"error: {path.name}: {lines[-1]}", file=sys.stderr)
+            line = lines[0] if isinstance(error, TimeoutError) else lines[-1]  # a traceback ends with what happened
+            print(f"error: {path.name}: {line}", file=sys.stderr)
             return 1
         write(notebook, path.stem, args.output, args.pages)
         print(f"{path.stem}: {time.monotonic() - start:.0f} s", flush=True)

@@ -80,7 +80,11 @@ def test_an_unknown_lesson_ends_in_one_line(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("error", "line"),
-    [(RuntimeError("Traceback\nNameError: x"), "NameError: x"), (AssertionError(), "AssertionError, without a message")],
+    [
+        (RuntimeError("Traceback\nNameError: x"), "NameError: x"),
+        (AssertionError(), "AssertionError, without a message"),
+        (TimeoutError("A cell timed out.\nThe cell:\n-----"), "A cell timed out."),
+    ],
 )
 def test_a_lesson_that_fails_ends_in_one_line(tmp_path, capsys, monkeypatch, error, line):
     module = run_module()
@@ -96,7 +100,12 @@ def test_a_lesson_that_fails_ends_in_one_line(tmp_path, capsys, monkeypatch, err
 def test_a_page_links_to_the_table_its_file_and_the_next_lesson(tmp_path):
     module = run_module()
     first, last = module.links("01_tokens", COURSE / "pages"), module.links("13_native", COURSE / "pages")
-    assert "(../README.md)" in first and "(../01_tokens.py)" in first and "[next: lesson 2](02_rows.md)" in first and "next" not in last
+    assert (
+        "(../README.md)" in first
+        and "(../01_tokens.py)" in first
+        and "[next: lesson 2](02_rows.md)" in first
+        and "next" not in last
+    )
     for path in lesson_files():
         lines = (COURSE / "pages" / f"{path.stem}.md").read_text(encoding="utf-8").splitlines()
         assert lines[0].startswith("# Lesson ") and module.links(path.stem, COURSE / "pages") in lines[:4], path.stem
