@@ -85,7 +85,7 @@ for text in ("Anna", "é", "🙂"):
     print(text, list(text.encode()))
 
 # %% [markdown]
-# ## 3. Byte-pair encoding: the way between
+# ## 3. Byte-pair encoding: the middle way
 #
 # Start with bytes. Find the two neighbours that occur together most often, and make the pair a new token. Repeat. Frequent words grow together into one
 # token; rare ones stay in several pieces; anything at all can be written with bytes.

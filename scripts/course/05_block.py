@@ -211,7 +211,7 @@ plt.show()
 # ```
 #
 # The norm stands *inside* the branch, before attention and MLP (pre-norm, as in GPT-2). In the first transformer it stood behind the sum, on the main line, where it
-# touches every gradient; such models need a slow start of training.
+# touches every gradient; such models need a careful warm-up (lesson 8).
 
 
 # %%

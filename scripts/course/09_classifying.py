@@ -130,8 +130,8 @@ def collate(rows, width=None, pad=0):
 # %% [markdown]
 # ## 3. Padding must not matter
 #
-# Messages in a batch differ in length, so short ones are filled up. The causal mask protects us: padding on the right comes *later*, and no real token sees it. But the answer must be
-# read at the last *real* token, not in the last column. Watch what happens to one message when it is filled up to three widths, with two kinds of padding.
+# Messages in a batch differ in length, so short ones are padded. The causal mask protects us: padding on the right comes *later*, and no real token sees it. But the answer must be
+# read at the last *real* token, not in the last column. Watch what happens to one message when it is padded to three widths, with two kinds of padding.
 
 # %%
 classifier = Classifier(six.load(checkpoint), 2).eval()
@@ -345,4 +345,4 @@ print(check_2(positions_of))
 # | the whole of it | `scripts/finetune_classifier.py` |
 #
 # **Sources.** Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training", section 3.2 (a linear layer on the last token); Howard & Ruder 2018, arXiv:1801.06146,
-# section 3.3 (freezing, and thawing layer by layer).
+# section 3.3 (freezing, and unfreezing layer by layer).

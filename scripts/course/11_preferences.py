@@ -140,7 +140,7 @@ for step in range(2 if small else 40):
 with torch.no_grad():
     loss, margins = dpo_loss(model, reference, held_out)
 print(
-    f"after:  loss {loss.item():.3f}, {share_of_girls(model, stories):.0%} of stories are about girls; {(margins > 0).float().mean():.0%} of held-out pairs ranked rightly"
+    f"after:  loss {loss.item():.3f}, {share_of_girls(model, stories):.0%} of stories are about girls; {(margins > 0).float().mean():.0%} of held-out pairs ranked correctly"
 )
 
 # %% tags=["figure"]
