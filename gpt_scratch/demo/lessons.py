@@ -1,6 +1,6 @@
 """The lesson of the course that explains what a tab of the page shows."""
 
-from ..hub.cards import PROJECT_PAGE
+from ..provenance import PROJECT_PAGE
 
 LESSONS = {  # tab -> page of the lesson, its number and title
     "Generate": ("07_generating.md", "lesson 7, Generating"),

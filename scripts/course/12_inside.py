@@ -275,7 +275,8 @@ plt.show()
 # them. The map shows the line that we looked for: each token of the second half looks at the token *after* its own first occurrence.
 #
 # It takes two layers. A head of layer 0 tells each token which one stood before it (its weight on the token before is far above the others'). A head of layer 1 then looks for the place whose token before is the present one. That is why
-# switching off a head of layer 0 can hurt as much. And where two heads of layer 1 have learned the same, the loss of one alone hurts little, since the other stands in; only without both is the model back to guessing.
+# switching off a head of layer 0 can hurt as much. And where two heads of layer 1 have learned the same, the loss of one alone hurts little, since the other stands in. Without both
+# the model is worse off than one that guesses: it has never been without them, and is sure of wrong tokens.
 #
 # ## 6. Compare with the package
 #

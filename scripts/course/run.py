@@ -83,6 +83,8 @@ def write(notebook, name: str, output: Path, pages: Path | None) -> None:
     if pages is not None:
         text, resources = MarkdownExporter().from_notebook_node(notebook, {"unique_key": name, "output_files_dir": "figures"})
         (pages / "figures").mkdir(parents=True, exist_ok=True)
+        for old in (pages / "figures").glob(f"{name}_*"):  # the number of a cell that has moved is in its name
+            old.unlink()
         lines = [line.rstrip() for line in text.strip().splitlines()]
         lines[1:1] = ["", links(name, pages)]
         (pages / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

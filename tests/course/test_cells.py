@@ -111,6 +111,15 @@ def test_a_page_links_to_the_table_its_file_and_the_next_lesson(tmp_path):
         assert lines[0].startswith("# Lesson ") and module.links(path.stem, COURSE / "pages") in lines[:4], path.stem
 
 
+def test_the_pages_hold_the_text_of_their_lessons():
+    """A page whose lesson was changed afterwards is out of date: `make course` writes it again."""
+    for path in lesson_files():
+        page = (COURSE / "pages" / f"{path.stem}.md").read_text(encoding="utf-8")
+        for cell in read_cells(path):
+            lines = [line.rstrip() for line in cell.source.splitlines() if line.strip()]
+            assert all(line in page for line in lines), f"{path.name} line {cell.line}"
+
+
 def test_parameters_are_replaced_after_the_cell_that_sets_them():
     pytest.importorskip("nbformat")
     notebook = run_module().notebook_of(COURSE / "06_model.py", {"checkpoint": Path("elsewhere")})
