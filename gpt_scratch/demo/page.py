@@ -14,6 +14,7 @@ import torch
 from ..analysis.attention import attention_figure, attention_maps, token_texts
 from ..errors import UserError
 from ..inference.classify import classify_texts
+from .lessons import lesson_line
 from .limits import (
     MAX_ATTENTION_TOKENS,
     MAX_CHARACTERS,
@@ -163,8 +164,10 @@ def build_page(names: list[str], may_load: bool = False) -> gr.Blocks:
         boxes = [("language", _generate_tab(models)), ("language", _attention_tab(models))]
         _tokenizer_tab(models, page, status)
         with gr.Tab("Classify", visible=bool(models.names("classifier"))) as classify_tab:
+            gr.Markdown(lesson_line("Classify"))
             boxes.append(("classifier", _classifier(models)))
         with gr.Tab("Chat", visible=bool(models.names("chat"))) as chat_tab:
+            gr.Markdown(lesson_line("Chat"))
             boxes.append(("chat", _chat(models)))
 
         def load_more(name: str) -> list[Any]:
@@ -203,6 +206,7 @@ def _slider(setting: str, value: float, step: float, label: str, elem_id: str) -
 def _generate_tab(models: Models) -> gr.Dropdown:
     with gr.Tab("Generate"), gr.Row():
         with gr.Column(scale=3):
+            gr.Markdown(lesson_line("Generate"))
             language = models.dropdown("language", "model-language")
             prompt = gr.Textbox("One day", label="prompt", lines=2, elem_id="prompt", max_length=MAX_CHARACTERS)
             with gr.Row():
@@ -220,6 +224,7 @@ def _generate_tab(models: Models) -> gr.Dropdown:
 def _attention_tab(models: Models) -> gr.Dropdown:
     with gr.Tab("Attention"), gr.Row():
         with gr.Column():
+            gr.Markdown(lesson_line("Attention"))
             language = models.dropdown("language", "model-attention")
             example = "One day, Anna went to the river."
             text = gr.Textbox(example, label="text", elem_id="attention-text", max_length=MAX_CHARACTERS)
@@ -234,6 +239,7 @@ def _attention_tab(models: Models) -> gr.Dropdown:
 
 def _tokenizer_tab(models: Models, page: gr.Blocks, status: gr.Markdown) -> None:
     with gr.Tab("Tokenizer"):
+        gr.Markdown(lesson_line("Tokenizer"))
         example = "One day, Anna's 3 friends went home. 🙂"
         sentence = gr.Textbox(example, label="text", elem_id="tokenizer-text", max_length=MAX_TOKENIZER_CHARACTERS)
 
