@@ -14,9 +14,12 @@ Pictures go to --output (PNG and SVG; runs: PNG and PDF), figures to the termina
 """
 
 if __name__ == "__main__":
-    import _flags
-
-    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+    try:
+        import _flags
+    except ModuleNotFoundError:  # a copy of this file alone, which starts more slowly
+        pass
+    else:
+        _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
 
 
 import argparse
