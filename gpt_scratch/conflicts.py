@@ -1,0 +1,387 @@
+"""Flags that exclude or need one another, of every script: what can be refused without reading a file to its end.
+
+`command_line.py` asks for it before torch and transformers are imported, the scripts once more where they use the flags: nothing here
+imports either.
+"""
+
+import json
+import math
+import re
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import UserError, check_unicode
+from .ranges import check_ranges
+
+LATER = ("max_steps", "num_train_epochs")  # one of these may replace the other
+START = {"model_name_or_path": "the checkpoint to start from"}
+NEEDED = {
+    "finetune_classifier": {"train_file": "the labelled texts to train on"},
+    "finetune_instructions": {"train_file": "the records to train on"} | START,
+    "finetune_preferences": {"train_file": "the pairs to learn from"} | START,
+}
+
+
+def check_needed(script: str, args: Any) -> None:
+    """Refuse a training run without data or without its first checkpoint; argparse does not, as a recipe may hold these.
+
+    Raises:
+        UserError: names the flag.
+    """
+    for name, what in NEEDED.get(script, {}).items():
+        if getattr(args, name) is None:
+            raise UserError(f"--{name} is missing: give {what}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------- training
+
+
+def check_length(args: Any) -> None:
+    """
+    Raises:
+        UserError: a length of training that has no step, or no end.
+    """
+    if args.max_steps == 0:
+        raise UserError(
+            "--max_steps is 0: nothing would be trained; give a number of steps, or -1 to count by --num_train_epochs"
+        )
+    if args.max_steps < 0 and not 0 < args.num_train_epochs < math.inf:
+        raise UserError(
+            f"--num_train_epochs is {args.num_train_epochs}: nothing would be trained, or without end; give a number above 0"
+        )
+    check_ranges({name: getattr(args, name) for name in LATER}, "--")
+
+
+def check_early_stopping(args: Any, training_args: Any) -> None:
+    """
+    Raises:
+        UserError: early stopping without evaluations.
+    """
+    if args.early_stopping_patience is not None and training_args.eval_strategy == "no":
+        raise UserError("--early_stopping_patience needs evaluations: set --eval_strategy steps or epoch")
+
+
+def check_resumable(output_dir: str | None, resume: str | None) -> None:
+    """Refuse `--resume_from_checkpoint` where there is no checkpoint at all; whether one is whole is seen when it is read.
+
+    Raises:
+        UserError: names the directory.
+    """
+    if resume in (None, "", "false", "False"):
+        return
+    if resume not in ("latest", "true", "True"):
+        if not (Path(resume) / "trainer_state.json").is_file():
+            raise UserError(f"--resume_from_checkpoint {resume}: no trainer_state.json there, so it is no checkpoint")
+    # hidden ones, of a process that was killed between two renames, get their name back when the run resumes
+    elif output_dir is not None and not any(Path(output_dir).glob("*checkpoint-*")):
+        raise no_checkpoint(output_dir, resume)
+
+
+def no_checkpoint(output_dir: str, resume: str) -> UserError:
+    """The error of a directory without a checkpoint to resume from."""
+    return UserError(f"--resume_from_checkpoint {resume}: {output_dir} holds no checkpoint-N directory that is whole")
+
+
+def check_stride(block_size: int, stride: int) -> None:
+    """
+    Raises:
+        UserError: a stride that would skip tokens.
+    """
+    if not 1 <= stride <= block_size:
+        raise UserError(f"stride is {stride}: it must be between 1 and block_size {block_size}, else tokens are skipped")
+
+
+def check_fractions(fractions: Sequence[float]) -> None:
+    """
+    Raises:
+        UserError: other than three shares, of train, validation and test.
+    """
+    if len(fractions) != 3 or abs(sum(fractions) - 1) > 1e-9 or any(fraction <= 0 for fraction in fractions):
+        raise UserError(f"split fractions {', '.join(map(str, fractions))}: three positive numbers that add up to 1 are needed")
+
+
+def check_split_files(args: Any) -> None:
+    """
+    Raises:
+        UserError: a file to validate or to test on, which only `--split files` reads; or that split without its three files.
+    """
+    for name in ("validation_file", "test_file"):
+        if getattr(args, name) is not None and args.split != "files":
+            raise UserError(f"--{name} is read with --split files alone, and --split is {args.split}")
+    if args.split == "files" and None in (args.train_file, args.validation_file, args.test_file):
+        raise UserError("--split files needs --train_file, --validation_file and --test_file")
+
+
+EARLIER_SPELLINGS = {"last_block": 1, "last_two_blocks": 2}  # of --trainable last_blocks --train_last_blocks N
+# Flags that mean something with one value of --trainable alone: that value, and their default.
+ONLY_WITH = {
+    "train_last_blocks": ("last_blocks", 2),
+    "lora_rank": ("lora", 16),
+    "lora_alpha": ("lora", 16),
+    "lora_targets": ("lora", None),
+}
+
+
+def settle_trainable(args: Any) -> None:
+    """Complete `--trainable` and the flags that belong to one of its values, in place, in the same terms for every script.
+
+    Args:
+        args: flags of a finetuning script, with `trainable` (head, last_blocks, all, lora; or an earlier spelling of last_blocks; None is
+            all of a new model, and the last blocks of a checkpoint).
+
+    Raises:
+        UserError: a flag that would have no effect, or a number of blocks beside a spelling that holds one.
+    """
+    if args.trainable is None and not args.model_name_or_path:
+        args.trainable = "all"  # random blocks that are frozen would never learn anything
+    elif args.trainable is None:
+        args.trainable = "last_block" if args.train_last_blocks is None else "last_blocks"
+    if args.trainable in EARLIER_SPELLINGS:
+        if args.train_last_blocks is not None:
+            raise UserError(
+                f"--trainable {args.trainable} says how many blocks train: with --train_last_blocks write last_blocks"
+            )
+        args.train_last_blocks, args.trainable = EARLIER_SPELLINGS[args.trainable], "last_blocks"
+    for name, (trainable, default) in ONLY_WITH.items():
+        if args.trainable == trainable:
+            if default is not None and getattr(args, name) is None:
+                setattr(args, name, default)
+        elif getattr(args, name, None) is not None:
+            raise UserError(f"--{name} is for --trainable {trainable}, and has no effect with --trainable {args.trainable}")
+
+
+# ------------------------------------------------------------------------------------------------------------- --config_overrides
+
+
+DROPOUTS = {"drop_rate", "embedding_dropout", "attention_dropout", "residual_dropout", "embd_pdrop", "attn_pdrop", "resid_pdrop"}
+
+
+class NumberLoader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-3 as text and `no` as false; numbers are numbers here."""
+
+
+NumberLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def read_overrides(text: str | None) -> dict[str, Any]:
+    """`n_embd=384,n_layer=6` or a JSON object, as keyword arguments; whether a model has these is not known here.
+
+    Raises:
+        UserError: not of that form.
+    """
+    if not text:
+        return {}
+    try:
+        if text.lstrip().startswith("{"):
+            return json.loads(text)
+        pairs = (pair.split("=", 1) for pair in text.split(","))
+        return {name.strip(): yaml.load(value, NumberLoader) for name, value in pairs}
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"config_overrides {text!r}: write name=value pairs separated by commas, or a JSON object") from error
+
+
+def refuse_sizes(overrides: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        UserError: `--config_overrides` of a checkpoint that change something else than its dropout.
+    """
+    if overrides.keys() - DROPOUTS:
+        raise UserError(
+            f"--config_overrides {sorted(overrides.keys() - DROPOUTS)[0]}: of a checkpoint only dropout can be changed"
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------------- by script
+
+
+def check_pretraining(args: Any, training_args: Any) -> None:
+    """
+    Raises:
+        UserError: names the flags.
+    """
+    if bool(args.train_file) == bool(args.dataset_name):
+        raise UserError("give either --train_file or --dataset_name")
+    if args.streaming and training_args.max_steps <= 0:
+        raise UserError("--streaming needs --max_steps: the length of a stream is not known")
+    if args.streaming and not (args.tokenizer_name or args.model_name_or_path):
+        raise UserError("--streaming needs --tokenizer_name: a tokenizer cannot be trained on text that is not read beforehand")
+    if args.streaming and args.dataset_name and not args.validation_file and training_args.dataloader_num_workers > 1:
+        raise UserError(
+            "--streaming a data set with several --dataloader_num_workers needs --validation_file: workers divide the stream among "
+            "themselves, and could not leave out the same documents"
+        )
+    if args.model_name_or_path and args.config_overrides:
+        raise UserError("--config_overrides is for new models: the checkpoint of --model_name_or_path has its own configuration")
+    if args.dataset_config_name and not args.dataset_name:
+        raise UserError("--dataset_config_name has no effect without --dataset_name")
+    if args.optimizer == "muon" and args.weight_decay_on == "all":
+        raise UserError("--weight_decay_on all is for --optimizer adamw: Muon leaves biases and norms to AdamW, without decay")
+    if args.muon_learning_rate is not None and args.optimizer != "muon":
+        raise UserError("--muon_learning_rate needs --optimizer muon")
+    if args.block_size is not None and args.stride is not None:
+        check_stride(args.block_size, args.stride)
+    for prompt in args.sample_prompt or []:
+        check_unicode(prompt)
+    check_early_stopping(args, training_args)
+
+
+def check_classification(args: Any, training_args: Any) -> None:
+    """
+    Raises:
+        UserError: names the flags.
+    """
+    check_needed("finetune_classifier", args)
+    check_early_stopping(args, training_args)
+    check_classification_splits(args)
+    if args.model_name_or_path:
+        refuse_sizes(read_overrides(args.config_overrides))
+
+
+def check_classification_splits(args: Any) -> None:
+    """
+    Raises:
+        UserError: names the flags.
+    """
+    check_needed("finetune_classifier", args)
+    check_split_files(args)
+    if args.split == "clean":
+        check_fractions(args.split_fractions)
+    for name in args.class_names or []:
+        check_unicode(name)
+
+
+def check_instructions(args: Any, training_args: Any) -> None:
+    """
+    Raises:
+        UserError: names the flags.
+    """
+    check_needed("finetune_instructions", args)
+    check_early_stopping(args, training_args)
+    check_instruction_splits(args)
+    refuse_sizes(read_overrides(args.config_overrides))
+
+
+def check_instruction_splits(args: Any) -> None:
+    """
+    Raises:
+        UserError: names the flags.
+    """
+    check_split_files(args)
+    if args.split != "files":
+        check_fractions(args.split_fractions)
+
+
+def check_preferences(method: str, args: Any) -> None:
+    """
+    Raises:
+        UserError: names the flags.
+    """
+    check_needed("finetune_preferences", args)
+    if method == "grpo" and args.reward_model is None:
+        raise UserError("grpo needs --reward_model: train one with the method reward")
+    if method != "grpo" and args.reward_model is not None:
+        raise UserError(f"--reward_model is for the method grpo, and has no effect with {method}")
+    check_fractions(args.split_fractions)
+
+
+def check_evaluation(args: Any) -> None:
+    """
+    Raises:
+        UserError: names the flags.
+    """
+    if bool(args.replies_file) == bool(args.model):
+        raise UserError("give --model with --data_file and --output, or --replies_file")
+    if args.model and not (args.data_file and args.output):
+        raise UserError("--model needs --data_file (what to reply to) and --output (where to write the replies)")
+    if bool(args.judge_url) != bool(args.judge_model):
+        raise UserError("a judge needs both --judge_url and --judge_model")
+
+
+def check_generation(args: Any) -> None:
+    """
+    Raises:
+        UserError: names the flags.
+    """
+    if args.weights and args.num_beams:
+        raise UserError("--weights decodes one text at a time: leave out --num_beams")
+    for prompt in args.prompt:
+        check_unicode(prompt)
+
+
+def check_conversion(args: Any) -> None:
+    """
+    Raises:
+        UserError: names the flags.
+    """
+    if args.source is None and args.download is None:
+        raise UserError("name the checkpoint to convert, or --download one")
+    parse_size(args.max_shard_size)
+    read_overrides(args.config_overrides)
+
+
+def parse_size(text: str) -> int:
+    """Bytes from `500MB`, `5GB` (powers of 1000) or a plain number.
+
+    Raises:
+        UserError: neither.
+    """
+    match = re.fullmatch(r"(\d+) *(|KB|MB|GB)", text.strip().upper())
+    if match is None or int(match[1]) < 1:
+        raise UserError(f"size {text!r}: write 500MB, 5GB or a number of bytes")
+    return int(match[1]) * {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}[match[2]]
+
+
+def check_tokenizer(args: Any) -> None:
+    """
+    Raises:
+        UserError: names the flags.
+    """
+    if sum(map(bool, (args.train_file, args.word_list, args.from_files))) != 1:
+        raise UserError("give one of --train_file, --word_list and --from_files")
+    if not args.train_file and not args.validation_file:
+        raise UserError("--validation_file is needed without --train_file: the figures are measured on text")
+    if args.word_list and args.type in ("bpe", "character"):
+        raise UserError("--word_list is for --type word, treebank or whitespace: the others learn from text")
+    if args.from_files and (args.type != "bpe" or len(args.from_files) > 2):
+        raise UserError("--from_files takes minbpe's .model file or the book's vocabulary and merges, and --type bpe")
+    if not args.train_file and (args.vocab_size is not None or args.min_frequency is not None):
+        raise UserError("--vocab_size and --min_frequency need --train_file: nothing is learned without it")
+    for example in args.example or []:
+        check_unicode(example)
+
+
+CHECKS: dict[str, Callable[[str | None, Namespace], None]] = {
+    "pretrain": lambda _, args: check_pretraining(args, args),
+    "finetune_classifier": lambda _, args: (settle_trainable(args), check_classification(args, args))[1],
+    "finetune_instructions": lambda _, args: (settle_trainable(args), check_instructions(args, args))[1],
+    "finetune_preferences": lambda method, args: check_preferences(str(method), args),
+    "evaluate_instructions": lambda _, args: check_evaluation(args),
+    "generate": lambda _, args: check_generation(args),
+    "convert_checkpoint": lambda _, args: check_conversion(args),
+    "train_tokenizer": lambda _, args: check_tokenizer(args),
+}
+
+
+def check_flags_of(script: str, method: str | None, values: Mapping[str, Any]) -> None:
+    """What a script itself refuses of its flags.
+
+    Args:
+        method: the first word of finetune_preferences.
+        values: of every flag, by name.
+
+    Raises:
+        UserError: names the flags.
+    """
+    args = Namespace(**values)  # a copy, as some are settled in place
+    if script in CHECKS:
+        CHECKS[script](method, args)
+    if "max_steps" in values and "num_train_epochs" in values:
+        check_length(args)
+    if "resume_from_checkpoint" in values:
+        check_resumable(args.output_dir, args.resume_from_checkpoint)
