@@ -6,7 +6,6 @@ everything where the file was made for other releases, or the flags have changed
 """
 
 import argparse
-import difflib
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from .conflicts import LATER, NumberLoader, check_flags_of, unknown_name
 from .errors import UserError, one_line
 from .files import check_target, refuse_a_run
 from .ranges import check_ranges
@@ -29,10 +29,12 @@ TABLE = PACKAGE / "command_line.json"
 PARENT = "TrainingArguments"  # what the other groups of libraries' flags are subclasses of
 # Where flags are defined besides the script itself. What is defined elsewhere, such as choices, is compared by the test.
 DEFINED_IN = (*(f"training/{name}.py" for name in ("arguments", "pretraining", "classification", "instructions", "preferences")),
-              "inference/limits.py", "verify_checkpoint.py", "data/opening.py", "demo/__main__.py")  # fmt: skip
-DEFINITION = re.compile(r"^(?:def parse\b|class (?:\w*Arguments|Limits|Reading)\b).*?(?=^[^\s)]|\Z)", re.DOTALL | re.MULTILINE)
+              "configuration_gpt_scratch.py", "inference/limits.py", "verify_checkpoint.py", "data/opening.py",
+              "demo/__main__.py")  # fmt: skip
+DEFINITION = re.compile(
+    r"^(?:def parse\b|class (?:\w*Arguments|Limits|Reading|GPTScratchConfig)\b).*?(?=^[^\s)]|\Z)", re.DOTALL | re.MULTILINE
+)
 OFF = {"top_k": 0}  # values of TRL's flags that are outside of the range and switch something off
-LATER = ("max_steps", "num_train_epochs")  # one of these may replace the other
 OWN_RANGES = ("serve",)  # whose limits have ranges of their own
 PASSED_ON = {"compare_classifiers": "finetune_classifier"}  # scripts that pass unknown flags on to another one
 
@@ -113,8 +115,12 @@ def check_command_line(script: str, argv: Sequence[str], description: str | None
     values = read_flags(parser, list(argv)[1 if method else 0 :], PASSED_ON.get(script), table)
     if script not in OWN_RANGES:
         check_ranges({k: v for k, v in values.items() if k not in LATER and (k not in OFF or v != OFF[k])}, "--")
-    check_needed(script, values)
+    check_flags_of(script, method, values, table["config_names"] if releases() == table["releases"] else None)
+    check_reachable(script, values)
     check_inputs(script, values)
+    from .data.beginnings import check_beginnings
+
+    check_beginnings(script, values)
     if values.get("output_dir") and not values.get("resume_from_checkpoint") and described.get("recipe"):
         refuse_a_run(Path(values["output_dir"]))
     if script in WRITES and values.get("to") != "gguf":  # which is a file
@@ -142,15 +148,6 @@ def read_flags(
 # ---------------------------------------------------------------------------------------------------------------------- recipes
 
 
-class RecipeLoader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as text and `no` as false; numbers are numbers here."""
-
-
-RecipeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
-
-
 def is_recipe(argv: Sequence[str]) -> bool:
     """Whether the first word names a recipe."""
     return bool(argv) and argv[0].endswith((".yaml", ".yml"))
@@ -163,7 +160,7 @@ def recipe_arguments(path: str, known: Sequence[str]) -> list[str]:
         UserError: it cannot be read, or holds a key that is no flag.
     """
     try:
-        recipe = yaml.load(Path(path).read_text(encoding="utf-8"), RecipeLoader)
+        recipe = yaml.load(Path(path).read_text(encoding="utf-8"), NumberLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"recipe {path} cannot be read: {one_line(error)}") from error
     if not isinstance(recipe, dict):
@@ -190,12 +187,6 @@ def known_flags(parser: argparse.ArgumentParser) -> list[str]:
     return sorted({option.lstrip("-") for action in parser._actions for option in action.option_strings})
 
 
-def unknown_name(name: str, known: Sequence[str], kind: str) -> str:
-    """The message for an unknown name, with the nearest known one."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"unknown {kind} {name!r}" + (f"; did you mean {near[0]!r}?" if near else "; --help lists the flags")
-
-
 # ------------------------------------------------------------------------------------------------------------- files and models
 
 DATA_FILES = ("train_file", "validation_file", "test_file", "data_file", "replies_file", "word_list", "from_files", "file")
@@ -207,30 +198,17 @@ DATA_SUFFIX = re.compile(r"\.(txt|text|md|jsonl?|csv|tsv|parquet|zip)(\.(gz|zst|
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-START = {"model_name_or_path": "the checkpoint to start from"}
-NEEDED = {
-    "finetune_classifier": {"train_file": "the labelled texts to train on"},
-    "finetune_instructions": {"train_file": "the records to train on"} | START,
-    "finetune_preferences": {"train_file": "the pairs to learn from"} | START,
-}
-
-
-def check_needed(script: str, values: Mapping[str, Any]) -> None:
-    """Refuse a training run without data or without its first checkpoint; argparse does not, as a recipe may hold these.
+def check_reachable(script: str, values: Mapping[str, Any]) -> None:
+    """Refuse a server that others reach and that nobody has allowed.
 
     Raises:
         UserError: names the flag.
     """
-    if script == "pretrain" and bool(values["train_file"]) == bool(values["dataset_name"]):
-        raise UserError("give either --train_file or --dataset_name")
     if script in ("demo", "serve"):
         from .inference.limits import KEY_VARIABLE, PAGE, SERVER, refuse_others
 
         allowed, what = (values["model"], PAGE) if script == "demo" else (os.environ.get(KEY_VARIABLE), SERVER)
         refuse_others(values["host"], allowed, what)
-    for name, what in NEEDED.get(script, {}).items():
-        if values.get(name) is None:
-            raise UserError(f"--{name} is missing: give {what}")
 
 
 # Scripts that write a directory whole, by the flag that names it.

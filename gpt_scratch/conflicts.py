@@ -4,11 +4,12 @@
 imports either.
 """
 
+import difflib
 import json
 import math
 import re
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ NEEDED = {
     "finetune_instructions": {"train_file": "the records to train on"} | START,
     "finetune_preferences": {"train_file": "the pairs to learn from"} | START,
 }
+
+
+def unknown_name(name: str, known: Sequence[str], kind: str) -> str:
+    """The message for an unknown name, with the nearest known one."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"unknown {kind} {name!r}" + (f"; did you mean {near[0]!r}?" if near else "; --help lists the flags")
 
 
 def check_needed(script: str, args: Any) -> None:
@@ -95,13 +102,13 @@ def check_stride(block_size: int, stride: int) -> None:
         raise UserError(f"stride is {stride}: it must be between 1 and block_size {block_size}, else tokens are skipped")
 
 
-def check_fractions(fractions: Sequence[float]) -> None:
+def check_fractions(fractions: Sequence[float], parts: int = 3) -> None:
     """
     Raises:
-        UserError: other than three shares, of train, validation and test.
+        UserError: other than a share for each part, by default train, validation and test.
     """
-    if len(fractions) != 3 or abs(sum(fractions) - 1) > 1e-9 or any(fraction <= 0 for fraction in fractions):
-        raise UserError(f"split fractions {', '.join(map(str, fractions))}: three positive numbers that add up to 1 are needed")
+    if len(fractions) != parts or abs(sum(fractions) - 1) > 1e-9 or any(fraction <= 0 for fraction in fractions):
+        raise UserError(f"split fractions {', '.join(map(str, fractions))}: {parts} positive numbers that add up to 1 are needed")
 
 
 def check_split_files(args: Any) -> None:
@@ -184,6 +191,16 @@ def read_overrides(text: str | None) -> dict[str, Any]:
         return {name.strip(): yaml.load(value, NumberLoader) for name, value in pairs}
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"config_overrides {text!r}: write name=value pairs separated by commas, or a JSON object") from error
+
+
+def refuse_unknown_names(overrides: Mapping[str, Any], known: Collection[str]) -> None:
+    """
+    Raises:
+        UserError: a name that the configuration does not have, which it would accept silently.
+    """
+    for name in overrides:
+        if name not in known:
+            raise UserError("config_overrides: " + unknown_name(name, sorted(known), "name"))
 
 
 def refuse_sizes(overrides: Mapping[str, Any]) -> None:
@@ -322,7 +339,6 @@ def check_conversion(args: Any) -> None:
     if args.source is None and args.download is None:
         raise UserError("name the checkpoint to convert, or --download one")
     parse_size(args.max_shard_size)
-    read_overrides(args.config_overrides)
 
 
 def parse_size(text: str) -> int:
@@ -368,17 +384,21 @@ CHECKS: dict[str, Callable[[str | None, Namespace], None]] = {
 }
 
 
-def check_flags_of(script: str, method: str | None, values: Mapping[str, Any]) -> None:
+def check_flags_of(script: str, method: str | None, values: Mapping[str, Any], config_names: Collection[str] | None) -> None:
     """What a script itself refuses of its flags.
 
     Args:
         method: the first word of finetune_preferences.
         values: of every flag, by name.
+        config_names: what `--config_overrides` may set; None where it is not known.
 
     Raises:
         UserError: names the flags.
     """
     args = Namespace(**values)  # a copy, as some are settled in place
+    overrides = read_overrides(values.get("config_overrides"))
+    if config_names is not None:
+        refuse_unknown_names(overrides, config_names)
     if script in CHECKS:
         CHECKS[script](method, args)
     if "max_steps" in values and "num_train_epochs" in values:

@@ -45,6 +45,18 @@ def one_line(error: object, length: int = 300) -> str:
     return text[:length]
 
 
+def check_unicode(text: str) -> None:
+    """Refuse half of a surrogate pair, as bytes that are not UTF-8 become in an argument: no tokenizer can express it.
+
+    Raises:
+        UserError: names its place.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"the text is not valid Unicode at character {error.start}: {text[error.start]!r}") from error
+
+
 def innermost(error: BaseException) -> BaseException:
     """The first cause of an error that a library has wrapped in its own."""
     while error.__cause__ is not None:

@@ -30,9 +30,8 @@ from typing import IO, Any
 from tqdm import tqdm
 
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
-from gpt_scratch.data.opening import TABLE_SUFFIXES, Faults, Reading, check_files, read_lines, suffix_of
-from gpt_scratch.data.readers import texts_of_rows
-from gpt_scratch.data.tables import read_table
+from gpt_scratch.data.opening import TABLE_SUFFIXES, Reading, check_files, read_lines, suffix_of
+from gpt_scratch.data.readers import texts_of_table
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import atomic_path
 from gpt_scratch.inference.classify import LabelTable, classify_texts
@@ -70,9 +69,7 @@ def read_texts(
         return
     for file in files:
         if suffix_of(file) in TABLE_SUFFIXES:
-            faults = Faults()
-            rows = read_table(file, reading=reading, faults=faults, columns=[args.text_column])
-            yield from texts_of_rows(rows, args.text_column, reading, faults, keep)
+            yield from texts_of_table(file, args.text_column, reading, keep)
         else:
             yield from (line.rstrip("\r\n") for line in read_lines(file, reading))
     if files:

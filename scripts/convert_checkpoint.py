@@ -26,9 +26,9 @@ from pathlib import Path
 import torch
 
 from gpt_scratch import GPTScratchConfig
+from gpt_scratch.conflicts import check_conversion, parse_size
 from gpt_scratch.conversion.convert import export_weights, import_weights
 from gpt_scratch.conversion.formats import FORMATS, Options, recognize, without_tokenizer
-from gpt_scratch.conversion.safetensors_writer import parse_size
 from gpt_scratch.conversion.stock_layouts import LAYOUTS
 from gpt_scratch.conversion.verify import verify
 from gpt_scratch.errors import UserError, run_script
@@ -69,9 +69,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> dict:
     """Convert and verify; returns the proof. On any error nothing is left in the output directory's place."""
+    check_conversion(args)
     args.source = args.source or args.download
-    if args.source is None:
-        raise UserError("name the checkpoint to convert, or --download one")
     max_shard_bytes = parse_size(args.max_shard_size)
     dtype = getattr(torch, args.dtype) if args.dtype else None
     options = Options(

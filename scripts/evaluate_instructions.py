@@ -35,6 +35,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
+from gpt_scratch.conflicts import check_evaluation
 from gpt_scratch.data.instruction import (
     INPUT_SEPARATORS,
     Conversations,
@@ -84,16 +85,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--retries", type=int, default=4, help="further attempts, after 1, 2, 4, ... seconds")
     parser.add_argument("--concurrency", type=int, default=1, help="questions under way at once")
     return check_flags(parser.parse_args(argv))
-
-
-def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse flags that do not go together, before a model is loaded."""
-    if bool(args.replies_file) == bool(args.model):
-        raise UserError("give --model with --data_file and --output, or --replies_file")
-    if args.model and not (args.data_file and args.output):
-        raise UserError("--model needs --data_file (what to reply to) and --output (where to write the replies)")
-    if bool(args.judge_url) != bool(args.judge_model):
-        raise UserError("a judge needs both --judge_url and --judge_model")
 
 
 def records_to_reply_to(args: argparse.Namespace) -> Conversations:
@@ -171,7 +162,7 @@ def measured_before(path: Path, metrics: dict) -> dict:
 
 def main(args: argparse.Namespace) -> dict:
     """Print and return the figures; raises `UserError` on bad input, and when the judge cannot be asked."""
-    check_arguments(args)
+    check_evaluation(args)
     data = records_to_reply_to(args) if args.model else read_replies(args)
     check_texts(data)
     metrics: dict = {"records": len(data)}

@@ -34,8 +34,9 @@ from pathlib import Path
 
 from transformers import DataCollatorWithPadding, EarlyStoppingCallback
 
+from gpt_scratch.conflicts import check_classification
 from gpt_scratch.data.padding import padding_share
-from gpt_scratch.errors import UserError, run_script
+from gpt_scratch.errors import run_script
 from gpt_scratch.evaluation.classification import class_report, figures_by_class
 from gpt_scratch.hub.cards import write_classifier_card
 from gpt_scratch.hub.push_callback import take_over_push
@@ -71,8 +72,7 @@ from gpt_scratch.training.run import checkpoint_to_resume, save_adapter, save_tr
 
 def main(script_args: ClassificationArguments, training_args: ScratchTrainingArguments) -> dict:
     """Finetune, and return what `metrics.json` holds. Bad input raises `UserError` before training starts."""
-    if script_args.early_stopping_patience is not None and training_args.eval_strategy == "no":
-        raise UserError("--early_stopping_patience needs evaluations: set --eval_strategy steps or epoch")
+    check_classification(script_args, training_args)
     splits = read_splits(script_args)
     resume = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
     check_output_directory(training_args.output_dir, resume)

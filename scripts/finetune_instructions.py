@@ -28,8 +28,9 @@ import sys
 
 from transformers import set_seed
 
+from gpt_scratch.conflicts import check_instructions
 from gpt_scratch.data.instruction import InstructionCollator
-from gpt_scratch.errors import UserError, run_script
+from gpt_scratch.errors import run_script
 from gpt_scratch.hub.cards import write_instruction_card
 from gpt_scratch.hub.push_callback import take_over_push
 from gpt_scratch.training.arguments import (
@@ -58,8 +59,7 @@ from gpt_scratch.training.run import checkpoint_to_resume, save_adapter, save_tr
 
 def main(script_args: InstructionArguments, training_args: ScratchTrainingArguments) -> dict:
     """Finetune, and return what `metrics.json` holds. Bad input raises `UserError` before training starts."""
-    if script_args.early_stopping_patience is not None and training_args.eval_strategy == "no":
-        raise UserError("--early_stopping_patience needs evaluations: set --eval_strategy steps or epoch")
+    check_instructions(script_args, training_args)
     splits = read_splits(script_args)
     resume = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
     check_output_directory(training_args.output_dir, resume)

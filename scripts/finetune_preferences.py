@@ -31,6 +31,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gpt_scratch.conflicts import check_preferences
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.hub.cards import write_preference_card
 from gpt_scratch.hub.push_callback import take_over_push
@@ -40,7 +41,6 @@ from gpt_scratch.training.precision import use_fast_fp32_matmul
 from gpt_scratch.training.preferences import (
     METHODS,
     PreferenceArguments,
-    check_arguments,
     configuration_class,
     figures_of_run,
     make_trainer,
@@ -52,7 +52,7 @@ from gpt_scratch.training.run import checkpoint_to_resume, save_trained, write_r
 
 def main(method: str, script_args: PreferenceArguments, training_args: Any) -> dict:
     """Train, and return what `metrics.json` holds. Bad input raises `UserError` before training starts."""
-    check_arguments(method, script_args)
+    check_preferences(method, script_args)
     data = read_pairs(script_args)
     resume = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
     check_output_directory(training_args.output_dir, resume)

@@ -25,7 +25,8 @@ from contextlib import nullcontext
 from typing import Any
 
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
-from gpt_scratch.errors import UserError, printable, run_script
+from gpt_scratch.conflicts import check_generation
+from gpt_scratch.errors import printable, run_script
 from gpt_scratch.inference.decoding import WEIGHTS, compiled_generation, prepare_for_decoding
 from gpt_scratch.inference.generation import generate_texts
 from gpt_scratch.inference.loading import load_language_model
@@ -76,8 +77,7 @@ def main(args: argparse.Namespace) -> list[str]:
     temperature = args.temperature
     if temperature is None:
         temperature = 1.0 if {"top_k", "top_p", "min_p"} & settings.keys() else 0.0
-    if args.weights and args.num_beams:
-        raise UserError("--weights decodes one text at a time: leave out --num_beams")
+    check_generation(args)
     use_fast_fp32_matmul()
     model, tokenizer = load_language_model(args.model, args.dtype)
     if args.weights:

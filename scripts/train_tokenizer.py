@@ -25,11 +25,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from gpt_scratch.conflicts import check_tokenizer
 from gpt_scratch.data.language_modeling import SPLITS_BY, documents_from_files, split_documents, texts_of
 from gpt_scratch.data.opening import Reading, check_files
-from gpt_scratch.errors import UserError, run_script
+from gpt_scratch.errors import run_script
 from gpt_scratch.files import atomic_directory
-from gpt_scratch.inference.generation import check_unicode
 from gpt_scratch.ranges import check_flags
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 from gpt_scratch.tokenization.byte_pair_files import read_book_bpe, read_minbpe
@@ -93,19 +93,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     Raises:
         UserError: names the flags.
     """
-    if sum(map(bool, (args.train_file, args.word_list, args.from_files))) != 1:
-        raise UserError("give one of --train_file, --word_list and --from_files")
-    if not args.train_file and not args.validation_file:
-        raise UserError("--validation_file is needed without --train_file: the figures are measured on text")
-    if args.word_list and args.type in ("bpe", "character"):
-        raise UserError("--word_list is for --type word, treebank or whitespace: the others learn from text")
-    if args.from_files and (args.type != "bpe" or len(args.from_files) > 2):
-        raise UserError("--from_files takes minbpe's .model file or the book's vocabulary and merges, and --type bpe")
-    if not args.train_file and (args.vocab_size is not None or args.min_frequency is not None):
-        raise UserError("--vocab_size and --min_frequency need --train_file: nothing is learned without it")
+    check_tokenizer(args)
     check_files([*(args.train_file or []), *(args.validation_file or [])])
-    for example in args.example or []:
-        check_unicode(example)
 
 
 def read_texts(args: argparse.Namespace):

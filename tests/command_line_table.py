@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts"
 sys.path.insert(0, str(ROOT))
 
-from gpt_scratch import command_line  # noqa: E402
-from gpt_scratch.training.arguments import ScratchTrainingArguments, parse_arguments  # noqa: E402
+from gpt_scratch import GPTScratchConfig, command_line  # noqa: E402
+from gpt_scratch.training.arguments import ScratchTrainingArguments, config_names, parse_arguments  # noqa: E402
 from gpt_scratch.training.classification import ClassificationArguments  # noqa: E402
 from gpt_scratch.training.instructions import InstructionArguments  # noqa: E402
 from gpt_scratch.training.preferences import METHODS, PreferenceArguments, configuration_class  # noqa: E402
@@ -91,7 +91,12 @@ def make_table() -> dict[str, Any]:
     for title, flags in groups.items():
         if title != command_line.PARENT:
             groups[title] = [flag["names"][0] if flag in parent else flag for flag in flags]
-    return {"releases": command_line.releases(), "groups": groups, "scripts": scripts}
+    return {
+        "releases": command_line.releases(),
+        "config_names": sorted(config_names(GPTScratchConfig)),
+        "groups": groups,
+        "scripts": scripts,
+    }
 
 
 def _with_recipe(parser: argparse.ArgumentParser, groups: dict[str, Any]) -> dict[str, Any]:

@@ -8,14 +8,12 @@ tensor as it is read, so that the peak is one tensor. Format: 8 bytes little-end
 import hashlib
 import json
 import math
-import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from ..errors import UserError
 from .sources import DTYPES
 
 
@@ -76,15 +74,3 @@ def checksum(folder: Path) -> str:
             while block := opened.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def parse_size(text: str) -> int:
-    """Bytes from `500MB`, `5GB` (powers of 1000) or a plain number.
-
-    Raises:
-        UserError: neither.
-    """
-    match = re.fullmatch(r"(\d+) *(|KB|MB|GB)", text.strip().upper())
-    if match is None or int(match[1]) < 1:
-        raise UserError(f"size {text!r}: write 500MB, 5GB or a number of bytes")
-    return int(match[1]) * {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}[match[2]]

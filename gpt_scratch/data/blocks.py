@@ -19,6 +19,7 @@ import datasets
 import numpy as np
 import torch
 
+from ..conflicts import check_stride
 from ..errors import UserError
 
 
@@ -52,8 +53,7 @@ class TokenBlocks(torch.utils.data.Dataset):
         self.stride = block_size - 1 if stride is None else stride
         if block_size < 2:
             raise UserError(f"block_size is {block_size}: a block needs at least 2 tokens, one to read and one to predict")
-        if not 1 <= self.stride <= block_size:
-            raise UserError(f"stride is {self.stride}: it must be between 1 and block_size {block_size}, else tokens are skipped")
+        check_stride(block_size, self.stride)
         if isolate_documents and end_id is None:
             raise UserError("isolate_documents needs an end-of-text token: this tokenizer has none")
         self.isolate_documents, self.end_id = isolate_documents, end_id
@@ -119,6 +119,7 @@ def blocks_of_stream(
         end_id: as in [`block_row`].
     """
     stride = block_size - 1 if stride is None else stride
+    check_stride(block_size, stride)
     buffer = np.zeros(0, dtype=np.int64)
     for piece in ids:
         buffer = np.concatenate([buffer, np.asarray(piece, dtype=np.int64)])

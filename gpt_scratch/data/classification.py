@@ -12,21 +12,23 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
+from ..conflicts import check_fractions
 from ..errors import UserError, one_line
 from ..progress import bar
-from ..tokenization.special_tokens import encode_text
 from .examples import Examples
 from .opening import TABLE_SUFFIXES, Faults, Reading, is_glob, read_lines, say, suffix_of
 from .readers import kind_of
 from .tables import Row, class_names, find_column, read_delimited, read_table, rows_of_lines
+
+if TYPE_CHECKING:  # files are read before these are imported
+    import datasets
+    from transformers import PreTrainedTokenizerBase
 
 SMS_MEMBER = "SMSSpamCollection"  # the file inside UCI's zip
 MAX_UNPACKED_BYTES = 1 << 26  # the collection has half a megabyte
@@ -59,6 +61,7 @@ def read_labelled_texts(
     label_column: str | None = None,
     split: str = "train",
     reading: Reading | None = None,
+    most: int | None = None,
 ) -> LabelledTexts:
     """Labelled texts from a file, a glob or a `datasets` name.
 
@@ -69,6 +72,9 @@ def read_labelled_texts(
 
     Labels are names: spaces around them are taken off, numbers are written out (1.0 and 1 are one class), ids of a ClassLabel get its
     names.
+
+    Args:
+        most: rows to read at most, for a look at a file.
 
     Raises:
         UserError: names file and rows: no such file or column, another encoding, rows of another form, empty texts or labels.
@@ -90,7 +96,7 @@ def read_labelled_texts(
     data, empty, stripped = LabelledTexts([], [], []), 0, 0
     keys: tuple[str, ...] = ()
     names: list[str] | None = None
-    for file, number, values in rows:
+    for file, number, values in islice(rows, most):
         if not keys or not all(key in values for key in keys):
             keys = _text_and_label(values, file, text_column, label_column)
             names = class_names(name, keys[1], split)
@@ -292,8 +298,7 @@ def stratified_split(data: LabelledTexts, fractions: Sequence[float], seed: int)
     Raises:
         UserError: fractions that do not add up to 1, or classes with fewer texts than parts; names all of them.
     """
-    if abs(sum(fractions) - 1) > 1e-9 or any(fraction <= 0 for fraction in fractions):
-        raise UserError(f"split fractions {', '.join(map(str, fractions))} must be positive and add up to 1")
+    check_fractions(fractions, len(fractions))
     rng = np.random.default_rng(seed)
     parts: list[list[int]] = [[] for _ in fractions]
     scarce: list[str] = []
@@ -351,9 +356,13 @@ def overlap(part: LabelledTexts, train: LabelledTexts) -> int:
 
 
 def encode_texts(
-    data: LabelledTexts, tokenizer: PreTrainedTokenizerBase, ids: Mapping[str, int], max_length: int
-) -> tuple[datasets.Dataset, int]:
+    data: LabelledTexts, tokenizer: "PreTrainedTokenizerBase", ids: Mapping[str, int], max_length: int
+) -> tuple["datasets.Dataset", int]:
     """Rows of `input_ids`, `attention_mask`, `length` and `labels` without padding, and how many texts were cut at `max_length` tokens."""
+    import datasets
+
+    from ..tokenization.special_tokens import encode_text
+
     encoded = [encode_text(tokenizer, text)["input_ids"] for text in bar(data.texts, "tokenizing", "texts")]
     rows = [row[:max_length] for row in encoded]
     table = {

@@ -26,18 +26,16 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ..conflicts import check_fractions
 from ..errors import UserError
 from ..inference.chat_template import GENERATION, apply_chat_template, encode_chat, unsaid_parts
 from ..progress import bar
 from .opening import Faults, Reading
-from .records import Conversations, Message, normalized, opening_messages, read_records
+from .records import Conversations, Message, empty_replies, normalized, read_records, to_messages
 
 IGNORED = -100
 
 ALPACA_PREAMBLE = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-
-# The text between instruction and input of an Alpaca record, which make up one user message.
-INPUT_SEPARATORS = {"alpaca": "\n\n### Input:\n", "phi3": "\n", "chatml": "\n\n", "tokenizer": "\n\n"}
 
 _REPLY = "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
 CHAT_TEMPLATES = {
@@ -84,30 +82,6 @@ def read_conversations(
             key that would be lost.
     """
     return read_records(name, normalized, split, reading, ignore_keys, kept_keys)
-
-
-def to_messages(record: Mapping[str, Any], style: str) -> list[Message]:
-    """A record as messages; instruction and input of an Alpaca record are joined as `style` has them.
-
-    >>> to_messages({"instruction": "Add.", "input": "1 2", "output": "3"}, "phi3")
-    [{'role': 'user', 'content': 'Add.\\n1 2'}, {'role': 'assistant', 'content': '3'}]
-    """
-    if "messages" in record:
-        return [*opening_messages(record), *record["messages"]]
-    if "instruction" in record:
-        prompt = record["instruction"]
-        if record.get("input"):
-            prompt += INPUT_SEPARATORS[style] + record["input"]
-        return [
-            *opening_messages(record),
-            {"role": "user", "content": prompt},
-            {"role": "assistant", "content": record["output"]},
-        ]
-    messages = opening_messages(record)
-    for key, role in (("prompt", "user"), ("completion", "assistant")):
-        value = record[key]
-        messages += [{"role": role, "content": value}] if isinstance(value, str) else value
-    return messages
 
 
 def set_prompt_style(tokenizer: PreTrainedTokenizerBase, style: str) -> None:
@@ -286,15 +260,6 @@ def _unusable(record: Mapping[str, Any], labels: list[int], eos_id: int, style: 
     return None
 
 
-def empty_replies(messages: Sequence[Message]) -> list[int]:
-    """Numbers of the replies that say nothing and call no tool."""
-    return [
-        i
-        for i, message in enumerate(messages)
-        if message["role"] == "assistant" and not message["content"].strip() and not message.get("tool_calls")
-    ]
-
-
 def prompt_key(record: Mapping[str, Any]) -> str:
     """The key by which two prompts are equal, whatever the prompt style."""
     if "input_ids" in record:
@@ -317,8 +282,7 @@ def split_conversations(data: Conversations, fractions: Sequence[float], seed: i
     Raises:
         UserError: fractions that do not add up to 1, or a part without records.
     """
-    if len(fractions) != 3 or abs(sum(fractions) - 1) > 1e-9 or any(fraction <= 0 for fraction in fractions):
-        raise UserError(f"split fractions {', '.join(map(str, fractions))}: three positive numbers that add up to 1 are needed")
+    check_fractions(fractions)
     order = range(len(data)) if seed is None else np.random.default_rng(seed).permutation(len(data)).tolist()
     train, test = int(round(fractions[0] * len(data), 6)), int(round(fractions[2] * len(data), 6))
     parts = {"train": order[:train], "validation": order[train + test :], "test": order[train : train + test]}

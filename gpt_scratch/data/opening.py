@@ -92,6 +92,7 @@ class Reading:
 
 _said: set[str] = set()
 _lists: list[list[str]] = []
+_silent = False
 
 
 @contextmanager
@@ -105,8 +106,21 @@ def listing_what_is_said() -> Iterator[list[str]]:
         _lists.remove(lines)
 
 
+@contextmanager
+def saying_nothing() -> Iterator[None]:
+    """Within the block [`say`] prints nothing, and forgets it: what is read there is read again."""
+    global _silent
+    before, _silent = _silent, True
+    try:
+        yield
+    finally:
+        _silent = before
+
+
 def say(line: str) -> None:
     """Print a line about a file on standard error, once in a process: files are read several times."""
+    if _silent:
+        return
     for lines in _lists:
         if line not in lines:
             lines.append(line)

@@ -1,33 +1,46 @@
 """Preference pairs in the form that TRL trains on: a prompt and two replies, of which the first is preferred, as chat messages."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import datasets
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from ..inference.chat_template import unsaid_parts
-from .instruction import empty_replies, to_messages
 from .opening import Reading
 from .readers import kind_of
-from .records import Conversations, Message, check_tools, checked_messages, opening_messages, read_records, refuse_unknown
+from .records import (
+    Conversations,
+    Message,
+    check_tools,
+    checked_messages,
+    empty_replies,
+    opening_messages,
+    read_records,
+    refuse_unknown,
+    to_messages,
+)
+
+if TYPE_CHECKING:  # files are read before these are imported
+    import datasets
+    from transformers import PreTrainedTokenizerBase
 
 KEYS = {"instruction", "input", "prompt", "system", "history", "tools", "chosen", "rejected"}
 
 
 def read_preferences(
-    name: str, split: str = "train", reading: Reading | None = None, ignore_keys: Sequence[str] = ()
+    name: str,
+    split: str = "train",
+    reading: Reading | None = None,
+    ignore_keys: Sequence[str] = (),
+    most: int | None = None,
 ) -> Conversations:
     """Records of `instruction` (and `input`) or `prompt`, with `chosen` and `rejected`, from a file or a `datasets` name.
 
     The replies are texts, or messages as TRL has them: with or without the prompt's messages before the reply. `output`, the reference of
-    Alpaca records, is not used.
+    Alpaca records, is not used. `most` is of rows to read, for a look at a file.
 
     Raises:
         UserError: names file, rows and keys.
     """
-    return read_records(name, _checked, split, reading, [*ignore_keys, "output"])
+    return read_records(name, _checked, split, reading, [*ignore_keys, "output"], most=most)
 
 
 def _checked(record: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +96,7 @@ def _with_prompt_apart(record: dict[str, Any]) -> dict[str, Any]:
     return {**record, "prompt": shared, "chosen": chosen[common:], "rejected": rejected[common:]}
 
 
-def preference_rows(data: Conversations, style: str) -> tuple[datasets.Dataset, int]:
+def preference_rows(data: Conversations, style: str) -> tuple["datasets.Dataset", int]:
     """Rows of `prompt`, `chosen` and `rejected`, each a list of messages, and how many pairs of equal replies were left out.
 
     Where a pair has `tools`, a fourth column holds them, as TRL reads it. Columns are JSON: as structs, Arrow would give each message the
@@ -93,6 +106,8 @@ def preference_rows(data: Conversations, style: str) -> tuple[datasets.Dataset, 
     >>> preference_rows(Conversations([pair], ["row 0"]), "alpaca")[0][0]["rejected"]
     [{'role': 'assistant', 'content': 'What?'}]
     """
+    import datasets
+
     table: dict[str, list[Any]] = {"prompt": [], "chosen": [], "rejected": []}
     if any("tools" in record for record in data.records):
         table["tools"] = []
@@ -129,11 +144,13 @@ def prompt_of(record: Mapping[str, Any], style: str) -> list[Message]:
     return [*opening_messages(record), *([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)]
 
 
-def refuse_unsaid_pairs(rows: Mapping[str, datasets.Dataset], tokenizer: PreTrainedTokenizerBase, style: str) -> None:
+def refuse_unsaid_pairs(rows: Mapping[str, "datasets.Dataset"], tokenizer: "PreTrainedTokenizerBase", style: str) -> None:
     """
     Raises:
         UserError: the chat template writes less than a pair holds; names split, pair and what it leaves out.
     """
+    from ..inference.chat_template import unsaid_parts
+
     for split, part in rows.items():
         for number, row in enumerate(part):
             for key in ("chosen", "rejected"):

@@ -66,6 +66,23 @@ def _pieces_of_rows(
         yield from _cut(_parts(iter([text]), end_mark))
 
 
+def texts_of_table(
+    name: str,
+    text_column: str,
+    reading: Reading,
+    keep: Callable[[dict[str, Any]], None] | None = None,
+    at_once: bool = False,
+) -> Iterator[str]:
+    """The text of each row of a file, as [`texts_of_rows`]; a tsv without a header holds label and text.
+
+    Args:
+        at_once: raise at the first fault; else all are reported at the end.
+    """
+    faults = Faults(at_once)
+    rows = read_table(name, reading=reading, faults=faults, columns=[text_column])
+    return texts_of_rows(rows, text_column, reading, faults, keep)
+
+
 def texts_of_rows(
     rows: Iterable[Row], text_column: str, reading: Reading, faults: Faults, keep: Callable[[dict[str, Any]], None] | None = None
 ) -> Iterator[str]:

@@ -8,6 +8,7 @@ record are listed once as not used.
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from ..errors import UserError
@@ -39,6 +40,9 @@ FORMS = (
     ("input_ids", {"input_ids", "labels", "attention_mask"}),
 )
 
+# The text between instruction and input of an Alpaca record, which make up one user message.
+INPUT_SEPARATORS = {"alpaca": "\n\n### Input:\n", "phi3": "\n", "chatml": "\n\n", "tokenizer": "\n\n"}
+
 
 @dataclass
 class Conversations(Examples):
@@ -55,6 +59,7 @@ def read_records(
     reading: Reading | None = None,
     ignore_keys: Sequence[str] = (),
     kept_keys: Sequence[str] = (),
+    most: int | None = None,
 ) -> Conversations:
     """Records from a file, a glob or a `datasets` name, each in the form that `check` gives it.
 
@@ -62,6 +67,7 @@ def read_records(
         check: takes a record without the keys that describe it, and raises [`UserError`] for what is wrong with it.
         ignore_keys: keys that are not used, whatever they hold.
         kept_keys: keys that the caller reads; they stay in the record as they are, as those do that describe it.
+        most: rows to read at most, for a look at a file.
 
     Raises:
         UserError: names file, rows and keys of all faults (the first ten, and how many).
@@ -70,7 +76,7 @@ def read_records(
     records, places = [], []
     unused: dict[str, None] = {}
     empty = 0
-    for file, number, row in read_table(name, split, reading, faults, header=True):
+    for file, number, row in islice(read_table(name, split, reading, faults, header=True), most):
         if reading.skip_empty and all(value is None or (isinstance(value, str) and not value.strip()) for value in row.values()):
             empty += 1
             continue
@@ -357,3 +363,36 @@ def opening_messages(record: Mapping[str, Any]) -> list[Message]:
     for question, answer in record.get("history") or []:
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return messages
+
+
+def to_messages(record: Mapping[str, Any], style: str) -> list[Message]:
+    """A record as messages; instruction and input of an Alpaca record are joined as `style` has them.
+
+    >>> to_messages({"instruction": "Add.", "input": "1 2", "output": "3"}, "phi3")
+    [{'role': 'user', 'content': 'Add.\\n1 2'}, {'role': 'assistant', 'content': '3'}]
+    """
+    if "messages" in record:
+        return [*opening_messages(record), *record["messages"]]
+    if "instruction" in record:
+        prompt = record["instruction"]
+        if record.get("input"):
+            prompt += INPUT_SEPARATORS[style] + record["input"]
+        return [
+            *opening_messages(record),
+            {"role": "user", "content": prompt},
+            {"role": "assistant", "content": record["output"]},
+        ]
+    messages = opening_messages(record)
+    for key, role in (("prompt", "user"), ("completion", "assistant")):
+        value = record[key]
+        messages += [{"role": role, "content": value}] if isinstance(value, str) else value
+    return messages
+
+
+def empty_replies(messages: Sequence[Message]) -> list[int]:
+    """Numbers of the replies that say nothing and call no tool."""
+    return [
+        i
+        for i, message in enumerate(messages)
+        if message["role"] == "assistant" and not message["content"].strip() and not message.get("tool_calls")
+    ]

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow
 import pyarrow.parquet
 
@@ -390,6 +389,8 @@ def load_table(name: str, config_name: str | None, split: str, streaming: bool):
     Raises:
         UserError: it cannot be found or read.
     """
+    import datasets  # takes a second, and files do without
+
     try:
         if os.path.isdir(name) and (Path(name) / "dataset_info.json").is_file():
             return datasets.load_from_disk(name) if split == "train" else None  # written by Dataset.save_to_disk
@@ -409,9 +410,11 @@ def class_names(name: str, column: str, split: str = "train") -> list[str] | Non
     Raises:
         UserError: as [`load_table`].
     """
+    if Path(name).is_file() and suffix_of(name) != ".parquet":
+        return None
+    import datasets
+
     if Path(name).is_file():
-        if suffix_of(name) != ".parquet":
-            return None
         features = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(name))
     else:
         table = None if is_glob(name) else load_table(name, None, split, streaming=False)

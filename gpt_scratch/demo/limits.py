@@ -5,8 +5,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from ..errors import UserError, one_line
-from ..inference.generation import check_unicode
+from ..errors import UserError, check_unicode, one_line
 from ..ranges import SEEDS
 
 MAX_CHARACTERS = 20_000  # of any text given to the page

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from ..errors import UserError
+from ..errors import UserError, check_unicode
 from ..ranges import check_ranges
 from .chat_template import encode_chat, unsaid_parts
 from .decoding import compiled_generation
-from .generation import check_unicode, generate_ids, pad_left
+from .generation import generate_ids, pad_left
 from .streaming import PrintableStreamer
 
 

@@ -8,9 +8,8 @@ from typing import IO, Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import UserError
+from ..errors import UserError, check_unicode
 from ..tokenization.special_tokens import encode_text
-from .generation import check_unicode
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from ..errors import UserError, one_line, printable
+from ..errors import UserError, check_unicode, one_line, printable
 from ..ranges import check_ranges
 from ..tokenization.special_tokens import encode_text
 from .streaming import PrintableStreamer
@@ -116,18 +116,6 @@ def sample_ids(
         yield ids[:, start:], probabilities[0]
         if fresh.item() in ends:
             break
-
-
-def check_unicode(text: str) -> None:
-    """Refuse half of a surrogate pair, as bytes that are not UTF-8 become in an argument: no tokenizer can express it.
-
-    Raises:
-        UserError: names its place.
-    """
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(f"the text is not valid Unicode at character {error.start}: {text[error.start]!r}") from error
 
 
 def generate_texts(

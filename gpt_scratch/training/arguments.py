@@ -9,27 +9,22 @@ silently ignored costs a training run.
 import argparse
 import atexit
 import dataclasses
-import json
-import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 import torch
-import yaml
 from transformers import HfArgumentParser, SchedulerType, TrainingArguments
 
 from ..command_line import (
-    LATER,
     OFF,
     HelpFormatter,
-    RecipeLoader,
     is_recipe,
     known_flags,
     recipe_arguments,
-    unknown_name,
 )
+from ..conflicts import LATER, check_length, read_overrides, refuse_unknown_names, unknown_name
 from ..errors import UserError, one_line
 from ..files import refuse_a_run
 from ..ranges import check_ranges
@@ -42,8 +37,12 @@ SCHEDULE = {"learning_rate": 5e-5, "lr_scheduler_type": "linear", "warmup_steps"
 class ScratchTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the defaults of this package: evaluates, counts tokens, keeps the last two checkpoints."""
 
-    eval_strategy: str = dataclasses.field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
-    save_strategy: str = dataclasses.field(default="epoch", metadata={"help": "When to save: no, steps, epoch or best."})
+    eval_strategy: str = dataclasses.field(
+        default="epoch", metadata={"help": "When to evaluate.", "choices": ["no", "steps", "epoch"]}
+    )
+    save_strategy: str = dataclasses.field(
+        default="epoch", metadata={"help": "When to save.", "choices": ["no", "steps", "epoch", "best"]}
+    )
     save_total_limit: int | None = dataclasses.field(default=2, metadata={"help": "Checkpoints to keep; the oldest are removed."})
     logging_steps: float = dataclasses.field(default=10, metadata={"help": "Steps between log lines."})
     include_num_input_tokens_seen: str = dataclasses.field(
@@ -141,24 +140,8 @@ def parse_arguments(types: Sequence[type], argv: Sequence[str], description: str
         raise UserError(f"the flags cannot be used: {type(error).__name__}: {one_line(error, 3000)}") from error
     for part in parsed:
         if isinstance(part, TrainingArguments):
-            _refuse_no_steps(part)
-            check_ranges({"max_steps": part.max_steps, "num_train_epochs": part.num_train_epochs}, "--")
+            check_length(part)
     return tuple(parsed)
-
-
-def _refuse_no_steps(args: TrainingArguments) -> None:
-    """
-    Raises:
-        UserError: a length of training that has no step, or no end.
-    """
-    if args.max_steps == 0:
-        raise UserError(
-            "--max_steps is 0: nothing would be trained; give a number of steps, or -1 to count by --num_train_epochs"
-        )
-    if args.max_steps < 0 and not 0 < args.num_train_epochs < math.inf:
-        raise UserError(
-            f"--num_train_epochs is {args.num_train_epochs}: nothing would be trained, or without end; give a number above 0"
-        )
 
 
 def parse_config_overrides(text: str | None, config_class: Any) -> dict[str, Any]:
@@ -167,23 +150,15 @@ def parse_config_overrides(text: str | None, config_class: Any) -> dict[str, Any
     Raises:
         UserError: not of that form, or a name that the configuration does not have (it would accept it silently).
     """
-    if not text:
-        return {}
-    try:
-        if text.lstrip().startswith("{"):
-            overrides = json.loads(text)
-        else:
-            overrides = {
-                name.strip(): yaml.load(value, RecipeLoader) for name, value in (pair.split("=", 1) for pair in text.split(","))
-            }
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"config_overrides {text!r}: write name=value pairs separated by commas, or a JSON object") from error
-    written = {"auto_map", "gpt_scratch_version", "model_type", "transformers_version"}  # by saving, not by the user
-    known = (config_class().to_dict().keys() - written) | config_class.attribute_map.keys() | {"drop_rate"}
-    for name in overrides:
-        if name not in known:
-            raise UserError("config_overrides: " + unknown_name(name, sorted(known), "name"))
+    overrides = read_overrides(text)
+    refuse_unknown_names(overrides, config_names(config_class))
     return overrides
+
+
+def config_names(config_class: Any) -> set[str]:
+    """What `--config_overrides` may set."""
+    written = {"auto_map", "gpt_scratch_version", "model_type", "transformers_version"}  # by saving, not by the user
+    return (config_class().to_dict().keys() - written) | config_class.attribute_map.keys() | {"drop_rate"}
 
 
 def check_output_directory(output_dir: str, resume: str | None) -> None:

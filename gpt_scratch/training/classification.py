@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from ..configuration_gpt_scratch import GPTScratchConfig
+from ..conflicts import DROPOUTS, check_classification_splits, settle_trainable
 from ..data.classification import (
     CONFLICTS,
     LabelledTexts,
@@ -36,7 +37,6 @@ from ..data.opening import Reading
 from ..errors import UserError, one_line
 from ..evaluation.classification import METRIC_PATH, figures_by_class, softmax
 from ..files import atomic_path
-from ..inference.generation import check_unicode
 from ..inference.loading import check_rows, load_config, load_model, load_tokenizer
 from ..modeling_gpt_scratch import GPTScratchForSequenceClassification
 from ..plots import new_figure, save_figure, save_lines
@@ -46,12 +46,9 @@ from ..tokenization.special_tokens import describe_special_tokens
 from .arguments import parse_config_overrides
 from .checkpoints import ResumableTrainer
 from .finetuning import (
-    DROPOUTS,
     SPLITS,
     add_lora,
     dropout_overrides,
-    refuse_files_of_no_split,
-    settle_trainable,
     train_last_blocks,
 )
 from .losses import balanced_class_weights, classification_loss
@@ -130,10 +127,6 @@ class ClassificationArguments(Reading):
     )
 
     def __post_init__(self) -> None:
-        if self.trainable is None and not self.model_name_or_path:
-            self.trainable = "all"  # random blocks that are frozen would never learn anything
-        elif self.trainable is None:
-            self.trainable = "last_block" if self.train_last_blocks is None else "last_blocks"
         settle_trainable(self)
 
 
@@ -185,17 +178,11 @@ def read_splits(args: ClassificationArguments) -> ClassificationSplits:
     Raises:
         UserError: flags that exclude each other, or data that cannot be read or split.
     """
-    if args.train_file is None:
-        raise UserError("--train_file is missing: give the labelled texts to train on")
-    refuse_files_of_no_split(args)
-
+    check_classification_splits(args)
+    assert args.train_file is not None
     reading = Reading.of(args)
-    for name in args.class_names or []:
-        check_unicode(name)
 
-    def read(name: str | None) -> LabelledTexts:
-        if name is None:
-            raise UserError("--split files needs --train_file, --validation_file and --test_file")
+    def read(name: Any) -> LabelledTexts:
         return read_labelled_texts(name, args.text_column, args.label_column, reading=reading)
 
     copies = 0

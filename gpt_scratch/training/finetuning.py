@@ -7,21 +7,12 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_gpt_scratch import GPTScratchConfig
+from ..conflicts import refuse_sizes
 from ..errors import UserError, innermost, one_line
 from ..inference.loading import check_rows, load_config, load_model, load_tokenizer
 from .arguments import parse_config_overrides
 
 SPLITS = ("train", "validation", "test")
-DROPOUTS = {"drop_rate", "embedding_dropout", "attention_dropout", "residual_dropout", "embd_pdrop", "attn_pdrop", "resid_pdrop"}
-
-EARLIER_SPELLINGS = {"last_block": 1, "last_two_blocks": 2}  # of --trainable last_blocks --train_last_blocks N
-# Flags that mean something with one value of --trainable alone: that value, and their default.
-ONLY_WITH = {
-    "train_last_blocks": ("last_blocks", 2),
-    "lora_rank": ("lora", 16),
-    "lora_alpha": ("lora", 16),
-    "lora_targets": ("lora", None),
-}
 
 
 def dropout_overrides(text: str | None) -> dict[str, Any]:
@@ -31,10 +22,7 @@ def dropout_overrides(text: str | None) -> dict[str, Any]:
         UserError: another name.
     """
     overrides = parse_config_overrides(text, GPTScratchConfig)
-    if overrides.keys() - DROPOUTS:
-        raise UserError(
-            f"--config_overrides {sorted(overrides.keys() - DROPOUTS)[0]}: of a checkpoint only dropout can be changed"
-        )
+    refuse_sizes(overrides)
     return overrides
 
 
@@ -98,39 +86,6 @@ def add_lora(
         raise UserError(
             f"--lora_targets {' '.join([names] if isinstance(names, str) else names)}: {one_line(innermost(error))}"
         ) from error
-
-
-def settle_trainable(args: Any) -> None:
-    """Complete `--trainable` and the flags that belong to one of its values, in place, in the same terms for every script.
-
-    Args:
-        args: flags of a finetuning script, with `trainable` (head, last_blocks, all, lora; or an earlier spelling of last_blocks).
-
-    Raises:
-        UserError: a flag that would have no effect, or a number of blocks beside a spelling that holds one.
-    """
-    if args.trainable in EARLIER_SPELLINGS:
-        if args.train_last_blocks is not None:
-            raise UserError(
-                f"--trainable {args.trainable} says how many blocks train: with --train_last_blocks write last_blocks"
-            )
-        args.train_last_blocks, args.trainable = EARLIER_SPELLINGS[args.trainable], "last_blocks"
-    for name, (trainable, default) in ONLY_WITH.items():
-        if args.trainable == trainable:
-            if default is not None and getattr(args, name) is None:
-                setattr(args, name, default)
-        elif getattr(args, name, None) is not None:
-            raise UserError(f"--{name} is for --trainable {trainable}, and has no effect with --trainable {args.trainable}")
-
-
-def refuse_files_of_no_split(args: Any) -> None:
-    """
-    Raises:
-        UserError: a file to validate or to test on, which only `--split files` reads.
-    """
-    for name in ("validation_file", "test_file"):
-        if getattr(args, name) is not None and args.split != "files":
-            raise UserError(f"--{name} is read with --split files alone, and --split is {args.split}")
 
 
 def train_last_blocks(model: PreTrainedModel, count: int, head: nn.Module | None = None) -> None:

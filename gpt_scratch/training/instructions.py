@@ -16,6 +16,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from ..conflicts import check_instruction_splits, check_needed, settle_trainable
 from ..data.instruction import (
     IGNORED,
     PROMPT_STYLES,
@@ -39,7 +40,7 @@ from ..evaluation.perplexity import evaluate_loss
 from ..files import write_json
 from ..tokenization.special_tokens import describe_special_tokens
 from .callbacks import CurveCallback, OverfittingCallback, PerplexityCallback, SamplesCallback
-from .finetuning import SPLITS, add_lora, refuse_files_of_no_split, settle_trainable, train_last_blocks
+from .finetuning import SPLITS, add_lora, train_last_blocks
 from .run import evaluation_curve, run_figures
 
 LITTLE_ROOM = 64  # tokens, some two sentences: a model whose prompts leave less is hardly of use
@@ -171,14 +172,12 @@ def read_splits(args: InstructionArguments) -> InstructionSplits:
     Raises:
         UserError: flags that exclude each other, or data that cannot be read or split.
     """
-    if args.train_file is None:
-        raise UserError("--train_file is missing: give the records to train on")
-    refuse_files_of_no_split(args)
+    check_needed("finetune_instructions", args)
+    check_instruction_splits(args)
+    assert args.train_file is not None
     reading, ignored = Reading.of(args), args.ignore_keys or ()
     if args.split == "files":
         names = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
-        if None in names.values():
-            raise UserError("--split files needs --train_file, --validation_file and --test_file")
         splits = {split: read_conversations(str(name), split, reading, ignored) for split, name in names.items()}
     else:
         seed = args.split_seed if args.split == "random" else None

@@ -111,29 +111,13 @@ class PreferenceData:
         }
 
 
-def check_arguments(method: str, args: PreferenceArguments) -> None:
-    """Refuse what can be refused without reading any data.
-
-    Raises:
-        UserError: names the flags.
-    """
-    if args.train_file is None:
-        raise UserError("--train_file is missing: give the pairs to learn from")
-    if args.model_name_or_path is None:
-        raise UserError("--model_name_or_path is missing: give the checkpoint to start from")
-    if method == "grpo" and args.reward_model is None:
-        raise UserError("grpo needs --reward_model: train one with the method reward")
-    if method != "grpo" and args.reward_model is not None:
-        raise UserError(f"--reward_model is for the method grpo, and has no effect with {method}")
-
-
 def read_pairs(args: PreferenceArguments) -> PreferenceData:
     """Train, validation and test pairs; prints their numbers.
 
     Raises:
         UserError: broken pairs, a split without pairs.
     """
-    assert args.train_file is not None  # check_arguments
+    assert args.train_file is not None  # check_preferences
     pairs = read_preferences(args.train_file, "train", Reading.of(args), args.ignore_keys or ())
     splits: dict[str, Conversations] = split_conversations(pairs, args.split_fractions)
     data = PreferenceData({}, {})
@@ -230,7 +214,7 @@ def make_trainer(method: str, args: PreferenceArguments, training_args: Training
     """
     trl, rows, positions = import_trl(), data.rows, {}
     if method == "grpo":
-        assert args.reward_model is not None  # check_arguments
+        assert args.reward_model is not None  # check_preferences
         reward_model, reward_tokenizer = load_reward_model(args.reward_model)
         positions["the reward model"] = reward_model.config.max_position_embeddings
     model, tokenizer = load_language_model(args.model_name_or_path)

@@ -14,12 +14,12 @@ from transformers import (
 )
 
 from ..configuration_gpt_scratch import GPTScratchConfig
+from ..conflicts import check_pretraining
 from ..data.blocks import StreamedBlocks, TokenBlocks
 from ..data.language_modeling import SPLITS_BY, BlockSettings, Corpus, LanguageModelingData, Source
 from ..data.opening import Reading, check_files
 from ..errors import UserError, innermost, one_line
 from ..evaluation.perplexity import evaluate_loss
-from ..inference.generation import check_unicode
 from ..inference.loading import check_rows, load_config, load_model, load_tokenizer
 from ..modeling_gpt_scratch import GPTScratchForCausalLM
 from ..tokenization.byte_pair import END_OF_TEXT, train_byte_level_bpe
@@ -137,31 +137,9 @@ def check_arguments(args: PretrainingArguments, training_args: TrainingArguments
     Raises:
         UserError: names the flags.
     """
-    if bool(args.train_file) == bool(args.dataset_name):
-        raise UserError("give either --train_file or --dataset_name")
+    check_pretraining(args, training_args)
     Reading.of(args)
     check_files([*(args.train_file or []), *(args.validation_file or [])])
-    if args.streaming and training_args.max_steps <= 0:
-        raise UserError("--streaming needs --max_steps: the length of a stream is not known")
-    if args.streaming and not (args.tokenizer_name or args.model_name_or_path):
-        raise UserError("--streaming needs --tokenizer_name: a tokenizer cannot be trained on text that is not read beforehand")
-    if args.streaming and args.dataset_name and not args.validation_file and training_args.dataloader_num_workers > 1:
-        raise UserError(
-            "--streaming a data set with several --dataloader_num_workers needs --validation_file: workers divide the stream among "
-            "themselves, and could not leave out the same documents"
-        )
-    if args.model_name_or_path and args.config_overrides:
-        raise UserError("--config_overrides is for new models: the checkpoint of --model_name_or_path has its own configuration")
-    if args.dataset_config_name and not args.dataset_name:
-        raise UserError("--dataset_config_name has no effect without --dataset_name")
-    if args.optimizer == "muon" and args.weight_decay_on == "all":
-        raise UserError("--weight_decay_on all is for --optimizer adamw: Muon leaves biases and norms to AdamW, without decay")
-    if args.muon_learning_rate is not None and args.optimizer != "muon":
-        raise UserError("--muon_learning_rate needs --optimizer muon")
-    for prompt in args.sample_prompt or []:
-        check_unicode(prompt)
-    if args.early_stopping_patience is not None and training_args.eval_strategy == "no":
-        raise UserError("--early_stopping_patience needs evaluations: set --eval_strategy steps or epoch")
 
 
 def model_config(args: PretrainingArguments) -> GPTScratchConfig:

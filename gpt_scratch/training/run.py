@@ -11,6 +11,7 @@ from typing import Any
 import transformers
 from transformers import Trainer
 
+from ..conflicts import check_resumable, no_checkpoint
 from ..errors import UserError, innermost, one_line
 from ..files import swapped_directory, write_json
 from ..progress import named
@@ -26,6 +27,7 @@ def checkpoint_to_resume(output_dir: str, resume_from_checkpoint: str | None) ->
     Raises:
         UserError: there is none, it is not whole, or another run is writing there.
     """
+    check_resumable(output_dir, resume_from_checkpoint)
     if resume_from_checkpoint in (None, "", "false", "False"):
         return None
     if resume_from_checkpoint in ("latest", "true", "True"):
@@ -33,12 +35,8 @@ def checkpoint_to_resume(output_dir: str, resume_from_checkpoint: str | None) ->
             lock_output_directory(output_dir)  # before anything is renamed there that another run may be writing
         checkpoint = newest_whole_checkpoint(output_dir)
         if checkpoint is None:
-            raise UserError(
-                f"--resume_from_checkpoint {resume_from_checkpoint}: {output_dir} holds no checkpoint-N directory that is whole"
-            )
+            raise no_checkpoint(output_dir, resume_from_checkpoint)
         return checkpoint
-    if not (Path(resume_from_checkpoint) / "trainer_state.json").is_file():
-        raise UserError(f"--resume_from_checkpoint {resume_from_checkpoint}: no trainer_state.json there, so it is no checkpoint")
     if (found := damage(resume_from_checkpoint)) is not None:
         raise UserError(f"--resume_from_checkpoint {resume_from_checkpoint}: it is not whole, {found}")
     return resume_from_checkpoint

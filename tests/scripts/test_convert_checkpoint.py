@@ -12,9 +12,9 @@ import torch
 from tiny_models import CODE_FILES
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from gpt_scratch.conflicts import parse_size
 from gpt_scratch.conversion.checkpoint import Options
 from gpt_scratch.conversion.formats import without_tokenizer
-from gpt_scratch.conversion.safetensors_writer import parse_size
 from gpt_scratch.errors import UserError
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "convert_checkpoint.py"

@@ -6,11 +6,12 @@ import datasets
 import pytest
 from transformers import TrainerState
 
+from gpt_scratch.conflicts import check_preferences
 from gpt_scratch.data.instruction import set_prompt_style
 from gpt_scratch.errors import UserError
 from gpt_scratch.inference.chat_template import apply_chat_template
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
-from gpt_scratch.training.preferences import PreferenceArguments, PreferenceData, check_arguments, figures_of_run, fit_lengths
+from gpt_scratch.training.preferences import PreferenceArguments, PreferenceData, figures_of_run, fit_lengths
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def test_replies_that_grpo_may_write_must_fit_both_models(tokenizer):
 )
 def test_flags_that_do_not_go_together(method, given, message):
     with pytest.raises(UserError, match=message):
-        check_arguments(method, PreferenceArguments(**given))
+        check_preferences(method, PreferenceArguments(**given))
 
 
 def test_the_figures_of_a_run_are_those_of_its_last_evaluation():
