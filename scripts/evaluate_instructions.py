@@ -37,7 +37,6 @@ from pathlib import Path
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
 from gpt_scratch.conflicts import check_evaluation
 from gpt_scratch.data.instruction import (
-    INPUT_SEPARATORS,
     Conversations,
     InstructionCollator,
     encode_conversations,
@@ -46,6 +45,7 @@ from gpt_scratch.data.instruction import (
     reply_text,
 )
 from gpt_scratch.data.opening import Faults, Reading
+from gpt_scratch.data.records import INPUT_SEPARATORS
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.evaluation.judge import RUBRICS, Judge, judge_replies, summarize
 from gpt_scratch.evaluation.perplexity import evaluate_loss
