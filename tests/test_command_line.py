@@ -32,6 +32,13 @@ def folder(tmp_path, monkeypatch) -> Path:
         (tmp_path / name).write_text("{}", encoding="utf-8")
     (tmp_path / "empty.csv").write_text("")
     (tmp_path / "latin.csv").write_text("text,label\nGr\xfc\xdfe,Lob\n", encoding="latin-1")
+    (tmp_path / "table.csv").write_text("Text,Label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(30)))
+    (tmp_path / "commas.csv").write_text("Text,Label\n" + "one, two,a\n" * 30)
+    (tmp_path / "late.csv").write_text("text,label\n" + "one,a\n" * 20 + "one, two,a\n")
+    (tmp_path / "rows.jsonl").write_text('{"body": "a", "label": 1}\n{"body": \n', encoding="utf-8")
+    (tmp_path / "alpaca.json").write_text('[{"instruction": "Add.", "output": "3"}]')
+    (tmp_path / "others.json").write_text('[{"instruction": "Add.", "output": "3", "note": "4"}]')
+    (tmp_path / "pairs.json").write_text('[{"prompt": "Add.", "chosen": "3", "rejected": "4"}]')
     (tmp_path / "runs/written").mkdir()
     (tmp_path / "runs/written/model.pth").write_text("weights")
     (tmp_path / "runs/written/.gpt_scratch.json").write_text('{"files": [".gpt_scratch.json", "model.pth"]}')
@@ -112,6 +119,43 @@ WRONG = {
     "convert_checkpoint runs/written/model.pth runs/written --overwrite": "runs/written holds the source /",
     "train_tokenizer --train_file text.txt --output_dir text.txt": "text.txt exists and is not a directory",
     "export onnx runs/model runs/old": "runs/old exists and is not empty",
+    # Flags that exclude or need one another
+    "pretrain --train_file text.txt --streaming": "--streaming needs --max_steps",
+    "pretrain --train_file text.txt --streaming --max_steps 5": "--streaming needs --tokenizer_name",
+    "pretrain --train_file text.txt --model_name_or_path runs/model --config_overrides n_embd=8": "--config_overrides is for new models",
+    "pretrain --train_file text.txt --config_overrides n_embed=8": "unknown name 'n_embed'; did you mean 'n_embd'?",
+    "pretrain --train_file text.txt --config_overrides 8": "write name=value pairs separated by commas, or a JSON object",
+    "pretrain --train_file text.txt --block_size 64 --stride 65": "stride is 65: it must be between 1 and block_size 64",
+    "pretrain --train_file text.txt --max_steps 0": "--max_steps is 0: nothing would be trained",
+    "pretrain --train_file text.txt --num_train_epochs 0": "--num_train_epochs is 0.0: nothing would be trained",
+    "pretrain --train_file text.txt --eval_strategy epochs": "invalid choice: 'epochs'",
+    "pretrain --train_file text.txt --early_stopping_patience 2 --eval_strategy no": "--early_stopping_patience needs evaluations",
+    "pretrain --train_file text.txt --output_dir runs/model --resume_from_checkpoint latest": "runs/model holds no checkpoint-N directory",
+    "pretrain --train_file text.txt --output_dir runs/new --resume_from_checkpoint runs/model": "no trainer_state.json there",
+    "finetune_classifier --train_file table.csv --split files": "--split files needs --train_file, --validation_file and --test_file",
+    "finetune_classifier --train_file table.csv --test_file table.csv": "--test_file is read with --split files alone",
+    "finetune_classifier --train_file table.csv --split_fractions 0.8 0.2": "3 positive numbers that add up to 1 are needed",
+    "finetune_classifier --train_file table.csv --lora_rank 4": "--lora_rank is for --trainable lora",
+    "finetune_classifier --train_file table.csv --model_name_or_path runs/model --config_overrides n_embd=8": "only dropout can be changed",
+    "finetune_instructions --train_file alpaca.json --model_name_or_path runs/model --train_last_blocks 1": "is for --trainable last_blocks",
+    "finetune_preferences grpo --train_file pairs.json --model_name_or_path runs/model": "grpo needs --reward_model",
+    "finetune_preferences dpo --train_file pairs.json --model_name_or_path runs/model --max_steps 0": "--max_steps is 0",
+    "evaluate_instructions --model runs/model": "--model needs --data_file (what to reply to) and --output",
+    "generate runs/model --weights int8 --num_beams 2": "--weights decodes one text at a time",
+    "convert_checkpoint out": "name the checkpoint to convert, or --download one",
+    "convert_checkpoint text.txt out --max_shard_size lots": "size 'lots': write 500MB",
+    "train_tokenizer --output_dir out": "give one of --train_file, --word_list and --from_files",
+    # The first rows of files
+    "pretrain --train_file table.csv --text_column body": "table.csv has no column 'body': its columns are Text, Label; pass --text_column",
+    "pretrain --train_file runs/written/model.pth": "unknown format '.pth'",
+    "finetune_classifier --train_file table.csv --label_column stars": "no column 'stars': its columns are Text, Label; pass --label_column",
+    "finetune_classifier --train_file commas.csv": "30 faults in all, of which the first 10 are named",
+    "finetune_classifier --train_file rows.jsonl --text_column body": "rows.jsonl line 2: not valid JSON",
+    "finetune_instructions --train_file others.json --model_name_or_path runs/model": "others.json row 0: key 'note' not understood",
+    "finetune_preferences dpo --train_file alpaca.json --model_name_or_path runs/model": "alpaca.json row 0: 'chosen' is missing",
+    "evaluate_instructions --model runs/model --data_file pairs.json --output x.json": "pairs.json row 0: ",
+    "classify runs/model --file table.csv --text_column body": "table.csv has no column 'body'",
+    "train_tokenizer --train_file rows.jsonl --output_dir out": "rows.jsonl has no column 'text'",
 }  # fmt: skip
 
 
@@ -129,7 +173,11 @@ RIGHT = [
     "pretrain --train_file text.txt --lr_scheduler_kwargs {}",
     "finetune_classifier --train_file a_name_of_datasets",
     "finetune_classifier --train_file latin.csv --encoding latin-1",
-    "finetune_preferences grpo --top_k 0 --use_cpu --train_file text.txt --model_name_or_path runs/model",
+    "finetune_preferences grpo --top_k 0 --use_cpu --train_file pairs.json --model_name_or_path runs/model --reward_model runs/model",
+    "finetune_classifier --train_file table.csv --trainable last_two_blocks --model_name_or_path runs/model",
+    "finetune_classifier --train_file late.csv",  # what is wrong beyond the first rows is found when all are read
+    "finetune_instructions --train_file others.json --ignore_keys note --model_name_or_path runs/model",
+    "classify runs/model --file table.csv",
     "compare_classifiers --recipes random --train_file text.txt --output_dir x --learning_rate 1e-3 --bf16",
     "generate runs/model --prompt a b --temperature 0.5",
     "analyze runs runs/old runs/model --labels a b",
@@ -143,9 +191,17 @@ RIGHT = [
 
 
 @pytest.mark.parametrize("line", RIGHT)
-def test_what_is_right_passes(folder, line):
+def test_what_is_right_passes(folder, capsys, line):
     script, *argv = line.split()
     check_command_line(script, argv, None)
+    assert not capsys.readouterr().err  # what there is to say of a file is said by the script, once
+
+
+RECORDS = {
+    "finetune_classifier": {"text": "a", "label": "b"},
+    "finetune_instructions": {"instruction": "Add.", "output": "3"},
+    "finetune_preferences": {"prompt": "Add.", "chosen": "3", "rejected": "4"},
+}
 
 
 def test_every_recipe_passes(monkeypatch, tmp_path):
@@ -159,9 +215,13 @@ def test_every_recipe_passes(monkeypatch, tmp_path):
         command = ["finetune_preferences", path.stem] if folder == "preferences" else folders.get(folder, ["pretrain"])
         flags = ["--output_dir", "runs/none-of-this-name"]
         if "dataset_name" not in path.read_text(encoding="utf-8"):
-            flags += ["--train_file", "README.md"]
+            name = "README.md" if command[0] == "pretrain" else f"{command[0]}.json"
+            (tmp_path / name).write_text(json.dumps([RECORDS.get(command[0], {})]))
+            flags += ["--train_file", str(tmp_path / name)]
         if command[0] not in ("pretrain", "finetune_classifier"):
             flags += ["--model_name_or_path", str(tmp_path)]
+        if command[1:] == ["grpo"]:
+            flags += ["--reward_model", str(tmp_path)]
         check_command_line(command[0], [*command[1:], str(path), *flags], None)
 
 
@@ -205,7 +265,20 @@ def test_a_script_needs_no_torch_to_say_so(tmp_path):
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0 and done.stdout.startswith("usage: pretrain.py"), done.stderr
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
-    done = subprocess.run(
-        [sys.executable, str(SCRIPTS / "generate.py"), "./typo"], env=environment, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stderr) == (2, "error: ./typo: no such file or directory\n")
+    (tmp_path / "table.csv").write_text("text,label\na,b\n")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    for argv, said in (
+        ("generate.py ./typo", "./typo: no such file or directory"),
+        ("generate.py model --weights int8 --num_beams 2", "--weights decodes one text at a time"),
+        ("pretrain.py --train_file table.csv --streaming", "--streaming needs --max_steps"),
+        ("finetune_classifier.py --train_file table.csv --label_column stars", "table.csv has no column 'stars'"),
+        (
+            "finetune_preferences.py dpo --train_file table.csv --model_name_or_path model",
+            "table.csv row 0: keys 'text', 'label' not",
+        ),
+    ):
+        script, *flags = argv.split()
+        command = [sys.executable, str(SCRIPTS / script), *flags]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr.startswith(f"error: {said}"), done.stderr

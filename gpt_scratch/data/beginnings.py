@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import UserError
 from .classification import read_labelled_texts
-from .opening import TABLE_SUFFIXES, Reading, saying_nothing, suffix_of
+from .opening import TABLE_SUFFIXES, Reading, check_files, saying_nothing, suffix_of
 from .preference import read_preferences
 from .readers import read_pieces, texts_of_table
 from .records import normalized, read_records
@@ -59,8 +59,11 @@ def _readers(script: str, args: Namespace) -> Iterator[tuple[str, Read]]:
                     name, args.text_column, args.label_column, reading=Reading.of(args), most=most
                 ),
             )
-    elif script == "classify" and args.file and suffix_of(args.file) in TABLE_SUFFIXES and not args.text:
+    elif script == "classify" and args.file and not args.text:
         reading = Reading.of(args)
+        check_files([args.file])
+        if suffix_of(args.file) not in TABLE_SUFFIXES:
+            return
         yield (
             args.file,
             lambda most: _run(texts_of_table(args.file, args.text_column, reading, at_once=most is not None), most),
