@@ -4,9 +4,10 @@
     python make_dialogues.py FOLDER --train 40000 --reinforcement 20000
 
 FOLDER/dialogues_{train,reinforcement,validation,test}.jsonl: `instruction` and `output`, with an earlier exchange in `history`, and the
-kind of the question in `category`. Each kind makes up an equal part. What is asked is drawn to its part before it is worded, so that 23 + 45,
-in whatever words, stands in one file only: `train` to learn from, `reinforcement` to be asked while a reward is learned, `validation` and
-`test` held out. The same seed and sizes give the same files on every machine; a larger file begins with the rows of a smaller one.
+kind of the question in `category`. Each kind makes up an equal part. What is asked is drawn to its part before it is worded, so that
+23 + 45, in whatever words, stands in one file only: `train` to learn from, `reinforcement` to be asked while a reward is learned,
+`validation` and `test` held out. The same seed and sizes give the same files on every machine, and a larger file begins with the rows
+of a smaller one.
 """
 
 import argparse
@@ -174,7 +175,9 @@ def dialogues(part: str, count: int, seed: int = 1) -> list[dict]:
     sizes = {kind: count // len(KINDS) + (i < count % len(KINDS)) for i, kind in enumerate(KINDS)}
     made: dict[str, list[dict]] = {}
     for kind, make in KINDS.items():
-        rng, rows, seen, idle = random.Random(f"{seed} {part} {kind}"), [], set(), 0
+        rng, idle = random.Random(f"{seed} {part} {kind}"), 0
+        rows: list[dict] = []
+        seen: set[tuple[str, ...]] = set()
         while len(rows) < sizes[kind]:
             fact, turns = make(rng)
             prompt = tuple(turns[:-1])
