@@ -86,7 +86,7 @@ run_script(lambda: run_stages(folder, [Stage("one", ["-c", code], folder / "DONE
 """
 
 
-def wait_for(condition, seconds: float = 60) -> None:
+def wait_for(condition, seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -100,6 +100,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow  # it starts the package in a process of its own
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl and /proc are Linux's")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_stage_ends_with_its_caller(tmp_path, number):
