@@ -35,9 +35,9 @@ EPOCHS = 6  # of the dialogues
 QUESTIONS_A_STEP, REPLIES = 32, 8  # of reinforcement
 REPLY_TOKENS = 24
 DIALOGUE_TOKENS = 36  # of a bundled dialogue with its template, about
-PASSES = (
-    3.5  # of reinforcement: a forward of the reference, one of the model, its backward, and the prompts again to draw replies
-)
+# Of reinforcement: a forward of the reference, one of the model, its backward, and the prompts again to draw replies.
+PASSES = 3.5
+STARTING = 20.0  # seconds until a stage trains: imports, data, the first evaluation
 
 
 @dataclass(frozen=True)
@@ -206,11 +206,13 @@ def make_model_config(size: Size) -> GPTScratchConfig:
 
 
 def seconds_of_stages(size: Size, tokens_per_second: float) -> dict[str, float]:
-    """How long the stages that train take at a speed; short rows and drawing replies cost more a token than the rows that were measured."""
+    """How long the stages that train take at a speed, each with [`STARTING`] seconds; short rows and drawing replies cost more a token than
+    the rows that were measured.
+    """
     return {
-        "pretraining": size.pretraining_tokens / tokens_per_second,
-        "instructions": 1.3 * size.instruction_tokens / tokens_per_second,
-        "reinforcement": PASSES / 3 * 1.5 * size.reinforcement_tokens / tokens_per_second,
+        "pretraining": STARTING + size.pretraining_tokens / tokens_per_second,
+        "instructions": STARTING + 1.3 * size.instruction_tokens / tokens_per_second,
+        "reinforcement": STARTING + PASSES / 3 * 1.5 * size.reinforcement_tokens / tokens_per_second,
     }
 
 

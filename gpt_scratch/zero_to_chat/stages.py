@@ -276,7 +276,8 @@ def _run(output: Path, stage: Stage, heading: str, later: float, say: Callable[[
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
         try:
-            status, usage = _wait(process, log, begin, stage, heading, later, record, record_path, before, start, say)
+            shown = Progress(log, begin, stage, heading, later)
+            status, usage = _wait(process, shown, start, say, lambda s: write_json(record_path, record | {"seconds": before + s}))
         except BaseException:
             process.kill()  # whatever went wrong here: nobody would look after it
             process.wait()
@@ -296,8 +297,15 @@ def _run(output: Path, stage: Stage, heading: str, later: float, say: Callable[[
     say(f"{heading}: {duration(record['seconds'])}")
 
 
-def _wait(process, log, begin, stage, heading, later, record, record_path, before, start, say) -> tuple[int, Any]:
-    """Exit status and resources of a process, with progress until it ends. SIGTERM and Ctrl-C are passed on, once."""
+def _wait(
+    process: subprocess.Popen, progress: "Progress", start: float, say: Callable[[str], None], note: Callable[[float], None]
+) -> tuple[int, Any]:
+    """Exit status and resources of a process, with progress until it ends. SIGTERM and Ctrl-C are passed on.
+
+    Args:
+        start: by the monotonic clock.
+        note: is given the seconds so far now and then, since this process may be killed.
+    """
     received: list[int] = []
 
     def pass_on(number: int, _frame: Any) -> None:
@@ -316,26 +324,39 @@ def _wait(process, log, begin, stage, heading, later, record, record_path, befor
             time.sleep(min(EVERY, 0.1 + (time.monotonic() - start) / 10))
             if time.monotonic() - shown >= (EVERY if sys.stderr.isatty() else LINE):
                 shown = time.monotonic()
-                write_json(record_path, record | {"seconds": before + shown - start})
-                show_progress(progress(log, begin, stage, shown - start, heading, later), say)
+                note(shown - start)
+                show_progress(progress.line(shown - start), say)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def progress(log: Path, begin: int, stage: Stage, seconds: float, heading: str, later: float) -> str:
-    """Which stage, how far, and how long still, this stage and all: by the steps in its log, before the first one by the estimate."""
-    with open(log, "rb") as file:
-        file.seek(begin)
-        steps = STEP.findall(file.read().decode("utf-8", "replace"))
-    left, where = max(0.0, stage.seconds - seconds), ""
-    if steps:
-        first, (now, last) = int(steps[0][0].replace(",", "")), (int(number.replace(",", "")) for number in steps[-1])
-        done = now - (0 if len(steps) == 1 else first)
-        where = f"step {now:,} of {last:,}, "
-        if len(steps) > 1 and done:
-            left = (last - now) * seconds / (now if first <= last // 20 else done)
-    return f"{heading}: {where}{duration(seconds)} so far, about {duration(left)} to go, {duration(left + later)} in all"
+class Progress:
+    """Which stage, how far, and how long still, this stage and all: by the pace of the steps in its log, before these by the estimate.
+
+    Args:
+        begin: where this attempt begins in the log.
+        later: estimated seconds of the stages after this one.
+    """
+
+    def __init__(self, log: Path, begin: int, stage: Stage, heading: str, later: float):
+        self.log, self.begin, self.stage, self.heading, self.later = log, begin, stage, heading, later
+        self.first: tuple[float, int] | None = None  # seconds and step when a step was first seen
+
+    def line(self, seconds: float) -> str:
+        """What there is to say `seconds` after the start."""
+        with open(self.log, "rb") as file:
+            file.seek(self.begin)
+            steps = STEP.findall(file.read().decode("utf-8", "replace"))
+        left, where = max(0.0, self.stage.seconds - seconds), ""
+        if steps:
+            now, last = (int(number.replace(",", "")) for number in steps[-1])
+            where = f"step {now:,} of {last:,}, "
+            self.first = self.first or (seconds, now)
+            if now > self.first[1]:
+                left = (last - now) * (seconds - self.first[0]) / (now - self.first[1])
+        times = f"{duration(seconds)} so far, about {duration(left)} to go, {duration(left + self.later)} in all"
+        return f"{self.heading}: {where}{times}"
 
 
 def show_progress(line: str, say: Callable[[str], None]) -> None:

@@ -14,11 +14,11 @@ from gpt_scratch.errors import Preempted, UserError
 from gpt_scratch.zero_to_chat.sizes import make_size
 from gpt_scratch.zero_to_chat.stages import (
     Files,
+    Progress,
     Stage,
     duration,
     make_stages,
     open_output,
-    progress,
     run_stages,
     write_tokenizer_text,
 )
@@ -132,15 +132,16 @@ def test_another_plan_needs_another_directory(tmp_path):
 
 
 def test_progress_says_which_stage_how_far_and_how_long_still(tmp_path):
-    log, one = tmp_path / "log", Stage("one", [], tmp_path, seconds=100)
+    log = tmp_path / "log"
     log.write_text("step 7 of 9 of an earlier attempt\n")
-    begin = log.stat().st_size
-    assert progress(log, begin, one, 10, "[1/2] one", 60) == "[1/2] one: 10 s so far, about 2 min to go, 2 min in all"
+    shown = Progress(log, log.stat().st_size, Stage("one", [], tmp_path, seconds=100), "[1/2] one", 3600)
+    assert shown.line(10) == "[1/2] one: 10 s so far, about 90 s to go, 62 min in all"
     with open(log, "a") as file:
-        file.write("loading\nstep 10 of 1,000 (epoch 0.1): loss 1\nstep 50 of 1,000 (epoch 0.2): loss 1\n")
-    assert progress(log, begin, one, 50, "[1/2] one", 3600) == (
-        "[1/2] one: step 50 of 1,000, 50 s so far, about 16 min to go, 76 min in all"
-    )
+        file.write("loading\nstep 10 of 1,000 (epoch 0.1): loss 1\n")
+    assert shown.line(50).startswith("[1/2] one: step 10 of 1,000, 50 s so far, about 50 s to go")
+    with open(log, "a") as file:
+        file.write("step 50 of 1,000 (epoch 0.2): loss 1\n")  # 40 steps in 40 seconds, however long it took to begin
+    assert shown.line(90) == "[1/2] one: step 50 of 1,000, 90 s so far, about 16 min to go, 76 min in all"
     assert [duration(seconds) for seconds in (1, 120, 7200, 10**6)] == ["1 s", "2 min", "2.0 h", "11.6 days"]
 
 
