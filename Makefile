@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup quickstart chat test test-slow test-versions test-versions-quick faults flags course quality format clean
+.PHONY: setup quickstart chat test test-thorough test-slow test-versions test-versions-quick faults flags course quality format clean
 
 setup: .venv/installed
 
@@ -25,6 +25,10 @@ chat: setup
 
 test: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+# What takes seconds each: all cases of conversions and uploads, hostile files in processes of their own, runs that are killed. 8 minutes.
+test-thorough: setup
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "thorough and not slow"
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow

@@ -34,11 +34,13 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 FILE = "reference_outputs.json"
 FORMAT = 1
+LOADED = ("*.json", "*.py", "*.safetensors", "*.bin")  # what a model is loaded from
 TOLERANCE = 1e-5  # of the largest logit
 AUTO = {"lm": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification}
 USE_CACHE = {"no cache": False, "cache": True}
@@ -87,12 +89,16 @@ def verify_checkpoint(name: str, revision: str | None = None, trust_remote_code:
     """
     if revision is not None and Path(name).is_dir():
         return Verdict(UNKNOWN, "--revision is for names on the Hub, and this is a directory")
-    if trust_remote_code and sys.modules.get("gpt_scratch"):
-        return _verify_alone(name, revision)
     if sys.modules.get("gpt_scratch"):  # else this file runs alone
         from gpt_scratch.downloads import bound_downloads
 
         bound_downloads()
+        if trust_remote_code:
+            try:
+                folder = name if Path(name).is_dir() else snapshot_download(name, revision=revision, allow_patterns=LOADED)
+            except Exception as error:  # a wrong name, no network, more bytes than the Hub said
+                return Verdict(UNKNOWN, f"cannot be fetched: {one_line(error)}")
+            return _verify_alone(folder)
     try:
         reference = read_reference(find_reference(name, revision))
     except ValueError as error:
@@ -114,9 +120,9 @@ def verify_model(model: PreTrainedModel, reference: dict[str, Any]) -> Verdict:
     return _judge(reference, {way: _attempt(compute, model) for way, compute in _ways(reference).items()})
 
 
-def _verify_alone(name: str, revision: str | None) -> Verdict:
+def _verify_alone(name: str) -> Verdict:
+    """A directory: downloads have a bound here, and not in a process that cannot import the package."""
     command = [sys.executable, "-c", ALONE, __file__, name, "--trust_remote_code"]
-    command += [] if revision is None else ["--revision", revision]
     with tempfile.TemporaryDirectory() as modules:  # the code is copied there before it is run
         environment = os.environ | {"HF_MODULES_CACHE": modules}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
@@ -426,12 +432,26 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _refused(name: str) -> Verdict | None:
+    """A name that is no directory while the Hub cannot be reached, before libraries retry for half a minute."""
+    if not sys.modules.get("gpt_scratch"):  # this file runs alone
+        return None
+    from gpt_scratch.command_line import check_place
+    from gpt_scratch.errors import UserError
+
+    try:
+        check_place(name, is_model=True)
+    except UserError as error:
+        return Verdict(UNKNOWN, str(error).removeprefix(f"{name}: "))
+    return None
+
+
 def main(args: argparse.Namespace) -> int:
     """Print the line, and return the exit status."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     warnings.simplefilter("ignore")
-    verdict = verify_checkpoint(args.checkpoint, args.revision, args.trust_remote_code)
+    verdict = _refused(args.checkpoint) or verify_checkpoint(args.checkpoint, args.revision, args.trust_remote_code)
     if verdict.status == EQUAL:
         print(f"{args.checkpoint}: {verdict.line}")
     else:

@@ -10,8 +10,11 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+
+import warm
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -82,37 +85,27 @@ def run_bounded(
     """
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | (env or {})
     start, peak, exceeded = time.monotonic(), 0, None
-    # A file, since communicate, called again after a timeout, forgets what a pipe has not taken yet.
-    given = tempfile.TemporaryFile("w+", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115  the child keeps it
-    given.write(stdin)
-    given.seek(0)
-    process = subprocess.Popen(
-        [str(word) for word in command],
-        stdin=given,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        cwd=cwd,
-        env=environment,
-        start_new_session=True,
-    )
-    given.close()
-    while True:
-        try:
-            stdout, stderr = process.communicate(timeout=0.05)
-            break
-        except subprocess.TimeoutExpired:
-            peak = max(peak, resident(process.pid))
-            if peak > mebibytes * 2**20:
-                exceeded = f"{peak / 2**20:.0f} MiB"
-            elif processor_seconds(process.pid) > seconds or time.monotonic() - start > 4 * seconds:
-                exceeded = f"{seconds:g} s"
-            if exceeded:
-                os.killpg(process.pid, signal.SIGKILL)
-                stdout, stderr = process.communicate()
+    with ExitStack() as files:
+        given, stdout, stderr = (files.enter_context(tempfile.TemporaryFile()) for _ in range(3))
+        given.write(stdin.encode("utf-8", "surrogateescape"))
+        given.seek(0)
+        process = warm.start(command, given, stdout, stderr, cwd, environment)
+        while True:
+            try:
+                process.wait(timeout=0.05)
                 break
-    return Outcome(process.returncode, stdout, stderr, time.monotonic() - start, peak / 2**20, exceeded)
+            except subprocess.TimeoutExpired:
+                peak = max(peak, resident(process.pid))
+                if peak > mebibytes * 2**20:
+                    exceeded = f"{peak / 2**20:.0f} MiB"
+                elif processor_seconds(process.pid) > seconds or time.monotonic() - start > 4 * seconds:
+                    exceeded = f"{seconds:g} s"
+                if exceeded:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+                    break
+        said = [warm.written(stream) for stream in (stdout, stderr)]
+    return Outcome(process.returncode, *said, time.monotonic() - start, peak / 2**20, exceeded)
 
 
 def refused_in_one_line(outcome: Outcome, *words: str) -> None:

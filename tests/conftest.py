@@ -26,8 +26,17 @@ FAULTS = pytest.StashKey[str]()
 
 @pytest.hookimpl(tryfirst=True)  # before any are deselected
 def pytest_collection_modifyitems(config, items):
+    found = set()
+    for item in items:
+        quick = item.get_closest_marker("quick_cases")
+        if quick and item.callspec.id not in quick.args:
+            item.add_marker(pytest.mark.thorough)
+        elif quick:
+            found.add((item.function, item.callspec.id))
     if [Path(argument).resolve() for argument in config.args] == [Path(__file__).resolve().parent]:  # the whole suite
         config.stash[FAULTS] = table_of(items)
+        named = {(item.function, case) for item in items for mark in item.iter_markers("quick_cases") for case in mark.args}
+        assert named == found, f"no such cases: {named - found}"
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,10 @@
 """Files and directories are written whole or not at all; a script ends on bad input with one line and status 2."""
 
 import os
-import subprocess
 import sys
 
 import pytest
+import warm
 
 from gpt_scratch.errors import UserError, one_line, printable
 from gpt_scratch.files import atomic_directory, atomic_path, swapped_directory, write_json
@@ -65,7 +65,7 @@ def test_a_directory_of_a_run_is_swapped_and_what_else_it_held_is_kept(tmp_path,
 
 def test_a_user_error_is_one_line_and_status_2():
     code = "from gpt_scratch.errors import UserError, run_script\ndef main(): raise UserError('a.txt: no such file')\nrun_script(main)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = warm.run([sys.executable, "-c", code])
     assert (done.returncode, done.stderr, done.stdout) == (2, "error: a.txt: no such file\n", "")
 
 
@@ -87,5 +87,5 @@ def test_every_error_has_words_on_one_line():
 )
 def test_a_script_ends_on_one_printable_line(error, line):
     code = f"from gpt_scratch.errors import UserError, run_script\ndef main(): raise {error}\nrun_script(main)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = warm.run([sys.executable, "-c", code])
     assert done.returncode == 2 and done.stderr.startswith(line) and done.stderr.count("\n") == 1

@@ -73,6 +73,7 @@ OWN = [name for name in NAMES if name in GPTScratchConfig._fields() or name in G
 
 @fuzz
 @given(st.dictionaries(st.sampled_from([*OWN, "rope_theta", "rope_scaling", "drop_rate"]), ANYTHING, max_size=5))
+@pytest.mark.thorough
 def test_configurations(values):
     config = works_or_is_refused(GPTScratchConfig, **values)
     if config is not None:

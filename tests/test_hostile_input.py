@@ -4,13 +4,12 @@ All cases run in one process of their own whose memory is limited, each with its
 """
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 
 import pytest
 import torch
+import warm
 
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
@@ -138,16 +137,7 @@ def results(tmp_path_factory):
         shutil.copytree(whole, folder)
         damage(name, folder)
         lines.append(json.dumps({"model": str(folder), "prompt": prompt}))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER],
-        input="\n".join(lines),
-        capture_output=True,
-        text=True,
-        timeout=400,
-        env=environment,
-        check=False,
-    )
+    done = warm.run([sys.executable, "-c", DRIVER], input="\n".join(lines), timeout=400)
     results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(results) == len(CASES), done.stderr[-2000:]
     assert not list(root.glob("*/executed")), "code was executed"

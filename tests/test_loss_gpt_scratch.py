@@ -221,6 +221,7 @@ def test_an_adapted_head_is_used_and_not_walked_past():
 
 
 @STYLES
+@pytest.mark.thorough
 def test_compiled_without_a_graph_break(style):
     torch._dynamo.reset()
     ids = token_ids(3, 11)

@@ -67,6 +67,7 @@ def test_flash_attention_equals_sdpa(style):
 
 @pytest.mark.parametrize("style", ["gpt2", "llama"])
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.quick_cases("eager-llama")
 def test_compiled_forward_is_one_graph(style, backend):
     torch._dynamo.reset()
     model, ids = tiny_model(style), token_ids(2, 12)
@@ -97,6 +98,7 @@ def test_compiled_forward_is_one_graph(style, backend):
         *(pytest.param(*case, marks=pytest.mark.slow) for case in (("llama", "full"), ("gpt2", "full"), ("gpt2", "chunked"))),
     ],
 )
+@pytest.mark.thorough
 def test_a_training_step_is_compiled_once_for_one_length_and_once_for_all_others(style, loss_implementation):
     torch._dynamo.reset()
     model = tiny_model(style).train()

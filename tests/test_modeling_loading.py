@@ -169,6 +169,7 @@ def run_python(code: str, cwd, **environment) -> str:
     return done.stdout
 
 
+@pytest.mark.thorough
 def test_import_brings_nothing_heavy(tmp_path):
     code = """
 import sys
@@ -241,6 +242,7 @@ print("all equal")
 """
 
 
+@pytest.mark.thorough
 def test_remote_code_where_the_package_is_not_installed(tmp_path):
     ids = token_ids(1, 9)
     expected = {"ids": ids}

@@ -95,6 +95,7 @@ def own_code_outcomes(tmp_path) -> dict[str, str]:
     return json.loads(results.read_text(encoding="utf-8"))
 
 
+@pytest.mark.thorough
 def test_old_checkpoints_open_by_their_own_code(tmp_path):
     outcomes = own_code_outcomes(tmp_path)
     assert len(outcomes) == len(RELEASES)

@@ -24,6 +24,7 @@ def test_the_command_names_no_folder_of_the_machine(word, shown, monkeypatch):
     assert describe_environment()["command"] == f"benchmark.py {shown}"
 
 
+@pytest.mark.thorough
 def test_describing_the_environment_does_not_import_datasets():
     code = "import sys, gpt_scratch.provenance as p; p.describe_environment(); print(*{'datasets', 'pyarrow'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -214,6 +214,14 @@ def test_nothing_to_compare_with(tmp_path):
     assert verdict == Verdict(UNKNOWN, "--revision is for names on the Hub, and this is a directory")
 
 
+def test_a_name_is_refused_at_once_where_the_hub_cannot_be_reached(capsys):
+    assert verify_checkpoint.main(verify_checkpoint.parse(["ada/nowhere"])) == UNKNOWN
+    line = (
+        "ada/nowhere: no such directory here, and the Hub cannot be reached (HF_HUB_OFFLINE is set): give the path of a directory"
+    )
+    assert capsys.readouterr() == ("", f"error: {line}\n")
+
+
 def run(*command, cwd: Path) -> subprocess.CompletedProcess:
     environment = os.environ | {"HF_HOME": str(cwd / "home"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
@@ -242,6 +250,7 @@ def faulty(tmp_path) -> Path:
 SCRIPT, FILE = ROOT / "scripts" / "verify_checkpoint.py", ROOT / "gpt_scratch" / "verify_checkpoint.py"
 
 
+@pytest.mark.thorough
 def test_the_script_runs_the_code_in_the_checkpoint(faulty):
     assert verify_checkpoint.verify_checkpoint(str(faulty)).status == EQUAL  # this package's code has no such fault
     done = run(SCRIPT, "model", "--trust_remote_code", cwd=faulty.parent)

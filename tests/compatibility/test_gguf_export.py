@@ -79,6 +79,7 @@ QWEN = {"qwen2": {"qkv_bias": True}, "qwen3": {"qk_norm": True, "head_dim": 10, 
 
 @pytest.mark.parametrize("layout", QWEN)
 @torch.no_grad()
+@pytest.mark.quick_cases("qwen3")
 def test_qwens_layouts_there_and_back(export, script, tokenizer, tmp_path, layout):
     """Read by transformers as its own Qwen, and by the conversion, which gives back every bit."""
     model = save_qwen(tmp_path / "ours", tokenizer, layout)
@@ -113,6 +114,7 @@ def test_llama_cpp_computes_the_same_logits_in_qwens_layouts(export, tokenizer, 
     assert_equal(llama_cpp_logits(path, ids[0].tolist()), model(ids).logits[0])
 
 
+@pytest.mark.thorough
 def test_a_quarter_of_the_size_costs_a_little(export, checkpoint):
     _, exact = export(checkpoint)
     _, half = export(checkpoint, "--type", "f16")
@@ -136,6 +138,7 @@ def test_llama_cpp_computes_the_same_logits(export, checkpoint, style):
         assert_equal(logits, model(torch.tensor([ids])).logits[0], tolerance={"gpt2": 4e-3, "llama": 1e-5}[style])
 
 
+@pytest.mark.thorough
 def test_wrong_rows_are_refused_and_the_old_file_stays(export, checkpoint, style, monkeypatch, capsys):
     path, _ = export(checkpoint)
     before = path.read_bytes()

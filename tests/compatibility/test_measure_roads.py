@@ -7,6 +7,7 @@ import pytest
 from gpt_scratch.errors import UserError
 
 
+@pytest.mark.thorough
 def test_rows_are_measured_and_other_models_rows_are_kept(script, checkpoint, tmp_path):
     pytest.importorskip("gguf")
     module = script("measure_roads")
@@ -42,6 +43,7 @@ def test_rows_are_measured_and_other_models_rows_are_kept(script, checkpoint, tm
     assert output.with_suffix(".md").read_text().count("\n") == 7
 
 
+@pytest.mark.thorough
 def test_an_integration_that_fails_is_a_row_and_an_error_at_the_end(script, checkpoint, tmp_path, monkeypatch):
     module = script("measure_roads")
     (tmp_path / "text.txt").write_text("The cat sat on the mat. " * 40)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -13,6 +14,7 @@ from gpt_scratch.inference.loading import load_model
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.thorough
 def test_of_two_conversions_into_one_directory_one_wins(tmp_path):
     for number in (1, 2):
         torch.manual_seed(number)

@@ -39,6 +39,7 @@ def test_weights_are_rounded_on_request(convert, tmp_path, capsys):
     assert_equal(model.float()(ids()).logits, reference.to(torch.bfloat16).float()(ids()).logits)
 
 
+@pytest.mark.thorough
 def test_weights_of_two_dtypes_become_the_wider_one(convert, tmp_path):
     original = saved(llama().to(torch.bfloat16), tmp_path / "original")
     tensors = load_file(original / "model.safetensors")
@@ -48,6 +49,7 @@ def test_weights_of_two_dtypes_become_the_wider_one(convert, tmp_path):
     assert torch.equal(load_file(folder / "model.safetensors")["model.norm.weight"], tensors["model.norm.weight"])
 
 
+@pytest.mark.thorough
 def test_tied_weights_under_either_name_or_both(convert, tmp_path, capsys):
     reference = gpt2()
     original = saved(reference, tmp_path / "original")

@@ -122,6 +122,7 @@ def run_cases(cases: list[tuple[str, Path, str]], seconds: float, mebibytes: flo
 
 
 @pytest.mark.fault("TensorFlow indexes that claim gigabytes, or name one block 300,000 times", seconds=60, mebibytes=1200)
+@pytest.mark.thorough
 def test_an_index_is_not_believed_beyond_its_bytes(tmp_path):
     cases = [
         (name, tensorflow_folder(tmp_path / str(i), make()), words) for i, (name, (make, words)) in enumerate(TENSORFLOW.items())
@@ -234,6 +235,7 @@ def claim_more(data: bytearray) -> None:
 @pytest.mark.fault(
     "a .pth that unpacks to 2 GB, is encrypted or damaged, or whose tensors claim terabytes", seconds=60, mebibytes=900
 )
+@pytest.mark.thorough
 def test_a_pth_is_not_believed_beyond_its_bytes(tmp_path):
     whole, repeated, shared, loop = (tmp_path / f"{name}.pth" for name in ("whole", "repeated", "shared", "loop"))
     torch.save({"tok_emb.weight": torch.ones(8, 4)}, whole)

@@ -99,6 +99,7 @@ def server():
 @pytest.mark.fault(
     "a download of more bytes than promised, a web page, a redirect to a file, a slow drip", seconds=40, mebibytes=900
 )
+@pytest.mark.thorough
 def test_a_download_of_something_else_is_one_line_and_spoils_nothing(server, tmp_path):
     for number, (name, there, _, _) in enumerate(CASES.values()):
         (tmp_path / str(number)).mkdir()

@@ -105,6 +105,7 @@ def saved(model, folder):
 
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
 @torch.no_grad()
+@pytest.mark.quick_cases("llama3", "gpt2")
 def test_language_models_there_and_back(convert, tmp_path, capsys, name):
     reference = LANGUAGE_MODELS[name]()
     original = saved(reference, tmp_path / "original")
@@ -137,6 +138,7 @@ def test_language_models_there_and_back(convert, tmp_path, capsys, name):
 
 @pytest.mark.parametrize("family", CLASSIFIERS)
 @torch.no_grad()
+@pytest.mark.quick_cases("llama")
 def test_classifiers_there_and_back(convert, tmp_path, family):
     reference = CLASSIFIERS[family]()
     reference.config.id2label, reference.config.label2id = {0: "a", 1: "b", 2: "c"}, {"a": 0, "b": 1, "c": 2}
@@ -169,6 +171,7 @@ OWN = {
 @pytest.mark.parametrize("target", OWN)
 @pytest.mark.parametrize("tied", [True, False])
 @torch.no_grad()
+@pytest.mark.quick_cases("True-qwen3")
 def test_our_own_models_as_stock_ones(convert, tmp_path, target, tied):
     """What was trained here; for GPT-2 and Qwen 2 also without query, key and value biases, which become zeros."""
     style, settings = OWN[target]
@@ -182,6 +185,7 @@ def test_our_own_models_as_stock_ones(convert, tmp_path, target, tied):
 
 
 @pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.thorough
 def test_pickled_weights_and_the_names_of_the_hub(convert, tmp_path, sharded):
     """The Hub's GPT-2 has no `transformer.` in its names, and carries causal masks."""
     original = saved(LANGUAGE_MODELS["gpt2"](), tmp_path / "original")
@@ -237,6 +241,7 @@ def test_a_tokenizer_model_needs_its_package(refused, tmp_path, monkeypatch):
     assert "tokenizer.model is read by the package sentencepiece" in refused(original)
 
 
+@pytest.mark.thorough
 def test_a_tokenizer_given_by_flag_brings_its_special_tokens(convert, refused, tmp_path):
     tokenizer = train_byte_level_bpe(["One day, Anna lost her key. " * 20], vocab_size=300)
     tokenizer.save_pretrained(tmp_path / "tokenizer")

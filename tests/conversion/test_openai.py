@@ -28,6 +28,7 @@ def checkpoint(tmp_path):
 
 @pytest.mark.parametrize("kind", ["one_shard", "several_shards", "float16", "finetuned"])
 @torch.no_grad()
+@pytest.mark.quick_cases("several_shards")
 def test_the_same_function(convert, checkpoint, capsys, kind):
     source = checkpoint(kind)
     values = {name.replace(".", "/"): torch.from_numpy(value) for name, value in np.load(source / "expected.npz").items()}
@@ -53,6 +54,7 @@ def test_the_same_function(convert, checkpoint, capsys, kind):
     assert ("variables of the optimizer and counters were skipped" in printed) == (kind == "finetuned")
 
 
+@pytest.mark.thorough
 def test_by_directory_prefix_or_index(convert, checkpoint):
     source = checkpoint("one_shard")
     weights = [
@@ -62,6 +64,7 @@ def test_by_directory_prefix_or_index(convert, checkpoint):
     assert weights[0] == weights[1] == weights[2]
 
 
+@pytest.mark.thorough
 def test_back_to_the_layout_of_transformers(convert, checkpoint):
     """GPT2LMHeadModel's matrices lie as OpenAI's do: what comes out are the variables themselves."""
     source = checkpoint("one_shard")

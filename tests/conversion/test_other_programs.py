@@ -22,6 +22,7 @@ def test_mingpt_and_makemore(convert, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("wrapper", [None, "model_state", "state", "net"])
+@pytest.mark.quick_cases("None")
 def test_a_bare_nanogpt_under_any_name(convert, tmp_path, wrapper):
     reference = enlarge(NanoGPT(**NANO))
     state = reference.state_dict()
@@ -40,6 +41,7 @@ def test_what_model_args_lack_comes_from_the_command_line(convert, refused, tmp_
 
 
 @pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.quick_cases("3")
 def test_the_lectures_gpt(convert, tmp_path, capsys, layers):
     reference = enlarge(LectureGPT(layers=layers))
     assert reference.lm_head.bias.abs().max() > 0.1  # a lost bias would show
@@ -50,6 +52,7 @@ def test_the_lectures_gpt(convert, tmp_path, capsys, layers):
 
 @pytest.mark.parametrize("own_head", [False, True])
 @pytest.mark.parametrize("form", ["ckpt.pt", "version 0", "version 1"])
+@pytest.mark.quick_cases("version 1-True")
 def test_llama2c(convert, tmp_path, form, own_head):
     reference = enlarge(LlamaC(own_head=own_head))
     if form == "ckpt.pt":
@@ -79,6 +82,7 @@ def lit_folder(folder, state, settings):
 
 @pytest.mark.parametrize("older", [False, True])
 @pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.quick_cases("qwen3-False")
 def test_litgpt(convert, tmp_path, name, older):
     reference = enlarge(LitGPT(**VARIANTS[name]))
     state = as_older_litgpt(reference) if older else reference.state_dict()
@@ -122,6 +126,7 @@ BOOK = {
 
 
 @pytest.mark.parametrize("kind", BOOK)
+@pytest.mark.quick_cases("swa")
 def test_the_books_later_variants(convert, tmp_path, kind, capsys):
     reference = BookVariant(kind)
     enlarge(reference)

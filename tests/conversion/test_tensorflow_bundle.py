@@ -69,6 +69,7 @@ def test_one_wrong_byte_in_any_tensor_is_reported_with_its_name(copy):
     assert all(whole.read(name).shape == torch.Size(info.shape) for name, info in whole.tensors.items())
 
 
+@pytest.mark.thorough
 def test_one_wrong_byte_anywhere_in_the_index_is_never_believed(copy):
     index = copy / "model.ckpt.index"
     original = index.read_bytes()

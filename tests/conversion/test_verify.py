@@ -24,6 +24,7 @@ def test_another_function_fails_the_verification(script, refused, tmp_path, monk
     assert "verification failed: logits are up to" in refused(original)
 
 
+@pytest.mark.thorough
 def test_reference_outputs_are_those_of_the_model_that_was_converted(convert, refused, tmp_path, monkeypatch):
     """Not of what was written: there and back, another function is refused although nothing but the proof looks for it."""
     from gpt_scratch.conversion import convert as engine

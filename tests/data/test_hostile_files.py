@@ -35,6 +35,7 @@ print(run_script(main))
 
 
 @pytest.mark.fault("30 MB of text without a space: a tokenizer trained, the text read and cut", seconds=90, mebibytes=1100)
+@pytest.mark.thorough
 def test_text_without_a_space_is_read_in_constant_memory(tmp_path):
     path, rng = tmp_path / "letters.txt", random.Random(0)
     with path.open("w", encoding="utf-8") as file:
@@ -92,6 +93,7 @@ def test_a_parquet_file_that_unpacks_beyond_reason_is_refused(tmp_path):
         refused_in_one_line(run_bounded([sys.executable, "-c", READ, path], 20, 1300), path.name, words)
 
 
+@pytest.mark.thorough
 def test_repetitive_text_in_parquet_is_read(tmp_path):
     path = tmp_path / "usual.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": ["The same again. " * 100] * 50_000}), path, compression="zstd")

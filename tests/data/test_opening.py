@@ -114,6 +114,7 @@ run_script(lambda: print(sum(len(piece.text) for piece in read_pieces(sys.argv[1
 
 @pytest.mark.fault("a .gz and a .zst of some kB that unpack to 300 MB and more", seconds=60, mebibytes=900)
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.thorough
 def test_an_archive_that_unpacks_beyond_reason_is_refused(tmp_path, suffix):
     path = tmp_path / f"a.txt{suffix}"
     block = b"a b " * (1 << 18)

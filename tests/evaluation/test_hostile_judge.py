@@ -112,6 +112,7 @@ def server():
 
 
 @pytest.mark.fault("a judge that never ends, sends gigabytes, redirects, or answers in 15 other forms", seconds=90, mebibytes=900)
+@pytest.mark.thorough
 def test_the_run_continues_whatever_the_judge_answers(server, tmp_path):
     names = [*ANSWERS, *SCORED]
     given = {"url": server, "names": names, "seconds": SECONDS, "folder": str(tmp_path)}
@@ -128,6 +129,7 @@ def test_the_run_continues_whatever_the_judge_answers(server, tmp_path):
         assert len(read_verdicts(tmp_path / api)) == len(SCORED)  # the others are asked again
 
 
+@pytest.mark.thorough
 def test_headers_that_drip_do_not_end_in_time(tmp_path):
     listener = socket.create_server(("127.0.0.1", 0))
 

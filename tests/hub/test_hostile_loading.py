@@ -110,6 +110,8 @@ def test_a_file_without_end_is_ended(ready, monkeypatch, place):
     monkeypatch.setattr(downloads, "UNCLAIMED", 20 * 2**20)
     attack(ready, place, endless=True, headers={"X-Linked-Size": str(10**10)})
     assert "sends more than 20,971,520 bytes" in refused()
+    verdict = verify_checkpoint("ada/model", trust_remote_code=True)  # before a process of its own is started
+    assert verdict.status == UNKNOWN and "sends more than 20,971,520 bytes" in verdict.line
     assert ready.sent < 200 * 2**20
 
 

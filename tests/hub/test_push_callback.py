@@ -29,6 +29,7 @@ def train(script, tmp_path):
     return run
 
 
+@pytest.mark.thorough
 def test_every_commit_is_a_complete_repository_with_our_card(train, logged_in, tmp_path, capsys):
     hub = logged_in()
     train("--hub_model_id", "story", "--hub_private_repo", "true")
@@ -65,6 +66,7 @@ def test_what_would_fail_afterwards_fails_before_training(train, logged_in, tmp_
     assert not list((tmp_path / "run").glob("*.safetensors"))
 
 
+@pytest.mark.thorough
 def test_a_network_that_goes_away_does_not_cost_the_run(train, script, logged_in, tmp_path, capsys, monkeypatch):
     hub = logged_in()
     hub.drop = lambda method, path: "/commit/" in path

@@ -160,6 +160,7 @@ BOMBS = {
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.fault(f"{name} in an upload", seconds=60, mebibytes=400)) for name in BOMBS]
 )
+@pytest.mark.thorough
 def test_what_cannot_be_checked_is_refused(tmp_path, name):
     with pytest.raises(UserError, match="--exclude") as refusal:
         scan(tmp_path, BOMBS[name]())

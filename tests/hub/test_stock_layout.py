@@ -109,6 +109,7 @@ def without_trust(name: str, head: str, tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize(("layout", "head"), [case for case in CLASSES if case[1] == "lm" or case[0] in ("gpt2", "llama")])
+@pytest.mark.quick_cases("llama-lm")
 def test_a_stock_checkpoint_arrives_whole(layout, head, run, push, logged_in, tokenizer, tmp_path):
     hub, folder = logged_in(), run(layout, head)
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
@@ -150,6 +151,7 @@ def test_uploaded_downloaded_and_loaded_again(run, script, logged_in, capsys):
     )
 
 
+@pytest.mark.thorough
 def test_the_card_says_so(run, push, logged_in):
     hub = logged_in()
     push(run("llama"), "first", "--layout", "llama")
@@ -166,6 +168,7 @@ def test_the_card_says_so(run, push, logged_in):
     assert "| validation_loss | 1.2346 |" in text and "![loss](loss.png)" in text and "\n\n\n" not in text
 
 
+@pytest.mark.thorough
 def test_the_card_names_its_own_repository_after_an_upload_in_our_layout(run, push, logged_in):
     """That upload has written its name into the directory's card, and its code would ask for trust."""
     hub, folder = logged_in(), run("gpt2")
@@ -194,6 +197,7 @@ def test_a_card_of_another_form(tmp_path):
     assert "Mine.\n\nThis is a stock `GPT2LMHeadModel`" in path.read_text(encoding="utf-8")
 
 
+@pytest.mark.thorough
 def test_a_card_where_there_was_none(run, push, logged_in):
     hub, folder = logged_in(), run("gpt2")
     (folder / "README.md").unlink()
@@ -209,6 +213,7 @@ def test_a_card_that_cannot_be_read(run, refused):
     assert "README.md cannot be read as a model card: while parsing" in refused(folder, "first", "--layout", "gpt2", "--dry_run")
 
 
+@pytest.mark.thorough
 def test_a_dry_run_lists_what_would_go_up_and_sends_nothing(run, push, hub, capsys):
     assert push(run("gpt2"), "first", "--layout", "gpt2", "--dry-run") is None
     listed, stays = capsys.readouterr().out.split("no tokens found")[0].split("stays here, ", 1)
@@ -221,12 +226,14 @@ def test_a_dry_run_lists_what_would_go_up_and_sends_nothing(run, push, hub, caps
     assert hub.requests == []
 
 
+@pytest.mark.thorough
 def test_the_same_command_again_is_no_new_commit(run, push, logged_in):
     logged_in()
     folder = run("gpt2")
     assert push(folder, "first", "--layout", "gpt2") == push(folder, "first", "--layout", "gpt2")
 
 
+@pytest.mark.thorough
 def test_code_and_shards_of_an_earlier_upload_are_deleted(run, push, logged_in):
     hub, folder = logged_in(), run("gpt2")
     push(folder, "first")
@@ -255,6 +262,7 @@ def test_other_directories_are_refused(run, refused, script, tmp_path):
     assert "holds an adapter: merge it" in refused(folder / "adapter", "first", "--layout", "llama")
 
 
+@pytest.mark.thorough
 def test_what_computes_something_else_is_not_uploaded(run, refused, logged_in, monkeypatch):
     hub = logged_in()
 

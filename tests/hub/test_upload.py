@@ -73,6 +73,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.thorough
 def test_upload_download_and_load(folder, script, logged_in, capsys, tmp_path):
     hub, module = logged_in(), script("push_to_hub")
     commit = module.main(module.parse([str(folder), "first"]))
@@ -218,6 +219,7 @@ def test_a_repository_that_exists(folder, push, logged_in, capsys):
     assert present(hub, "ada/first") == expected(folder)
 
 
+@pytest.mark.thorough
 def test_a_model_that_computes_what_it_did_is_verified_before_and_after(folder, script, logged_in, capsys, monkeypatch):
     hub, module = logged_in(), script("push_to_hub")
     write_reference_outputs(folder)
@@ -252,6 +254,7 @@ def test_a_model_that_computes_something_else_is_not_uploaded(folder, push, logg
     assert hub.requests == []
 
 
+@pytest.mark.thorough
 def test_reference_outputs_of_other_weights_do_not_stay_there(folder, push, logged_in, capsys):
     """Where an upload has none of its own, as a checkpoint that is pushed during training."""
     hub = logged_in()
@@ -287,6 +290,7 @@ def test_offline(folder, push, monkeypatch):
         push(folder, "first")
 
 
+@pytest.mark.thorough
 def test_verification_notices_another_file_and_other_logits(folder, script, logged_in, monkeypatch):
     hub = logged_in()
     module = script("push_to_hub")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import warm
 from bounds import resident
 
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
@@ -45,7 +46,7 @@ def make_model(path: Path, positions: int = 4096) -> GPTScratchForCausalLM:
 class Server:
     """A server that answers."""
 
-    process: subprocess.Popen
+    process: warm.Process | subprocess.Popen[str]
     port: int
     model: str
     log: Path
@@ -84,7 +85,7 @@ def serving(model: Path, log: Path, *flags: str, key: str | None = None, env: di
     environment |= {"GPT_SCRATCH_API_KEY": key} if key else {}
     command = [sys.executable, str(ROOT / "scripts" / "serve.py"), str(model), "--port", "0", "--device", "cpu", *flags]
     with log.open("w", encoding="utf-8") as file:
-        process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        process = warm.start(command, subprocess.DEVNULL, file, file, env=environment)
     try:
         server = Server(process, _port(process, log), str(model), log, key)
         for _ in range(600):
@@ -99,7 +100,7 @@ def serving(model: Path, log: Path, *flags: str, key: str | None = None, env: di
         process.wait(30)
 
 
-def _port(process: subprocess.Popen, log: Path) -> int:
+def _port(process: warm.Process | subprocess.Popen[str], log: Path) -> int:
     for _ in range(1200):
         if found := re.search(r"at http://127\.0\.0\.1:(\d+)/v1", log.read_text(encoding="utf-8")):
             return int(found[1])

@@ -83,6 +83,7 @@ def templates_of_trl() -> dict[str, str]:
     return {file.stem: file.read_text(encoding="utf-8") for file in files}
 
 
+@pytest.mark.thorough
 def test_what_published_templates_write_is_what_transformers_writes(tokenizer, stock):
     templates = templates_of_trl()
     wanted = {}
@@ -224,6 +225,7 @@ def refusals():
         for name, (_, expected) in HOSTILE.items()
     ],
 )
+@pytest.mark.thorough
 def test_a_hostile_template_is_refused_in_bounded_time_and_memory(refusals, name):
     told, seconds, own, children = refusals[name]
     assert told.startswith("refused: ") and HOSTILE[name][1] in told and "\n" not in told and "\x1b" not in told
@@ -244,6 +246,7 @@ def run_hostile(code: str) -> subprocess.Popen:
 
 @pytest.mark.fault("Ctrl-C during one long operation of a chat template", seconds=30, mebibytes=900)
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
+@pytest.mark.thorough
 def test_ctrl_c_ends_a_long_operation_at_once():
     process = run_hostile(
         "try:\n    HOSTILE\nexcept KeyboardInterrupt:\n    print('stopped', chat_template.RENDERER._process, flush=True)\n"
@@ -259,6 +262,7 @@ def test_ctrl_c_ends_a_long_operation_at_once():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.thorough
 def test_the_process_ends_with_the_one_that_started_it():
     process = run_hostile("print(chat_template.RENDERER._process.pid, flush=True)\nimport time; time.sleep(60)")
     assert process.stdout is not None and process.stdout.readline() == "on\n"

@@ -221,6 +221,7 @@ def refusals(whole, tmp_path_factory) -> dict[str, dict]:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.fault(name, seconds=SECONDS, mebibytes=MEBIBYTES)) for name in CASES]
 )
+@pytest.mark.thorough
 def test_what_is_not_whole_is_refused_in_one_line(refusals, name):
     said = refusals[name]
     assert CASES[name][2] in said["said"] and "\n" not in said["said"], said

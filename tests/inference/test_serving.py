@@ -145,6 +145,7 @@ def test_failures_of_the_model_are_one_json_error(server, question):
 
 @pytest.mark.fault("a generation that takes longer than the time limit", seconds=10, mebibytes=MEBIBYTES)
 @pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.thorough
 def test_a_long_generation_really_ends(server, question, stream):
     start = time.monotonic()
     status, _, text = server.ask(COMPLETIONS, question | {"max_tokens": 3000, "stream": stream})

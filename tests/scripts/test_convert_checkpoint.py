@@ -42,6 +42,7 @@ def tiny_gpt2(folder: Path) -> GPT2LMHeadModel:
 
 
 @torch.no_grad()
+@pytest.mark.thorough
 def test_the_directory_is_whole_and_loads_without_the_package(script, tmp_path):
     reference = tiny_gpt2(tmp_path / "original")
     module = script("convert_checkpoint")
@@ -73,6 +74,7 @@ def test_the_directory_is_whole_and_loads_without_the_package(script, tmp_path):
     torch.testing.assert_close(expected, reference(torch.arange(20)[None]).logits, atol=1e-5, rtol=0)
 
 
+@pytest.mark.thorough
 def test_an_error_is_one_line_and_status_2(tmp_path):
     tiny_gpt2(tmp_path / "original")
     weights = tmp_path / "original" / "model.safetensors"
@@ -83,6 +85,7 @@ def test_an_error_is_one_line_and_status_2(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} <= {"original", "hf_home"}
 
 
+@pytest.mark.thorough
 def test_an_output_that_is_not_empty_stays(script, tmp_path):
     tiny_gpt2(tmp_path / "original")
     module = script("convert_checkpoint")
@@ -158,6 +161,7 @@ def test_each_flag_arrives_where_it_counts(script, tmp_path, monkeypatch, flags,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.thorough
 def test_a_card_that_was_edited_outlasts_an_overwrite(script, tmp_path):
     tiny_gpt2(tmp_path / "original")
     module = script("convert_checkpoint")

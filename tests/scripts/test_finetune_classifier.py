@@ -120,6 +120,7 @@ def test_the_table_of_mistakes_shows_the_texts_that_were_misjudged(script, sms, 
         ("all", ["score", "model"]),
     ],
 )
+@pytest.mark.quick_cases("last_two_blocks-moving2")
 def test_what_trains_moves_and_what_is_frozen_stays_bit_identical(script, sms, base, tmp_path, trainable, moving):
     run(script, "--train_file", sms, "--model_name_or_path", base, "--output_dir", str(tmp_path / "out"), "--trainable", trainable,
         "--max_steps", "3", "--learning_rate", "1e-3", "--eval_strategy", "no")  # fmt: skip
@@ -148,6 +149,7 @@ def test_lora_leaves_the_base_and_its_merged_model_gives_the_adapters_logits(scr
         )
 
 
+@pytest.mark.thorough
 def test_accumulated_small_batches_give_the_weights_of_one_large_batch(script, sms, base, tmp_path):
     weights = []
     for name, flags in {
@@ -161,6 +163,7 @@ def test_accumulated_small_batches_give_the_weights_of_one_large_batch(script, s
         torch.testing.assert_close(weights[0][name], weights[1][name], atol=1e-5, rtol=0)
 
 
+@pytest.mark.thorough
 def test_files_any_classes_new_weights_and_early_stopping(script, tmp_path):
     for split, count in {"train": 60, "validation": 12, "test": 12}.items():
         lines = [{"review": f"this is {'very ' * (i % 3)}good {i}", "stars": i % 3} for i in range(count)]

@@ -105,6 +105,7 @@ def test_evaluation_weighs_tokens_whatever_the_batches(base, tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(total / 17, rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_packed_and_accumulated_training_give_the_weights_of_padded_batches(script, base, data, tmp_path):
     weights = {}
     for name, flags in {
@@ -149,6 +150,7 @@ def test_frozen_blocks_stay_and_the_last_ones_move(script, base, data, tmp_path)
         assert torch.equal(tensor, before[name]) != name.startswith(("model.norm", "model.layers.2")), name
 
 
+@pytest.mark.thorough
 def test_shared_prompts_are_removed_from_train_and_early_stopping_keeps_the_best(script, base, data, tmp_path):
     record = run(script, "--train_file", data, "--split", "random", "--model_name_or_path", base, "--output_dir", str(tmp_path / "out"),
                  "--num_train_epochs", "20", "--learning_rate", "5e-2", "--early_stopping_patience", "1", "--sample_replies", "0",

@@ -77,6 +77,7 @@ def test_dpo_starts_at_log_2_and_the_margin_grows_on_held_out_pairs(script, base
     AutoModelForCausalLM.from_pretrained(tmp_path / "dpo")
 
 
+@pytest.mark.thorough
 def test_resuming_ends_with_the_same_weights_and_passes_a_broken_checkpoint_over(script, base, data, tmp_path):
     flags = ["--train_file", data, "--model_name_or_path", base, "--max_steps", "6", "--save_strategy", "steps", "--save_steps", "3",
              "--eval_strategy", "no"]  # fmt: skip
@@ -92,6 +93,7 @@ def test_resuming_ends_with_the_same_weights_and_passes_a_broken_checkpoint_over
         assert torch.equal(tensor, expected[name]) and not torch.equal(tensor, start[name]), name
 
 
+@pytest.mark.thorough
 def test_a_reward_model_ranks_and_grpo_reinforces_what_it_prefers(script, base, data, tmp_path):
     reward, grpo = str(tmp_path / "reward"), str(tmp_path / "grpo")
     record = run(script, "reward", "--train_file", data, "--model_name_or_path", base, "--output_dir", reward, "--max_steps", "12",
@@ -118,6 +120,7 @@ def test_a_reward_model_ranks_and_grpo_reinforces_what_it_prefers(script, base, 
     assert verify_checkpoint(reward).status == verify_checkpoint(grpo).status == EQUAL
 
 
+@pytest.mark.thorough
 def test_grpo_learns_a_reward_that_is_computed(script, base, tmp_path, capsys):
     """More of one letter: any reply reaches a little of it, so the reward must rise, and by it the share of the letter."""
     rows = [{"instruction": f"Name colour {i}.", "output": "red"} for i in range(48)]

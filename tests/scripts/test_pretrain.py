@@ -98,6 +98,7 @@ def test_every_trainable_parameter_moved(script, text_file, tmp_path):
         assert torch.isfinite(new).all(), name
 
 
+@pytest.mark.thorough
 def test_accumulated_small_batches_give_the_weights_of_one_large_batch(script, text_file, tmp_path):
     weights = []
     for name, flags in {
@@ -112,6 +113,7 @@ def test_accumulated_small_batches_give_the_weights_of_one_large_batch(script, t
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.quick_cases("adamw")
 def test_resuming_ends_with_the_same_weights(script, text_file, tmp_path, optimizer):
     common = [
         "--optimizer",
@@ -135,6 +137,7 @@ def test_resuming_ends_with_the_same_weights(script, text_file, tmp_path, optimi
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+@pytest.mark.thorough
 def test_streamed_training_sees_the_rows_of_training_in_memory(script, finished, text_file, tmp_path):
     """One epoch without shuffling is the same work either way."""
     tokenizer = str(finished[0])

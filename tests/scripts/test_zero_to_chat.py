@@ -24,6 +24,7 @@ def test_wrong_flags_are_refused_and_nothing_is_made(script, tmp_path, monkeypat
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.thorough
 def test_a_dry_run_prints_the_rule_and_the_cost_and_runs_nothing(script, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     module = script("zero_to_chat")

@@ -72,6 +72,7 @@ def test_ids_and_texts_equal_auto_tokenizer(tokenizer, fast, seed):
     assert tokenizer.encode(text, split_special_tokens=True) == fast(text, split_special_tokens=True)["input_ids"]
 
 
+@pytest.mark.thorough
 def test_saved_tokenizer_loads_in_a_fresh_process_without_this_package(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     code = (

@@ -52,6 +52,7 @@ def test_runs_of_one_character_are_merged_as_tokenizers_does(step):
 
 @pytest.mark.parametrize("vocab_size", [1000, 8000])
 @pytest.mark.parametrize("name", ["the-verdict.txt", "tinyshakespeare/input.txt"])
+@pytest.mark.thorough
 def test_merges_and_ids_equal_tokenizers_on_real_text(shared_data, name, vocab_size):
     text = (shared_data / name).read_text(encoding="utf-8")
     assert_equal_training([text], vocab_size)

@@ -43,6 +43,7 @@ def test_hostile_text_equals_tiktoken_and_comes_back(tokenizer, reference, text)
 @pytest.mark.parametrize(
     "name", ["the-verdict.txt", "tinyshakespeare/input.txt", "wikitext-2/valid.txt", "SMSSpamCollection.tsv"]
 )
+@pytest.mark.thorough
 def test_real_text_equals_tiktoken_and_comes_back(tokenizer, reference, shared_data, name):
     text = (shared_data / name).read_bytes().decode("utf-8")
     ids = tokenizer(text, verbose=False)["input_ids"]

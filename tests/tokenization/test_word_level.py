@@ -108,6 +108,7 @@ def test_treebank_decoding_joins_what_the_rules_cut():
 
 
 @pytest.mark.parametrize("rule", RULES)
+@pytest.mark.thorough
 def test_saved_tokenizer_loads_in_a_fresh_process(rule, tmp_path):
     tokenizer = train_word_level([TEXT], rule, model_max_length=77)
     tokenizer.save_pretrained(tmp_path)

@@ -1,10 +1,10 @@
 """Flags, recipes and their errors."""
 
-import subprocess
 import sys
 from dataclasses import dataclass, field
 
 import pytest
+import warm
 
 from gpt_scratch import GPTScratchConfig
 from gpt_scratch.errors import UserError
@@ -135,7 +135,7 @@ def test_a_directory_that_a_run_made_and_left_empty_goes(tmp_path):
     )
     (tmp_path / "old").mkdir()
     names = [str(tmp_path / name) for name in ("runs/kept", "runs/typo", "other/deep/typo", "old")]
-    subprocess.run([sys.executable, "-c", script, *names], check=True)
+    warm.run([sys.executable, "-c", script, *names], check=True)
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if not path.name.startswith(".")} == {
         "runs", "runs/kept", "runs/kept/model.txt", "old"
     }  # fmt: skip

@@ -70,6 +70,7 @@ def run(script, folder, *argv: str) -> dict:
     return script("distill").main(*parse_arguments((DistillationArguments, ScratchTrainingArguments), words))
 
 
+@pytest.mark.thorough
 def test_a_student_comes_closer_to_its_teacher(script, folder, tmp_path):
     """A teacher with random weights: what the student learns is the teacher, since the text says something else."""
 
@@ -98,6 +99,7 @@ def test_a_student_comes_closer_to_its_teacher(script, folder, tmp_path):
     assert taught["metrics"]["validation_bits_per_byte"] > 0
 
 
+@pytest.mark.thorough
 def test_accumulated_batches_give_the_gradient_of_one(script, folder, tmp_path):
     flags = ["--max_steps", "1", "--learning_rate", "1e-2", "--lr_scheduler_type", "constant", "--max_grad_norm", "0"]
     whole = run(script, folder, *flags, "--per_device_train_batch_size", "8", "--output_dir", str(tmp_path / "whole"))

@@ -249,16 +249,19 @@ def check_refused(answer: dict, words: str) -> None:
 @pytest.mark.parametrize(
     "what", [pytest.param(what, marks=pytest.mark.fault(what, seconds=SECONDS, mebibytes=MEBIBYTES)) for what in FAULTS]
 )
+@pytest.mark.thorough
 def test_a_damaged_or_hostile_checkpoint_is_refused_before_the_first_step(ended, what):
     check_refused(ended[what], FAULTS[what][3])
 
 
 @pytest.mark.parametrize("what", CHANGES)
+@pytest.mark.thorough
 def test_what_would_change_the_meaning_of_a_run_is_refused(ended, what):
     check_refused(ended[what], CHANGES[what][2])
 
 
 @pytest.mark.parametrize("what", ALLOWED)
+@pytest.mark.thorough
 def test_what_may_change_is_named(ended, what):
     answer = ended[what]
     assert answer["status"] == 0, answer["log"][-3000:]

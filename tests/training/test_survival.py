@@ -14,7 +14,7 @@ from gpt_scratch.errors import INTERRUPTED_STATUS, PREEMPTED_STATUS, UserError
 from gpt_scratch.training.checkpoints import MANIFEST, UNFINISHED, damage, newest_whole_checkpoint
 from gpt_scratch.training.run import checkpoint_to_resume
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forks")
+pytestmark = [pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forks"), pytest.mark.thorough]
 
 SEED = int(os.environ.get("GPT_SCRATCH_SEED", random.SystemRandom().randrange(10**6)))  # of the random kills
 KILLS = int(os.environ.get("GPT_SCRATCH_KILLS", 5))  # of each run

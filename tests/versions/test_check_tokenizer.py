@@ -47,6 +47,7 @@ def test_a_difference_is_named(saved, name):
         check_tokenizer.check(folder, expected)
 
 
+@pytest.mark.thorough
 def test_the_command(saved, tmp_path):
     folder, expected = saved
 
