@@ -88,7 +88,7 @@ HOSTILE_CHAT = {
     ),
     "tool calls with arguments to parse": (
         {"messages": [{"role": "assistant", "content": "a", "tool_calls": [{"function": {"arguments": "[" * 9999}}]}]},
-        "messages.0.tool_calls",
+        "messages.0.tool_calls.0.id",
     ),
     "stream as a number": ({"stream": 1}, "stream"),
     "a model of no name": ({"model": None}, "model"),
