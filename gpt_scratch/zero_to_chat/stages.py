@@ -51,7 +51,7 @@ class Stage:
     Args:
         name: of its log and record, and in the line of progress.
         command: after the interpreter.
-        done: exists when the stage has finished, whole.
+        done: exists when the stage has finished, whole; of a training script it is the card, which is written last.
         trains: its checkpoints lie in the directory of `done`, and it is resumed from them.
         before: called before the process starts.
         after: called when it has ended well.
@@ -117,7 +117,7 @@ def make_stages(output: Path, size: Size, files: Files, seed: int, tokens_per_se
                 *("--adam_beta2", "0.95", "--weight_decay", "0.1", "--sample_tokens", "40", "--sample_temperature", "0.7"),
                 *_training(size.pretraining_steps, size.rows, size.rates["pretraining"], seed),
             ],
-            output / "pretrained" / "metrics.json",
+            output / "pretrained" / "README.md",
             trains=True,
             seconds=seconds["pretraining"],
         )
@@ -134,7 +134,7 @@ def make_stages(output: Path, size: Size, files: Files, seed: int, tokens_per_se
                 *("--adam_beta2", "0.95", "--sample_tokens", str(REPLY_TOKENS)),
                 *_training(size.instruction_steps, size.dialogue_rows, size.rates["instructions"], seed),
             ],
-            output / "instructed" / "metrics.json",
+            output / "instructed" / "README.md",
             trains=True,
             seconds=seconds["instructions"],
         )
@@ -154,7 +154,7 @@ def make_stages(output: Path, size: Size, files: Files, seed: int, tokens_per_se
                 *("--learning_rate", f"{size.rates['reinforcement']:g}", "--seed", str(seed), "--disable_tqdm", "true"),
                 *([] if _has_gpu() else ["--use_cpu"]),
             ],
-            folder / "metrics.json",
+            folder / "README.md",
             trains=True,
             seconds=seconds["reinforcement"],
         )
@@ -286,8 +286,10 @@ def _run(output: Path, stage: Stage, heading: str, later: float, say: Callable[[
     record["cpu_seconds"] += usage.ru_utime + usage.ru_stime
     record["peak_bytes"] = max(record["peak_bytes"], usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
     write_json(record_path, record)
+    if -status in (signal.SIGTERM, signal.SIGINT):  # a stage that does not train ends by the signal itself
+        status = 128 - status
     if status in (PREEMPTED_STATUS, INTERRUPTED_STATUS):
-        raise Preempted(f"stopped in {stage.name}, which has saved a checkpoint: the same command resumes there", status)
+        raise Preempted(f"stopped in {stage.name}: the same command resumes there", status)
     if status != 0:
         raise UserError(f"{stage.name} ended with status {status}: {_last_words(log)}; see {log}")
     if stage.after is not None:

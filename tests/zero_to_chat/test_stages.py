@@ -63,9 +63,10 @@ def test_a_stage_with_checkpoints_is_resumed(tmp_path):
 
 
 def test_a_stage_that_was_stopped_says_so_and_keeps_its_status(tmp_path):
-    with pytest.raises(Preempted) as stopped:
-        run_stages(tmp_path, [stage(tmp_path, "sys.exit(143)")], str)
-    assert stopped.value.status == 143
+    for code, status in (("sys.exit(143)", 143), ("sys.exit(130)", 130), ("os.kill(os.getpid(), signal.SIGTERM)", 143)):
+        with pytest.raises(Preempted, match="stopped in one: the same command resumes there") as stopped:
+            run_stages(tmp_path, [stage(tmp_path, code)], str)
+        assert stopped.value.status == status
 
 
 CALLER = """
