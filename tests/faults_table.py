@@ -34,7 +34,8 @@ def row_of(item: pytest.Item) -> tuple[str, ...] | None:
     case = item.callspec.id if hasattr(item, "callspec") else ""
     what = mark.args[0].replace("{}", case.encode("ascii", "backslashreplace").decode()).replace("|", "\\|").replace("\n", "\\n")
     seconds, mebibytes = (f"{mark.kwargs[name]:g}" for name in ("seconds", "mebibytes"))
-    command = "make test-slow" if item.get_closest_marker("slow") else "make test"
+    kind = next((kind for kind in ("slow", "thorough") if item.get_closest_marker(kind)), None)
+    command = f"make test-{kind}" if kind else "make test"
     return what, seconds, mebibytes, command, f"{item.path.relative_to(HERE)}::{getattr(item, 'originalname', item.name)}"
 
 

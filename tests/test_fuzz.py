@@ -83,6 +83,7 @@ def test_configurations(values):
 
 @fuzz
 @given(st.one_of(st.text(max_size=30), JSON.map(json.dumps), st.lists(st.tuples(st.sampled_from(NAMES), st.text(max_size=6))).map(lambda pairs: ",".join(f"{k}={v}" for k, v in pairs))))  # fmt: skip
+@pytest.mark.thorough
 def test_overrides(text):
     try:
         parse_config_overrides(text, GPTScratchConfig)

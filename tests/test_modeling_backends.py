@@ -67,7 +67,7 @@ def test_flash_attention_equals_sdpa(style):
 
 @pytest.mark.parametrize("style", ["gpt2", "llama"])
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.quick_cases("eager-llama")
+@pytest.mark.thorough
 def test_compiled_forward_is_one_graph(style, backend):
     torch._dynamo.reset()
     model, ids = tiny_model(style), token_ids(2, 12)

@@ -140,6 +140,7 @@ def test_trainer_batch_of_8_equals_4_accumulated_batches_of_2(style, tmp_path):
         ("regression", torch.linspace(-1, 2, 24).view(8, 3)),
     ],
 )
+@pytest.mark.thorough
 def test_trainer_accumulation_of_the_classifier(problem_type, labels, tmp_path):
     model = tiny_model("gpt2", cls=GPTScratchForSequenceClassification, num_labels=3, problem_type=problem_type)
     rows = [

@@ -130,7 +130,8 @@ def make_stages(output: Path, size: Size, files: Files, seed: int, tokens_per_se
                 *_script("finetune_instructions", output / "instructed"),
                 *("--split", "files", "--train_file", parts["train"], "--validation_file", parts["validation"]),
                 *("--test_file", parts["test"], "--model_name_or_path", str(output / "pretrained")),
-                *("--prompt_style", STYLE, "--mask_prompt", "--train_sampling_strategy", "group_by_length"),
+                # Not grouped by length: dialogues of one kind are of like length, and a step would be of one kind.
+                *("--prompt_style", STYLE, "--mask_prompt"),
                 *("--adam_beta2", "0.95", "--sample_tokens", str(REPLY_TOKENS)),
                 *_training(size.instruction_steps, size.dialogue_rows, size.rates["instructions"], seed),
             ],

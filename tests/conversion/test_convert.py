@@ -18,6 +18,7 @@ def ids(rows: int = 3, length: int = 14) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
+@pytest.mark.quick_cases("dtype0")
 def test_narrow_dtypes_stay_and_shards_are_cut(convert, tmp_path, dtype):
     reference = randomize(llama()).to(dtype).eval()
     reference.save_pretrained(tmp_path / "original", max_shard_size="10KB")

@@ -178,6 +178,7 @@ def check(folder, architecture: str, state: dict[str, torch.Tensor], rope: dict 
 
 
 @pytest.mark.parametrize("architecture", REFERENCES)
+@pytest.mark.quick_cases("qwen3")
 def test_gguf_is_the_same_function(convert, write, capsys, architecture):
     path, state = write(architecture)
     folder = convert(path)
@@ -224,6 +225,7 @@ SCALED = {
 
 
 @pytest.mark.parametrize("name", SCALED)
+@pytest.mark.quick_cases("yarn")
 def test_scaled_rotary_positions_come_along(convert, write, name):
     """transformers' reader drops all three without a word."""
     change, rope = SCALED[name]

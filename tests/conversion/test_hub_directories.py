@@ -224,6 +224,7 @@ def test_tokenizer_and_generation_settings_come_along(convert, tmp_path):
     assert model.generation_config.temperature == 0.6 and model.generation_config.do_sample
 
 
+@pytest.mark.thorough
 def test_special_tokens_outside_of_the_vocabulary_are_dropped(convert, tmp_path, capsys):
     original = saved(GPT2LMHeadModel(GPT2Config(**GPT2 | {"eos_token_id": 50256})), tmp_path / "original")
     GenerationConfig(eos_token_id=[50256, 7], bos_token_id=61).save_pretrained(original)

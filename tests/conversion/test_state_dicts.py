@@ -99,6 +99,7 @@ def test_book_whose_head_equals_the_embedding_becomes_tied(convert, tmp_path, ca
     assert "bit for bit: the head is tied" in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_padded_vocabulary_is_cut(convert, tmp_path, capsys):
     reference = enlarge(BookGPT(50304, CONTEXT, width=8, heads=2, layers=1, fast=True))
     path = save(reference.state_dict(), tmp_path / "model.pth")
@@ -110,6 +111,7 @@ def test_padded_vocabulary_is_cut(convert, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("over_rank", [True, False], ids=["alpha_over_rank", "alpha"])
+@pytest.mark.thorough
 def test_lora_is_merged(convert, tmp_path, over_rank):
     reference = BookGPT(VOCABULARY, CONTEXT, WIDTH, HEADS, LAYERS, qkv_bias=True)
     add_lora(reference, rank=4, alpha=0.5, over_rank=over_rank)
@@ -183,6 +185,7 @@ def test_nanogpt(convert, tmp_path, bias, mask):
         check_language_model(convert(path, "--config_overrides", "hidden_act=gelu_new"), reference)
 
 
+@pytest.mark.thorough
 def test_nanogpt_of_a_padded_vocabulary(convert, tmp_path, capsys):
     args = NANO | {"vocab_size": 50304, "n_embd": 8, "n_head": 2, "n_layer": 1, "bias": False}
     reference = enlarge(NanoGPT(**args))

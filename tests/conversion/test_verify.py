@@ -61,6 +61,7 @@ def test_a_stock_classifier_without_a_pad_token_is_verified_row_by_row(convert, 
     assert verify_checkpoint(str(stock)).status == EQUAL
 
 
+@pytest.mark.thorough
 def test_rounding_is_distinguished_from_another_function(convert, tmp_path, capsys, monkeypatch):
     """A difference beyond the tolerance in float32 is looked at again in float64, where rounding is gone."""
     from gpt_scratch.conversion import verify

@@ -113,6 +113,7 @@ def marks_of(place: str) -> list[pytest.MarkDecorator]:
 
 
 @pytest.mark.parametrize("place", [pytest.param(place, marks=marks_of(place)) for place in PLACES])
+@pytest.mark.quick_cases("the list of files")
 def test_another_answer(push, hub, place):
     for name, change in WHOLE.items():
         hub.repos.clear()
@@ -194,6 +195,7 @@ HARMLESS = (
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.fault(case, **BOUNDS)) for case in LIES])
+@pytest.mark.thorough
 def test_a_lie(push, hub, case, capsys):
     place, change = LIES[case]
     once_at(hub, PLACES[place], change)

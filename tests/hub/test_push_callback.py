@@ -83,6 +83,7 @@ def test_a_network_that_goes_away_does_not_cost_the_run(train, script, logged_in
     assert hub.files("ada/story").keys() - {".gitattributes"} == set(list_contents(tmp_path / "run").files)
 
 
+@pytest.mark.thorough
 def test_a_trainer_of_ones_own(logged_in, tmp_path):
     hub = logged_in()
     args = TrainingArguments(

@@ -191,6 +191,7 @@ def test_what_only_looks_like_a_secret_is_not_one(tmp_path):
 
 
 @pytest.mark.fault("100 MB of random weights: no false alarm", seconds=30, mebibytes=400)
+@pytest.mark.thorough
 def test_random_weights_raise_no_alarm(tmp_path):
     assert scan(tmp_path, np.random.default_rng().bytes(50 * 10**6)).findings == []
     normal = np.random.default_rng().standard_normal(6 * 10**6, dtype=np.float32) * 0.02

@@ -254,6 +254,7 @@ def test_the_settings_that_cannot_be_expressed_are_named_and_nothing_is_sent(run
     assert hub.requests == []
 
 
+@pytest.mark.thorough
 def test_other_directories_are_refused(run, refused, script, tmp_path):
     folder = run("llama")
     convert = script("convert_checkpoint")

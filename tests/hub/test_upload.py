@@ -189,6 +189,7 @@ def test_not_logged_in(folder, push, logged_in):
         push(folder, "first")
 
 
+@pytest.mark.thorough
 def test_no_permission(folder, push, logged_in):
     hub = logged_in()
     with pytest.raises(UserError, match='no permission to write to bob/x: .* namespace "bob"'):
@@ -203,6 +204,7 @@ def test_no_permission(folder, push, logged_in):
     assert set(hub.repos) == {"ada/first"} and present(hub, "ada/first")["README.md"] == CARD.encode()
 
 
+@pytest.mark.thorough
 def test_a_repository_that_exists(folder, push, logged_in, capsys):
     hub = logged_in()
     first = push(folder, "first")

@@ -221,7 +221,7 @@ def refusals():
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.fault(name, seconds=limit(expected) + 5, mebibytes=1200))
+        pytest.param(name, marks=pytest.mark.fault(name, seconds=limit(expected) + 14, mebibytes=1200))
         for name, (_, expected) in HOSTILE.items()
     ],
 )
@@ -229,7 +229,7 @@ def refusals():
 def test_a_hostile_template_is_refused_in_bounded_time_and_memory(refusals, name):
     told, seconds, own, children = refusals[name]
     assert told.startswith("refused: ") and HOSTILE[name][1] in told and "\n" not in told and "\x1b" not in told
-    assert seconds < limit(HOSTILE[name][1]) + 5 and own + children < 1200  # MiB; torch and transformers are about 500 of them
+    assert seconds < limit(HOSTILE[name][1]) + 14 and own + children < 1200  # MiB; torch and transformers are about 500 of them
 
 
 def run_hostile(code: str) -> subprocess.Popen:

@@ -134,6 +134,7 @@ def test_a_column_that_comes_later_is_refused_by_a_table(script, folder, tmp_pat
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.thorough
 def test_a_trained_classifier_scores_a_message_the_same_whatever_is_around_it(attention):
     """Alone, in a batch, padded on either side to 120 or 1,024 tokens."""
     texts = ["free prize, call now", "see you at home then", "win", "are you at the river, Anna, or at home?"] * 8

@@ -99,6 +99,7 @@ def test_an_answer_that_nobody_reads_is_ended(server):
         connection.close()
 
 
+@pytest.mark.thorough
 def test_an_answer_that_is_read_may_take_its_time(server):
     with server.open(get("/slow")) as connection:
         received = b""

@@ -36,6 +36,7 @@ def run(script, *argv: str) -> dict:
         ("temperature", [".png", ".svg"]),
     ],
 )
+@pytest.mark.quick_cases("tokens-suffixes1")
 def test_figures_are_printed_and_pictures_written(script, folder, tmp_path, capsys, subject, suffixes):
     result = run(script, subject, folder, "--text", "One day, Anna", "--output", str(tmp_path / "x"))
     assert sorted(result["files"]) == sorted(f"{tmp_path / 'x'}{suffix}" for suffix in suffixes)
@@ -135,6 +136,7 @@ def test_output_is_a_start_of_names_or_a_folder(script, tmp_path):
         prepare(f"{tmp_path}/file/one", "lens")
 
 
+@pytest.mark.thorough
 def test_each_flag_counts(script, folder, tmp_path):
     output = ["--output", str(tmp_path / "x"), "--json"]
     five, two = (run(script, "tokens", folder, "--text", "One day", "--top", top, *output)["next"] for top in ("5", "2"))

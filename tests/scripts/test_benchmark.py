@@ -59,6 +59,7 @@ def test_generation(script):
     assert len(rows) == 6 and all(row["same_tokens"] and row["ms_per_token"] > 0 for row in rows)
 
 
+@pytest.mark.thorough
 def test_short_texts_of_unlike_lengths(script):
     rows = run(script, "padding", *TINY)
     assert [(row["task"], row["contender"].split(", ")[1]) for row in rows] == [

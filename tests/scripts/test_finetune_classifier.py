@@ -96,6 +96,7 @@ def test_the_directory_is_whole_and_a_pipeline_names_the_classes(finished):
     assert [float(row["confidence"]) for row in mistakes] == sorted((float(row["confidence"]) for row in mistakes), reverse=True)
 
 
+@pytest.mark.thorough
 def test_the_table_of_mistakes_shows_the_texts_that_were_misjudged(script, sms, base, tmp_path):
     """Also where batches are grouped by length, and predictions come in an order of their own."""
     output = tmp_path / "out"
@@ -131,6 +132,7 @@ def test_what_trains_moves_and_what_is_frozen_stays_bit_identical(script, sms, b
             assert torch.equal(tensor, before[name]) != name.startswith(tuple(moving)), name
 
 
+@pytest.mark.thorough
 def test_lora_leaves_the_base_and_its_merged_model_gives_the_adapters_logits(script, sms, base, tmp_path):
     pytest.importorskip("peft")
     from peft import AutoPeftModelForSequenceClassification

@@ -123,6 +123,7 @@ def test_packed_and_accumulated_training_give_the_weights_of_padded_batches(scri
         torch.testing.assert_close(weights["accumulated"][name], padded, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_lora_is_small_and_its_merged_model_gives_the_adapters_logits(script, base, data, tmp_path):
     peft = pytest.importorskip("peft")
     record = run(script, "--train_file", data, "--model_name_or_path", base, "--output_dir", str(tmp_path / "out"), "--trainable", "lora",
@@ -142,6 +143,7 @@ def test_lora_is_small_and_its_merged_model_gives_the_adapters_logits(script, ba
         assert (adapted - before).abs().max() > 1e-2
 
 
+@pytest.mark.thorough
 def test_frozen_blocks_stay_and_the_last_ones_move(script, base, data, tmp_path):
     run(script, "--train_file", data, "--model_name_or_path", base, "--output_dir", str(tmp_path / "out"), "--trainable", "last_blocks",
         "--train_last_blocks", "1", "--max_steps", "2", "--eval_strategy", "no", "--sample_replies", "0")  # fmt: skip

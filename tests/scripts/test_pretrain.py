@@ -84,6 +84,7 @@ def test_auto_classes_load_what_was_trained(finished):
     assert text.startswith("One day")
 
 
+@pytest.mark.thorough
 def test_every_trainable_parameter_moved(script, text_file, tmp_path):
     """A training step that misses a parameter would go unnoticed in the loss."""
     output = tmp_path / "model"
@@ -151,6 +152,7 @@ def test_streamed_training_sees_the_rows_of_training_in_memory(script, finished,
     assert all(torch.equal(memory[name], stream[name]) for name in memory)
 
 
+@pytest.mark.thorough
 def test_flags_that_must_work_together(script, text_file, tmp_path):
     record = run(script, "--train_file", text_file, "--output_dir", str(tmp_path / "out"), "--num_train_epochs", "4", "--bf16",
                  "--gradient_accumulation_steps", "2", "--gradient_checkpointing", "--lr_scheduler_type", "cosine", "--warmup_steps", "3",
@@ -160,6 +162,7 @@ def test_flags_that_must_work_together(script, text_file, tmp_path):
     assert record["training_arguments"]["bf16"] is True
 
 
+@pytest.mark.thorough
 def test_smoothed_labels_are_shifted(script, text_file, tmp_path):
     """Trainer's own smoothing would train each position to repeat its own token, and the held-out loss would not fall."""
     record = run(script, "--train_file", text_file, "--output_dir", str(tmp_path / "out"), "--num_train_epochs", "4", "--learning_rate",
@@ -167,6 +170,7 @@ def test_smoothed_labels_are_shifted(script, text_file, tmp_path):
     assert record["metrics"]["validation_loss"] < 3
 
 
+@pytest.mark.thorough
 def test_a_data_set_by_name_with_its_own_validation_split(script, tmp_path):
     for split in ("train", "validation"):
         rows = [json.dumps({"id": i, "story": TEXT[i : i + 300]}) for i in range(0, 3000, 50)]
@@ -177,6 +181,7 @@ def test_a_data_set_by_name_with_its_own_validation_split(script, tmp_path):
     assert record["metrics"]["data"]["train"]["documents"] == record["metrics"]["data"]["validation"]["documents"] == 60
 
 
+@pytest.mark.thorough
 def test_training_continues_from_a_checkpoint_of_this_package(script, finished, text_file, tmp_path):
     output, before = finished
     flags = [flag for flag in TINY if not flag.startswith(("--config_overrides", "n_embd"))]

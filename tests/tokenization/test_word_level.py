@@ -44,6 +44,7 @@ REFERENCES = {"word": book_words, "treebank": nltk_words, "whitespace": str.spli
 
 
 @pytest.mark.parametrize("rule", RULES)
+@pytest.mark.thorough
 def test_words_of_random_text_are_the_references(rule):
     backend = pipeline_of(rule)
     for text in map(random_text, range(3000)):

@@ -61,16 +61,19 @@ def test_settings_that_change_at_a_resumption_take_effect(begun, tmp_path, capsy
     assert notes[1].endswith("0.001 before, 0.01 now")
 
 
+@pytest.mark.thorough
 def test_a_run_that_is_made_longer_follows_the_longer_schedule(begun, tmp_path):
     _, rates = resumed(begun, tmp_path, max_steps=8)
     assert rates == pytest.approx({1: 1e-3, 2: 7.5e-4, **{step: 1e-3 * (9 - step) / 8 for step in range(3, 9)}})
 
 
+@pytest.mark.thorough
 def test_evaluations_that_the_first_run_did_not_have(begun, tmp_path):
     trainer, _ = resumed(begun, tmp_path, eval_strategy="steps", eval_steps=1)
     assert [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry] == [3, 4]
 
 
+@pytest.mark.thorough
 def test_the_patience_of_the_resumed_run_counts(tmp_path):
     settings = {"learning_rate": 0.0, "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "max_steps": 9}
     settings |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
@@ -82,6 +85,7 @@ def test_the_patience_of_the_resumed_run_counts(tmp_path):
     assert second.state.global_step == 5
 
 
+@pytest.mark.thorough
 def test_an_evaluation_that_fails_costs_no_steps(tmp_path, capsys):
     class Failing(ResumableTrainer):
         def evaluation_loop(self, *args, **kwargs):

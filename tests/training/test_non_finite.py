@@ -54,6 +54,7 @@ class Line(torch.nn.Module):
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+@pytest.mark.thorough
 def test_so_does_a_gradient_before_it_reaches_the_weights(tmp_path, max_grad_norm):
     rows = [{"x": torch.ones(1), "labels": torch.ones(1)}] * 8
     args = TrainingArguments(

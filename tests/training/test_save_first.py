@@ -61,6 +61,7 @@ KINDS = {"pretrain": "measure", "classifier": "measure", "instructions": "held_o
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.quick_cases("pretrain")
 def test_a_stop_after_training_costs_no_model(script, folder, tmp_path, monkeypatch, capsys, kind):
     output = tmp_path / "out"
     module, run = start(script, kind, folder, output)
@@ -83,6 +84,7 @@ def test_a_stop_after_training_costs_no_model(script, folder, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.quick_cases("pretrain")
 def test_a_plot_that_fails_is_a_warning(script, folder, tmp_path, capsys, kind):
     output = tmp_path / "out"
     for name in ("loss.png", "confusion_matrix.pdf"):
