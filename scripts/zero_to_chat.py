@@ -46,7 +46,7 @@ from gpt_scratch.zero_to_chat.stages import DIALOGUES, Files, duration, make_sta
 
 BYTES_A_TOKEN = 3.5  # of English text with these vocabularies, about
 GPU = ("one H100", 400e12)  # bf16 FLOP/s that a well-kept training sustains there: 40 % of the peak
-OWN = {"train": "instruction_file", "reinforcement": "reinforcement_file", "validation": "validation_file", "test": "test_file"}
+OWN = dict(zip(DIALOGUES, ("instruction_file", "reinforcement_file", "validation_file", "test_file")))
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
