@@ -1,6 +1,6 @@
 """From nothing to a chat in one command: tokenizer, pretraining, instruction tuning, reinforcement, evaluation, report, and a conversation.
 
-    python scripts/zero_to_chat.py                                       # tiny, about half an hour on 2 CPU cores, in runs/chat-tiny
+    python scripts/zero_to_chat.py                                       # tiny, half an hour on 2 CPU cores (estimated)
     python scripts/zero_to_chat.py --size small --output_dir runs/chat-small
     python scripts/zero_to_chat.py --dry_run                             # the rule, and the cost of each size here and on a GPU
 

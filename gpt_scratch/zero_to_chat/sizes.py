@@ -31,7 +31,7 @@ from ..training.optimizers import default_learning_rate
 DEPTHS = {"tiny": 4, "small": 6, "medium": 8, "124M": 12}
 TOKENS_PER_PARAMETER = 20
 MOST_EPOCHS = 4
-EPOCHS = 6  # of the dialogues
+EPOCHS = 3  # of the dialogues: short of all that they teach, so that reinforcement has something to raise
 QUESTIONS_A_STEP, REPLIES = 32, 8  # of reinforcement
 REPLY_TOKENS = 24
 DIALOGUE_TOKENS = 36  # of a bundled dialogue with its template, about
