@@ -14,13 +14,14 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
 from .errors import UserError, one_line
-from .files import refuse_a_run
+from .files import check_target, refuse_a_run
 from .ranges import check_ranges
 
 PACKAGE = Path(__file__).resolve().parent
@@ -29,7 +30,7 @@ PARENT = "TrainingArguments"  # what the other groups of libraries' flags are su
 # Where flags are defined besides the script itself. What is defined elsewhere, such as choices, is compared by the test.
 DEFINED_IN = (*(f"training/{name}.py" for name in ("arguments", "pretraining", "classification", "instructions", "preferences",
                                           "distillation")),
-              "inference/limits.py", "verify_checkpoint.py", "data/opening.py")  # fmt: skip
+              "inference/limits.py", "verify_checkpoint.py", "data/opening.py", "demo/__main__.py")  # fmt: skip
 DEFINITION = re.compile(r"^(?:def parse\b|class (?:\w*Arguments|Limits|Reading)\b).*?(?=^[^\s)]|\Z)", re.DOTALL | re.MULTILINE)
 OFF = {"top_k": 0}  # values of TRL's flags that are outside of the range and switch something off
 LATER = ("max_steps", "num_train_epochs")  # one of these may replace the other
@@ -117,6 +118,9 @@ def check_command_line(script: str, argv: Sequence[str], description: str | None
     check_inputs(script, values)
     if values.get("output_dir") and not values.get("resume_from_checkpoint") and described.get("recipe"):
         refuse_a_run(Path(values["output_dir"]))
+    if script in WRITES and values.get("to") != "gguf":  # which is a file
+        read = _strings(values, [*DATA_FILES, *PLACES])
+        check_target(values[WRITES[script]], values["overwrite"], [name for name in read if os.path.exists(name)])
 
 
 def read_flags(
@@ -199,6 +203,7 @@ DATA_FILES = ("train_file", "validation_file", "test_file", "data_file", "replie
 TEXT_IS_A_FILE = ("benchmark", "measure_roads")
 MODELS = ("model", "model_name_or_path", "reward_model")  # with a config.json
 PLACES = (*MODELS, "tokenizer_name", "tokenizer", "source", "folder")
+CHECKED_BLOCKS = 8  # of 1 MiB: what is decoded of each file before torch is imported
 DATA_SUFFIX = re.compile(r"\.(txt|text|md|jsonl?|csv|tsv|parquet|zip)(\.(gz|zst|bz2|xz))?$", re.IGNORECASE)
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -219,9 +224,18 @@ def check_needed(script: str, values: Mapping[str, Any]) -> None:
     """
     if script == "pretrain" and bool(values["train_file"]) == bool(values["dataset_name"]):
         raise UserError("give either --train_file or --dataset_name")
+    if script in ("demo", "serve"):
+        from .inference.limits import KEY_VARIABLE, PAGE, SERVER, refuse_others
+
+        allowed, what = (values["model"], PAGE) if script == "demo" else (os.environ.get(KEY_VARIABLE), SERVER)
+        refuse_others(values["host"], allowed, what)
     for name, what in NEEDED.get(script, {}).items():
         if values.get(name) is None:
             raise UserError(f"--{name} is missing: give {what}")
+
+
+# Scripts that write a directory whole, by the flag that names it.
+WRITES = {"convert_checkpoint": "output", "train_tokenizer": "output_dir", "export": "output"}
 
 
 def check_inputs(script: str, values: Mapping[str, Any]) -> None:
@@ -238,9 +252,24 @@ def check_inputs(script: str, values: Mapping[str, Any]) -> None:
             raise UserError(f"{name}: no such file")
         if path.is_file() and path.stat().st_size == 0:
             raise UserError(f"{name} is empty")
+    if "encoding" in values:
+        check_encoding(values, names)
     wanted = [*_strings(values, [key for key in PLACES if key in values and (key != "model" or script != "benchmark")])]
     for name in wanted:
         check_place(name, is_model=name in [*_strings(values, MODELS)])
+
+
+def check_encoding(values: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Refuse files of text whose beginning is not of the encoding that the flags or a mark name."""
+    from .data.opening import TABLE_SUFFIXES, TEXT_SUFFIXES, UNPACKERS, Reading, read_text, suffix_of
+
+    reading = Reading.of(argparse.Namespace(**values))
+    for name in _strings(values, names):
+        path = Path(os.path.expanduser(name))
+        is_text = suffix_of(name) in (TEXT_SUFFIXES | TABLE_SUFFIXES) - {".parquet"} and path.suffix.lower() not in UNPACKERS
+        if path.is_file() and is_text:
+            for _ in islice(read_text(name, reading), CHECKED_BLOCKS):
+                pass
 
 
 def _strings(values: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
@@ -324,13 +353,18 @@ def describe_parser(parser: argparse.ArgumentParser) -> dict[str, Any]:
 
 
 def _describe_action(action: argparse.Action) -> dict[str, Any]:
-    kinds: dict[type, str] = {argparse._StoreTrueAction: "store_true", argparse._StoreFalseAction: "store_false"}
+    kinds: dict[type, str] = {
+        argparse._StoreTrueAction: "store_true",
+        argparse._StoreFalseAction: "store_false",
+        argparse._VersionAction: "version",
+    }
     kind = kinds.get(type(action))
     name = getattr(action.type, "__name__", None)
     described = {
         "names": list(action.option_strings) or [action.dest],
         "dest": action.dest,
         "action": kind,
+        "version": getattr(action, "version", None),
         "nargs": None if kind else action.nargs,
         "const": None if kind else action.const,
         # page-locked memory depends on the machine

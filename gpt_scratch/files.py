@@ -191,7 +191,7 @@ def refuse_a_run(path: Path) -> None:
     """
     if any(path.glob("checkpoint-*")) or any(path.glob("*.safetensors")):
         raise UserError(
-            f"{path} already holds a run: choose another --output_dir, or go on with it by --resume_from_checkpoint latest"
+            f"{path} already holds a run: choose another --output_dir, or resume it with --resume_from_checkpoint latest"
         )
     for name in ("README.md", "config.json", "metrics.json", "tokenizer.json"):
         if os.path.lexists(path / name):

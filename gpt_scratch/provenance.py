@@ -14,6 +14,7 @@ import torch
 
 from .configuration_gpt_scratch import VERSION
 
+PROJECT_PAGE = ""  # the project's address; empty while there is none, since a link must lead somewhere
 # Their versions are read from the packages' metadata: importing them costs 90 MB.
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "accelerate")
 

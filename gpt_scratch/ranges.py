@@ -20,6 +20,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "max_new_tokens": SOME, "temperature": (0, INFINITE), "temperatures": (ABOVE, INFINITE), "top_k": SOME, "top_p": SHARE,
     "min_p": SHARE,
     "num_beams": (1, 1000), "repetition_penalty": (1e-6, INFINITE), "no_repeat_ngram_size": COUNT, "batch_size": SOME,
+    "port": (0, 65535),
     # Seeds
     "seed": SEEDS, "data_seed": SEEDS, "split_seed": SEEDS, "judge_seed": SEEDS, "seeds": SEEDS,
     # Length and batches of training

@@ -14,9 +14,12 @@ Pictures go to --output (PNG and SVG; runs: PNG and PDF), figures to the termina
 """
 
 if __name__ == "__main__":
-    import _flags
-
-    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+    try:
+        import _flags
+    except ModuleNotFoundError:  # a copy of this file alone, which starts more slowly
+        pass
+    else:
+        _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
 
 
 import argparse
@@ -69,6 +72,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         if name != "summary":
             subject.add_argument("--text", required=True, help="text to read")
             subject.add_argument(
+                "--parse_special_tokens",
+                action="store_true",
+                help="special tokens written in the text become the tokens; by default they are its characters",
+            )
+            subject.add_argument(
                 "--output", default=f"analysis-{name}", help="start of the file names, or a folder that ends with /"
             )
         if name == "attention":
@@ -110,7 +118,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         return summary
     if getattr(args, "top", 1) > model.config.vocab_size:
         raise UserError(f"--top is {args.top}: the model has {model.config.vocab_size:,} tokens")
-    ids = encode_prompts([args.text], tokenizer, model.device)["input_ids"]
+    ids = encode_prompts([args.text], tokenizer, model.device, args.parse_special_tokens)["input_ids"]
     tokens = token_texts(tokenizer, ids[0].tolist())
     figures, files = SUBJECTS[args.subject](args, model, tokenizer, ids, tokens)
     if args.json:
@@ -191,8 +199,10 @@ def temperature(args, model, tokenizer, ids, tokens) -> tuple[dict[str, Any], li
     best = logits.topk(10).indices.tolist()
     every = dict(zip(best, token_texts(tokenizer, best)))
     names = [every.get(i, "") for i in range(len(logits))]
+    kept = "".join(f", top-{name[-1]} {value:g}" for name in ("top_k", "top_p") if (value := getattr(args, name)) is not None)
+    title = f"after {shortened(args.text)!r}{kept}"
     return {"likely": figures}, plot_temperatures(
-        logits, names, args.output, args.temperatures, title=f"after {shortened(args.text)!r}"
+        logits, names, args.output, args.temperatures, title=title, top_k=args.top_k, top_p=args.top_p
     )
 
 

@@ -11,9 +11,12 @@ An empty text gets an empty label; how many there were is said at the end.
 """
 
 if __name__ == "__main__":
-    import _flags
-
-    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+    try:
+        import _flags
+    except ModuleNotFoundError:  # a copy of this file alone, which starts more slowly
+        pass
+    else:
+        _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
 
 
 import argparse

@@ -10,9 +10,12 @@ python scripts/convert_checkpoint.py converted/mine stock --to gpt2             
 """
 
 if __name__ == "__main__":
-    import _flags
-
-    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+    try:
+        import _flags
+    except ModuleNotFoundError:  # a copy of this file alone, which starts more slowly
+        pass
+    else:
+        _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
 
 
 import argparse
@@ -24,7 +27,7 @@ import torch
 
 from gpt_scratch import GPTScratchConfig
 from gpt_scratch.conversion.convert import export_weights, import_weights
-from gpt_scratch.conversion.formats import FORMATS, Options, recognize
+from gpt_scratch.conversion.formats import FORMATS, Options, recognize, without_tokenizer
 from gpt_scratch.conversion.safetensors_writer import parse_size
 from gpt_scratch.conversion.stock_layouts import LAYOUTS
 from gpt_scratch.conversion.verify import verify
@@ -83,6 +86,8 @@ def main(args: argparse.Namespace) -> dict:
         print(f"{args.source}: format {checkpoint.format}, {checkpoint.reason}")
         for note in checkpoint.notes:
             print(f"note: {note}")
+        if checkpoint.tokenizer is None:
+            print(f"note: {without_tokenizer(checkpoint.config.vocab_size)}")
         if checkpoint.format == "gpt_scratch" and args.to is None:
             raise UserError(f"{args.source} is a checkpoint of this package already: pass --to {' or --to '.join(LAYOUTS)}")
         if checkpoint.format != "gpt_scratch" and args.to is not None:
@@ -109,8 +114,6 @@ def main(args: argparse.Namespace) -> dict:
             keep_card(args.output, str(folder))
             write_conversion_card(str(folder), Path(args.output).resolve().name, record)
     print(proof)
-    if checkpoint.tokenizer is None:
-        print("no tokenizer was found beside the source: pass --tokenizer to put one into the directory")
     print(f"written to {args.output}")
     return proof.as_dict()
 

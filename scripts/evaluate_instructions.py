@@ -26,9 +26,12 @@ is given for each, with Wilson's intervals; a reply is right if it equals the re
 """
 
 if __name__ == "__main__":
-    import _flags
-
-    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+    try:
+        import _flags
+    except ModuleNotFoundError:  # a copy of this file alone, which starts more slowly
+        pass
+    else:
+        _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
 
 
 import argparse

@@ -16,9 +16,12 @@ NEFTune's noise; every other flag of `TrainingArguments` works, too.
 """
 
 if __name__ == "__main__":
-    import _flags
-
-    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+    try:
+        import _flags
+    except ModuleNotFoundError:  # a copy of this file alone, which starts more slowly
+        pass
+    else:
+        _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
 
 
 import sys

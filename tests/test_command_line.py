@@ -26,10 +26,15 @@ def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.delenv("GPT_SCRATCH_API_KEY", raising=False)
     for name in ("text.txt", "runs/model/config.json", "runs/old/checkpoint-3/config.json", "runs/nothing/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}", encoding="utf-8")
     (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "latin.csv").write_text("text,label\nGr\xfc\xdfe,Lob\n", encoding="latin-1")
+    (tmp_path / "runs/written").mkdir()
+    (tmp_path / "runs/written/model.pth").write_text("weights")
+    (tmp_path / "runs/written/.gpt_scratch.json").write_text('{"files": [".gpt_scratch.json", "model.pth"]}')
     (tmp_path / "recipe.yaml").write_text("train_file: [text.txt]\nlearnin_rate: 1\n", encoding="utf-8")
     return tmp_path
 
@@ -90,9 +95,23 @@ WRONG = {
     "compare_classifiers --recipes random --train_file text.txt --output_dir x --lerning_rate 1": "did you mean 'learning_rate'?",
     "generate ./typo": "./typo: no such file or directory",
     "generate runs/model --top_p 2": "--top_p is 2.0: it must be between 0 and 1",
+    "finetune_classifier --train_file latin.csv": "latin.csv: byte 13 is not UTF-8 (invalid start byte, line 2): give its --encoding",
+    "finetune_classifier --train_file latin.csv --encoding klingon": "--encoding klingon: Python knows no such encoding",
+    "pretrain --train_file latin.csv --delimiter ab": "--delimiter 'ab': it must be one character",
     "classify runs/model --file nowhere.csv": "nowhere.csv: no such file",
     "analyze attention runs/model": "the following arguments are required: --text",
     "serve runs/model --port x": "invalid int value: 'x'",
+    "serve runs/model --host 0.0.0.0": "--host 0.0.0.0 lets others reach this server: set an API key in the variable GPT_SCRATCH_API_KEY",
+    "demo --modle runs/model": "unknown flag 'modle'; did you mean 'model'?",
+    "demo --model runs/model runs/nothing": "runs/nothing holds no model",
+    "demo --model ./typo": "./typo: no such file or directory",
+    "demo --port 99999": "--port is 99999: it must be between 0 and 65,535",
+    "demo --host 0.0.0.0": "--host 0.0.0.0 lets others reach this page, where only you may choose its models: give them with --model",
+    "convert_checkpoint text.txt runs/old": "runs/old exists and is not empty: it holds 'checkpoint-3', which this package did not write",
+    "convert_checkpoint text.txt runs/written": "runs/written exists and is not empty: choose another output directory, or pass --overwrite",
+    "convert_checkpoint runs/written/model.pth runs/written --overwrite": "runs/written holds the source /",
+    "train_tokenizer --train_file text.txt --output_dir text.txt": "text.txt exists and is not a directory",
+    "export onnx runs/model runs/old": "runs/old exists and is not empty",
 }  # fmt: skip
 
 
@@ -109,11 +128,16 @@ RIGHT = [
     "pretrain --train_file text.txt --output_dir runs/old --resume_from_checkpoint latest",
     "pretrain --train_file text.txt --lr_scheduler_kwargs {}",
     "finetune_classifier --train_file a_name_of_datasets",
+    "finetune_classifier --train_file latin.csv --encoding latin-1",
     "finetune_preferences grpo --top_k 0 --use_cpu --train_file text.txt --model_name_or_path runs/model",
     "compare_classifiers --recipes random --train_file text.txt --output_dir x --learning_rate 1e-3 --bf16",
     "generate runs/model --prompt a b --temperature 0.5",
     "analyze runs runs/old runs/model --labels a b",
     "benchmark step --shape 4x256",
+    "demo --model runs/model --port 8000",
+    "demo --model runs/model --host 0.0.0.0",
+    "convert_checkpoint text.txt runs/written --overwrite",
+    "export gguf runs/model text.txt",  # a file, replaced when the new one is whole
     "serve runs/model --max_tokens 0",  # its limits say themselves what they may be
 ]
 

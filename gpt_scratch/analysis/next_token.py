@@ -162,8 +162,11 @@ def plot_temperatures(
     temperatures: Sequence[float] = (1.0, 0.1, 5.0),
     top: int = 10,
     title: str = "",
+    top_k: int | None = None,
+    top_p: float | None = None,
 ) -> list[Path]:
-    """Bars of the most likely tokens of one distribution, (V,), the most likely first, at several temperatures; PNG and SVG.
+    """Bars of the most likely tokens of one distribution, (V,), the most likely first, at several temperatures, each with its own top-k
+    and nucleus as [`sampling_distribution`]; PNG and SVG.
 
     With the nine logits of *Build a Large Language Model (From Scratch)*, section 5.3.1, it is that section's figure, sorted.
     """
@@ -171,7 +174,7 @@ def plot_temperatures(
     figure, axes = new_figure()
     width = 0.8 / len(temperatures)
     for number, temperature in enumerate(temperatures):
-        heights = sampling_distribution(logits, temperature)[chosen].tolist()
+        heights = sampling_distribution(logits, temperature, top_k, top_p)[chosen].tolist()
         axes.bar([i + number * width for i in range(len(chosen))], heights, width, label=f"temperature {temperature:g}")
     names = [tokens[i] for i in chosen.tolist()]
     axes.set_xticks([i + 0.4 - width / 2 for i in range(len(chosen))], names, rotation=60, ha="right", parse_math=False)

@@ -68,6 +68,16 @@ def recognize(name: str, options: Options, wanted: str = "auto") -> Checkpoint:
     return checkpoint
 
 
+def without_tokenizer(vocab_size: int) -> str:
+    """What to do where the source has no tokenizer. It is printed before the weights are written, so that nothing is done twice.
+
+    >>> without_tokenizer(65)
+    'the source has no tokenizer: --tokenizer adds one to the directory'
+    """
+    gpt2 = "; the vocabulary of 50,257 is GPT-2's: --tokenizer gpt2, or a directory with OpenAI's encoder.json and vocab.bpe"
+    return "the source has no tokenizer: --tokenizer adds one to the directory" + (gpt2 if vocab_size == 50257 else "")
+
+
 def _from_hub(name: str) -> Path:
     """A snapshot of a repository; safetensors, or pickled weights where it has no others."""
     from huggingface_hub import snapshot_download

@@ -137,12 +137,17 @@ class StreamedBlocks(torch.utils.data.IterableDataset):
         sharded: `rows` divides its documents by itself, as streams of `datasets` do.
         repeat: start again at the end, without end. Trainer counts the rows to skip when it resumes from the start of one pass, so a run
             of several passes resumes exactly only if they are one to it.
+        written: says what was found in the text that has been read so far, empty where nothing was.
     """
 
     def __init__(
-        self, rows: Callable[[int, int], Iterator[dict[str, torch.Tensor]]], sharded: bool = False, repeat: bool = False
+        self,
+        rows: Callable[[int, int], Iterator[dict[str, torch.Tensor]]],
+        sharded: bool = False,
+        repeat: bool = False,
+        written: Callable[[], str] = str,
     ):
-        self.rows, self.sharded, self.repeat = rows, sharded, repeat
+        self.rows, self.sharded, self.repeat, self.written = rows, sharded, repeat, written
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         worker = torch.utils.data.get_worker_info()

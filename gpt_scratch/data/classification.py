@@ -287,22 +287,32 @@ def balance(data: LabelledTexts, seed: int) -> LabelledTexts:
 
 
 def stratified_split(data: LabelledTexts, fractions: Sequence[float], seed: int) -> list[LabelledTexts]:
-    """Shuffled parts of the sizes `fractions` (adding up to 1), each with the same share of every class.
+    """Shuffled parts of the sizes `fractions` (adding up to 1), each with the same share of every class, and one text of it at least.
 
     Raises:
-        UserError: fractions that do not add up to 1, or a class too small to be in every part.
+        UserError: fractions that do not add up to 1, or classes with fewer texts than parts; names all of them.
     """
     if abs(sum(fractions) - 1) > 1e-9 or any(fraction <= 0 for fraction in fractions):
         raise UserError(f"split fractions {', '.join(map(str, fractions))} must be positive and add up to 1")
     rng = np.random.default_rng(seed)
     parts: list[list[int]] = [[] for _ in fractions]
+    scarce: list[str] = []
     for label in data.counts():
         rows = rng.permutation([i for i, found in enumerate(data.labels) if found == label])
-        borders = np.round(np.cumsum([0, *fractions]) * len(rows)).astype(int)
-        for part, start, stop in zip(parts, borders, borders[1:]):
-            if start == stop:
-                raise UserError(f"label {label!r} has {len(rows)} texts, too few for {len(fractions)} splits")
-            part += rows[start:stop].tolist()
+        if len(rows) < len(fractions):
+            scarce.append(f"{label!r} has {len(rows)}")
+            continue
+        sizes = np.diff(np.round(np.cumsum([0, *fractions]) * len(rows)).astype(int))
+        while not sizes.all():  # one at least, from the largest part
+            sizes[sizes.argmin()] += 1
+            sizes[sizes.argmax()] -= 1
+        for part, share in zip(parts, np.split(rows, np.cumsum(sizes)[:-1])):
+            part += share.tolist()
+    if scarce:
+        raise UserError(
+            f"too few texts of a label for {len(fractions)} splits: {', '.join(scarce)}: add texts, join it with another label, or leave "
+            "it out"
+        )
     return [data.take(rng.permutation(part)) for part in parts]
 
 

@@ -9,7 +9,7 @@ source says that it separates documents there (`end_mark`).
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
 from ..files import write_json
-from ..tokenization.special_tokens import count_special_tokens, encode_text
+from ..tokenization.special_tokens import count_special_tokens, encode_text, special_tokens
 from .blocks import StreamedBlocks, TokenBlocks, blocks_of_stream
 from .opening import Reading, check_files, listing_what_is_said, say
 from .readers import Piece, read_pieces, read_rows
@@ -319,10 +319,41 @@ class Counts:
         text += f"{self.characters:,} characters, {self.tokens:,} tokens in {self.blocks:,} blocks; "
         text += f"{self.dropped_tokens:,} tokens at the end dropped, {self.repeated_tokens:,} seen in two blocks"
         if self.special_tokens:
-            written = ", ".join(f"{count:,} {token}" for token, count in self.special_tokens.items())
-            text += f"; {written} in the text are read as "
-            text += "tokens" if self.parsed else "characters (--parse_special_tokens reads them as tokens)"
+            text += f"; {describe_written(self.special_tokens, self.parsed)}"
         return text
+
+
+def describe_written(special_tokens: Mapping[str, int], parsed: bool) -> str:
+    """
+    >>> describe_written({"<|endoftext|>": 1200}, parsed=True)
+    '1,200 <|endoftext|> in the text are read as tokens'
+    """
+    written = ", ".join(f"{count:,} {token}" for token, count in special_tokens.items())
+    how = "tokens" if parsed else "characters (--parse_special_tokens reads them as tokens)"
+    return f"{written} in the text are read as {how}"
+
+
+class CountsOfStream:
+    """How often special tokens are written in a stream, counted as it is read, by this process or by its loader workers."""
+
+    WORKERS = 64  # each with a row of its own, since they count at the same time
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, parsed: bool):
+        self.tokenizer, self.parsed, self.tokens = tokenizer, parsed, special_tokens(tokenizer)
+        self.counts = torch.zeros(self.WORKERS, len(self.tokens), dtype=torch.int64).share_memory_()
+
+    def add(self, text: str) -> str:
+        """Count a piece of text, and return it."""
+        if any(token in text for token in self.tokens):
+            worker = torch.utils.data.get_worker_info()
+            row = self.counts[worker.id % self.WORKERS if worker else 0]
+            for token, count in count_special_tokens([text], self.tokenizer).items():
+                row[self.tokens.index(token)] += count
+        return text
+
+    def __str__(self) -> str:
+        found = {token: count for token, count in zip(self.tokens, self.counts.sum(0).tolist()) if count}
+        return describe_written(found, self.parsed) if found else ""
 
 
 @dataclass
@@ -434,12 +465,19 @@ def stream_blocks(
     source: Source, tokenizer: PreTrainedTokenizerBase, settings: BlockSettings, skip_documents: int = 0, repeat: bool = False
 ) -> StreamedBlocks:
     """The rows of [`make_blocks`], in the same order, from a stream; the first `skip_documents` documents are left out."""
-    rows = partial(_streamed_rows, source, tokenizer, settings, skip_documents)
-    return StreamedBlocks(rows, sharded=source.dataset_name is not None, repeat=repeat)
+    counts = CountsOfStream(tokenizer, settings.parse_special_tokens)
+    rows = partial(_streamed_rows, source, tokenizer, settings, skip_documents, counts)
+    return StreamedBlocks(rows, sharded=source.dataset_name is not None, repeat=repeat, written=counts.__str__)
 
 
 def _streamed_rows(
-    source: Source, tokenizer: PreTrainedTokenizerBase, settings: BlockSettings, skip: int, index: int, count: int
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: BlockSettings,
+    skip: int,
+    counts: CountsOfStream,
+    index: int,
+    count: int,
 ) -> Iterator[dict[str, torch.Tensor]]:
     worker = torch.utils.data.get_worker_info()
     if source.dataset_name is not None and skip and worker and worker.num_workers > 1:
@@ -447,7 +485,9 @@ def _streamed_rows(
         raise UserError("several loader workers cannot leave out the same held-out documents: give --validation_file")
     end_id = tokenizer.eos_token_id if settings.append_eos else None
     ids = (
-        _tokenize({"text": [piece.text], "end": [piece.end]}, tokenizer, end_id, settings.parse_special_tokens)["input_ids"][0]
+        _tokenize({"text": [counts.add(piece.text)], "end": [piece.end]}, tokenizer, end_id, settings.parse_special_tokens)[
+            "input_ids"
+        ][0]
         for number, piece in _numbered(source.pieces())
         if number >= skip and number % count == index
     )

@@ -11,9 +11,9 @@ from ..inference.chat_template import unsaid_parts
 from .instruction import empty_replies, to_messages
 from .opening import Reading
 from .readers import kind_of
-from .records import Conversations, Message, checked_messages, opening_messages, read_records, refuse_unknown
+from .records import Conversations, Message, check_tools, checked_messages, opening_messages, read_records, refuse_unknown
 
-KEYS = {"instruction", "input", "prompt", "system", "history", "chosen", "rejected"}
+KEYS = {"instruction", "input", "prompt", "system", "history", "tools", "chosen", "rejected"}
 
 
 def read_preferences(
@@ -32,8 +32,9 @@ def read_preferences(
 
 def _checked(record: dict[str, Any]) -> dict[str, Any]:
     messages = record.pop("messages", None)
-    record = {key: value for key, value in record.items() if not (key in ("system", "history") and not value)}
+    record = {key: value for key, value in record.items() if not (key in ("system", "history", "tools") and not value)}
     refuse_unknown(record, KEYS)
+    check_tools(record)
     for key in ("chosen", "rejected"):
         value = record.get(key)
         if isinstance(value, list):
@@ -85,11 +86,16 @@ def _with_prompt_apart(record: dict[str, Any]) -> dict[str, Any]:
 def preference_rows(data: Conversations, style: str) -> tuple[datasets.Dataset, int]:
     """Rows of `prompt`, `chosen` and `rejected`, each a list of messages, and how many pairs of equal replies were left out.
 
+    Where a pair has `tools`, a fourth column holds them, as TRL reads it. Columns are JSON: as structs, Arrow would give each message the
+    keys of all others, and each call of a tool the arguments of all others, which templates write as null.
+
     >>> pair = {"instruction": "Greet.", "input": "", "chosen": "Hello.", "rejected": "What?"}
     >>> preference_rows(Conversations([pair], ["row 0"]), "alpaca")[0][0]["rejected"]
     [{'role': 'assistant', 'content': 'What?'}]
     """
-    table: dict[str, list[list[Message]]] = {"prompt": [], "chosen": [], "rejected": []}
+    table: dict[str, list[Any]] = {"prompt": [], "chosen": [], "rejected": []}
+    if any("tools" in record for record in data.records):
+        table["tools"] = []
     for record in data.records:
         replies = replies_of(record)
         if _stripped(replies["chosen"]) == _stripped(replies["rejected"]):
@@ -97,7 +103,10 @@ def preference_rows(data: Conversations, style: str) -> tuple[datasets.Dataset, 
         table["prompt"].append(prompt_of(record, style))
         for key, reply in replies.items():
             table[key].append(reply)
-    return datasets.Dataset.from_dict(table), len(data) - len(table["prompt"])
+        if "tools" in table:
+            table["tools"].append(record.get("tools"))
+    features = datasets.Features(dict.fromkeys(table, datasets.Json()))
+    return datasets.Dataset.from_dict(table, features), len(data) - len(table["prompt"])
 
 
 def _stripped(messages: Sequence[Message]) -> list[Message]:
@@ -128,7 +137,7 @@ def refuse_unsaid_pairs(rows: Mapping[str, datasets.Dataset], tokenizer: PreTrai
     for split, part in rows.items():
         for number, row in enumerate(part):
             for key in ("chosen", "rejected"):
-                if left_out := unsaid_parts(tokenizer, [*row["prompt"], *row[key]]):
+                if left_out := unsaid_parts(tokenizer, [*row["prompt"], *row[key]], row.get("tools")):
                     raise UserError(
                         f"pair {number} of the {split} split: the chat template of --prompt_style {style} leaves out "
                         f"{', '.join(left_out)}: choose one that writes it, such as the model's own (tokenizer)"

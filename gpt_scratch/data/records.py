@@ -191,10 +191,7 @@ def normalized(record: Mapping[str, Any]) -> dict[str, Any]:
             del record[key]
     if "system" in record and not isinstance(record["system"], str):
         raise UserError(f"'system' is {kind_of(record['system'])}, not text")
-    if "tools" in record and not (
-        isinstance(record["tools"], list) and all(isinstance(tool, Mapping) for tool in record["tools"])
-    ):
-        raise UserError("'tools' must be a list of objects")
+    check_tools(record)
     if "history" in record:
         record["history"] = [list(_exchange(pair)) for pair in _list(record["history"], "history")]
     if form == "messages":
@@ -216,6 +213,17 @@ def normalized(record: Mapping[str, Any]) -> dict[str, Any]:
             elif not isinstance(value, str):
                 raise UserError(f"{key!r} is {kind_of(value)}" + (", not text" if value is not None else ""))
     return record
+
+
+def check_tools(record: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        UserError: `tools` that are no list of objects.
+    """
+    if "tools" in record and not (
+        isinstance(record["tools"], list) and all(isinstance(tool, Mapping) for tool in record["tools"])
+    ):
+        raise UserError("'tools' must be a list of objects")
 
 
 def refuse_unknown(values: Mapping[str, Any], known: Iterable[str], of: str = "") -> None:

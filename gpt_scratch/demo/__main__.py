@@ -3,6 +3,8 @@
     python -m gpt_scratch.demo --model runs/quickstart
     python -m gpt_scratch.demo --model runs/quickstart runs/spam HuggingFaceTB/SmolLM2-135M-Instruct --port 8080
 
+`python scripts/demo.py` is the same, and refuses wrong flags at once, before torch is imported.
+
 The page is at http://127.0.0.1:7860, for this machine alone, and loads other models by name. --host 0.0.0.0 opens it to the network, with
 the models given here alone. As a Space: an `app.py` of
 `from gpt_scratch.demo.__main__ import main, parse; main(parse(["--model", "you/your-model", "--host", "0.0.0.0"]))`.
@@ -16,8 +18,7 @@ from typing import Any
 
 from .. import __version__  # registers the model with the Auto classes
 from ..errors import UserError, one_line, run_script
-from ..inference.guard import is_loopback
-from ..inference.limits import Limits
+from ..inference.limits import PAGE, Limits, is_loopback, refuse_others
 from ..inference.serving import LOOPBACK_NAMES
 from .limits import MAX_SESSIONS
 from .page_guard import MAX_CONNECTIONS, SEND_SECONDS, PageGuard
@@ -43,11 +44,8 @@ def main(args: argparse.Namespace) -> None:
     """
     if not 0 < args.port <= 65535:
         raise UserError(f"--port is {args.port}: it must be between 1 and 65535")
+    refuse_others(args.host, args.model, PAGE)
     private = is_loopback(args.host)
-    if not private and not args.model:
-        raise UserError(
-            f"--host {args.host} lets others reach this page, where only you may choose its models: give them with --model"
-        )
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
         from .page import build_page

@@ -22,7 +22,8 @@ from ..errors import UserError
 from ..inference.chat import encode_conversation
 from ..inference.generation import encode_prompts, sample_ids
 from ..inference.loading import load_classifier, load_config, load_language_model
-from .limits import MAX_NEW_TOKENS, MAX_SECONDS, check_settings, check_text
+from ..tokenization.special_tokens import encode_text
+from .limits import MAX_CHARACTERS, MAX_NEW_TOKENS, MAX_SECONDS, check_settings, check_text
 
 
 class TimeIsUp(UserError):
@@ -54,6 +55,15 @@ def load_model(name: str) -> LoadedModel:
     architectures = load_config(name).architectures or []
     is_classifier = any("SequenceClassification" in architecture for architecture in architectures)
     return LoadedModel(*(load_classifier(name) if is_classifier else load_language_model(name)), is_classifier)
+
+
+def text_ids(loaded: LoadedModel, text: str, most: int = MAX_CHARACTERS) -> list[int]:
+    """The tokens of a text to look at; special tokens that are written in it are its characters, as in prompts.
+
+    Raises:
+        UserError: a text of more than `most` characters, or none at all.
+    """
+    return encode_text(loaded.tokenizer, check_text(text, most))["input_ids"]
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,12 @@ from inspect import isgeneratorfunction
 from typing import Any
 
 import gradio as gr
+import torch
 
 from ..analysis.attention import attention_figure, attention_maps, token_texts
 from ..errors import UserError
 from ..inference.classify import classify_texts
+from .lessons import lesson_line
 from .limits import (
     MAX_ATTENTION_TOKENS,
     MAX_CHARACTERS,
@@ -28,7 +30,7 @@ from .limits import (
     plain_markdown,
     plain_message,
 )
-from .models import LoadedModel, Sampling, TimeIsUp, load_model, stream_reply, stream_text
+from .models import LoadedModel, Sampling, TimeIsUp, load_model, stream_reply, stream_text, text_ids
 
 # One visitor at a time uses the models; the others wait in the queue. No function is offered as an API.
 MODEL_WORK: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "models", "api_visibility": "private"}
@@ -40,20 +42,20 @@ def shown_attention(loaded: LoadedModel, text: str, layer: float, head: float):
     Raises:
         UserError: too long a text, no such layer or head.
     """
-    ids = loaded.tokenizer(check_text(text), return_tensors="pt", verbose=False)["input_ids"].to(loaded.model.device)
-    if ids.shape[1] == 0:
+    ids = text_ids(loaded, text)
+    if not ids:
         raise UserError("write a text whose attention to show")
-    maps = attention_maps(loaded.model, ids[:, :MAX_ATTENTION_TOKENS].long())
+    maps = attention_maps(loaded.model, torch.tensor([ids[:MAX_ATTENTION_TOKENS]], device=loaded.model.device))
     layer = int(check_number("layer", layer, 0, maps.shape[0] - 1, whole=True))
     head = int(check_number("head", head, 0, maps.shape[1] - 1, whole=True))
-    tokens = token_texts(loaded.tokenizer, ids[0, :MAX_ATTENTION_TOKENS].tolist())
-    cut = f", first {len(tokens)} of {ids.shape[1]:,} tokens" if len(tokens) < ids.shape[1] else ""
+    tokens = token_texts(loaded.tokenizer, ids[:MAX_ATTENTION_TOKENS])
+    cut = f", first {len(tokens)} of {len(ids):,} tokens" if len(tokens) < len(ids) else ""
     return attention_figure(maps[layer, head], tokens, f"layer {layer}, head {head}{cut}")
 
 
 def coloured_tokens(loaded: LoadedModel, text: str) -> list[tuple[str, str]]:
     """Each token of a text with its id."""
-    ids = loaded.tokenizer(check_text(text, MAX_TOKENIZER_CHARACTERS), verbose=False)["input_ids"]
+    ids = text_ids(loaded, text, MAX_TOKENIZER_CHARACTERS)
     return [(piece, str(token)) for piece, token in zip(token_texts(loaded.tokenizer, ids), ids)]
 
 
@@ -162,8 +164,10 @@ def build_page(names: list[str], may_load: bool = False) -> gr.Blocks:
         boxes = [("language", _generate_tab(models)), ("language", _attention_tab(models))]
         _tokenizer_tab(models, page, status)
         with gr.Tab("Classify", visible=bool(models.names("classifier"))) as classify_tab:
+            gr.Markdown(lesson_line("Classify"))
             boxes.append(("classifier", _classifier(models)))
         with gr.Tab("Chat", visible=bool(models.names("chat"))) as chat_tab:
+            gr.Markdown(lesson_line("Chat"))
             boxes.append(("chat", _chat(models)))
 
         def load_more(name: str) -> list[Any]:
@@ -202,6 +206,7 @@ def _slider(setting: str, value: float, step: float, label: str, elem_id: str) -
 def _generate_tab(models: Models) -> gr.Dropdown:
     with gr.Tab("Generate"), gr.Row():
         with gr.Column(scale=3):
+            gr.Markdown(lesson_line("Generate"))
             language = models.dropdown("language", "model-language")
             prompt = gr.Textbox("One day", label="prompt", lines=2, elem_id="prompt", max_length=MAX_CHARACTERS)
             with gr.Row():
@@ -219,6 +224,7 @@ def _generate_tab(models: Models) -> gr.Dropdown:
 def _attention_tab(models: Models) -> gr.Dropdown:
     with gr.Tab("Attention"), gr.Row():
         with gr.Column():
+            gr.Markdown(lesson_line("Attention"))
             language = models.dropdown("language", "model-attention")
             example = "One day, Anna went to the river."
             text = gr.Textbox(example, label="text", elem_id="attention-text", max_length=MAX_CHARACTERS)
@@ -233,6 +239,7 @@ def _attention_tab(models: Models) -> gr.Dropdown:
 
 def _tokenizer_tab(models: Models, page: gr.Blocks, status: gr.Markdown) -> None:
     with gr.Tab("Tokenizer"):
+        gr.Markdown(lesson_line("Tokenizer"))
         example = "One day, Anna's 3 friends went home. 🙂"
         sentence = gr.Textbox(example, label="text", elem_id="tokenizer-text", max_length=MAX_TOKENIZER_CHARACTERS)
 

@@ -29,6 +29,7 @@ from ..evaluation.perplexity import perplexity
 from ..export.gguf import export_gguf
 from ..export.onnx import export_onnx, open_session, run_session
 from ..inference.loading import load_model
+from ..tokenization.special_tokens import encode_text
 
 COMPARED = 2  # windows whose logits are compared
 NEW_TOKENS = 20
@@ -72,7 +73,7 @@ def prepare(model_directory: str, text: str, windows: int, length: int, scratch:
         raise UserError(f"--length {length}: from 2 to the model's {checkpoint.config.max_position_embeddings} positions")
     if windows < COMPARED:
         raise UserError(f"--windows {windows}: at least {COMPARED}")
-    ids = checkpoint.tokenizer(text, verbose=False)["input_ids"]
+    ids = encode_text(checkpoint.tokenizer, text)["input_ids"]
     if len(ids) < windows * length:
         raise UserError(f"the text has {len(ids):,} tokens: {windows} windows of {length} need {windows * length:,}")
     rows = torch.tensor(ids[: windows * length]).view(windows, length)

@@ -19,6 +19,7 @@ from yaml import YAMLError
 
 from ..evaluation.classification import figures_by_class
 from ..files import atomic_path
+from ..provenance import PROJECT_PAGE
 from ..verify_checkpoint import FILE as REFERENCE_OUTPUTS
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -28,7 +29,6 @@ CLOSING = "<!-- gpt_scratch: end of the card, {} -->"
 CARD = re.compile(
     re.escape(OPENING) + "\n(?P<body>.*)\n" + re.escape(CLOSING).replace(r"\{\}", "(?P<checksum>[0-9a-f]{16})"), re.DOTALL
 )
-PROJECT_PAGE = ""  # the project's address; empty while there is none, since a link must lead somewhere
 PACKAGE = (
     f"[gpt_scratch]({PROJECT_PAGE})" if PROJECT_PAGE else "gpt_scratch"
 ) + ", a GPT written from scratch for the Hugging Face ecosystem"

@@ -84,14 +84,14 @@ class Chat:
         """Token ids of the conversation up to where the reply begins; the oldest exchanges are forgotten until a reply fits.
 
         Raises:
-            UserError: the last message alone leaves no room for a reply; it is removed again.
+            UserError: the last message alone leaves no token for a reply; it is removed again.
         """
         ids, self.messages = encode_conversation(self.tokenizer, self.messages, self.limit - self.max_new_tokens, self.start)
-        if len(ids) + self.max_new_tokens > self.limit:
+        if len(ids) >= self.limit:
             self.messages = []
             raise UserError(
-                f"this message makes a prompt of {len(ids)} tokens, and {self.limit} positions leave no room for a reply of "
-                f"{self.max_new_tokens}: shorten it"
+                f"this message makes a prompt of {len(ids)} tokens, and the model's {self.limit} positions leave no room for a reply: "
+                "shorten it"
             )
         return ids
 
@@ -108,7 +108,7 @@ class Chat:
             raise
         settings: dict[str, Any] = {"eos_token_id": end, "pad_token_id": end}
         settings |= {"streamer": PrintableStreamer(self.tokenizer)} if stream else {}
-        settings |= compiled_generation(self.model, len(ids) + self.max_new_tokens) if self.compiled else {}
+        settings |= compiled_generation(self.model, min(len(ids) + self.max_new_tokens, self.limit)) if self.compiled else {}
         with torch.inference_mode():
             inputs = pad_left([ids], end, self.model.device)
             output = generate_ids(self.model, inputs, self.max_new_tokens, self.temperature, **settings)

@@ -6,7 +6,6 @@ and never waits.
 
 import asyncio
 import hmac
-import ipaddress
 import json
 import logging
 import re
@@ -304,11 +303,3 @@ def netloc(origin: str) -> str | None:
         return urlsplit(origin).netloc or None
     except ValueError:
         return None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server that listens there."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -1,12 +1,17 @@
 """What a request to the server may hold: the fields of each endpoint with their types and bounds. Everything else is refused by name."""
 
+import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from ..errors import UserError
 from .refusal import Refusal
 from .strict_json import parse_object
 
+KEY_VARIABLE = "GPT_SCRATCH_API_KEY"
+SERVER = f"this server: set an API key in the variable {KEY_VARIABLE} first"
+PAGE = "this page, where only you may choose its models: give them with --model"
 MAX_MESSAGES = 256
 MAX_STOPS = 4  # as many as OpenAI's
 MAX_STOP_CHARACTERS = 64
@@ -249,3 +254,20 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for child in value:
             yield from _texts(child)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server that listens there."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def refuse_others(host: str, allowed: object, what: str) -> None:
+    """
+    Raises:
+        UserError: other machines would reach what only this one may, since `allowed` (a key, models) is missing.
+    """
+    if not allowed and not is_loopback(host):
+        raise UserError(f"--host {host} lets others reach {what}")

@@ -17,7 +17,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, one_line
-from .limits import Limits, RequestReader
+from .limits import KEY_VARIABLE, SERVER, Limits, RequestReader, refuse_others
 from .loading import load_language_model
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from .guard import Guard
     from .served_model import ServedModel
 
-KEY_VARIABLE = "GPT_SCRATCH_API_KEY"
 MIN_KEY_CHARACTERS = 16
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -87,16 +86,13 @@ def serve(
 
 
 def _check(host: str, port: int, limits: Limits, key: str | None) -> None:
-    from .guard import is_loopback
-
     if not 0 <= port <= 65535:
         raise UserError(f"--port is {port}: it must be between 0 and 65535")
     if problem := limits.problem():
         raise UserError(problem)
     if key is not None and (len(key) < MIN_KEY_CHARACTERS or not key.isascii() or not key.isprintable() or " " in key):
         raise UserError(f"{KEY_VARIABLE} must be at least {MIN_KEY_CHARACTERS} printable ASCII characters without spaces")
-    if key is None and not is_loopback(host):
-        raise UserError(f"--host {host} lets others reach this server: set an API key in the variable {KEY_VARIABLE} first")
+    refuse_others(host, key, SERVER)
 
 
 def _check_installed() -> None:

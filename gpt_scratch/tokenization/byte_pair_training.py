@@ -20,7 +20,7 @@ from .pretokenization import split_gpt2
 Pair = tuple[int, int]
 LONGEST_WORD = 1024
 LONG_CHARACTERS = 1 << 20
-MOST_CHARACTERS = 10_000_000  # of all distinct pieces that are learned from: about a million words, which take 0.5 GB
+MOST_CHARACTERS = 10_000_000  # of all distinct pieces that are learned from: about a million words, which take 1 GB in training
 SILENT_SECONDS = 5  # of work, before a progress bar is shown
 
 

@@ -45,9 +45,21 @@ from ..tokenization.byte_pair import train_byte_level_bpe
 from ..tokenization.special_tokens import describe_special_tokens
 from .arguments import parse_config_overrides
 from .checkpoints import ResumableTrainer
-from .finetuning import SPLITS, add_lora, dropout_overrides, refuse_files_of_no_split, settle_trainable, train_last_blocks
+from .finetuning import (
+    DROPOUTS,
+    SPLITS,
+    add_lora,
+    dropout_overrides,
+    refuse_files_of_no_split,
+    settle_trainable,
+    train_last_blocks,
+)
 from .losses import balanced_class_weights, classification_loss
 from .run import evaluation_curve, run_figures
+
+# A new classifier where no flag sets a size, as spam/random.yaml: a few thousand texts teach GPT-2's 86 million weights nothing, in hours.
+SMALL = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "max_position_embeddings": 512, "drop_rate": 0.2}
+SIZES = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "head_dim"}
 
 
 @dataclass
@@ -92,7 +104,11 @@ class ClassificationArguments(Reading):
     tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer of a new model. Default: a BPE is trained."})
     vocab_size: int = field(default=2000, metadata={"help": "Vocabulary of the BPE that is trained."})
     config_overrides: str | None = field(
-        default=None, metadata={"help": "Of a new model: n_embd=384,... or JSON; of a checkpoint only dropout: drop_rate=0.0"}
+        default=None,
+        metadata={
+            "help": "Of a new model: n_embd=384,... or JSON; of a checkpoint only dropout: drop_rate=0.0. Default of a new model: that of "
+            "scripts/configs/spam/random.yaml, n_embd=128,n_layer=4,n_head=4,n_positions=512,drop_rate=0.2."
+        },
     )
     trainable: str | None = field(
         default=None,
@@ -228,7 +244,7 @@ def make_model(
         check_rows(tokenizer, base, name)
         model = load_model(name, "classifier", "float32", new_head=True, config=base)
     else:
-        overrides = parse_config_overrides(args.config_overrides, GPTScratchConfig)
+        overrides = new_model_settings(args)
         tokenizer = (
             load_tokenizer(args.tokenizer_name or str(resume))
             if args.tokenizer_name or resume
@@ -248,6 +264,21 @@ def make_model(
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(model.config, name, getattr(tokenizer, name))
     return model, tokenizer
+
+
+def new_model_settings(args: ClassificationArguments) -> dict[str, Any]:
+    """`--config_overrides` of a new model, on top of [`SMALL`] where they set no size.
+
+    >>> new_model_settings(ClassificationArguments(config_overrides="n_positions=64"))["max_position_embeddings"]
+    64
+    """
+    overrides = parse_config_overrides(args.config_overrides, GPTScratchConfig)
+    names = {GPTScratchConfig.attribute_map.get(name, name): value for name, value in overrides.items()}
+    if names.keys() & SIZES:
+        return overrides
+    if names.keys() & DROPOUTS:
+        return {name: value for name, value in SMALL.items() if name != "drop_rate"} | names
+    return SMALL | names
 
 
 def choose_trainable(model: PreTrainedModel, args: ClassificationArguments) -> PreTrainedModel:

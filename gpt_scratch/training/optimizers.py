@@ -20,18 +20,21 @@ def default_learning_rate(parameters: int, trained: str) -> float:
     """The highest learning rate of AdamW (and of Muon, scaled as here) for a model of this size.
 
     New weights: 6e-4 at 124M parameters, as Brown et al. 2020 (table 2.1) have it, times (124M / parameters) to the power of 0.3, which
-    passes through their larger models (2.8e-4 at 1.5B) and through what learned best here at 0.2M to 3M; 5e-3 at most. A trained model
-    forgets at such rates: a tenth, or a third where most of it is frozen.
+    passes through their larger models (2.8e-4 at 1.5B) and through what learned best here at 0.2M to 12M; 5e-3 at most. A trained model
+    forgets at such rates: a tenth, which grows below 124M parameters by the same power, since a small model has less to forget and more to
+    learn; or a third where most of it is frozen.
 
     >>> [float(f"{default_learning_rate(size, 'new'):.1e}") for size in (10**5, 10**6, 124 * 10**6, 15 * 10**8)]
     [0.005, 0.0025, 0.0006, 0.00028]
-    >>> float(f"{default_learning_rate(124 * 10**6, 'all'):.1e}")
-    6e-05
+    >>> [float(f"{default_learning_rate(size, 'all'):.1e}") for size in (10**6, 124 * 10**6, 15 * 10**8)]
+    [0.0011, 6e-05, 2.8e-05]
 
     Args:
         trained: "new", "all", "some" or "head".
     """
-    return min(5e-3, 6e-4 * (124e6 / parameters) ** 0.3) * SHARES[trained][0]
+    growth = (124e6 / parameters) ** 0.3
+    share = min(1.0, SHARES[trained][0] * max(1.0, growth)) if trained == "all" else SHARES[trained][0]
+    return min(5e-3, 6e-4 * growth) * share
 
 
 def set_default_learning_rate(args: TrainingArguments, parameters: int, trained: str) -> None:

@@ -198,6 +198,10 @@ def fit_lengths(
     """
     model, positions = min(models.items(), key=lambda item: item[1])
     if method == "grpo":
+        if any("tools" in rows.column_names for rows in data.rows.values()):
+            raise UserError(
+                "pairs hold 'tools', which TRL's GRPO does not write into prompts: pass --ignore_keys tools, or train by dpo or reward"
+            )
         for split, rows in data.rows.items():
             lengths = [_tokens(tokenizer, row["prompt"]) for row in bar(rows, f"measuring the prompts of {split}")]
             longest = max(range(len(lengths)), key=lengths.__getitem__)
@@ -215,13 +219,13 @@ def fit_lengths(
     for split, rows in data.rows.items():
         long = 0
         for number, row in enumerate(bar(rows, f"measuring the pairs of {split}")):
-            prompt = _tokens(tokenizer, row["prompt"])
+            prompt, tools = _tokens(tokenizer, row["prompt"], row.get("tools")), row.get("tools")
             if prompt >= limit and not cuts_prompts:
                 raise UserError(
                     f"{_place(rows, split, number)}: the prompt has {prompt} tokens, which leaves nothing of the replies within {limit} "
                     f"(--max_length, or {model}'s {positions} positions): shorten it, or remove the pair"
                 )
-            long += any(_tokens(tokenizer, row["prompt"] + row[key]) > limit for key in ("chosen", "rejected"))
+            long += any(_tokens(tokenizer, row["prompt"] + row[key], tools) > limit for key in ("chosen", "rejected"))
         if method == "reward" and long == len(rows):
             raise UserError(f"all pairs of the {split} split are longer than {limit} tokens, the most that {model} reads")
         if long:
@@ -229,10 +233,10 @@ def fit_lengths(
             print(f"{split}: {long:,} of {len(rows):,} pairs are longer than {limit} tokens and are {what}")
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> int:
+def _tokens(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], tools: list | None = None) -> int:
     """As TRL encodes them."""
     asks = messages[-1]["role"] != "assistant"
-    return len(encode_chat(tokenizer, messages, add_generation_prompt=asks).ids)
+    return len(encode_chat(tokenizer, messages, tools, add_generation_prompt=asks).ids)
 
 
 def _place(rows: datasets.Dataset, split: str, number: int) -> str:

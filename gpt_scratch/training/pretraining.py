@@ -321,6 +321,8 @@ def describe_model(model: PreTrainedModel) -> str:
 def measure(trainer, data: LanguageModelingData, train_seconds: float | None, eval_train_blocks: int) -> dict[str, Any]:
     """The final figures: exact token-weighted losses, the best and first validation losses, speed, tokens seen."""
     history, batch_size = trainer.state.log_history, trainer.args.per_device_eval_batch_size
+    if isinstance(data.train, StreamedBlocks) and (written := data.train.written()):
+        print(f"training: {written}")
     speeds = [entry["train_tokens_per_second"] for entry in history if "train_tokens_per_second" in entry]
     validation = evaluate_loss(trainer.model, data.validation, batch_size, name="measuring the validation text")
     counts = data.description["validation"]  # of the whole text: its mean loss is taken for the few tokens that no row predicts

@@ -62,10 +62,14 @@ def read_questions(args: Any, rewards: Sequence[Reward]) -> QuestionData:
         for record, place in zip(part.records, part.places):
             if "input_ids" in record:
                 raise UserError(f"{place} holds token ids: --reward needs records of text")
+            if record.get("tools"):
+                raise UserError(f"{place} holds 'tools', which TRL's GRPO does not write into prompts: pass --ignore_keys tools")
         references = [reply_text(record, args.prompt_style) for record in part.records]
         check_references(rewards, references, part.places)
         prompts = [prompt_messages(record, args.prompt_style) for record in part.records]
-        rows[split] = datasets.Dataset.from_dict({"prompt": prompts, "reference": references})
+        # JSON, as in data/preference.py: a struct would give each message the keys of all others.
+        features = datasets.Features({"prompt": datasets.Json(), "reference": datasets.Value("string")})
+        rows[split] = datasets.Dataset.from_dict({"prompt": prompts, "reference": references}, features)
     data = QuestionData(rows, splits, len(shared_prompts(splits["validation"], splits["train"])))
     print(f"train: {len(rows['train']):,} questions")
     print(f"validation: {len(rows['validation']):,} questions, {data.shared:,} of them also in train")

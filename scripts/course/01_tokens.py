@@ -34,7 +34,7 @@ print(texts[0])
 # A model computes with numbers. So text is cut into pieces, each different piece gets a number, and the text becomes the list of these numbers. A piece
 # in this sense is called a **token**, its number an **id**, and the list of all tokens the **vocabulary**.
 #
-# The plainest cut is words. Punctuation becomes a token of its own, since "dog," and "dog" should not be two words.
+# The simplest cut is into words. Punctuation becomes a token of its own, since "dog," and "dog" should not be two words.
 
 # %%
 WORD = re.compile(
@@ -68,7 +68,7 @@ def encode_words(text, vocabulary):
 
 vocabulary = word_vocabulary(texts)
 names = {number: word for word, number in vocabulary.items()}
-ids = encode_words("Anna found a xylophone.", vocabulary)
+ids = encode_words("Anna saw a xylophone.", vocabulary)
 print(len(vocabulary), "words;", ids, "->", " ".join(names[number] for number in ids))
 
 # %% [markdown]
@@ -85,7 +85,7 @@ for text in ("Anna", "é", "🙂"):
     print(text, list(text.encode()))
 
 # %% [markdown]
-# ## 3. Byte-pair encoding: the way between
+# ## 3. Byte-pair encoding: the middle way
 #
 # Start with bytes. Find the two neighbours that occur together most often, and make the pair a new token. Repeat. Frequent words grow together into one
 # token; rare ones stay in several pieces; anything at all can be written with bytes.
@@ -172,12 +172,12 @@ counts = Counter(piece for text in texts for piece in PIECE.findall(text))
 merges = learn_merges(counts, 400 if small else 1000)
 content = token_bytes(merges)
 print(len(merges), "merges; the first:", [content[union].decode() for union in list(merges.values())[:12]])
-for text in ("Anna found a xylophone.", "Ein Bär 🙂"):
+for text in ("One day, Anna saw a xylophone.", "Ein Bär 🙂"):
     ids = encode(text, merges)
     print(ids, [content[number].decode(errors="replace") for number in ids])
 
 # %% [markdown]
-# "ound" is one token, since "found", "around" and "round" share it. "xylophone" is spelled out almost letter by letter, and nothing is lost. "�" stands for a
+# Words that the stories use often are single tokens, with the space before them. "xylophone", which they never use, is spelled out almost letter by letter, and nothing is lost. "�" stands for a
 # byte that is only a part of a character.
 #
 # What does it save? The picture shows how many tokens the first stories take, after each number of merges.
@@ -198,7 +198,7 @@ plt.show()
 # ## 4. Compare with the package
 #
 # The package has a tokenizer of words and a byte-pair encoding. Both are trained on the same stories. Ids must be equal, one by one, on texts that hold
-# unknown words, other alphabets and emoji. Two of the package's ids are for special tokens, so it learns two merges fewer.
+# unknown words, other alphabets and emoji. The package's vocabulary also holds two special tokens, so we ask it for two tokens more.
 
 # %% tags=["compare"]
 from gpt_scratch.tokenization.byte_pair import train_byte_pair
@@ -219,7 +219,7 @@ print(f"{len(vocabulary)} words and {len(merges)} merges are the same, and so ar
 # %% [markdown]
 # ## Exercises
 #
-# Solutions are in `solutions/01_tokens.py`.
+# Replace the `...`, run the cell, and then the check below it. Solutions are in `solutions/01_tokens.py`.
 #
 # **Exercise 1.** With pencil and paper: the pieces `hug` 3 times, `pug` 2 times, `hub` 2 times. The first merge is `hu` (5 times; `ug` occurs 5 times too, and h comes before u).
 # Which token is learned second?

@@ -49,7 +49,7 @@ print("targets", targets.tolist())
 # %% [markdown]
 # ## 2. The sliding window
 #
-# All texts are put one behind the other, each followed by an end mark: a stream. A window of T tokens slides over it. How far it moves is the **stride**.
+# All texts are concatenated, each followed by an end mark: a stream. A window of T tokens slides over it. How far it moves is the **stride**.
 
 
 # %%
@@ -97,7 +97,7 @@ plt.show()
 # %% [markdown]
 # ## 3. Real stories
 #
-# We encode stories with lesson 1's byte pairs, and put an end mark behind each.
+# We encode stories with lesson 1's byte pairs, and append an end mark to each.
 
 # %%
 lines = (root / "gpt_scratch" / "data" / "samples" / "stories.jsonl").read_text(encoding="utf-8").splitlines()
@@ -115,7 +115,7 @@ print(
 # %% [markdown]
 # ## 4. Batches
 #
-# A model computes several rows at once, a batch. Their order is drawn anew in each pass over the data (an **epoch**), so that a step does not see one
+# A model computes several rows at once, a batch. The rows are shuffled in each pass over the data (an **epoch**), so that a step does not see one
 # story only.
 
 # %%
@@ -175,7 +175,7 @@ print(f"isolated: the same positions and labels in {len(isolated)} rows")
 # %% [markdown]
 # ## Exercises
 #
-# Solutions are in `solutions/02_rows.py`.
+# Replace the `...`, run the cell, and then the check below it. Solutions are in `solutions/02_rows.py`.
 #
 # **Exercise 1.** A stream of 1,020 tokens is cut into rows of 128 with stride 64. How many rows are there?
 
@@ -202,8 +202,8 @@ def check_1(answer):
 print(check_1(how_many))
 
 # %% [markdown]
-# **Exercise 2.** Write inputs and targets for a whole batch, and leave out (set to -100) each target that is the pad id. Rows that are shorter than others are filled up with
-# the pad id at the end.
+# **Exercise 2.** Write inputs and targets for a whole batch, and leave out (set to -100) each target that is the pad id. Rows that are shorter than others are padded at the
+# end.
 
 
 # %% tags=["exercise"]

@@ -61,12 +61,12 @@ table[ids].sum().backward()
 print(table.grad)
 
 # %% [markdown]
-# Row 2 was used twice, row 0 once, rows 1 and 3 not at all. A word that never occurs in the training text keeps its random vector.
+# Row 2 was used twice, row 0 once, rows 1 and 3 not at all. A token that never occurs in the training text keeps its random vector.
 #
 # ## 2. Why positions?
 #
-# Attention mixes vectors by their dot products, whatever their order (lesson 4). "dog bites man" and "man bites dog" hold the same three vectors, so the last
-# thing that any mixing of all of them can tell is who bites whom.
+# Attention mixes vectors by their dot products, whatever their order (lesson 4). "dog bites man" and "man bites dog" hold the same three vectors, so no
+# mix of all of them can tell who bites whom.
 
 # %%
 words = {"dog": 0, "bites": 1, "man": 2}
@@ -204,7 +204,7 @@ assert difference < 1e-5
 # %% [markdown]
 # ## Exercises
 #
-# Solutions are in `solutions/03_embeddings.py`.
+# Replace the `...`, run the cell, and then the check below it. Solutions are in `solutions/03_embeddings.py`.
 #
 # **Exercise 1.** Turn the point (3, 4) by 90 degrees, counterclockwise, by hand.
 

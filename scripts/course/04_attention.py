@@ -174,6 +174,8 @@ print("mean of a million ones after dropout:", round(dropout(torch.ones(1_000 if
 #
 # One head makes one set of weights a token: it can look for the subject *or* for the last verb. A model uses several heads side by side, each
 # narrow, and puts their results next to each other. A last matrix mixes them.
+#
+# From here on there are several rows at once. Shapes read: B rows, T tokens in each, C numbers for each token; H heads, each D = C / H wide.
 
 
 # %%
@@ -302,7 +304,7 @@ plt.show()
 # %% [markdown]
 # ## Exercises
 #
-# Replace the `...` and run the cell and the check below it. Solutions are in `solutions/04_attention.py`.
+# Replace the `...`, run the cell, and then the check below it. Solutions are in `solutions/04_attention.py`.
 #
 # **Exercise 1.** "chased" asks, with the vectors of section 1 and no matrices: vector `0, 1, 2`. What is the score of "it", vector `1, 0, 1`, for it?
 

@@ -6,7 +6,7 @@
 # After this lesson you can
 #
 # - normalize a vector by hand, in two ways, and say what it is good for,
-# - explain what the MLP adds to attention, and how GELU differs from cutting off at zero,
+# - explain what the MLP adds to attention, and how GELU differs from ReLU,
 # - show why a deep network needs shortcuts, by measuring gradients through twelve layers.
 
 # %% tags=["parameters"]
@@ -134,7 +134,7 @@ plt.show()
 # %% [markdown]
 # ## 4. The MLP
 #
-# Attention moves information between tokens. The MLP works on each token by itself: it makes the vector four times as wide, bends it, and makes it narrow again. Two thirds
+# Attention moves information between tokens. The MLP works on each token by itself: it makes the vector four times as wide, applies GELU to each number, and makes the vector narrow again. Two thirds
 # of a layer's parameters are here.
 #
 # The gated form has three matrices: what the first makes decides how much passes of what the second makes, and the third leads back (Shazeer 2020).
@@ -211,7 +211,7 @@ plt.show()
 # ```
 #
 # The norm stands *inside* the branch, before attention and MLP (pre-norm, as in GPT-2). In the first transformer it stood behind the sum, on the main line, where it
-# touches every gradient; such models need a slow start of training.
+# touches every gradient; such models need a careful warm-up (lesson 8).
 
 
 # %%
@@ -293,7 +293,7 @@ for name, (settings, ours) in styles.items():
 # %% [markdown]
 # ## Exercises
 #
-# Solutions are in `solutions/05_block.py`.
+# Replace the `...`, run the cell, and then the check below it. Solutions are in `solutions/05_block.py`.
 #
 # **Exercise 1.** What is the layer norm of the vector (1, 3), by hand? Leave out the 0.00001.
 

@@ -5,8 +5,8 @@
 #
 # After this lesson you can
 #
-# - continue a text greedily, and by drawing with temperature, top-k and top-p,
-# - compute these distributions by hand for three words,
+# - continue a text greedily, and by sampling with temperature, top-k and top-p,
+# - compute these distributions by hand for three tokens,
 # - write the key/value cache, and say what it saves and what it costs.
 
 # %% tags=["parameters"]
@@ -35,10 +35,10 @@ torch.set_grad_enabled(False)  # nothing is trained here
 torch.set_printoptions(precision=3, sci_mode=False)
 
 # %% [markdown]
-# ## 1. One word after the other
+# ## 1. One token after the other
 #
-# The model gives a score for each word of the vocabulary, at each place. To write, we need only the scores at the last place. **Greedy**: take the word with the highest score,
-# put it behind the text, ask again. Stop at the end mark or after enough words.
+# The model gives a score to each token of the vocabulary, at each place. To write, we need only the scores at the last place. **Greedy** means: take the token with the highest score,
+# append it to the text, and ask again. Stop at the end mark or after enough tokens.
 
 
 # %%
@@ -56,11 +56,11 @@ start = torch.tensor([tokenizer.encode("One day, Anna").ids])
 print(tokenizer.decode(greedy(model, start, 10 if small else 40)[0].tolist()))
 
 # %% [markdown]
-# Greedy always writes the same text. And the likeliest word at each step is often a dull one; large models fall into loops.
+# Greedy always writes the same text. And the likeliest token at each step is often a dull one; large models fall into loops.
 #
-# ## 2. Drawing, and temperature
+# ## 2. Sampling, and temperature
 #
-# Softmax turns scores into probabilities, and we draw a word from them. A **temperature** divides the scores first. Three words with scores 2, 1, 0:
+# Softmax turns scores into probabilities, and we draw a token from them: we sample. A **temperature** divides the scores first. Three tokens with scores 2, 1, 0:
 #
 # | temperature | scores | probabilities |
 # |---|---|---|
@@ -68,7 +68,7 @@ print(tokenizer.decode(greedy(model, start, 10 if small else 40)[0].tolist()))
 # | 0.5 | 4, 2, 0 | 0.867, 0.117, 0.016 |
 # | 2 | 1, 0.5, 0 | 0.506, 0.307, 0.186 |
 #
-# Below 1 the likely words become likelier, near 0 it is greedy. Above 1 everything evens out.
+# Below 1 likely tokens become likelier; near 0 it is greedy. Above 1 everything evens out.
 
 # %%
 scores = torch.tensor([2.0, 1.0, 0.0])
@@ -78,11 +78,11 @@ for temperature in (1, 0.5, 2):
 # %% [markdown]
 # ## 3. Top-k and top-p
 #
-# A vocabulary has many words, and almost all are wrong at a given place. Each has a tiny probability, but together they are drawn often enough to spoil a text. Two ways to cut
+# A vocabulary has many tokens, and almost all are wrong at a given place. Each has a tiny probability, but together they are drawn often enough to spoil a text. Two ways to cut
 # this tail off:
 #
-# - **top-k** keeps the k likeliest words (Fan et al. 2018),
-# - **top-p** keeps the smallest set of likeliest words that reaches the probability p (Holtzman et al. 2020): few words where the model is sure, many where it is not.
+# - **top-k** keeps the k likeliest tokens (Fan et al. 2018),
+# - **top-p** keeps the smallest set of likeliest tokens that reaches the probability p (Holtzman et al. 2020): few tokens where the model is sure, many where it is not.
 #
 # What is cut off gets the score minus infinity, so that the rest is normalized again by softmax.
 
@@ -95,9 +95,9 @@ def distribution(scores, temperature=1.0, top_k=None, top_p=None):
         smallest_kept = scores.topk(min(top_k, scores.shape[-1])).values[..., -1:]
         scores = scores.masked_fill(scores < smallest_kept, -torch.inf)
     if top_p is not None:
-        ordered, words = scores.softmax(-1).sort(descending=True)
-        before = ordered.cumsum(-1) - ordered  # the mass of all likelier words
-        cut = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, words, before >= top_p)
+        ordered, tokens = scores.softmax(-1).sort(descending=True)
+        before = ordered.cumsum(-1) - ordered  # the mass of all likelier tokens
+        cut = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, tokens, before >= top_p)
         scores = scores.masked_fill(cut, -torch.inf)
     return scores.softmax(-1)
 
@@ -108,11 +108,11 @@ print("top-p 0.6:", distribution(scores, top_p=0.6))
 
 
 def sample(model, ids, new_tokens, **settings):
-    """As `greedy`, with words drawn from `distribution`."""
+    """As `greedy`, with tokens drawn from `distribution`."""
     for _ in range(new_tokens):
-        word = torch.multinomial(distribution(model(ids)[:, -1], **settings), 1)
-        ids = torch.cat([ids, word], dim=1)
-        if word == END:
+        token = torch.multinomial(distribution(model(ids)[:, -1], **settings), 1)
+        ids = torch.cat([ids, token], dim=1)
+        if token == END:
             break
     return ids
 
@@ -129,7 +129,7 @@ figure, axis = plt.subplots(figsize=(8, 2.8))
 for number, temperature in enumerate((0.5, 1.0, 2.0)):
     places = torch.arange(8) + 0.27 * number
     axis.bar(places, distribution(after, temperature)[likely], width=0.25, label=f"temperature {temperature:g}")
-axis.set_xticks(torch.arange(8) + 0.27, [tokenizer.decode([word]) for word in likely.tolist()])
+axis.set_xticks(torch.arange(8) + 0.27, [tokenizer.decode([token]) for token in likely.tolist()])
 axis.set(title="after “She looked under the”", ylabel="probability")
 axis.legend()
 figure.tight_layout()
@@ -138,20 +138,20 @@ plt.show()
 # %% [markdown]
 # ## 4. The cache
 #
-# `greedy` above computes the whole text again for each new word. Yet the causal mask says that earlier words never see later ones: their vectors stay what they were. What
-# does the new word need of them? Only their keys and values, in each layer. So we keep these, and read each word once.
+# `greedy` above computes the whole text again for each new token. Yet the causal mask says that earlier tokens never see later ones: their vectors stay what they were. What
+# does the new token need of them? Only their keys and values, in each layer. So we keep these, and read each token once.
 #
 # ```
-# without cache   step 1: a b c      step 2: a b c d      step 3: a b c d e      3 + 4 + 5 = 12 words read
-# with cache      step 1: a b c      step 2:       d      step 3:         e      3 + 1 + 1 =  5 words read
+# without cache   step 1: a b c      step 2: a b c d      step 3: a b c d e      3 + 4 + 5 = 12 tokens read
+# with cache      step 1: a b c      step 2:       d      step 3:         e      3 + 1 + 1 =  5 tokens read
 # ```
 #
-# For n new words it is about n²/2 against n. The price is memory: 2 vectors for each word and layer.
+# For n new tokens it is about n²/2 against n. The price is memory: 2 vectors for each token and layer.
 
 
 # %%
 class Reader:
-    """A GPT of lesson 6 that reads each word once, and keeps the keys and values (B, H, S, D) of each layer."""
+    """A GPT of lesson 6 that reads each token once, and keeps the keys and values (B, H, S, D) of each layer."""
 
     def __init__(self, model):
         self.model = model
@@ -159,7 +159,7 @@ class Reader:
         self.read_before = 0
 
     def read(self, ids):
-        """The next words (B, T) -> scores after the last of them (B, V)."""
+        """The next tokens (B, T) -> scores after the last of them (B, V)."""
         B, T = ids.shape
         x = self.model.tokens(ids) + self.model.positions(torch.arange(self.read_before, self.read_before + T))
         for layer, block in enumerate(self.model.blocks):
@@ -190,7 +190,7 @@ def greedy_with_cache(model, ids, new_tokens):
 
 
 # %% [markdown]
-# Same words? And how much time does it save? The model is small and its texts are short, so the gain is small too; it grows with the length.
+# Are the tokens the same? And how much time does it save? The model is small and its texts are short, so the gain is small too; it grows with the length.
 
 # %%
 longest = model.config.T - start.shape[1]
@@ -208,13 +208,13 @@ for new_tokens in lengths:
         times.append(best)
 END = end
 for write, times in seconds.items():
-    print(f"{write.__name__:17}:", ", ".join(f"{n} words {t * 1000:.0f} ms" for n, t in zip(lengths, times)))
+    print(f"{write.__name__:17}:", ", ".join(f"{n} tokens {t * 1000:.0f} ms" for n, t in zip(lengths, times)))
 
 # %% tags=["figure"]
 figure, axis = plt.subplots(figsize=(5, 3))
 for write, times in seconds.items():
     axis.plot(lengths, [1000 * t for t in times], marker="o", label="with cache" if "cache" in write.__name__ else "without")
-axis.set(xlabel="new words", ylabel="milliseconds", ylim=(0, None))
+axis.set(xlabel="new tokens", ylabel="milliseconds", ylim=(0, None))
 axis.legend()
 figure.tight_layout()
 plt.show()
@@ -222,7 +222,7 @@ plt.show()
 # %% [markdown]
 # ## 5. Compare with the package
 #
-# The package's model inherits `generate` from transformers. Greedy must give the same words. Drawing must too, if both start from the same random numbers. And the package's own
+# The package's model inherits `generate` from transformers. Greedy must give the same tokens. Sampling must too, if both start from the same random numbers. And the package's own
 # function for the distribution must agree with ours.
 
 # %% tags=["compare"]
@@ -236,7 +236,7 @@ new_tokens = 12 if small else 60
 ours_greedy = greedy_with_cache(model, start, new_tokens)
 theirs_greedy = theirs.generate(start, attention_mask=torch.ones_like(start), max_new_tokens=new_tokens, do_sample=False)
 assert torch.equal(ours_greedy, theirs_greedy)
-print("greedy: the same", ours_greedy.shape[1] - start.shape[1], "words")
+print("greedy: the same", ours_greedy.shape[1] - start.shape[1], "tokens")
 
 for settings in ({"temperature": 0.8}, {"temperature": 1.2, "top_k": 20}, {"temperature": 1.0, "top_k": 40, "top_p": 0.9}):
     torch.manual_seed(7)
@@ -248,14 +248,14 @@ for settings in ({"temperature": 0.8}, {"temperature": 1.2, "top_k": 20}, {"temp
     scores = model(start)[:, -1]
     difference = (distribution(scores, **settings) - sampling_distribution(scores, **settings)).abs().max().item()
     assert difference < 1e-6, settings
-    print(settings, "the same words; probabilities differ by at most", f"{difference:.1e}")
+    print(settings, "the same tokens; probabilities differ by at most", f"{difference:.1e}")
 
 # %% [markdown]
 # ## Exercises
 #
-# Solutions are in `solutions/07_generating.py`.
+# Replace the `...`, run the cell, and then the check below it. Solutions are in `solutions/07_generating.py`.
 #
-# **Exercise 1.** Four words have the probabilities 0.5, 0.3, 0.15 and 0.05. How many of them does top-p with p = 0.7 keep?
+# **Exercise 1.** Four tokens have the probabilities 0.5, 0.3, 0.15 and 0.05. How many of them does top-p with p = 0.7 keep?
 
 # %% tags=["exercise"]
 kept = ...
@@ -271,14 +271,14 @@ def check_1(answer):
     if answer == 1:
         return "Wrong: the set must *reach* 0.7; 0.5 alone does not"
     if answer == 3:
-        return "Wrong: two words make 0.8, which reaches 0.7 already; the set is the smallest that does"
+        return "Wrong: two tokens make 0.8, which reaches 0.7 already; the set is the smallest that does"
     return "Wrong: add the probabilities up, from the largest down, until they reach 0.7"
 
 
 print(check_1(kept))
 
 # %% [markdown]
-# **Exercise 2.** How many bytes does the cache of GPT-2 small take for 1,024 words, in float32? It has 12 layers and is 768 wide.
+# **Exercise 2.** How many bytes does the cache of GPT-2 small take for 1,024 tokens, in float32? It has 12 layers and is 768 wide.
 
 # %% tags=["exercise"]
 cache_bytes = ...
@@ -298,13 +298,13 @@ def check_2(answer):
         return "Wrong: that is how many numbers there are; each takes 4 bytes"
     if answer == right // 12:
         return "Wrong: each of the 12 layers has keys and values of its own"
-    return "Wrong: 2 vectors of 768 numbers for each word and layer, 4 bytes each"
+    return "Wrong: 2 vectors of 768 numbers for each token and layer, 4 bytes each"
 
 
 print(check_2(cache_bytes))
 
 # %% [markdown]
-# **Exercise 3.** Another way to cut the tail: **min-p** keeps each word whose probability is at least `share` of the likeliest word's. Write it.
+# **Exercise 3.** Another way to cut the tail: **min-p** keeps each token whose probability is at least `share` of the likeliest token's. Write it.
 
 
 # %% tags=["exercise"]
@@ -327,7 +327,7 @@ def check_3(function):
     if not torch.allclose(given.sum(-1), torch.tensor(1.0), atol=1e-5):
         return "Wrong: what is left must add up to 1 again; set scores to minus infinity and take softmax"
     if given[-1] > 0:
-        return "Wrong: the last word is still drawn; a score of 0 is not 'never', only minus infinity is"
+        return "Wrong: the last token is still drawn; a score of 0 is not 'never', only minus infinity is"
     return "Wrong: compare each probability with share times the *largest probability*, not with share itself"
 
 
@@ -340,9 +340,9 @@ print(check_3(min_p))
 # |---|---|
 # | generating itself, inherited from transformers | `gpt_scratch/modeling_gpt_scratch.py`, `GPTScratchForCausalLM` |
 # | keys and values are put into the cache | `gpt_scratch/modeling_gpt_scratch.py`, `GPTScratchAttention` |
-# | the mask for words that come after cached ones | `gpt_scratch/positions_gpt_scratch.py`, `causal_mask` |
+# | the mask for tokens that come after cached ones | `gpt_scratch/positions_gpt_scratch.py`, `causal_mask` |
 # | distributions, and their pictures | `gpt_scratch/analysis/next_token.py`, `sampling_distribution`, `plot_temperatures` |
 # | generating from the command line | `scripts/generate.py` |
 #
 # **Sources.** Fan et al. 2018, arXiv:1805.04833, section 5.4 (top-k); Holtzman et al. 2020, arXiv:1904.09751, section 3.1 (top-p); Nguyen et al. 2024, arXiv:2407.01082, section 3
-# (min-p); Shazeer 2019, arXiv:1911.02150, section 2.4 (the cost of generating word by word).
+# (min-p); Shazeer 2019, arXiv:1911.02150, section 2.4 (the cost of generating token by token).

@@ -7,7 +7,7 @@
 #
 # - compute the loss and the perplexity of a prediction by hand,
 # - write AdamW, gradient clipping, and a schedule with warm-up and cosine, each in a few lines,
-# - train a small GPT, evaluate it, watch it write, save it, and go on exactly where it stopped.
+# - train a small GPT, evaluate it, watch it write, save it, and resume exactly where it stopped.
 
 # %% tags=["parameters"]
 from pathlib import Path
@@ -31,16 +31,16 @@ one, two, six = lesson(1), lesson(2), lesson(6)
 # %% [markdown]
 # ## 1. The loss
 #
-# The model gives each word a probability. It is good if the word that really came next got a high one. The loss is minus the logarithm of that probability:
+# The model gives each token a probability. It is good if the token that really came next got a high one. The loss is minus the natural logarithm of that probability:
 #
-# | probability of the right word | loss |
+# | probability of the right token | loss |
 # |---|---|
 # | 1 | 0 |
 # | 0.5 | 0.69 |
 # | 0.1 | 2.30 |
 # | 0.001 | 6.91 |
 #
-# Averaged over many words, it is called **cross-entropy**. e to the loss is the **perplexity**: a loss of 2.30 is as good as guessing among 10 equally likely words. A model
+# Averaged over many tokens, it is called **cross-entropy**. e to the loss is the **perplexity**: a loss of 2.30 is as good as guessing among 10 equally likely tokens. A model
 # that has learned nothing has perplexity V, the size of the vocabulary.
 
 
@@ -59,17 +59,19 @@ print(f"probability {scores.softmax(-1)[0, 0]:.3f}, loss {cross_entropy(scores, 
 # %% [markdown]
 # ## 2. AdamW
 #
-# The gradient says how the loss changes if a parameter is moved a little. The plainest step goes against it: `parameter -= rate * gradient`. But gradients are noisy, and of
+# The gradient says how the loss changes if a parameter is moved a little. The simplest step goes against it: `parameter -= rate * gradient`. But gradients are noisy, and of
 # very different size from parameter to parameter. Adam keeps two running averages for each parameter:
 #
 # - `m`, of the gradient: the direction, with the noise averaged out,
 # - `v`, of its square: the usual size.
 #
-# The step is `rate * m / √v`: about `rate`, whatever the size of the gradient. Both averages start at 0 and are too small at first; dividing by `1 - β^t` corrects that. The
-# W stands for weight decay: each step also shrinks the matrices by a tiny factor, but not biases and norms. (Loshchilov & Hutter 2019)
+# Each step keeps a share β of the old average and adds a share 1 - β of the new value; here β is 0.9 for m and 0.95 for v.
 #
-# By hand, first step, gradient 4: m = 0.1 * 4 = 0.4, corrected 0.4 / 0.1 = 4; v = 0.05 * 16 = 0.8, corrected 0.8 / 0.05 = 16; the step is rate * 4 / √16 = rate. So the first step is
-# always of size `rate`.
+# The step is `rate * m / √v`: about `rate`, whatever the size of the gradient. Both averages start at 0 and are too small at first; in step t, dividing by `1 - β^t` corrects that. A tiny `eps` keeps
+# the division from failing where v is 0. The W stands for weight decay: each step also shrinks the matrices by a tiny factor, but not biases and norms. (Loshchilov & Hutter 2019)
+#
+# By hand, first step, gradient 4: m = 0.1 * 4 = 0.4, corrected 0.4 / 0.1 = 4; v = 0.05 * 16 = 0.8, corrected 0.8 / 0.05 = 16; the step is rate * 4 / √16 = rate. So the first step
+# always has the size `rate`, and the weight below, which starts at 1, becomes 0.99.
 
 
 # %%
@@ -136,7 +138,8 @@ plt.show()
 # %% [markdown]
 # ## 4. The loop
 #
-# Rows as in lesson 2, from stories. A model of two layers. Some rows are held out: the loss on them tells whether the model learns the language or only these rows by heart.
+# The rows are made as in lesson 2, from stories. T is 65, since a row of 65 tokens trains 64 predictions, and the model has two layers. A tenth of the rows is held out: the loss on them tells whether the model learns the
+# language, or only learns its rows by heart.
 
 # %%
 lines = (root / "gpt_scratch" / "data" / "samples" / "stories.jsonl").read_text(encoding="utf-8").splitlines()
@@ -211,9 +214,9 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# ## 5. Stop and go on
+# ## 5. Stop and resume
 #
-# What must be saved to go on exactly? The weights, but also Adam's averages, its step count, and which rows come next. If the averages are forgotten, the first steps after the
+# What must be saved to resume exactly? The weights, but also Adam's averages, its step count, and which rows come next. If the averages are forgotten, the first steps after the
 # pause are as rough as at the start.
 
 # %%
@@ -315,9 +318,9 @@ assert len(trainer.losses) == STEPS and difference < 1e-5
 # %% [markdown]
 # ## Exercises
 #
-# Solutions are in `solutions/08_training.py`.
+# Replace the `...`, run the cell, and then the check below it. Solutions are in `solutions/08_training.py`.
 #
-# **Exercise 1.** The right words of two places got the probabilities 0.5 and 0.125. What is the perplexity? (The mean loss first; then e to it.)
+# **Exercise 1.** The right tokens of two places got the probabilities 0.5 and 0.125. What is the perplexity? (The mean loss first; then e to it.)
 
 # %% tags=["exercise"]
 perplexity = ...

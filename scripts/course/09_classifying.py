@@ -90,7 +90,7 @@ for text, label in messages[:4]:
 # %% [markdown]
 # ## 2. Another head
 #
-# The language model's last step maps a vector of C numbers to a score for each word. We want a score for each of two classes. So we take the model without that step, and put a
+# The language model's last step maps a vector of C numbers to a score for each token of the vocabulary. We want a score for each of two classes. So we take the model without that step, and put a
 # small matrix of C x 2 in its place. Everything below has learned English already, and stays.
 #
 # Which of the vectors do we read? With the causal mask, the first token has seen only itself; only the **last** one has seen the whole message.
@@ -130,8 +130,8 @@ def collate(rows, width=None, pad=0):
 # %% [markdown]
 # ## 3. Padding must not matter
 #
-# Messages in a batch differ in length, so short ones are filled up. The causal mask protects us: padding on the right comes *later*, and no real token sees it. But the answer must be
-# read at the last *real* token, not in the last column. Watch what happens to one message when it is filled up to three widths, with two kinds of padding.
+# Messages in a batch differ in length, so short ones are padded. The causal mask protects us: padding on the right comes *later*, and no real token sees it. But the answer must be
+# read at the last *real* token, not in the last column. Watch what happens to one message when it is padded to three widths, with two kinds of padding.
 
 # %%
 classifier = Classifier(six.load(checkpoint), 2).eval()
@@ -212,7 +212,7 @@ plt.show()
 # ## 5. Compare with the package
 #
 # We let `scripts/finetune_classifier.py` train on the same messages, open what it wrote in *our* class, and measure. Our accuracy must be the one that the script reports, and the scores
-# must be those of the package's classifier, with its padding and its batches.
+# must be those of the package's classifier, with padding on either side.
 
 # %% tags=["compare"]
 import contextlib
@@ -260,19 +260,24 @@ with tempfile.TemporaryDirectory() as folder:
     theirs = GPTScratchForSequenceClassification.from_pretrained(folder / "out").eval()
     ids, lengths, classes = collate(splits["test"])
     real = (torch.arange(ids.shape[1]) < lengths[:, None]).long()  # their way to say what is padding
+    # The same messages filled up on the left, as generation needs it: the package counts positions from the first real token.
+    left_ids, left_real = (torch.stack([row.roll(-n) for row, n in zip(part, lengths.tolist())]) for part in (ids, real))
     with torch.no_grad():
         our_scores, their_scores = ours(ids, lengths), theirs(ids, attention_mask=real).logits
+        from_left = theirs(left_ids, attention_mask=left_real).logits
 difference = ((our_scores - their_scores).abs().max() / their_scores.abs().max()).item()
 our_accuracy = (our_scores.argmax(-1) == classes).double().mean().item()
 print(
     f"accuracy: ours {our_accuracy:.4f}, the script's {record['metrics']['test_accuracy']:.4f}; scores differ by {difference:.1e} of the largest"
 )
-assert abs(our_accuracy - record["metrics"]["test_accuracy"]) < 1e-9 and difference < 1e-5
+by_side = ((from_left - their_scores).abs().max() / their_scores.abs().max()).item()
+print(f"the package's scores with padding on the left differ by {by_side:.1e} of the largest")
+assert abs(our_accuracy - record["metrics"]["test_accuracy"]) < 1e-9 and difference < 1e-5 and by_side < 1e-5
 
 # %% [markdown]
 # ## Exercises
 #
-# Solutions are in `solutions/09_classifying.py`.
+# Replace the `...`, run the cell, and then the check below it. Solutions are in `solutions/09_classifying.py`.
 #
 # **Exercise 1.** Somebody reads the answer at the *first* token, since it is always real. For the messages of this lesson, each of which begins with one of some ten words: what can such a
 # classifier at most tell apart? Give a string: `"messages"`, `"first words"` or `"nothing"`.
@@ -340,4 +345,4 @@ print(check_2(positions_of))
 # | the whole of it | `scripts/finetune_classifier.py` |
 #
 # **Sources.** Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training", section 3.2 (a linear layer on the last token); Howard & Ruder 2018, arXiv:1801.06146,
-# section 3.3 (freezing, and thawing layer by layer).
+# section 3.3 (freezing, and unfreezing layer by layer).

@@ -35,7 +35,7 @@ torch.manual_seed(10)
 # %% [markdown]
 # ## 1. A language model continues; an assistant replies
 #
-# Give a language model a question, and it may go on with a second question: in its training text that is what came next. To make it reply, we train it on many texts of one
+# Give a language model a question, and it may continue with a second question: in its training text that is what came next. To make it reply, we train it on many texts of one
 # fixed form: first the instruction, then the reply, then the end mark. When such a model is given the form up to where the reply begins, it writes a reply, and stops.
 #
 # Which form does not matter, as long as it is the same in training and in use. Three that are common:
@@ -88,7 +88,7 @@ print(labels)
 # %% [markdown]
 # ## 3. Batches
 #
-# Rows of a batch are filled up on the right. Padding gets the label -100. Beware of a common mistake: many tokenizers have no pad token, so the end mark is used for padding too. Whoever
+# Rows of a batch are padded on the right. Padding gets the label -100. Beware of a common mistake: many tokenizers have no pad token, so the end mark is used for padding too. Whoever
 # then masks labels by "id equals pad" masks the true end marks as well, and the model never stops. Mask by *length*.
 
 
@@ -154,7 +154,7 @@ print(f"{trained:,} of {sum(parameter.numel() for parameter in model.parameters(
 # %% [markdown]
 # ## 5. Train it
 #
-# The model of the quickstart tells stories and knows of no questions. We teach it a form: when asked about somebody, answer with one sentence and stop. The examples are made from the stories: the first sentence of each story that names
+# The model of the quickstart tells stories and has never seen a question. We teach it a form: when asked about somebody, answer with one sentence and stop. The examples are made from the stories: the first sentence of each story that names
 # exactly one person.
 
 # %%
@@ -165,7 +165,7 @@ for line in lines:
     sentence = json.loads(line)["text"].split(". ")[0] + "."
     found = [name for name in NAMES if name in sentence]
     if len(found) == 1 and " and " not in sentence:
-        records.append({"instruction": f"Tell about {found[0]}.", "input": "", "output": sentence})
+        records.append({"instruction": f"Tell me about {found[0]}.", "input": "", "output": sentence})
 print(len(records), "examples, such as", records[0])
 T = model.config.T
 rows = [tuple(part[:T] for part in encode(record, "phi3")) for record in records[: 8 if small else 600]]
@@ -187,7 +187,7 @@ def reply(model, instruction, tokens=20):
 @torch.no_grad()
 def try_out(model, names):
     """Ask about each name, and count the replies that stop by themselves and those that are about the right person."""
-    replies = [reply(model, f"Tell about {name}.", 3 if small else 20) for name in names]
+    replies = [reply(model, f"Tell me about {name}.", 3 if small else 20) for name in names]
     stopped = sum(ended for _, ended in replies)
     return [text for text, _ in replies], stopped, sum(name in text for name, (text, _) in zip(names, replies))
 
@@ -208,7 +208,7 @@ after, stopped, right = try_out(model, NAMES)
 print(f"after:  {stopped} of {len(NAMES)} replies stop by themselves, {right} name the right person; {after[0]!r}")
 
 # %% [markdown]
-# The form is learned in a minute. To name the right person, the model would have to copy a word from the prompt, and a model this small, after three minutes of stories, hardly can (lesson 12 looks for heads that copy). Finetuning
+# The form is learned within 80 steps. To name the right person, the model would have to copy a word from the prompt, and a model this small, after three minutes of stories, hardly can (lesson 12 looks for heads that copy). Finetuning
 # shapes what a model can do already; it adds little that is new.
 
 # %% tags=["figure"]
@@ -225,13 +225,11 @@ plt.show()
 # and gradients must agree.
 
 # %% tags=["compare"]
-import warnings
-
-from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer
 
 from gpt_scratch import GPTScratchForCausalLM
 from gpt_scratch.data.instruction import InstructionCollator, encode_record, set_prompt_style
+from gpt_scratch.training.finetuning import add_lora as package_lora  # which takes peft's
 
 their_tokenizer = AutoTokenizer.from_pretrained(checkpoint)
 examples = [records[0], records[1], record]
@@ -244,12 +242,7 @@ for style in FORMATS:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours), style
 print("ids, labels and batches are the same in", ", ".join(FORMATS))
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    theirs = get_peft_model(
-        GPTScratchForCausalLM.from_pretrained(checkpoint),
-        LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.0),
-    ).eval()
+theirs = package_lora(GPTScratchForCausalLM.from_pretrained(checkpoint), "CAUSAL_LM", rank=4, alpha=8).eval()
 ours, their_parameters, pairs = add_lora(six.load(checkpoint), rank=4, alpha=8), dict(theirs.named_parameters()), []
 with torch.no_grad():
     for name, parameter in ours.named_parameters():
@@ -274,7 +267,7 @@ assert of_scores < 1e-5 and of_gradients < 1e-5
 # %% [markdown]
 # ## Exercises
 #
-# Solutions are in `solutions/10_instructions.py`.
+# Replace the `...`, run the cell, and then the check below it. Solutions are in `solutions/10_instructions.py`.
 #
 # **Exercise 1.** How many numbers train in a LoRA of rank 8 around a matrix of 768 x 3072?
 
@@ -299,7 +292,7 @@ def check_1(answer):
 print(check_1(lora_numbers))
 
 # %% [markdown]
-# **Exercise 2.** A row has the ids `5 6 7` for the prompt, `8 9` for the reply, the end mark `0`, and is filled up with two pads, which are `0` too. Write its eight labels.
+# **Exercise 2.** A row has the ids `5 6 7` for the prompt, `8 9` for the reply, the end mark `0`, and two pads, which are `0` too. Write its eight labels.
 
 # %% tags=["exercise"]
 eight_labels = ...  # a list of eight numbers

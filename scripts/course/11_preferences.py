@@ -140,7 +140,7 @@ for step in range(2 if small else 40):
 with torch.no_grad():
     loss, margins = dpo_loss(model, reference, held_out)
 print(
-    f"after:  loss {loss.item():.3f}, {share_of_girls(model, stories):.0%} of stories are about girls; {(margins > 0).float().mean():.0%} of held-out pairs ranked rightly"
+    f"after:  loss {loss.item():.3f}, {share_of_girls(model, stories):.0%} of stories are about girls; {(margins > 0).float().mean():.0%} of held-out pairs ranked correctly"
 )
 
 # %% tags=["figure"]
@@ -160,7 +160,7 @@ plt.show()
 #
 # Our task: two digits, answer the larger one. `3 7 >` should be followed by `7`. Reward 1 if so, else 0.
 #
-# The reward has no gradient: it comes from drawing a word, which is all or nothing. But we can raise the probability of what was rewarded. The **policy gradient** (Williams 1992) says how much: the gradient of the
+# The reward has no gradient: it comes from drawing a token, which is all or nothing. But we can raise the probability of what was rewarded. The **policy gradient** (Williams 1992) says how much: the gradient of the
 # expected reward is the mean of `reward * gradient of log p(answer)`. So we minimize `-reward * log p(answer)` over answers that the model drew.
 #
 # There is a better factor than the reward itself. If nine of ten answers are right, a right one is nothing special. GRPO (Shao et al. 2024) lets the model answer each question several times, a **group**, and compares
@@ -267,7 +267,7 @@ assert abs(ours.item() - measured["eval_loss"]) < 1e-5 * max(1, abs(ours.item())
 # %% [markdown]
 # ## Exercises
 #
-# Solutions are in `solutions/11_preferences.py`.
+# Replace the `...`, run the cell, and then the check below it. Solutions are in `solutions/11_preferences.py`.
 #
 # **Exercise 1.** What is DPO's loss if model and reference are the same? (To three digits, or as a formula.)
 

@@ -49,7 +49,7 @@ torch.manual_seed(13)
 #
 # ## 2. A configuration
 #
-# Sizes under the names that everybody uses, as attributes. `model_type` is a word that stands for the class.
+# Sizes under the names that everybody uses, as attributes. `model_type` is a name that stands for the class.
 
 
 # %%
@@ -138,7 +138,7 @@ print(f"logits: largest difference {difference:.1e} of the largest")
 assert difference < 1e-6
 greedy = {"attention_mask": torch.ones_like(ids), "max_new_tokens": new_tokens, "do_sample": False}
 assert torch.equal(shipped.generate(ids, **greedy), written)
-print("generate: the same words")
+print("generate: the same tokens")
 
 # %% [markdown]
 # Now what plain text does not show. Each difference is tried on both.
@@ -160,7 +160,7 @@ print(f"the last logits change by padding: lesson {change_by_padding(again):.1e}
 assert change_by_padding(again) > 1e-3 > 1e-5 > change_by_padding(shipped)
 
 # %% [markdown]
-# **The cache.** `generate` hands the keys and values of earlier words in (lesson 7). The class above does not take them, so we had to pass `use_cache=False`, and it reads the whole text again for each word. Forget that setting, and nobody warns you.
+# **The cache.** `generate` passes the keys and values of earlier tokens (lesson 7). The class above does not take them, so we had to pass `use_cache=False`, and it reads the whole text again for each token. Forget that setting, and nobody warns you.
 #
 # **Too long.** A table of positions ends. The class above fails with whatever PyTorch says; the shipped one says what to do.
 
@@ -231,7 +231,7 @@ plt.show()
 #
 # ## Exercises
 #
-# Solutions are in `solutions/13_native.py`.
+# Replace the `...`, run the cell, and then the check below it. Solutions are in `solutions/13_native.py`.
 #
 # **Exercise 1.** Which file of a checkpoint folder tells `AutoModelForCausalLM` which class to make?
 
@@ -276,7 +276,7 @@ def check_2(function):
         return "Exercise 2: no answer yet"
     shifted_logits, targets = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
     if torch.allclose(whole, nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()), atol=1e-6):
-        return "Wrong: nothing is shifted, so each place is asked for its own word; logits without the last place, labels without the first"
+        return "Wrong: nothing is shifted, so each place is asked for its own token; logits without the last place, labels without the first"
     if not torch.allclose(whole, nn.functional.cross_entropy(shifted_logits, targets), atol=1e-6):
         return "Wrong: without num_items_in_batch it is the mean over the labels that are not -100, after the shift"
     parts = [function(logits[row : row + 1], labels[row : row + 1], num_items_in_batch=5) for row in (0, 1)]

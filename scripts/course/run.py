@@ -9,6 +9,7 @@ the lessons before it are written. Needs the extra `dev`.
 """
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -61,6 +62,15 @@ def execute(path: Path, parameters: dict | None = None, timeout: int = 600):
     return notebook
 
 
+def links(name: str, pages: Path) -> str:
+    """From a page to the table of lessons, to the file that can be run, and to the next lesson, in Markdown."""
+    names = [path.stem for path in lesson_files()]
+    course = Path(os.path.relpath(COURSE, pages)).as_posix()
+    found = [f"[All lessons]({course}/README.md)", f"[this lesson as a file, to run it and do its exercises]({course}/{name}.py)"]
+    found += [f"[next: lesson {int(after[:2])}]({after}.md)" for after in names[names.index(name) + 1 :][:1]]
+    return " · ".join(found)
+
+
 def write(notebook, name: str, output: Path, pages: Path | None) -> None:
     """`name.ipynb` and `name.html` in `output`; `name.md` with its figures in `pages`."""
     import nbformat
@@ -73,7 +83,10 @@ def write(notebook, name: str, output: Path, pages: Path | None) -> None:
     if pages is not None:
         text, resources = MarkdownExporter().from_notebook_node(notebook, {"unique_key": name, "output_files_dir": "figures"})
         (pages / "figures").mkdir(parents=True, exist_ok=True)
+        for old in (pages / "figures").glob(f"{name}_*"):  # the number of a cell that has moved is in its name
+            old.unlink()
         lines = [line.rstrip() for line in text.strip().splitlines()]
+        lines[1:1] = ["", links(name, pages)]
         (pages / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
         for file, content in resources["outputs"].items():
             (pages / file).write_bytes(content)
@@ -99,7 +112,9 @@ def main(arguments: list[str]) -> int:
         try:
             notebook = execute(path, parameters)
         except Exception as error:  # of the lesson, whatever it is
-            print(f"error: {path.name}: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
+            lines = str(error).strip().splitlines() or [f"{type(error).__name__}, without a message"]
+            line = lines[0] if isinstance(error, TimeoutError) else lines[-1]  # a traceback ends with what happened
+            print(f"error: {path.name}: {line}", file=sys.stderr)
             return 1
         write(notebook, path.stem, args.output, args.pages)
         print(f"{path.stem}: {time.monotonic() - start:.0f} s", flush=True)

@@ -155,3 +155,7 @@ def test_bars_are_sorted_and_the_prompt_is_named(tmp_path, monkeypatch):
     assert [label.get_text() for label in axes.get_xticklabels()] == [WORDS[i] for i in BOOK.topk(3).indices.tolist()]
     heights = [[bar.get_height() for bar in bars] for bars in axes.containers]
     assert all(row == sorted(row, reverse=True) for row in heights) and axes.get_title() == "after 'every effort moves you'"
+    plot_temperatures(BOOK, WORDS, tmp_path / "temperature", top=3, temperatures=[1.0, 5.0], top_k=2, top_p=0.999)
+    for temperature, bars in zip((1.0, 5.0), figures[1].axes[0].containers):
+        expected = sampling_distribution(BOOK, temperature, 2, 0.999).sort(descending=True).values[:3].tolist()
+        assert [bar.get_height() for bar in bars] == expected and expected[2] == 0

@@ -78,6 +78,48 @@ def test_an_unknown_lesson_ends_in_one_line(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("error: --lessons 99: the lessons are 1, 2, 3") and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RuntimeError("Traceback\nNameError: x"), "NameError: x"),
+        (AssertionError(), "AssertionError, without a message"),
+        (TimeoutError("A cell timed out.\nThe cell:\n-----"), "A cell timed out."),
+    ],
+)
+def test_a_lesson_that_fails_ends_in_one_line(tmp_path, capsys, monkeypatch, error, line):
+    module = run_module()
+
+    def fail(path, parameters):
+        raise error
+
+    monkeypatch.setattr(module, "execute", fail)
+    assert module.main([str(tmp_path / "out"), "--lessons", "4"]) == 1
+    assert capsys.readouterr().err == f"error: 04_attention.py: {line}\n"
+
+
+def test_a_page_links_to_the_table_its_file_and_the_next_lesson(tmp_path):
+    module = run_module()
+    first, last = module.links("01_tokens", COURSE / "pages"), module.links("13_native", COURSE / "pages")
+    assert (
+        "(../README.md)" in first
+        and "(../01_tokens.py)" in first
+        and "[next: lesson 2](02_rows.md)" in first
+        and "next" not in last
+    )
+    for path in lesson_files():
+        lines = (COURSE / "pages" / f"{path.stem}.md").read_text(encoding="utf-8").splitlines()
+        assert lines[0].startswith("# Lesson ") and module.links(path.stem, COURSE / "pages") in lines[:4], path.stem
+
+
+def test_the_pages_hold_the_text_of_their_lessons():
+    """A page whose lesson was changed afterwards is out of date: `make course` writes it again."""
+    for path in lesson_files():
+        page = (COURSE / "pages" / f"{path.stem}.md").read_text(encoding="utf-8")
+        for cell in read_cells(path):
+            lines = [line.rstrip() for line in cell.source.splitlines() if line.strip()]
+            assert all(line in page for line in lines), f"{path.name} line {cell.line}"
+
+
 def test_parameters_are_replaced_after_the_cell_that_sets_them():
     pytest.importorskip("nbformat")
     notebook = run_module().notebook_of(COURSE / "06_model.py", {"checkpoint": Path("elsewhere")})

@@ -169,7 +169,7 @@ WRONG_ANSWERS: dict[int, list[tuple[str, str]]] = {
         ("bits_of_an_eighth = 8", "2 to which power"),
         ("place = 0", "what came *after* it"),
         ("place = 3", "the token just before"),
-        ("place = 4", "go one place on"),
+        ("place = 4", "move one place to the right"),
         ("def entropy(weights): return -(weights * weights.log2()).sum(-1)", "0 * log 0"),
         ("def entropy(weights): return -torch.xlogy(weights, weights).sum(-1)", "divide by log 2"),
         ("def entropy(weights): return torch.xlogy(weights, weights).sum(-1) / math.log(2)", "mind the minus sign"),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt_scratch import GPTScratchConfig
 from gpt_scratch.data import opening
 from gpt_scratch.data.instruction import encode_conversations, prompt_ids, read_conversations, set_prompt_style
 from gpt_scratch.data.language_modeling import BlockSettings
@@ -20,8 +21,9 @@ from gpt_scratch.training.classification import ClassificationArguments
 from gpt_scratch.training.classification import read_splits as read_labelled_splits
 from gpt_scratch.training.instructions import InstructionArguments
 from gpt_scratch.training.instructions import read_splits as read_instruction_splits
+from gpt_scratch.training.made_with import fingerprint
 from gpt_scratch.training.preferences import PreferenceArguments, read_pairs
-from gpt_scratch.training.pretraining import PretrainingArguments, open_corpus
+from gpt_scratch.training.pretraining import PretrainingArguments, open_corpus, prepare_data
 
 END = "<|endoftext|>"
 WORDS = ["free", "win", "prize", "call", "now", "later", "meet", "home", "thanks", "you"]
@@ -80,6 +82,7 @@ TWINS = {
     "odd-labels/header.tsv": ("label\ttext\n" + "".join(f"{r['label']}\t{r['text']}\n" for r in kinds_of_rows())).encode(),
     "odd-labels/numbers.jsonl": jsonl(kinds_of_rows(text=lambda i: 1000 + i)),
     "odd-labels/spaces.csv": csv_of(kinds_of_rows(label=lambda i: ("ham", " ham", "spam ", "Ham", "Ham", "spam")[i % 6])).encode(),
+    "resume-with-more-text/corpus.txt": "".join(line(i) + (" then later still" if i > 40 else "") + "\n" for i in range(80)).encode(),
     "spaced-header/spaced.csv": csv_of(kinds_of_rows(), header="text, label").encode(),
 }  # fmt: skip
 
@@ -313,3 +316,21 @@ def test_the_flags_are_in_every_script(script):
         assert vars(Reading.of(args)) == {"encoding": "latin-1", "delimiter": "\t", "skip_empty": True, "replace_invalid": True}
     for flags in (PretrainingArguments, ClassificationArguments, InstructionArguments, PreferenceArguments):
         assert Reading.of(flags(encoding="utf-16")).encoding == "utf-16"
+
+
+def test_a_resumed_run_keeps_its_tokenizer_where_the_text_has_grown(case, tmp_path):
+    """That the run is then refused, and what it says, is in tests/training/test_resume.py (a text that has grown)."""
+    whole = Path(case("resume-with-more-text/corpus.txt")).read_text(encoding="utf-8")
+    text, checkpoint = tmp_path / "text.txt", tmp_path / "checkpoint-2"
+    args = PretrainingArguments(train_file=[str(text)], vocab_size=290, block_size=16)
+
+    def prepare(resume: str | None = None):
+        return prepare_data(args, GPTScratchConfig(n_positions=16), resume)
+
+    text.write_text(whole[: len(whole) // 2], encoding="utf-8")
+    before, tokenizer = prepare()
+    tokenizer.save_pretrained(checkpoint)
+    text.write_text(whole, encoding="utf-8")
+    after, resumed = prepare(str(checkpoint))
+    assert resumed.get_vocab() == tokenizer.get_vocab() != prepare()[1].get_vocab()
+    assert fingerprint(after.train) != fingerprint(before.train)

@@ -124,8 +124,18 @@ def test_clean_splits_share_nothing_and_keep_the_classes_shares():
     )
     with pytest.raises(UserError, match="add up to 1"):
         stratified_split(data, [0.7, 0.2, 0.2], seed=1)
-    with pytest.raises(UserError, match="'rare' has 2 texts, too few"):
-        stratified_split(labelled(("ham", 50), ("rare", 2)), [0.7, 0.1, 0.2], seed=1)
+    with pytest.raises(UserError, match="too few texts of a label for 3 splits: 'odd' has 1, 'rare' has 2: add texts"):
+        stratified_split(labelled(("ham", 50), ("odd", 1), ("rare", 2)), [0.7, 0.1, 0.2], seed=1)
+
+
+def test_a_small_class_is_in_every_part():
+    """The shares of 8 texts are 6, 0 and 2."""
+    parts = stratified_split(labelled(("ham", 100), ("rare", 8), ("rarer", 3)), [0.7, 0.1, 0.2], seed=1)
+    assert [part.counts() for part in parts] == [
+        {"ham": 70, "rare": 5, "rarer": 1},
+        {"ham": 10, "rare": 1, "rarer": 1},
+        {"ham": 20, "rare": 2, "rarer": 1},
+    ]
 
 
 def test_balance_keeps_as_many_of_each_class_as_the_rarest_has():

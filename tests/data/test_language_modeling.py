@@ -248,6 +248,19 @@ def test_streamed_rows_equal_rows_in_memory(tmp_path, tokenizer):
         assert all(torch.equal(rows[i][name], blocks[i][name]) for i in range(len(rows)) for name in rows[0])
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_special_tokens_written_in_a_stream_are_counted(tmp_path, tokenizer, workers):
+    file = tmp_path / "many.jsonl"
+    text = f"a mark {tokenizer.eos_token} " * 3
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for _ in range(6)), encoding="utf-8")
+    stream = stream_blocks(Source((str(file),)), tokenizer, BlockSettings(8, 8), skip_documents=1)
+    assert stream.written() == ""
+    list(torch.utils.data.DataLoader(stream, batch_size=None, num_workers=workers))
+    assert stream.written() == (
+        f"15 {tokenizer.eos_token} in the text are read as characters (--parse_special_tokens reads them as tokens)"
+    )
+
+
 def test_held_out_documents_of_a_stream_are_not_trained_on(tmp_path, tokenizer):
     file = tmp_path / "many.jsonl"
     file.write_text("".join(json.dumps({"text": f"document {i} " * 9}) + "\n" for i in range(8)), encoding="utf-8")

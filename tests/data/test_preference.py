@@ -4,9 +4,17 @@ import json
 
 import pytest
 
-from gpt_scratch.data.instruction import Conversations, split_conversations
-from gpt_scratch.data.preference import preference_rows, read_preferences
+from gpt_scratch.data.instruction import Conversations, set_prompt_style, split_conversations
+from gpt_scratch.data.preference import preference_rows, read_preferences, refuse_unsaid_pairs
 from gpt_scratch.errors import UserError
+from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
+
+
+def new_tokenizer(style: str):
+    tokenizer = train_byte_level_bpe(["Pairs of replies. " * 5], vocab_size=270)
+    tokenizer.pad_token = tokenizer.eos_token
+    set_prompt_style(tokenizer, style)
+    return tokenizer
 
 
 def test_pairs_become_messages_and_equal_replies_are_left_out():
@@ -46,7 +54,7 @@ def test_pairs_become_messages_and_equal_replies_are_left_out():
             ],
             "an empty reply is never learned",
         ),
-        ([{"prompt": "a", "chosen": "b", "rejected": "c", "tools": [{"name": "x"}]}], "key 'tools' not understood"),
+        ([{"prompt": "a", "chosen": "b", "rejected": "c", "tools": ["x"]}], "'tools' must be a list of objects"),
         ([{"prompt": "a", "chosen": "b", "rejected": "c", "margin": 0.5}], "--ignore_keys margin"),
         ([{"text": "a"}], "row 0: key 'text' not understood"),
         ([{"chosen": "a", "rejected": "b"}], "row 0: 'prompt' is missing"),
@@ -57,6 +65,38 @@ def test_broken_pairs_are_refused_with_their_place(tmp_path, rows, message):
     path.write_text(json.dumps(rows), encoding="utf-8")
     with pytest.raises(UserError, match=message):
         read_preferences(str(path))
+
+
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+
+
+def call(name: str, arguments: dict) -> list[dict]:
+    calls = [{"type": "function", "function": {"name": name, "arguments": arguments}}]
+    return [{"role": "assistant", "content": "", "tool_calls": calls}]
+
+
+def test_tools_reach_the_template_and_calls_keep_their_own_arguments(tmp_path):
+    """Arrow's structs would give each call the arguments of the other, as null."""
+    path = tmp_path / "pairs.jsonl"
+    pairs = [
+        {"prompt": "Rome?", "chosen": call("weather", {"city": "Rome"}), "rejected": call("clock", {"n": 1}), "tools": [WEATHER]},
+        {"prompt": "Hi", "chosen": "Hello.", "rejected": "What?"},
+    ]
+    path.write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
+    rows, _ = preference_rows(read_preferences(str(path)), "tokenizer")
+    assert rows[0]["tools"] == [WEATHER] and rows[1]["tools"] is None
+    assert rows[0]["chosen"] == call("weather", {"city": "Rome"}) and rows[0]["rejected"] == call("clock", {"n": 1})
+    assert rows[1]["chosen"] == [{"role": "assistant", "content": "Hello."}]
+    tokenizer = new_tokenizer("alpaca")
+    with pytest.raises(
+        UserError, match="pair 0 of the train split: the chat template of --prompt_style alpaca leaves out .*tools"
+    ):
+        refuse_unsaid_pairs({"train": rows}, tokenizer, "alpaca")
+    tokenizer.chat_template = (
+        "{{ tools | tojson if tools }}{% for m in messages %}{{ m.role }}: {{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}\n"
+        "{% endfor %}"
+    )
+    refuse_unsaid_pairs({"train": rows}, tokenizer, "tokenizer")
 
 
 def test_the_published_file(shared_data):

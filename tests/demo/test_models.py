@@ -5,7 +5,7 @@ import torch
 
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM, GPTScratchForSequenceClassification
 from gpt_scratch.demo.limits import MAX_CHARACTERS
-from gpt_scratch.demo.models import Sampling, load_model, stream_reply, stream_text
+from gpt_scratch.demo.models import Sampling, load_model, stream_reply, stream_text, text_ids
 from gpt_scratch.errors import UserError
 from gpt_scratch.inference.generation import generate_texts
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
@@ -50,6 +50,14 @@ def test_replies_forget_the_oldest_exchanges(folder):
         {"role": "user", "content": "One"}
     ]
     assert list(stream_reply(loaded, history, Sampling(max_new_tokens=8)))
+
+
+def test_special_tokens_in_a_text_to_look_at_are_characters(folder):
+    loaded = load_model(str(folder / "lm"))
+    ids = text_ids(loaded, f"One{loaded.tokenizer.eos_token}day")
+    assert loaded.tokenizer.eos_token_id not in ids and loaded.tokenizer.decode(ids) == f"One{loaded.tokenizer.eos_token}day"
+    with pytest.raises(UserError, match="5 characters; this page takes 4"):
+        text_ids(loaded, "12345", 4)
 
 
 def test_kinds_and_refusals(folder):

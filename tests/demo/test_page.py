@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM, GPTScratchForSequenceClassification
+from gpt_scratch.demo.lessons import LESSONS
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
 sync_api = pytest.importorskip("playwright.sync_api", reason='the browser test needs pip install "gpt_scratch[browser]"')
@@ -147,6 +148,12 @@ def test_tokenizers_side_by_side(page, folders):
     wait(
         page, lambda: page.get_by_text("chatty: ").count() > 0 and page.get_by_text("other: ").count() > 0, "not both tokenizers"
     )
+
+
+@pytest.mark.parametrize("tab", LESSONS)
+def test_a_tab_names_its_lesson(page, tab):
+    page.get_by_role("tab", name=tab).click()
+    wait(page, lambda: page.get_by_text(LESSONS[tab][1]).first.is_visible(), "no lesson")
 
 
 def test_classify(page):

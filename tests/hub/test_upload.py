@@ -100,7 +100,10 @@ def test_upload_download_and_load_in_processes_of_their_own(folder, hub, client_
     assert "computes its reference_outputs.json without this package, with and without the cache" in printed
     commit = hub.repos["ada/first"].branches["main"]
     assert f"uploaded to {hub.endpoint}/ada/first/commit/{commit}" in printed
-    assert "downloaded again: 15 checksums equal; loaded without this package, its logits differ by 0.0e+00" in printed
+    assert (
+        f"downloaded again: {len(expected(folder))} checksums equal; loaded without this package, its logits differ by 0.0e+00"
+        in printed
+    )
     assert printed[-2] == f'load it with from_pretrained("ada/first", trust_remote_code=True, revision="{commit}")'
     command = [sys.executable, "-m", *printed[-1].removeprefix("verify it with python -m ").split()]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)

@@ -60,9 +60,22 @@ def test_the_oldest_exchange_is_forgotten_and_the_system_message_stays(tokenizer
     assert chat.messages == [{"role": "user", "content": "3" * 9}]
 
 
+def test_a_long_message_gets_a_reply_of_what_is_left(tokenizer):
+    """Small models have 128 positions, of which the style alpaca takes 80: chat.py's 64 tokens of a reply do not fit."""
+    chat = make(tokenizer, max_new_tokens=60)
+    chat.messages = [{"role": "user", "content": "x" * 90}]
+    room = 128 - len(chat.prompt_ids())
+    chat.reset()
+    assert 0 < room < 60
+    chat.say("x" * 90, stream=False)  # a token more would have no position
+    assert [message["role"] for message in chat.messages] == ["user", "assistant"]
+
+
 def test_what_cannot_fit_is_refused(tokenizer):
     chat = make(tokenizer)
-    with pytest.raises(UserError, match="leave no room for a reply of 8"):
+    with pytest.raises(
+        UserError, match="a prompt of 135 tokens, and the model's 128 positions leave no room for a reply: shorten it"
+    ):
         chat.say("x" * 110)
     assert chat.messages == []  # taken back
     with pytest.raises(UserError, match="between 1 and 127"):

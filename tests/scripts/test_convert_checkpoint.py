@@ -13,6 +13,7 @@ from tiny_models import CODE_FILES
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from gpt_scratch.conversion.checkpoint import Options
+from gpt_scratch.conversion.formats import without_tokenizer
 from gpt_scratch.conversion.safetensors_writer import parse_size
 from gpt_scratch.errors import UserError
 
@@ -140,7 +141,7 @@ class Arrived(Exception):
 @pytest.mark.parametrize(("flags", "function"), [([], "import_weights"), (["--to", "gpt2"], "export_weights")])
 def test_each_flag_arrives_where_it_counts(script, tmp_path, monkeypatch, flags, function):
     module = script("convert_checkpoint")
-    checkpoint = SimpleNamespace(format="gpt_scratch" if flags else "book", reason="", notes=[])
+    checkpoint = SimpleNamespace(format="gpt_scratch" if flags else "book", reason="", notes=[], tokenizer="words")
 
     def recognized(source, options, form):
         checkpoint.seen = (source, options, form)
@@ -174,3 +175,13 @@ def test_a_card_that_was_edited_outlasts_an_overwrite(script, tmp_path):
     card.write_text("# Mine\n", encoding="utf-8")
     module.main(module.parse([*arguments, "--overwrite"]))
     assert card.read_text(encoding="utf-8") == "# Mine\n" and (tmp_path / "converted" / "README.proposed.md").is_file()
+
+
+def test_a_missing_tokenizer_is_named_before_the_weights_are_written(script, tmp_path, capsys):
+    tiny_gpt2(tmp_path / "original")
+    module = script("convert_checkpoint")
+    module.main(module.parse([str(tmp_path / "original"), str(tmp_path / "converted")]))
+    shown = capsys.readouterr()
+    assert "note: the source has no tokenizer: --tokenizer adds one to the directory\n" in shown.out
+    assert shown.out.index("note: the source has no tokenizer") < shown.out.index("parameters:")
+    assert "--tokenizer gpt2" in without_tokenizer(50257) and "gpt2" not in without_tokenizer(61)

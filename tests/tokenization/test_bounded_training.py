@@ -24,11 +24,11 @@ def test_of_too_many_different_words_the_rarest_are_left_out_and_that_is_said(mo
 
 
 @pytest.mark.slow
-@pytest.mark.fault("30 MiB of different words, from which a tokenizer is trained", seconds=240, mebibytes=1200)
+@pytest.mark.fault("30 MiB of different words, from which a tokenizer is trained", seconds=300, mebibytes=1600)
 def test_a_text_of_different_words_is_learned_in_bounded_memory(tmp_path):
     code = "import random; from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe; d = random.Random(0)\n"
     code += "words = lambda: ''.join(d.choices('abcdefghijklmnopqrstuvwxyz', k=d.randint(5, 11)))\n"
     code += "texts = (' '.join(words() for _ in range(1000)) for _ in range(3500))\nprint(len(train_byte_level_bpe(texts, 8000)))"
-    outcome = run_bounded([sys.executable, "-c", code], 240, 1200)
+    outcome = run_bounded([sys.executable, "-c", code], 300, 1600)
     assert outcome.exceeded is None and outcome.stdout == "8000\n", (outcome.exceeded, outcome.stderr[-500:])
     assert "different words" in outcome.stderr and "learning merges" in outcome.stderr
