@@ -281,7 +281,9 @@ def test_tools_and_reasoning_are_written_where_there_is_a_place(case, name):
     for row, record in zip(encoded.rows, data.records):
         text = tokenizer.decode(row["input_ids"])
         for tool in record.get("tools") or []:
-            assert f'"name": "{tool.get("function", tool)["name"]}"' in text[: text.index("<|im_end|>")]  # the system's part
+            assert (
+                f'"name": "{tool.get("function", tool)["name"]}"' in text[text.index("\n<tools>\n") : text.index("\n</tools>\n")]
+            )
         for message in record["messages"]:
             for call in message.get("tool_calls") or []:
                 assert f'"name": "{call["function"]["name"]}"' in text and "<tool_call>" in text
