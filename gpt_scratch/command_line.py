@@ -28,7 +28,8 @@ PACKAGE = Path(__file__).resolve().parent
 TABLE = PACKAGE / "command_line.json"
 PARENT = "TrainingArguments"  # what the other groups of libraries' flags are subclasses of
 # Where flags are defined besides the script itself. What is defined elsewhere, such as choices, is compared by the test.
-DEFINED_IN = (*(f"training/{name}.py" for name in ("arguments", "pretraining", "classification", "instructions", "preferences")),
+DEFINED_IN = (*(f"training/{name}.py" for name in ("arguments", "pretraining", "classification", "instructions", "preferences",
+                                          "distillation")),
               "configuration_gpt_scratch.py", "inference/limits.py", "verify_checkpoint.py", "data/opening.py",
               "demo/__main__.py")  # fmt: skip
 DEFINITION = re.compile(

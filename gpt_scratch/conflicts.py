@@ -300,10 +300,16 @@ def check_preferences(method: str, args: Any) -> None:
         UserError: names the flags.
     """
     check_needed("finetune_preferences", args)
-    if method == "grpo" and args.reward_model is None:
-        raise UserError("grpo needs --reward_model: train one with the method reward")
-    if method != "grpo" and args.reward_model is not None:
-        raise UserError(f"--reward_model is for the method grpo, and has no effect with {method}")
+    if method == "grpo" and (args.reward_model is None) == (not args.reward):
+        raise UserError(
+            "grpo needs --reward_model (train one with the method reward), or --reward, such as exact_match"
+            + ("; both are given, and a run learns one" if args.reward else "")
+        )
+    for flag in ("reward_model", "reward"):
+        if method != "grpo" and getattr(args, flag) is not None:
+            raise UserError(f"--{flag} is for the method grpo, and has no effect with {method}")
+    if args.validation_file is not None and not args.reward:
+        raise UserError("--validation_file is read with --reward alone: pairs are split by --split_fractions")
     check_fractions(args.split_fractions)
 
 
@@ -316,6 +322,12 @@ def check_evaluation(args: Any) -> None:
         raise UserError("give --model with --data_file and --output, or --replies_file")
     if args.model and not (args.data_file and args.output):
         raise UserError("--model needs --data_file (what to reply to) and --output (where to write the replies)")
+    if args.samples and not args.model:
+        raise UserError("--samples draws replies of --model: it has no effect with --replies_file")
+    if args.best_of and not args.samples:
+        raise UserError("--best_of chooses among the replies of --samples: give their number")
+    if args.samples and not args.temperature:
+        raise UserError("--temperature is 0: all replies of --samples would be the same")
     if bool(args.judge_url) != bool(args.judge_model):
         raise UserError("a judge needs both --judge_url and --judge_model")
 
@@ -374,8 +386,8 @@ def check_tokenizer(args: Any) -> None:
 
 CHECKS: dict[str, Callable[[str | None, Namespace], None]] = {
     "pretrain": lambda _, args: check_pretraining(args, args),
-    "finetune_classifier": lambda _, args: (settle_trainable(args), check_classification(args, args))[1],
-    "finetune_instructions": lambda _, args: (settle_trainable(args), check_instructions(args, args))[1],
+    "finetune_classifier": lambda _, args: check_classification(args, args),
+    "finetune_instructions": lambda _, args: check_instructions(args, args),
     "finetune_preferences": lambda method, args: check_preferences(str(method), args),
     "evaluate_instructions": lambda _, args: check_evaluation(args),
     "generate": lambda _, args: check_generation(args),
@@ -399,6 +411,8 @@ def check_flags_of(script: str, method: str | None, values: Mapping[str, Any], c
     overrides = read_overrides(values.get("config_overrides"))
     if config_names is not None:
         refuse_unknown_names(overrides, config_names)
+    if "trainable" in values:
+        settle_trainable(args)
     if script in CHECKS:
         CHECKS[script](method, args)
     if "max_steps" in values and "num_train_epochs" in values:

@@ -5,6 +5,7 @@ A fault there is reported as ever, with all others of the file. Nothing is said 
 
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -42,48 +43,34 @@ def check_beginnings(script: str, values: dict[str, Any]) -> None:
 
 def _readers(script: str, args: Namespace) -> Iterator[tuple[str, Read]]:
     """Each file, glob or folder that the flags name, with what reads it. Names of `datasets` are not looked up here."""
+    reading = Reading.of(args) if "encoding" in args else Reading()
     if script in ("pretrain", "train_tokenizer"):
-        reading, at_once = Reading.of(args), getattr(args, "streaming", False)
+        streaming = getattr(args, "streaming", False)
         for name in [*(args.train_file or []), *(args.validation_file or [])]:
-            yield (
-                name,
-                lambda most, name=name: _run(
-                    read_pieces([name], args.text_column, reading, at_once=at_once or most is not None), most
-                ),
-            )
+            yield name, partial(_read_pieces, name, args.text_column, reading, streaming)
     elif script == "finetune_classifier" and args.split != "published":
         for name in _files(args.train_file, args.validation_file, args.test_file):
-            yield (
-                name,
-                lambda most, name=name: read_labelled_texts(
-                    name, args.text_column, args.label_column, reading=Reading.of(args), most=most
-                ),
-            )
+            yield name, partial(read_labelled_texts, name, args.text_column, args.label_column, "train", reading)
     elif script == "classify" and args.file and not args.text:
-        reading = Reading.of(args)
         check_files([args.file])
-        if suffix_of(args.file) not in TABLE_SUFFIXES:
-            return
-        yield (
-            args.file,
-            lambda most: _run(texts_of_table(args.file, args.text_column, reading, at_once=most is not None), most),
-        )
-    elif script == "finetune_preferences":
+        if suffix_of(args.file) in TABLE_SUFFIXES:
+            yield args.file, partial(_read_texts, args.file, args.text_column, reading)
+    elif script == "finetune_preferences" and not args.reward:
         for name in _files(args.train_file):
-            yield (
-                name,
-                lambda most, name=name: read_preferences(name, "train", Reading.of(args), args.ignore_keys or (), most=most),
-            )
+            yield name, partial(read_preferences, name, "train", reading, args.ignore_keys or ())
     elif script in ("finetune_instructions", "evaluate_instructions"):
         flags = ("train_file", "validation_file", "test_file", "data_file", "replies_file")
         kept = [args.reply_key] if "reply_key" in args else []
         for name in _files(*(getattr(args, flag, None) for flag in flags)):
-            yield (
-                name,
-                lambda most, name=name: read_records(
-                    name, normalized, "train", Reading.of(args), args.ignore_keys or (), kept, most
-                ),
-            )
+            yield name, partial(read_records, name, normalized, "train", reading, args.ignore_keys or (), kept)
+
+
+def _read_pieces(name: str, text_column: str, reading: Reading, streaming: bool, most: int | None) -> None:
+    _run(read_pieces([name], text_column, reading, at_once=streaming or most is not None), most)
+
+
+def _read_texts(name: str, text_column: str, reading: Reading, most: int | None) -> None:
+    _run(texts_of_table(name, text_column, reading, at_once=most is not None), most)
 
 
 def _files(*names: str | None) -> list[str]:
