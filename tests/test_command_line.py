@@ -33,7 +33,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     (tmp_path / "empty.csv").write_text("")
     (tmp_path / "latin.csv").write_text("text,label\nGr\xfc\xdfe,Lob\n", encoding="latin-1")
     (tmp_path / "table.csv").write_text("Text,Label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(30)))
-    (tmp_path / "commas.csv").write_text("Text,Label\n" + "one, two,a\n" * 30)
+    (tmp_path / "commas.csv").write_text("Text,Label\n" + ("one, two,a\n" + "one,a\n" * 15) * 2)
     (tmp_path / "late.csv").write_text("text,label\n" + "one,a\n" * 20 + "one, two,a\n")
     (tmp_path / "rows.jsonl").write_text('{"body": "a", "label": 1}\n{"body": \n', encoding="utf-8")
     (tmp_path / "alpaca.json").write_text('[{"instruction": "Add.", "output": "3"}]')
@@ -149,7 +149,7 @@ WRONG = {
     "pretrain --train_file table.csv --text_column body": "table.csv has no column 'body': its columns are Text, Label; pass --text_column",
     "pretrain --train_file runs/written/model.pth": "unknown format '.pth'",
     "finetune_classifier --train_file table.csv --label_column stars": "no column 'stars': its columns are Text, Label; pass --label_column",
-    "finetune_classifier --train_file commas.csv": "30 faults in all, of which the first 10 are named",
+    "finetune_classifier --train_file commas.csv": "commas.csv: lines 2, 18: 3 fields",
     "finetune_classifier --train_file rows.jsonl --text_column body": "rows.jsonl line 2: not valid JSON",
     "finetune_instructions --train_file others.json --model_name_or_path runs/model": "others.json row 0: key 'note' not understood",
     "finetune_preferences dpo --train_file alpaca.json --model_name_or_path runs/model": "alpaca.json row 0: 'chosen' is missing",
