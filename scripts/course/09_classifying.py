@@ -30,11 +30,11 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import nn
 
+torch.manual_seed(9)
 if not (checkpoint / "model.safetensors").is_file():
     raise SystemExit(f"there is no model in {checkpoint}: run `make quickstart` first (about three minutes)")
 six = lesson(6)
 tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
-torch.manual_seed(9)
 
 # %% [markdown]
 # ## 1. Messages

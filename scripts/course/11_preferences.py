@@ -27,12 +27,12 @@ from cells import lesson  # what an earlier lesson defined
 from tokenizers import Tokenizer
 from torch import nn
 
+torch.manual_seed(11)
 if not (checkpoint / "model.safetensors").is_file():
     raise SystemExit(f"there is no model in {checkpoint}: run `make quickstart` first (about three minutes)")
 six = lesson(6)
 tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
 END = json.loads((checkpoint / "config.json").read_text())["eos_token_id"]
-torch.manual_seed(11)
 
 # %% [markdown]
 # ## 1. Better and worse
