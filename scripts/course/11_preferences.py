@@ -107,7 +107,7 @@ pairs = [
     (tokenizer.encode(prompt).ids, *([*tokenizer.encode(reply).ids, END] for reply in replies)) for prompt, *replies in pair_texts
 ]
 held_out, pairs = pairs[: len(pairs) // 4], pairs[len(pairs) // 4 :]
-print(len(pairs), "pairs to learn, such as", pair_texts[0])
+print(len(pairs), "pairs to learn, such as", pair_texts[len(held_out)])
 
 reference = six.load(checkpoint).requires_grad_(False)
 model = six.load(checkpoint)

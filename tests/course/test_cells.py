@@ -132,10 +132,10 @@ def test_the_pages_hold_nothing_of_one_machine_or_one_run(path):
 def test_a_page_is_written_without_the_cell_of_its_parameters(tmp_path):
     pytest.importorskip("nbconvert")
     module = run_module()
-    notebook = module.notebook_of(COURSE / "06_model.py", {"checkpoint": Path("elsewhere")})
+    notebook = module.notebook_of(COURSE / "06_model.py", {"checkpoint": Path("folder-of-one-machine")})
     module.write(notebook, "06_model", tmp_path / "out", tmp_path / "pages")
-    assert "elsewhere" in (tmp_path / "out" / "06_model.ipynb").read_text(encoding="utf-8")
-    assert "elsewhere" not in (tmp_path / "pages" / "06_model.md").read_text(encoding="utf-8")
+    assert "folder-of-one-machine" in (tmp_path / "out" / "06_model.ipynb").read_text(encoding="utf-8")
+    assert "folder-of-one-machine" not in (tmp_path / "pages" / "06_model.md").read_text(encoding="utf-8")
 
 
 def test_parameters_are_replaced_after_the_cell_that_sets_them():
