@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup quickstart test test-thorough test-slow test-versions test-versions-quick faults flags course quality format clean
+.PHONY: setup quickstart chat test test-thorough test-slow test-versions test-versions-quick faults flags course quality format clean
 
 setup: .venv/installed
 
@@ -18,6 +18,10 @@ quickstart: setup
 	$(BIN)/python scripts/pretrain.py scripts/configs/quickstart.yaml
 	$(BIN)/python scripts/generate.py runs/quickstart --prompt "One day, Anna" "Tom and" --max_new_tokens 60 --temperature 0.7 --seed 1
 	@echo "Look at runs/quickstart/loss.png, samples.jsonl, metrics.json and README.md; load it with AutoModelForCausalLM."
+
+# From text to a model that answers: about half an hour on 2 cores (estimated), with a report; then a conversation. Call it again after an interruption.
+chat: setup
+	$(BIN)/python scripts/zero_to_chat.py
 
 test: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile

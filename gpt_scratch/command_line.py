@@ -28,7 +28,8 @@ PACKAGE = Path(__file__).resolve().parent
 TABLE = PACKAGE / "command_line.json"
 PARENT = "TrainingArguments"  # what the other groups of libraries' flags are subclasses of
 # Where flags are defined besides the script itself. What is defined elsewhere, such as choices, is compared by the test.
-DEFINED_IN = (*(f"training/{name}.py" for name in ("arguments", "pretraining", "classification", "instructions", "preferences")),
+DEFINED_IN = (*(f"training/{name}.py" for name in ("arguments", "pretraining", "classification", "instructions", "preferences",
+                                          "distillation")),
               "inference/limits.py", "verify_checkpoint.py", "data/opening.py", "demo/__main__.py")  # fmt: skip
 DEFINITION = re.compile(r"^(?:def parse\b|class (?:\w*Arguments|Limits|Reading)\b).*?(?=^[^\s)]|\Z)", re.DOTALL | re.MULTILINE)
 OFF = {"top_k": 0}  # values of TRL's flags that are outside of the range and switch something off

@@ -51,6 +51,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "lora_rank": (1, 100_000), "lora_alpha": (ABOVE, INFINITE), "train_last_blocks": (1, 10_000),
     # Preferences: TRL's
     "beta": (0, INFINITE), "max_completion_length": SOME, "num_generations": (2, 10_000), "max_prompt_length": SOME,
+    "success_questions": SOME, "samples": (0, 10_000),
+    # Distillation
+    "teacher_temperature": (ABOVE, 10_000), "hard_loss": (0, 1),
 }  # fmt: skip
 
 Flags = TypeVar("Flags", bound=argparse.Namespace)

@@ -33,7 +33,10 @@ def recomputed(
 
 
 class Keep(torch.autograd.Function):
-    """A node that holds tensors for the backward; its `saved_tensors` gives them back, and refuses those changed in place."""
+    """A node that holds tensors for the backward; its `saved_tensors` gives them back, and refuses those changed in place.
+
+    What it returns has to be kept: before torch 2.13 the node alone does not hold them.
+    """
 
     @staticmethod
     def forward(ctx, *tensors: torch.Tensor) -> torch.Tensor:
@@ -57,9 +60,9 @@ class Recomputed(torch.autograd.graph.saved_tensors_hooks):
     ):
         super().__init__(self.pack, self.unpack)
         self.function, self.dtype, self.result = function, result.dtype, memory(result)
-        self.arguments = Keep.apply(*arguments).grad_fn
+        self.arguments = Keep.apply(*arguments)
         # a node for each, since gradient checkpointing lets a kept tensor be fetched only once
-        self.others = {memory(tensor): Keep.apply(tensor).grad_fn for tensor in others if tensor.requires_grad}
+        self.others = {memory(tensor): Keep.apply(tensor) for tensor in others if tensor.requires_grad}
 
     def pack(self, tensor: torch.Tensor) -> tuple[Any, Any]:
         if memory(tensor) == self.result:  # itself or a view of it
@@ -71,9 +74,9 @@ class Recomputed(torch.autograd.graph.saved_tensors_hooks):
     def unpack(self, packed: tuple[Any, Any]) -> torch.Tensor:
         kept, what = packed
         if isinstance(what, torch.Size):
-            return self.function(*kept.saved_tensors).to(self.dtype).view(what)
+            return self.function(*kept.grad_fn.saved_tensors).to(self.dtype).view(what)
         if isinstance(what, tuple):
-            (tensor,) = kept.saved_tensors
+            (tensor,) = kept.grad_fn.saved_tensors
             same = (tensor.shape, tensor.stride(), tensor.storage_offset()) == what
             return tensor if same else tensor.as_strided(*what)
         if kept._version != what:  # autograd's own check, which hooks switch off

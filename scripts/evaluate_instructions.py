@@ -15,8 +15,14 @@ Replies that were written before, judged by Ollama:
     python scripts/evaluate_instructions.py --replies_file replies.json --judge_api ollama --judge_url http://localhost:11434 \
         --judge_model llama3 --rubric 1-5
 
+Several replies to each question, by majority and the best by a reward:
+
+    python scripts/evaluate_instructions.py --model runs/chat --data_file gpt_scratch/data/samples/dialogues_test.jsonl \
+        --prompt_style chatml --output replies.json --samples 16 --best_of format
+
 Replies are written as a list of the records with `model_response`, the published format; figures to NAME.metrics.json; the judge's answers
-to NAME.verdicts.jsonl, one by one as they come: a run that was killed resumes there.
+to NAME.verdicts.jsonl, one by one as they come: a run that was killed resumes there. Where records name their kind (--kind_key), accuracy
+is given for each, with Wilson's intervals; a reply is right if it equals the reference but for case and ended by itself.
 """
 
 if __name__ == "__main__":
@@ -34,6 +40,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
 from gpt_scratch.data.instruction import (
     INPUT_SEPARATORS,
@@ -41,16 +49,21 @@ from gpt_scratch.data.instruction import (
     InstructionCollator,
     encode_conversations,
     prompt_ids,
+    prompt_messages,
     read_conversations,
     reply_text,
+    to_messages,
 )
 from gpt_scratch.data.opening import Faults, Reading
 from gpt_scratch.errors import UserError, run_script
+from gpt_scratch.evaluation.accuracy import accuracy, accuracy_against_samples, accuracy_by_kind, as_table
 from gpt_scratch.evaluation.judge import RUBRICS, Judge, judge_replies, summarize
-from gpt_scratch.evaluation.perplexity import evaluate_loss
-from gpt_scratch.evaluation.replies import generate_replies, score_replies
-from gpt_scratch.files import write_json
+from gpt_scratch.evaluation.perplexity import bits_per_byte, evaluate_loss
+from gpt_scratch.evaluation.replies import exact_match, generate_replies, score_replies
+from gpt_scratch.evaluation.rewards import check_references, load_rewards
+from gpt_scratch.files import atomic_path, write_json
 from gpt_scratch.inference.loading import load_language_model
+from gpt_scratch.plots import plot_or_warn, save_lines
 from gpt_scratch.ranges import check_flags
 
 
@@ -75,6 +88,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--max_new_tokens", type=int, default=256, help="tokens of a reply at most")
     parser.add_argument("--batch_size", type=int, default=8, help="prompts answered at once")
     parser.add_argument("--dtype", default="float32", choices=["auto", "float32", "bfloat16", "float16"], help="of the weights")
+    parser.add_argument(
+        "--kind_key", help="key of a record's kind, for accuracy by kind; default category, where records have it"
+    )
+    parser.add_argument(
+        "--samples", type=int, help="replies drawn to each question besides, for accuracy by majority against their number"
+    )
+    parser.add_argument("--temperature", type=float, default=0.7, help="of the replies of --samples; default 0.7")
+    parser.add_argument("--seed", type=int, default=123, help="of the replies of --samples; default 123")
+    parser.add_argument(
+        "--best_of",
+        help="with --samples: the reward that chooses, exact_match, arithmetic, format, length or path/to/file.py:function",
+    )
     parser.add_argument("--judge_url", help="server of the judge, e.g. http://127.0.0.1:8000/v1 or http://localhost:11434")
     parser.add_argument("--judge_model", help="name of the judge on that server")
     parser.add_argument("--judge_api", default="openai", choices=["openai", "ollama"], help="what the server speaks")
@@ -92,6 +117,12 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError("give --model with --data_file and --output, or --replies_file")
     if args.model and not (args.data_file and args.output):
         raise UserError("--model needs --data_file (what to reply to) and --output (where to write the replies)")
+    if args.samples and not args.model:
+        raise UserError("--samples draws replies of --model: it has no effect with --replies_file")
+    if args.best_of and not args.samples:
+        raise UserError("--best_of chooses among the replies of --samples: give their number")
+    if args.samples and not args.temperature:
+        raise UserError("--temperature is 0: all replies of --samples would be the same")
     if bool(args.judge_url) != bool(args.judge_model):
         raise UserError("a judge needs both --judge_url and --judge_model")
 
@@ -135,8 +166,56 @@ def check_texts(data: Conversations) -> None:
     faults.check()
 
 
-def reply_and_measure(args: argparse.Namespace, data: Conversations) -> tuple[list[str], dict]:
-    """Replies of the model, written to the output file, with loss, perplexity and how many ended by themselves."""
+def kinds_of(args: argparse.Namespace, data: Conversations) -> list[str] | None:
+    """The kind of each record, where they have one.
+
+    Raises:
+        UserError: a record lacks the key that the user named.
+    """
+    key = args.kind_key or "category"
+    missing = [place for record, place in zip(data.records, data.places) if not isinstance(record.get(key), str)]
+    if missing and args.kind_key:
+        raise UserError(f"{missing[0]} has no text {key!r}: {len(missing):,} of {len(data):,} records lack the --kind_key")
+    return None if missing else [record[key] for record in data.records]
+
+
+def draw_and_measure(
+    args: argparse.Namespace,
+    data: Conversations,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+) -> dict:
+    """`--samples` replies to each question, written beside the output, and what they are worth together."""
+    rewards = load_rewards([args.best_of]) if args.best_of else []
+    references = [reply_text(record, args.prompt_style) for record in data.records]
+    check_references(rewards, references, data.places)
+    set_seed(args.seed)
+    repeated = [prompt for prompt in prompts for _ in range(args.samples)]
+    drawn = generate_replies(model, tokenizer, repeated, args.max_new_tokens, args.batch_size, True, args.temperature)
+    groups = [drawn[i : i + args.samples] for i in range(0, len(drawn), args.samples)]
+    right = [[r.ended and exact_match(r.text, expected) for r in group] for group, expected in zip(groups, references)]
+    scores = None
+    if rewards:
+        messages = [prompt_messages(record, args.prompt_style) for record in data.records]
+        scores = [
+            [rewards[0](asked, reply.text, expected, reply.ended) for reply in group]
+            for group, asked, expected in zip(groups, messages, references)
+        ]
+    stem = Path(args.output).with_suffix("")
+    with atomic_path(f"{stem}.samples.jsonl") as temporary:
+        lines = [
+            json.dumps({**record, "samples": [reply.text for reply in group]}) for record, group in zip(data.records, groups)
+        ]
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    curve = accuracy_against_samples([[reply.text for reply in group] for group in groups], right, scores, args.seed)
+    labels = {"majority": "majority", "best": f"best by {rewards[0].name}" if rewards else "", "any": "any of them is right"}
+    plot_or_warn(save_lines, curve, labels, "samples", f"{stem}.samples", "replies drawn", "accuracy")
+    return {"samples": {"number": args.samples, "temperature": args.temperature, "best_of": args.best_of, "curve": curve}}
+
+
+def reply_and_measure(args: argparse.Namespace, data: Conversations, kinds: list[str] | None) -> tuple[list[str], dict]:
+    """Replies of the model, written to the output file, with loss, perplexity, accuracy and how many ended by themselves."""
     model, tokenizer = load_language_model(args.model, args.dtype)
     if not tokenizer.chat_template:
         raise UserError(f"{args.model} has no chat template: finetune it with scripts/finetune_instructions.py")
@@ -156,11 +235,26 @@ def reply_and_measure(args: argparse.Namespace, data: Conversations) -> tuple[li
     }
     if "generation" in tokenizer.chat_template:
         limit = model.config.max_position_embeddings
-        rows = encode_conversations(data, tokenizer, args.prompt_style, True, limit, skip_unusable=True).rows.sort("length")
+        encoded = encode_conversations(data, tokenizer, args.prompt_style, True, limit, skip_unusable=True)
+        rows = encoded.rows.sort("length")
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         measured = evaluate_loss(model, rows, args.batch_size, InstructionCollator(pad), "measuring the references")
         metrics |= {"response_loss": measured["loss"], "response_perplexity": measured["perplexity"]}
+        if not encoded.cut and not encoded.left_out:
+            said = [m["content"] for r in data.records for m in to_messages(r, args.prompt_style) if m["role"] == "assistant"]
+            size = sum(len(text.encode()) for text in said)
+            metrics["response_bits_per_byte"] = bits_per_byte(measured["loss"], int(measured["predicted_tokens"]), size)
+    references = [reply_text(record, args.prompt_style) for record in data.records]
+    right = [reply.ended and exact_match(reply.text, expected) for reply, expected in zip(replies, references)]
+    metrics |= figures_of_accuracy(right, kinds)
+    if args.samples:
+        metrics |= draw_and_measure(args, data, model, tokenizer, prompts)
     return [reply.text for reply in replies], metrics
+
+
+def figures_of_accuracy(right: list[bool], kinds: list[str] | None) -> dict:
+    """Over all questions, and by kind."""
+    return {"accuracy": accuracy(right)} | ({"accuracy_by_kind": accuracy_by_kind(right, kinds)} if kinds else {})
 
 
 def measured_before(path: Path, metrics: dict) -> dict:
@@ -174,16 +268,20 @@ def main(args: argparse.Namespace) -> dict:
     check_arguments(args)
     data = records_to_reply_to(args) if args.model else read_replies(args)
     check_texts(data)
+    kinds = kinds_of(args, data)
     metrics: dict = {"records": len(data)}
     if args.model:
-        replies, measured = reply_and_measure(args, data)
+        replies, measured = reply_and_measure(args, data, kinds)
         metrics |= measured
         print(f"replies: {len(replies)}, of which {metrics['ended_by_eos']} end by themselves; written to {args.output}")
     else:
         replies = [record[args.reply_key] for record in data.records]
-    metrics |= score_replies(replies, [reply_text(record, "alpaca") for record in data.records])
+    references = [reply_text(record, "alpaca") for record in data.records]
+    metrics |= score_replies(replies, references)
     stem = Path(args.output or args.replies_file).with_suffix("")
     metrics = measured_before(Path(f"{stem}.metrics.json"), metrics) | metrics
+    if "accuracy" not in metrics:  # of replies of which nothing is known but their text
+        metrics |= figures_of_accuracy(list(map(exact_match, replies, references)), kinds)
     write_json(f"{stem}.metrics.json", metrics)
     if args.judge_url:
         judge = Judge(
@@ -201,6 +299,8 @@ def main(args: argparse.Namespace) -> dict:
             print(verdict.unanswered or f"no usable score in the answer {verdict.answer[:80]!r}")
         write_json(f"{stem}.metrics.json", metrics)
     print(json.dumps(metrics, indent=2))
+    if "accuracy_by_kind" in metrics:
+        print(as_table({**metrics["accuracy_by_kind"], "all": metrics["accuracy"]}))
     return metrics
 
 

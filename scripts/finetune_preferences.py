@@ -13,6 +13,12 @@ The whole chain of RLHF:
         --train_file instruction-data-with-preference.json --model_name_or_path runs/instruct --reward_model runs/reward \
         --output_dir runs/grpo
 
+GRPO on a reward that is computed, without a reward model:
+
+    python scripts/finetune_preferences.py grpo scripts/configs/preferences/grpo_exact_match.yaml --reward exact_match \
+        --train_file gpt_scratch/data/samples/dialogues_reinforcement.jsonl \
+        --validation_file gpt_scratch/data/samples/dialogues_validation.jsonl --model_name_or_path runs/chat --output_dir runs/grpo
+
 The first word is the method; every flag of TRL's DPOConfig, RewardConfig or GRPOConfig works. A margin is TRL's: beta times
 the difference of the log-probability ratios, summed over the tokens of a reply.
 """
@@ -32,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_scratch.errors import UserError, run_script
+from gpt_scratch.evaluation.rewards import load_rewards
 from gpt_scratch.hub.cards import write_preference_card
 from gpt_scratch.hub.push_callback import take_over_push
 from gpt_scratch.plots import plot_or_warn
@@ -45,15 +52,16 @@ from gpt_scratch.training.preferences import (
     figures_of_run,
     make_trainer,
     plot_curves,
-    read_pairs,
+    read_data,
 )
+from gpt_scratch.training.reinforcement import describe_success, measure_success
 from gpt_scratch.training.run import checkpoint_to_resume, save_trained, write_record
 
 
 def main(method: str, script_args: PreferenceArguments, training_args: Any) -> dict:
     """Train, and return what `metrics.json` holds. Bad input raises `UserError` before training starts."""
     check_arguments(method, script_args)
-    data = read_pairs(script_args)
+    data = read_data(script_args)
     resume = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
     check_output_directory(training_args.output_dir, resume)
     push = take_over_push(training_args)
@@ -62,15 +70,38 @@ def main(method: str, script_args: PreferenceArguments, training_args: Any) -> d
     trainer.script_args = script_args
     trainer.allow_non_finite = script_args.allow_non_finite
     trainer.add_callback(push)
+    before = success_of(trainer, script_args, data)
+    if before and script_args.reward:
+        print(describe_success(before, load_rewards(script_args.reward), training_args.temperature))
     result = trainer.train(resume_from_checkpoint=resume)
     save_trained(trainer)
-    record = write_record(trainer, script_args, figures_of_run(trainer, data, result.metrics["train_runtime"]))
+    figures = figures_of_run(trainer, data, result.metrics["train_runtime"])
+    if after := success_of(trainer, script_args, data):
+        print(f"likeliest replies rewarded: {before['greedy']['success']:.1%} before, {after['greedy']['success']:.1%} after")
+        figures |= {"success_before": before, "success": after}
+    record = write_record(trainer, script_args, figures)
     if trainer.is_world_process_zero():
         plot_or_warn(plot_curves, method, trainer.state.log_history, Path(training_args.output_dir))
         write_preference_card(training_args.output_dir, method, record)
         print(f"everything is in {training_args.output_dir}")
         push.finish()
     return record
+
+
+def success_of(trainer: Any, args: PreferenceArguments, data: Any) -> dict:
+    """How far the trainer's model reaches the rewards; nothing without them."""
+    if not args.reward:
+        return {}
+    return measure_success(
+        trainer.model,
+        trainer.processing_class,
+        data.questions["validation"],
+        args.prompt_style,
+        load_rewards(args.reward),
+        trainer.args.reward_weights,
+        trainer.args,
+        args.success_questions,
+    )
 
 
 def parse(argv: Sequence[str]) -> tuple[str, PreferenceArguments, Any]:

@@ -25,13 +25,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from gpt_scratch.data.instruction import CHAT_TEMPLATES, set_prompt_style
 from gpt_scratch.data.language_modeling import SPLITS_BY, documents_from_files, split_documents, texts_of
 from gpt_scratch.data.opening import Reading, check_files
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import atomic_directory
 from gpt_scratch.inference.generation import check_unicode
 from gpt_scratch.ranges import check_flags
-from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
+from gpt_scratch.tokenization.byte_pair import END_OF_TEXT, PADDING, train_byte_level_bpe
 from gpt_scratch.tokenization.byte_pair_files import read_book_bpe, read_minbpe
 from gpt_scratch.tokenization.portable import save_tokenizer
 from gpt_scratch.tokenization.report import TokenizerReport, report_on
@@ -66,6 +67,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--text_column", default="text", help="column that holds the text; default text")
     parser.add_argument("--vocab_size", type=int, help="tokens, special ones included; default 8000 for bpe, all words otherwise")
     parser.add_argument("--min_frequency", type=int, help="occurrences that a pair or word needs; default 2 for bpe, 1 otherwise")
+    parser.add_argument(
+        "--special_tokens",
+        nargs="+",
+        default=[],
+        help="further special tokens, as a chat template has them: '<|im_start|>' (bpe)",
+    )
+    parser.add_argument("--prompt_style", choices=sorted(CHAT_TEMPLATES), help="chat template that is saved with the tokenizer")
     parser.add_argument("--model_max_length", type=int, default=1024, help="longest input of the model, in tokens; default 1024")
     parser.add_argument("--example", nargs="+", help="texts to show cut into tokens; default: two lines of the held-out text")
     parser.add_argument("--output_dir", required=True, help="directory to write, whole or not at all")
@@ -80,6 +88,8 @@ def main(args: argparse.Namespace) -> TokenizerReport:
     with atomic_directory(args.output_dir, args.overwrite, read) as directory:
         train, validation = read_texts(args)
         tokenizer = make_tokenizer(args, train)
+        if args.prompt_style:
+            set_prompt_style(tokenizer, args.prompt_style)
         report = report_on(tokenizer, texts_of(validation), args.example or first_lines(validation))
         save_tokenizer(tokenizer, directory)
     print(report)
@@ -103,6 +113,12 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError("--from_files takes minbpe's .model file or the book's vocabulary and merges, and --type bpe")
     if not args.train_file and (args.vocab_size is not None or args.min_frequency is not None):
         raise UserError("--vocab_size and --min_frequency need --train_file: nothing is learned without it")
+    if args.special_tokens and (args.type != "bpe" or not args.train_file):
+        raise UserError("--special_tokens are given to a bpe that is trained here: they have no effect on other tokenizers")
+    for token in args.special_tokens:
+        check_unicode(token)
+        if not token.strip() or args.special_tokens.count(token) > 1 or token in (END_OF_TEXT, PADDING):
+            raise UserError(f"--special_tokens {token!r}: each must be text, given once, and not {END_OF_TEXT} or {PADDING}")
     check_files([*(args.train_file or []), *(args.validation_file or [])])
     for example in args.example or []:
         check_unicode(example)
@@ -132,7 +148,8 @@ def make_tokenizer(args: argparse.Namespace, train):
         return tokenizer
     if args.type == "bpe":
         frequency = 2 if args.min_frequency is None else args.min_frequency
-        return train_byte_level_bpe(texts_of(train), args.vocab_size or 8000, frequency, model_max_length=length)
+        special = (END_OF_TEXT, PADDING, *args.special_tokens)
+        return train_byte_level_bpe(texts_of(train), args.vocab_size or 8000, frequency, special, length)
     frequency = 1 if args.min_frequency is None else args.min_frequency
     return train_word_level(texts_of(train), args.type, args.vocab_size, frequency, length)
 

@@ -22,11 +22,13 @@ sys.path.insert(0, str(ROOT))
 from gpt_scratch import command_line  # noqa: E402
 from gpt_scratch.training.arguments import ScratchTrainingArguments, parse_arguments  # noqa: E402
 from gpt_scratch.training.classification import ClassificationArguments  # noqa: E402
+from gpt_scratch.training.distillation import DistillationArguments  # noqa: E402
 from gpt_scratch.training.instructions import InstructionArguments  # noqa: E402
 from gpt_scratch.training.preferences import METHODS, PreferenceArguments, configuration_class  # noqa: E402
 from gpt_scratch.training.pretraining import PretrainingArguments  # noqa: E402
 
 OWN = {
+    "distill": DistillationArguments,
     "pretrain": PretrainingArguments,
     "finetune_classifier": ClassificationArguments,
     "finetune_instructions": InstructionArguments,

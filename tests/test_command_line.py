@@ -156,7 +156,9 @@ def test_every_recipe_passes(monkeypatch, tmp_path):
         folder = path.parent.name
         if folder == "accelerate":
             continue
-        command = ["finetune_preferences", path.stem] if folder == "preferences" else folders.get(folder, ["pretrain"])
+        command = (
+            ["finetune_preferences", path.stem.split("_")[0]] if folder == "preferences" else folders.get(folder, ["pretrain"])
+        )
         flags = ["--output_dir", "runs/none-of-this-name"]
         if "dataset_name" not in path.read_text(encoding="utf-8"):
             flags += ["--train_file", "README.md"]

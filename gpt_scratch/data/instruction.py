@@ -14,7 +14,8 @@ Worked example, style "phi3", one letter a token, `$` the end of text, prompt ma
     -100 ...                        Yo$        labels
 
 Source of the styles: Taori et al. 2023 (Alpaca) and Abdin et al. 2024 (Phi-3), in the layouts of *Build a Large Language Model (From
-Scratch)*, chapter 7; chatml is OpenAI's, with the tokenizer's own end-of-text token for `<|im_end|>`.
+Scratch)*, chapter 7; chatml is OpenAI's, with the tokenizer's own end-of-text token for `<|im_end|>`, and tools, calls, results and
+reasoning as Qwen 2.5 and 3 write them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,15 @@ ALPACA_PREAMBLE = "Below is an instruction that describes a task. Write a respon
 # The text between instruction and input of an Alpaca record, which make up one user message.
 INPUT_SEPARATORS = {"alpaca": "\n\n### Input:\n", "phi3": "\n", "chatml": "\n\n", "tokenizer": "\n\n"}
 
+# As Qwen 2.5 and 3 are told of tools, within a system message; a call is a line of JSON in <tool_call>, a result stands in <tool_response>.
+TOOLS_BEFORE = (
+    "# Tools\\n\\nYou may call one or more functions to assist with the user query.\\n\\nYou are provided with function signatures within "
+    "<tools></tools> XML tags:\\n<tools>"
+)
+TOOLS_AFTER = (
+    "\\n</tools>\\n\\nFor each function call, return a json object with function name and arguments within <tool_call></tool_call> XML "
+    'tags:\\n<tool_call>\\n{"name": <function-name>, "arguments": <args-json-object>}\\n</tool_call>'
+)
 _REPLY = "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
 CHAT_TEMPLATES = {
     "alpaca": (
@@ -58,9 +68,30 @@ CHAT_TEMPLATES = {
         "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>:\\n' }}{% endif %}"
     ),
     "chatml": (
-        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
-        "{% if message['role'] == 'assistant' %}" + _REPLY + "{% if not loop.last %}{{ '\\n' }}{% endif %}"
-        "{% else %}{{ message['content'] + eos_token + '\\n' }}{% endif %}"
+        "{% if tools %}{{ '<|im_start|>system\\n' }}{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] + '\\n\\n' }}"
+        "{% endif %}"
+        "{{ '"
+        + TOOLS_BEFORE
+        + "' }}{% for tool in tools %}{{ '\\n' }}{{ tool | tojson }}{% endfor %}{{ '"
+        + TOOLS_AFTER
+        + "' + eos_token + '\\n' }}"
+        "{% endif %}"
+        "{% for message in messages %}"
+        "{% if message['role'] == 'system' and tools and loop.first %}"
+        "{% elif message['role'] == 'tool' %}"
+        "{% if loop.first or messages[loop.index0 - 1]['role'] != 'tool' %}{{ '<|im_start|>user' }}{% endif %}"
+        "{{ '\\n<tool_response>\\n' + message['content'] + '\\n</tool_response>' }}"
+        "{% if loop.last or messages[loop.index0 + 1]['role'] != 'tool' %}{{ eos_token + '\\n' }}{% endif %}"
+        "{% else %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
+        "{% if message['role'] == 'assistant' %}{% generation %}"
+        "{% if message['reasoning_content'] %}{{ '<think>\\n' + message['reasoning_content'] + '\\n</think>\\n\\n' }}{% endif %}"
+        "{{ message['content'] or '' }}"
+        "{% if message['tool_calls'] %}{% for call in message['tool_calls'] %}"
+        "{% if message['content'] or not loop.first %}{{ '\\n' }}{% endif %}"
+        "{{ '<tool_call>\\n{\"name\": ' }}{{ call['function']['name'] | tojson }}{{ ', \"arguments\": ' }}"
+        "{{ call['function']['arguments'] | tojson }}{{ '}\\n</tool_call>' }}{% endfor %}{% endif %}"
+        "{{ eos_token }}{% endgeneration %}{% if not loop.last %}{{ '\\n' }}{% endif %}"
+        "{% else %}{{ message['content'] + eos_token + '\\n' }}{% endif %}{% endif %}"
         "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
     ),
 }
@@ -174,9 +205,12 @@ def refuse_unsaid(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase,
 
 
 def encode_record(
-    record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, style: str, mask_prompt: bool
+    record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, style: str, mask_prompt: bool, learn: str = "all"
 ) -> tuple[list[int], list[int]]:
     """`input_ids` and `labels` of a record, of equal length, uncut. Replies of weight 0 have no labels.
+
+    Args:
+        learn: "all" replies, or the "last" one only, as if the others were of weight 0.
 
     The first label is always -100: nothing comes before it to predict it from, and counting it would make the loss too small.
 
@@ -188,6 +222,8 @@ def encode_record(
     refuse_unsaid(record, tokenizer, style)
     messages = to_messages(record, style)
     weights = [message.get("weight", 1) for message in messages if message["role"] == "assistant"]
+    if learn == "last":
+        weights = [0] * (len(weights) - 1) + weights[-1:]
     encoded = encode_chat(
         tokenizer, [{k: v for k, v in message.items() if k != "weight"} for message in messages], record.get("tools")
     )
@@ -227,10 +263,12 @@ def encode_conversations(
     mask_prompt: bool,
     max_length: int,
     skip_unusable: bool = False,
+    learn: str = "all",
 ) -> EncodedConversations:
     """Token rows without padding, cut at `max_length` tokens.
 
     Args:
+        learn: which replies have labels, see [`encode_record`].
         skip_unusable: leave out rows that would be refused, and count them.
 
     Raises:
@@ -241,7 +279,7 @@ def encode_conversations(
     for record, place in bar(zip(data.records, data.places), "tokenizing", "records", len(data)):
         name, _, number = place.rpartition(" row ")
         try:
-            ids, labels = encode_record(record, tokenizer, style, mask_prompt)
+            ids, labels = encode_record(record, tokenizer, style, mask_prompt, learn)
         except UserError as error:
             reason: str | None = str(error)
         else:

@@ -312,6 +312,7 @@ class Counts:
     empty_documents: int = 0
     special_tokens: dict[str, int] = field(default_factory=dict)  # written in the text
     parsed: bool = False
+    bytes: int = 0  # of the characters in UTF-8
 
     def __str__(self) -> str:
         text = f"{self.documents:,} documents{f' ({self.empty_documents:,} of them empty)' if self.empty_documents else ''}, "
@@ -456,6 +457,7 @@ def count_blocks(
         empty_documents=sum(end and start and not text.strip() for text, end, start in zip(texts_of(documents), ends, starts)),
         special_tokens=dict(count_special_tokens(texts_of(documents), tokenizer)),
         parsed=parsed,
+        bytes=sum(len(text.encode("utf-8", "surrogatepass")) for text in texts_of(documents)),
     )
 
 

@@ -61,6 +61,20 @@ def evaluate_loss(
     return {"loss": loss, "perplexity": perplexity(loss), "predicted_tokens": count}
 
 
+def bits_per_byte(loss: float, tokens: int, size: int) -> float:
+    """What a text costs in bits per byte of its UTF-8: compares models whatever their tokenizers, which a loss per token does not.
+
+    Args:
+        loss: mean nats per predicted token; end-of-text tokens count among them, and have no bytes.
+        tokens: that were predicted.
+        size: bytes of the text that these tokens make up.
+
+    >>> round(bits_per_byte(math.log(256), 10, 10), 3)  # a token a byte, all equally likely
+    8.0
+    """
+    return loss * tokens / math.log(2) / size
+
+
 def perplexity(loss: float) -> float:
     """exp(loss), infinite where that overflows."""
     return math.exp(loss) if loss < 700 else math.inf

@@ -27,8 +27,9 @@ def generate_replies(
     max_new_tokens: int = 256,
     batch_size: int = 8,
     progress: bool = True,
+    temperature: float = 0.0,
 ) -> list[Reply]:
-    """Greedy replies to `prompts` (token ids, as the chat template writes them), in their order.
+    """Replies to `prompts` (token ids, as the chat template writes them), in their order: the likeliest, or drawn at `temperature`.
 
     Batches hold prompts of like length, padded on the left. A reply has ended if the end-of-text token came within `max_new_tokens`.
 
@@ -45,7 +46,10 @@ def generate_replies(
         batch = order[start : start + batch_size]
         inputs = pad_left([prompts[i] for i in batch], pad_id, model.device)
         with torch.inference_mode():
-            output = generate_ids(model, inputs, max_new_tokens, eos_token_id=tokenizer.eos_token_id, pad_token_id=pad_id)
+            ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": pad_id}
+            # Drawn from the model's whole distribution, whatever transformers' default of top_k is.
+            drawing = {"top_k": 0} if temperature > 0 else {}
+            output = generate_ids(model, inputs, max_new_tokens, temperature, **ends, **drawing)
         for i, ids in zip(batch, output.tolist()):
             ended = tokenizer.eos_token_id in ids
             # Beyond the end of text a row of a batch holds padding only.

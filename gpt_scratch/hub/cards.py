@@ -57,6 +57,7 @@ print(chat(messages, max_new_tokens=100)[0]["generated_text"][-1]["content"])"""
 PRETRAINING_FIGURES = (
     "validation_loss",
     "validation_perplexity",
+    "validation_bits_per_byte",
     "best_validation_loss",
     "best_validation_step",
     "train_loss",
@@ -193,6 +194,46 @@ def write_preference_card(output_dir: str, method: str, record: dict[str, Any]) 
             _table("Training", "setting", _settings(record)),
         ],
         limits=ASSISTANT_LIMITS,
+    )
+
+
+def write_chat_card(output_dir: str, report: dict[str, Any]) -> None:
+    """Write `README.md` into the directory of a model that went from text to chat, from what its `report.json` holds."""
+    found, size, environment = report["accuracy"], report["size"], report["environment"]
+    after = {"pretrained": "pretraining", "instructed": "instruction tuning", "reinforced": "reinforcement"}
+
+    def share(row: dict[str, Any]) -> str:
+        return f"{row['accuracy']:.1%} ({row['interval'][0]:.1%} to {row['interval'][1]:.1%}) of {row['count']:,}"
+
+    by_kind = found["reinforced"].get("accuracy_by_kind", {})
+    steps = {f"after {what}": share(found[name]["accuracy"]) for name, what in after.items()}
+    seconds = {stage["name"]: f"{stage['seconds']:,.0f}" for stage in report["stages"]}
+    _write(
+        output_dir,
+        _metadata(
+            output_dir, "text-generation", "held-out questions", "test", {"accuracy": found["reinforced"]["accuracy"]["accuracy"]}
+        ),
+        summary=f"A small chat model made with {PACKAGE}, from random weights: pretrained, finetuned on instructions, and reinforced on a "
+        f"reward that is computed (exact match). {size['parameters']:,} parameters, seed {report['seed']}.",
+        use=USE_CHAT.replace("Rewrite the sentence in the passive voice. The cat caught the mouse.", "What is 23 + 45?"),
+        sections=[
+            _table("Results", "right on held-out questions, 95 % intervals", steps),
+            _table("By kind", "right at the end", {kind: share(row) for kind, row in by_kind.items()}) if by_kind else "",
+            f"Validation text: {report['pretraining']['validation_bits_per_byte']:.3f} bits per byte after pretraining.",
+            *(_picture(output_dir, name) for name in ("reward", "entropy", "divergence")),
+            _table("Seconds", "of the stage", seconds),
+            _table(
+                "Training",
+                "setting",
+                {
+                    "command": f"`{report['command']}`",
+                    "hardware": environment["hardware"],
+                    "versions": ", ".join(f"{name} {number}" for name, number in environment["versions"].items()),
+                },
+            ),
+        ],
+        limits="It answers the kinds of questions that it was taught, about names, places, colours, days and small numbers. It knows "
+        "nothing else, and invents an answer to most other questions.",
     )
 
 

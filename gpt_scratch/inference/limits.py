@@ -15,6 +15,8 @@ PAGE = "this page, where only you may choose its models: give them with --model"
 MAX_MESSAGES = 256
 MAX_STOPS = 4  # as many as OpenAI's
 MAX_STOP_CHARACTERS = 64
+MAX_TOOLS = 64
+TOOL_NAME = r"^[A-Za-z0-9_.-]{1,64}$"
 CHAT, COMPLETIONS, RESPONSES, LOAD_MODEL = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/load_model"
 
 
@@ -74,6 +76,8 @@ class RequestReader:
             raise Refusal(404, "this server has no such model; GET /v1/models names the one it has", "model", "model_not_found")
         if path == LOAD_MODEL:
             return body, None
+        if path == CHAT:
+            _check_calls(body["messages"])
         sample = self._translate_generation_config(body)
         tokens = "max_output_tokens" if path == RESPONSES else "max_tokens"
         body[tokens] = body.pop("max_completion_tokens", None) or body.get(tokens) or self.limits.max_tokens
@@ -131,8 +135,8 @@ def _schemas(limits: Limits) -> dict[str, Any]:
 
     strict = ConfigDict(extra="forbid", strict=True)
 
-    def schema(name: str, **fields: Any) -> type[BaseModel]:
-        return create_model(name, __config__=strict, **fields)
+    def schema(title: str, /, **fields: Any) -> type[BaseModel]:
+        return create_model(title, __config__=strict, **fields)
 
     def optional(kind: Any, **bounds: Any) -> tuple[Any, None]:
         return (Annotated[kind, Field(**bounds)] | None, None)
@@ -157,16 +161,34 @@ def _schemas(limits: Limits) -> dict[str, Any]:
         "stream_options": (schema("stream_options", include_usage=(Literal[True], ...)) | None, None),
     }
 
-    def messages(part_type: Any) -> Any:
+    def messages(part_type: Any, roles: Any = ("system", "user", "assistant"), further: dict[str, Any] | None = None) -> Any:
         part = schema("part", type=(part_type, ...), text=(text, ...))
         content = text | Annotated[list[part], Field(min_length=1, max_length=MAX_MESSAGES)]  # type: ignore[valid-type]
-        message = schema("message", role=(Literal["system", "user", "assistant"], ...), content=(content, ...))
+        said = (content, ...) if further is None else (content | None, None)  # a call of a tool may come without a word
+        message = schema("message", role=(Literal[roles], ...), content=said, **(further or {}))
         return Annotated[list[message], Field(min_length=1, max_length=MAX_MESSAGES)]  # type: ignore[valid-type]
 
+    called = schema("called", name=(Annotated[str, Field(pattern=TOOL_NAME)], ...), arguments=(text, ...))
+    call = schema(
+        "call", id=(Annotated[str, Field(max_length=200)], ...), type=(Literal["function"], ...), function=(called, ...)
+    )
+    with_calls = {
+        "tool_calls": optional(list[call], min_length=1, max_length=MAX_TOOLS),  # type: ignore[valid-type]
+        "tool_call_id": optional(str, max_length=200),
+    }
+    function = schema(
+        "function",
+        name=(Annotated[str, Field(pattern=TOOL_NAME)], ...),
+        description=optional(str, max_length=limits.max_characters),
+        parameters=(dict[str, Any] | None, None),
+        strict=optional(bool),
+    )
+    tool = schema("tool", type=(Literal["function"], ...), function=(function, ...))
     return {
         CHAT: schema(
             "chat",
-            messages=(messages(Literal["text"]), ...),
+            messages=(messages(Literal["text"], ("system", "user", "assistant", "tool"), with_calls), ...),
+            tools=optional(list[tool], min_length=1, max_length=MAX_TOOLS),  # type: ignore[valid-type]
             **legacy,
             max_completion_tokens=tokens,
             generation_config=optional(str, max_length=4096),
@@ -188,6 +210,34 @@ def _schemas(limits: Limits) -> dict[str, Any]:
             transformers_version=optional(str, max_length=50),
         ),
     }
+
+
+def _check_calls(messages: list[dict[str, Any]]) -> None:
+    """What depends on the role of a message; arguments of calls become objects, as chat templates take them.
+
+    Raises:
+        Refusal: names the message.
+    """
+
+    def refuse(place: str, reason: str) -> None:
+        raise Refusal(400, f"{place}: {reason}", place, "invalid_value")
+
+    for number, message in enumerate(messages):
+        place, calls = f"messages.{number}", message.get("tool_calls", [])
+        if "content" not in message and not calls:
+            refuse(f"{place}.content", "it is missing")
+        if calls and message["role"] != "assistant":
+            refuse(f"{place}.tool_calls", "only a message of the role assistant calls tools")
+        if calls and message.get("content"):
+            refuse(f"{place}.content", "what is said beside tool_calls would be lost: leave it out")
+        if ("tool_call_id" in message) != (message["role"] == "tool"):
+            refuse(f"{place}.tool_call_id", "a message of the role tool needs it, and no other has it")
+        for index, call in enumerate(calls):
+            try:
+                call["function"]["arguments"] = parse_object(call["function"]["arguments"].encode())
+            except ValueError as error:
+                refuse(f"{place}.tool_calls.{index}.function.arguments", str(error))
+        message.setdefault("content", "")
 
 
 def _place(loc: tuple[int | str, ...]) -> str:

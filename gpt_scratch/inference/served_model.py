@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from ..errors import UserError
-from .chat_template import encode_chat
+from .chat_template import encode_chat, unsaid_parts
 from .decoding import compiled_generation, prepare_for_decoding
 from .generation import remaining_positions
 
@@ -136,7 +136,7 @@ class BoundedTemplate:
         except UserError as error:
             print(f"/v1/chat/completions will not answer: {error}", file=sys.stderr)
 
-    def __call__(self, messages: list[dict[str, str]], **settings: Any) -> Any:
+    def __call__(self, messages: list[dict[str, Any]], **settings: Any) -> Any:
         """`input_ids` and `attention_mask` of the conversation, (1, T).
 
         Raises:
@@ -144,7 +144,11 @@ class BoundedTemplate:
         """
         if not self.tokenizer.chat_template:
             raise UserError("this model has no chat template: ask it by /v1/completions")
-        ids = torch.tensor([encode_chat(self.tokenizer, messages, add_generation_prompt=True).ids])
+        tools = settings.get("tools")
+        uses_tools = tools or any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
+        if uses_tools and (left_out := unsaid_parts(self.tokenizer, messages, tools)):
+            raise UserError(f"this model's chat template leaves out {', '.join(left_out)}: ask it without")
+        ids = torch.tensor([encode_chat(self.tokenizer, messages, tools, add_generation_prompt=True).ids])
         return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
 

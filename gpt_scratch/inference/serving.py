@@ -5,8 +5,8 @@ checkpoint's class up as an attribute of the module `transformers`, where it can
 
 Debt to transformers: `cli.serving` has no public entry that gives the app without running it. Used here, with the names and arguments
 of 5.21 to 5.24: `ModelManager` with its `_load_model` and `_load_processor`, `GenerationState`, the three handlers and `build_server`;
-that replies are made by `model.generate(...)` and `processor.apply_chat_template(...)` of `ModelManager.loaded_models`; and the form of
-errors in a stream.
+that replies are made by `model.generate(...)` and `processor.apply_chat_template(...)` of `ModelManager.loaded_models`; the form of
+errors in a stream; and `chat_completion.build_response_parser` and `parse_assistant_message`, which are replaced for calls of tools.
 """
 
 import inspect
@@ -143,6 +143,34 @@ def build_guard(
     return Guard(Worker(app), served, RequestReader(limits, model), key, hosts, origins)
 
 
+def _answer_tool_calls(tokenizer: Any) -> None:
+    """Let the chat handler answer what this package's chatml style writes as calls, where a request has tools, in OpenAI's form.
+
+    The stock parser fails on a call that is no JSON; here that stays text.
+    """
+    from transformers.cli.serving import chat_completion, utils
+
+    from .tool_calls import OPEN, ReplyParser, as_openai, parse_reply
+
+    if OPEN not in str(tokenizer.chat_template):
+        return
+
+    def build_response_parser(processor: Any, model: Any, input_ids: Any, tools: Any = None) -> ReplyParser | None:
+        return ReplyParser(str(tokenizer.eos_token or "")) if tools else None
+
+    def parse_assistant_message(
+        processor: Any, model: Any, generated_ids: Any, input_ids: Any, cleaned_content: str = "", tools: Any = None
+    ) -> tuple[str, str | None, list[Any] | None]:
+        if not tools:
+            return cleaned_content, None, None
+        message = as_openai(parse_reply(cleaned_content))
+        calls = [utils.ToolCall(**call["function"]) for call in message.get("tool_calls", [])]
+        return message["content"] or "", message.get("reasoning_content"), calls or None
+
+    chat_completion.build_response_parser = build_response_parser
+    chat_completion.parse_assistant_message = parse_assistant_message
+
+
 def _stock_app(name: str, weights: str | None, device: str, dtype: str) -> "tuple[FastAPI, ServedModel]":
     """The app of `transformers serve` with this one model loaded."""
     from transformers.cli.serving.chat_completion import ChatCompletionHandler
@@ -177,6 +205,7 @@ def _stock_app(name: str, weights: str | None, device: str, dtype: str) -> "tupl
     if served.ignored:
         print(f"not used of {name}'s generation_config.json: {', '.join(served.ignored)}", file=sys.stderr)
     BoundedTemplate(loaded.processor).try_out()
+    _answer_tool_calls(tokenizer)
     state = GenerationState()
     parts: dict[str, Any] = {
         "model_manager": manager,

@@ -83,6 +83,13 @@ class InstructionArguments(Reading):
         },
     )
     mask_prompt: bool = field(default=False, metadata={"help": "Train on the replies alone and not on the prompts."})
+    learn: str = field(
+        default="all",
+        metadata={
+            "help": "Of a conversation with several replies: all of them, or the last one only, the others being read.",
+            "choices": ["all", "last"],
+        },
+    )
     max_length: int | None = field(default=None, metadata={"help": "Tokens of a record at most. Default: the model's positions."})
     ignore_keys: list[str] | None = field(
         default=None, metadata={"help": "Keys of records and messages that are not used, whatever they hold."}
@@ -221,7 +228,7 @@ def prepare_data(
     if written := describe_special_tokens(texts, tokenizer):
         print(written)
     limit = model.config.max_position_embeddings
-    settings = {"max_length": min(args.max_length or limit, limit), "skip_unusable": args.skip_unusable}
+    settings = {"max_length": min(args.max_length or limit, limit), "skip_unusable": args.skip_unusable, "learn": args.learn}
     if args.packing and args.pack_length > limit:
         raise UserError(f"--pack_length {args.pack_length} is longer than the model's {limit} positions")
 

@@ -218,15 +218,25 @@ def _as_text(row: Any) -> str:
     return json.dumps(row, sort_keys=True, default=str)
 
 
+def tokenizer_checksum(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Of its pipeline and special tokens, whatever its chat template is: equal for tokenizers that give equal ids."""
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
+    return _sha256(json.dumps([_pipeline(tokenizer), special], sort_keys=True, default=str))
+
+
+def _pipeline(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    pipeline: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+    pipeline.pop("truncation", None)  # these two are settings of the last call
+    pipeline.pop("padding", None)
+    return pipeline
+
+
 def _tokenizer(tokenizer: Any) -> dict[str, Any] | None:
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         return None
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    pipeline = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
-    pipeline.pop("truncation", None)  # these two are settings of the last call
-    pipeline.pop("padding", None)
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.chat_template]
-    return {"tokens": len(tokenizer), "sha256": _sha256(json.dumps([pipeline, special], sort_keys=True, default=str))}
+    return {"tokens": len(tokenizer), "sha256": _sha256(json.dumps([_pipeline(tokenizer), special], sort_keys=True, default=str))}
 
 
 def _sha256(*texts: str) -> str:

@@ -2,7 +2,7 @@
 
 DPO (Rafailov et al. 2023) trains a finetuned model on pairs at once. The classical chain takes two steps: a reward model, which is this
 package's classifier with one label (Ouyang et al. 2022), then GRPO (Shao et al. 2024), which lets the model answer and reinforces the
-answers that the reward model prefers.
+answers that the reward model prefers; or those that a reward finds right that is computed (`reinforcement.py`).
 """
 
 from dataclasses import dataclass, field
@@ -16,12 +16,14 @@ from ..data.instruction import PROMPT_STYLES, Conversations, set_prompt_style, s
 from ..data.opening import Reading
 from ..data.preference import preference_rows, read_preferences, refuse_unsaid_pairs
 from ..errors import UserError, innermost, one_line
+from ..evaluation.rewards import load_rewards
 from ..inference.chat_template import bound_chat_templates, encode_chat, keep_content_text
 from ..inference.loading import check_rows, load_config, load_model, load_tokenizer
 from ..plots import save_lines
 from ..progress import bar
 from .checkpoints import ResumableTrainer
 from .finetuning import load_language_model
+from .reinforcement import QuestionData, read_questions, reward_functions
 from .run import evaluation_curve, run_figures
 
 METHODS = ("dpo", "reward", "grpo")
@@ -44,6 +46,8 @@ CURVES = {
     "grpo": [
         ("reward", {"reward": "training", "eval_reward": "validation"}, "mean reward"),
         ("length", {"completions/mean_length": "training"}, "mean reply, tokens"),
+        ("entropy", {"entropy": "training"}, "entropy, nats per token"),
+        ("divergence", {"kl": "training"}, "divergence from the start, nats per token"),
     ],
 }
 
@@ -72,6 +76,20 @@ class PreferenceArguments(Reading):
         metadata={"help": "Continue when the loss or the gradient's norm is NaN or infinite; by default this ends the run."},
     )
     reward_model: str | None = field(default=None, metadata={"help": "With grpo: a model trained by the method reward."})
+    reward: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "With grpo, in place of --reward_model: exact_match, arithmetic, format, length, or path/to/file.py:function, which is "
+            "run; several, with --reward_weights. --train_file then holds instruction records, whose replies are the references."
+        },
+    )
+    validation_file: str | None = field(
+        default=None, metadata={"help": "With --reward: questions to measure on. Default: the last part of --train_file."}
+    )
+    success_questions: int = field(
+        default=200,
+        metadata={"help": "With --reward: validation questions that are answered before and after training, at most."},
+    )
     prompt_style: str = field(
         default="alpaca", metadata={"help": "The prompt style of the finetuning.", "choices": list(PROMPT_STYLES)}
     )
@@ -121,10 +139,25 @@ def check_arguments(method: str, args: PreferenceArguments) -> None:
         raise UserError("--train_file is missing: give the pairs to learn from")
     if args.model_name_or_path is None:
         raise UserError("--model_name_or_path is missing: give the checkpoint to start from")
-    if method == "grpo" and args.reward_model is None:
-        raise UserError("grpo needs --reward_model: train one with the method reward")
-    if method != "grpo" and args.reward_model is not None:
-        raise UserError(f"--reward_model is for the method grpo, and has no effect with {method}")
+    if method == "grpo" and (args.reward_model is None) == (not args.reward):
+        raise UserError(
+            "grpo needs --reward_model (train one with the method reward), or --reward, such as exact_match"
+            + ("; both are given, and a run learns one" if args.reward else "")
+        )
+    for flag in ("reward_model", "reward"):
+        if method != "grpo" and getattr(args, flag) is not None:
+            raise UserError(f"--{flag} is for the method grpo, and has no effect with {method}")
+    if args.validation_file is not None and not args.reward:
+        raise UserError("--validation_file is read with --reward alone: pairs are split by --split_fractions")
+
+
+def read_data(args: PreferenceArguments) -> PreferenceData | QuestionData:
+    """The pairs, or with `--reward` the questions.
+
+    Raises:
+        UserError: broken records or rewards.
+    """
+    return read_questions(args, load_rewards(args.reward)) if args.reward else read_pairs(args)
 
 
 def read_pairs(args: PreferenceArguments) -> PreferenceData:
@@ -147,7 +180,11 @@ def read_pairs(args: PreferenceArguments) -> PreferenceData:
 
 
 def fit_lengths(
-    method: str, training_args: Any, data: PreferenceData, tokenizer: PreTrainedTokenizerBase, models: dict[str, int]
+    method: str,
+    training_args: Any,
+    data: PreferenceData | QuestionData,
+    tokenizer: PreTrainedTokenizerBase,
+    models: dict[str, int],
 ) -> None:
     """Compare all pairs with the positions of the models before training starts, and lower TRL's `max_length` to them, where it has one.
 
@@ -222,20 +259,22 @@ def load_reward_model(name: str) -> tuple[Any, PreTrainedTokenizerBase]:
     return load_model(name, "classifier", "float32"), tokenizer
 
 
-def make_trainer(method: str, args: PreferenceArguments, training_args: TrainingArguments, data: PreferenceData) -> Trainer:
+def make_trainer(
+    method: str, args: PreferenceArguments, training_args: TrainingArguments, data: PreferenceData | QuestionData
+) -> Trainer:
     """TRL's trainer for `method`, with model, tokenizer and data.
 
     Raises:
         UserError: a checkpoint that cannot be loaded, pairs that the model's positions do not hold, or flags that TRL refuses.
     """
     trl, rows, positions = import_trl(), data.rows, {}
-    if method == "grpo":
-        assert args.reward_model is not None  # check_arguments
+    if args.reward_model is not None:
         reward_model, reward_tokenizer = load_reward_model(args.reward_model)
         positions["the reward model"] = reward_model.config.max_position_embeddings
     model, tokenizer = load_language_model(args.model_name_or_path)
     set_prompt_style(tokenizer, args.prompt_style)
-    refuse_unsaid_pairs(rows, tokenizer, args.prompt_style)
+    if not args.reward:
+        refuse_unsaid_pairs(rows, tokenizer, args.prompt_style)
     keep_content_text(tokenizer)
     positions["the model"] = model.config.max_position_embeddings
     fit_lengths(method, training_args, data, tokenizer, positions)
@@ -253,6 +292,9 @@ def make_trainer(method: str, args: PreferenceArguments, training_args: Training
             assert args.model_name_or_path is not None  # load_language_model
             scorer = load_model(args.model_name_or_path, "classifier", "float32", new_head=True, num_labels=1, **ids)
             return _resumable(trl.RewardTrainer)(model=scorer, **common)
+        if args.reward:
+            functions = reward_functions(load_rewards(args.reward), tokenizer.eos_token_id)
+            return _resumable(trl.GRPOTrainer)(model=model, reward_funcs=functions, **common)
         prompts = {split: part.select_columns(["prompt"]) for split, part in rows.items()}
         common |= {"train_dataset": prompts["train"], "eval_dataset": prompts["validation"]}
         return _resumable(trl.GRPOTrainer)(
@@ -267,7 +309,7 @@ def _resumable(trainer_class: type[Trainer]) -> Any:
     return type(trainer_class.__name__, (ResumableTrainer, trainer_class), {})
 
 
-def figures_of_run(trainer: Trainer, data: PreferenceData, train_seconds: float) -> dict[str, Any]:
+def figures_of_run(trainer: Trainer, data: PreferenceData | QuestionData, train_seconds: float) -> dict[str, Any]:
     """The last figures on the validation pairs, the whole curve, speed."""
     curve = evaluation_curve(trainer.state.log_history)
     last = curve[-1] if curve else {}
@@ -280,7 +322,18 @@ def figures_of_run(trainer: Trainer, data: PreferenceData, train_seconds: float)
         **run_figures(trainer, train_seconds),
         "data": data.description(),
         "curve": curve,
+        **({"reinforcement_curve": found} if (found := reinforcement_curve(trainer.state.log_history)) else {}),
     }
+
+
+def reinforcement_curve(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Reward, length of replies, entropy and divergence from the start, of each line of a GRPO run's log."""
+    columns = [column for _, labels, _ in CURVES["grpo"] for column in labels if not column.startswith("eval_")]
+    return [
+        {name: entry[name] for name in entry if name in ("step", *columns) or name.startswith("rewards/")}
+        for entry in history
+        if "reward" in entry
+    ]
 
 
 def plot_curves(method: str, history: list[dict[str, Any]], output: Path) -> None:

@@ -18,7 +18,7 @@ from ..data.blocks import StreamedBlocks, TokenBlocks
 from ..data.language_modeling import SPLITS_BY, BlockSettings, Corpus, LanguageModelingData, Source
 from ..data.opening import Reading, check_files
 from ..errors import UserError, innermost, one_line
-from ..evaluation.perplexity import evaluate_loss
+from ..evaluation.perplexity import bits_per_byte, evaluate_loss
 from ..inference.generation import check_unicode
 from ..inference.loading import check_rows, load_config, load_model, load_tokenizer
 from ..modeling_gpt_scratch import GPTScratchForCausalLM
@@ -325,10 +325,12 @@ def measure(trainer, data: LanguageModelingData, train_seconds: float | None, ev
         print(f"training: {written}")
     speeds = [entry["train_tokens_per_second"] for entry in history if "train_tokens_per_second" in entry]
     validation = evaluate_loss(trainer.model, data.validation, batch_size, name="measuring the validation text")
+    counts = data.description["validation"]  # of the whole text: its mean loss is taken for the few tokens that no row predicts
     metrics = {
         "validation_loss": validation["loss"],
         "validation_perplexity": validation["perplexity"],
         "validation_predicted_tokens": validation["predicted_tokens"],
+        "validation_bits_per_byte": bits_per_byte(validation["loss"], counts["tokens"], counts["bytes"]),
         **run_figures(trainer, train_seconds),
         "tokens_seen": trainer.state.num_input_tokens_seen,
         "train_tokens_per_second": speeds[-1] if speeds else None,

@@ -257,7 +257,7 @@ def new_tokenizer(style: str = "chatml"):
     return tokenizer
 
 
-@pytest.mark.parametrize("style", ["alpaca", "phi3", "chatml"])
+@pytest.mark.parametrize("style", ["alpaca", "phi3"])
 @pytest.mark.parametrize(
     ("name", "what"), [("tools", "tool_calls"), ("empty_content", "tools"), ("reasoning", "reasoning_content")]
 )
@@ -271,6 +271,23 @@ def test_tools_and_reasoning_without_a_place_are_refused_by_name(case, style, na
     if name == "reasoning":
         ignored = read_conversations(file, ignore_keys=["reasoning_content"])
         assert len(encode_conversations(ignored, tokenizer, style, True, 2000).rows) == 30
+
+
+@pytest.mark.parametrize("name", ["tools", "empty_content", "reasoning"])
+def test_tools_and_reasoning_are_written_where_there_is_a_place(case, name):
+    tokenizer, data = new_tokenizer("chatml"), read_conversations(case(f"tools-and-reasoning/{name}.json"))
+    encoded = encode_conversations(data, tokenizer, "chatml", True, 4000)
+    assert len(encoded.rows) == len(data.records) == 30
+    for row, record in zip(encoded.rows, data.records):
+        text = tokenizer.decode(row["input_ids"])
+        for tool in record.get("tools") or []:
+            assert (
+                f'"name": "{tool.get("function", tool)["name"]}"' in text[text.index("\n<tools>\n") : text.index("\n</tools>\n")]
+            )
+        for message in record["messages"]:
+            for call in message.get("tool_calls") or []:
+                assert f'"name": "{call["function"]["name"]}"' in text and "<tool_call>" in text
+            assert (message.get("reasoning_content") or "") in text and (message["content"] or "") in text
 
 
 def test_the_end_of_text_in_a_reply_is_text(case):

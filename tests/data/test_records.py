@@ -17,6 +17,7 @@ from gpt_scratch.data.instruction import (
 from gpt_scratch.data.opening import Reading
 from gpt_scratch.data.preference import preference_rows, prompt_of, read_preferences, replies_of
 from gpt_scratch.errors import UserError
+from gpt_scratch.inference.tool_calls import parse_reply
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
 USER, REPLY = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
@@ -187,7 +188,7 @@ def test_tools_and_reasoning_are_written_by_a_template_that_can(tokenizer, tmp_p
     assert "<tool>sunny" in text and encode_conversations(data, tokenizer, "tokenizer", True, 1000).left_out == 0
 
 
-@pytest.mark.parametrize("style", ["alpaca", "phi3", "chatml"])
+@pytest.mark.parametrize("style", ["alpaca", "phi3"])
 def test_tools_and_reasoning_are_refused_by_templates_without_them(tokenizer, tmp_path, style):
     set_prompt_style(tokenizer, style)
     data = read(tmp_path, WITH_TOOLS, {"messages": [USER, {**REPLY, "reasoning_content": "why"}]}, {"messages": [USER, REPLY]})
@@ -201,6 +202,64 @@ def test_tools_and_reasoning_are_refused_by_templates_without_them(tokenizer, tm
     assert len(encode_conversations(ignored, tokenizer, style, True, 1000).rows) == 1
     with pytest.raises(UserError, match="leaves out tool_calls"):
         prompt_ids(data.records[0], tokenizer, style)
+
+
+SAID = [
+    {**REPLY, "content": "It is warm."},
+    {**REPLY, "content": "", "tool_calls": [CALL]},
+    {**REPLY, "content": "I look.", "tool_calls": [CALL, CALL]},
+    {**REPLY, "content": "", "reasoning_content": "why\nnot", "tool_calls": [CALL]},
+    {**REPLY, "content": 'Äh: "quoted" {braces}', "reasoning_content": "why"},
+]
+
+
+@pytest.mark.parametrize("reply", SAID)
+def test_chatml_writes_what_is_read_back(tokenizer, tmp_path, reply):
+    """Reasoning, text and calls, through template and tokens and back."""
+    set_prompt_style(tokenizer, "chatml")
+    record = read(tmp_path, {"tools": WITH_TOOLS["tools"], "messages": [USER, reply]}).records[0]
+    _, labels = encode_record(record, tokenizer, "chatml", mask_prompt=True)
+    learned = tokenizer.decode([label for label in labels if label != -100])
+    assert learned.endswith("<|endoftext|>")
+    found = parse_reply(learned.removesuffix("<|endoftext|>"))
+    assert found == {key: value for key, value in record["messages"][-1].items() if key != "id"} | (
+        {"tool_calls": [{k: v for k, v in call.items() if k != "id"} for call in record["messages"][-1]["tool_calls"]]}
+        if reply.get("tool_calls")
+        else {}
+    )
+
+
+def test_chatml_with_tools_is_qwens_layout(tokenizer, tmp_path):
+    set_prompt_style(tokenizer, "chatml")
+    record = {**WITH_TOOLS, "messages": [SYSTEM, *WITH_TOOLS["messages"][:3], {"role": "tool", "content": "17 degrees"}, REPLY]}
+    ids, labels = encode_record(read(tmp_path, record).records[0], tokenizer, "chatml", mask_prompt=True)
+    function = '{"type": "function", "function": {"name": "weather"}}'
+    end = "<|endoftext|>"
+    assert tokenizer.decode(ids) == (
+        f"<|im_start|>system\n{SYSTEM['content']}\n\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are "
+        f"provided with function signatures within <tools></tools> XML tags:\n<tools>\n{function}\n</tools>\n\nFor each function call, return "
+        "a json object with function name and arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n"
+        f'{{"name": <function-name>, "arguments": <args-json-object>}}\n</tool_call>{end}\n'
+        f"<|im_start|>user\n{USER['content']}{end}\n"
+        f'<|im_start|>assistant\n<tool_call>\n{{"name": "weather", "arguments": {{"city": "Rome"}}}}\n</tool_call>{end}\n'
+        f"<|im_start|>user\n<tool_response>\nsunny\n</tool_response>\n<tool_response>\n17 degrees\n</tool_response>{end}\n"
+        f"<|im_start|>assistant\n{REPLY['content']}{end}"
+    )
+    learned = tokenizer.decode([label for label in labels if label != -100])
+    assert learned.startswith("<tool_call>") and "sunny" not in learned and learned.endswith(f"{REPLY['content']}{end}")
+
+
+def test_all_replies_are_learned_or_the_last_alone(tokenizer, tmp_path):
+    set_prompt_style(tokenizer, "chatml")
+    talk = [USER, {"role": "assistant", "content": "first"}, USER, {"role": "assistant", "content": "second"}]
+    record = read(tmp_path, {"messages": talk}).records[0]
+    for learn, expected in (("all", "first<|endoftext|>second<|endoftext|>"), ("last", "second<|endoftext|>")):
+        ids, labels = encode_record(record, tokenizer, "chatml", True, learn)
+        assert tokenizer.decode([label for label in labels if label != -100]) == expected
+        assert "first" in tokenizer.decode(ids)
+    _, labels = encode_record(record, tokenizer, "chatml", False, "last")
+    text = tokenizer.decode([label for label in labels if label != -100])
+    assert "first" not in text and text.count(USER["content"]) == 2
 
 
 def test_a_template_that_drops_a_message_is_refused(tokenizer, tmp_path):

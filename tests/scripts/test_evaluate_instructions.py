@@ -68,6 +68,30 @@ def test_replies_and_what_is_known_of_them(script, folder):
     assert changed["exact_matches"] == 1 and "response_loss" not in changed
 
 
+def test_accuracy_by_kind_and_several_replies(script, folder):
+    rows = [{**record, "category": "short" if len(record["output"]) < 4 else "long"} for record in RECORDS]
+    (folder / "kinds.json").write_text(json.dumps(rows), encoding="utf-8")
+    (folder / "mine.py").write_text("def longest(prompt, reply, reference):\n    return len(reply)\n", encoding="utf-8")
+    module = script("evaluate_instructions")
+    argv = ["--model", "model", "--data_file", "kinds.json", "--output", "replies.json", "--prompt_style", "phi3", "--max_new_tokens", "3",
+            "--samples", "4", "--temperature", "1", "--best_of", "mine.py:longest"]  # fmt: skip
+    metrics = module.main(module.parse(argv))
+    assert {kind: row["count"] for kind, row in metrics["accuracy_by_kind"].items()} == {"short": 2, "long": 1}
+    assert metrics["accuracy"]["count"] == 3
+    assert [row["samples"] for row in metrics["samples"]["curve"]] == [1, 2, 4]
+    written = [json.loads(line) for line in (folder / "replies.samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert all(len(row["samples"]) == 4 for row in written) and len({text for row in written for text in row["samples"]}) > 3
+    assert (folder / "replies.samples.png").is_file()
+    assert module.main(module.parse(argv))["samples"] == metrics["samples"]  # the same seed
+    # Replies that are right, judged by their text: an interval within 0 and 1.
+    right = [{**row, "model_response": row["output"].upper() if row["category"] == "short" else "?"} for row in rows]
+    (folder / "right.json").write_text(json.dumps(right), encoding="utf-8")
+    found = module.main(module.parse(["--replies_file", "right.json"]))
+    assert found["accuracy"]["right"] == 2 and found["accuracy_by_kind"]["short"]["accuracy"] == 1.0
+    with pytest.raises(UserError, match="kinds.json row 0 has no text 'level'"):
+        module.main(module.parse([*argv, "--kind_key", "level"]))
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -76,6 +100,8 @@ def test_replies_and_what_is_known_of_them(script, folder):
         (["--model", "nowhere", "--data_file", "test.json", "--output", "x.json"], "nowhere"),
         (["--replies_file", "test.json"], "model_response"),
         (["--replies_file", "none.json"], "none.json: no such file"),
+        (["--replies_file", "test.json", "--samples", "4"], "--samples draws replies of --model"),
+        (["--model", "model", "--data_file", "test.json", "--output", "x.json", "--best_of", "length"], "give their number"),
         (["--replies_file", "test.json", "--judge_url", "http://127.0.0.1:1"], "--judge_model"),
     ],
 )

@@ -120,6 +120,35 @@ def test_a_reward_model_ranks_and_grpo_reinforces_what_it_prefers(script, base, 
     assert verify_checkpoint(reward).status == verify_checkpoint(grpo).status == EQUAL
 
 
+@pytest.mark.thorough
+def test_grpo_learns_a_reward_that_is_computed(script, base, tmp_path, capsys):
+    """More of one letter: any reply reaches a little of it, so the reward must rise, and by it the share of the letter."""
+    rows = [{"instruction": f"Name colour {i}.", "output": "red"} for i in range(48)]
+    (tmp_path / "asked.json").write_text(json.dumps(rows), encoding="utf-8")
+    (tmp_path / "mine.py").write_text(
+        "def letter(prompt, reply, reference):\n    assert prompt[-1]['content'].startswith('Name') and reference == 'red'\n"
+        "    return reply.count('e')\n",
+        encoding="utf-8",
+    )
+    output = tmp_path / "grpo"
+    record = run(script, "grpo", "--train_file", str(tmp_path / "asked.json"), "--model_name_or_path", base, "--output_dir", str(output),
+                 "--reward", f"{tmp_path / 'mine.py'}:letter", "length", "--reward_weights", "1", "0.01", "--split_fractions", "0.8", "0.1",
+                 "0.1", "--max_steps", "25", "--num_generations", "8", "--per_device_train_batch_size", "32", "--max_completion_length", "8",
+                 "--learning_rate", "3e-3", "--beta", "0.01", "--eval_strategy", "no", "--logging_steps", "1")  # fmt: skip
+    curve = record["metrics"]["reinforcement_curve"]
+    assert curve[0].keys() >= {"step", "reward", "entropy", "kl", "completions/mean_length", "rewards/mine.py:letter/mean"}
+    first, last = (sum(row["reward"] for row in part) / 5 for part in (curve[:5], curve[-5:]))
+    assert last > first + 0.1
+    before, after = (record["metrics"][name]["sampled"]["rewards"]["mine.py:letter"] for name in ("success_before", "success"))
+    assert after > before
+    assert record["metrics"]["data"] == {
+        "train": {"questions": 38},
+        "validation": {"questions": 6, "questions_also_in_train": 0},
+    }
+    assert {path.name for path in output.glob("*.png")} == {"reward.png", "length.png", "entropy.png", "divergence.png"}
+    assert "of its likeliest replies and" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -128,6 +157,19 @@ def test_a_reward_model_ranks_and_grpo_reinforces_what_it_prefers(script, base, 
         (["dpo"], "--train_file is missing"),
         (["dpo", "--train_file", "DATA"], "--model_name_or_path is missing"),
         (["grpo", "--train_file", "DATA", "--model_name_or_path", "BASE"], "needs --reward_model"),
+        (["grpo", "--train_file", "DATA", "--model_name_or_path", "BASE", "--reward", "exact"], "--reward exact is unknown"),
+        (
+            ["grpo", "--train_file", "DATA", "--model_name_or_path", "BASE", "--reward", "length", "--reward_model", "BASE"],
+            "both are given",
+        ),
+        (
+            ["dpo", "--train_file", "DATA", "--model_name_or_path", "BASE", "--reward", "length"],
+            "--reward is for the method grpo",
+        ),
+        (
+            ["dpo", "--train_file", "DATA", "--model_name_or_path", "BASE", "--validation_file", "DATA"],
+            "read with --reward alone",
+        ),
         (["grpo", "--train_file", "DATA", "--model_name_or_path", "BASE", "--reward_model", "BASE"], "is not a reward model"),
         (["dpo", "--betta", "1"], "unknown flag 'betta'; did you mean 'beta'"),
     ],
@@ -140,7 +182,7 @@ def test_bad_input_ends_before_training(script, base, data, tmp_path, argv, mess
         module.main(*module.parse([*argv[:1], *flags, *argv[1:]]))
 
 
-@pytest.mark.parametrize("method", ["dpo", "reward", "grpo"])
-def test_recipes_parse(script, method, tmp_path):
-    recipe = ROOT / "scripts" / "configs" / "preferences" / f"{method}.yaml"
-    script("finetune_preferences").parse([method, str(recipe), "--output_dir", str(tmp_path)])
+@pytest.mark.parametrize("recipe", ["dpo", "reward", "grpo", "grpo_exact_match"])
+def test_recipes_parse(script, recipe, tmp_path):
+    file = ROOT / "scripts" / "configs" / "preferences" / f"{recipe}.yaml"
+    script("finetune_preferences").parse([recipe.split("_")[0], str(file), "--use_cpu", "--output_dir", str(tmp_path)])

@@ -83,6 +83,16 @@ def test_the_result_is_the_tokenizer_of_the_library(script, files):
     assert AutoTokenizer.from_pretrained(files / "out")(HELD_OUT)["input_ids"] == train_byte_pair([TRAIN], 8000).encode(HELD_OUT)
 
 
+def test_special_tokens_and_a_chat_template_are_saved(script, files):
+    run(script, "--train_file", files / "train.txt", "--vocab_size", 300, "--special_tokens", "<|im_start|>", "--prompt_style", "chatml",
+        "--output_dir", files / "out")  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(files / "out")
+    messages = [{"role": "user", "content": "Anna"}, {"role": "assistant", "content": "Tom"}]
+    ids = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
+    assert ids.count(tokenizer.convert_tokens_to_ids("<|im_start|>")) == 2 and ids.count(tokenizer.eos_token_id) == 2
+    assert_old_releases_open(files / "out")
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -94,6 +104,8 @@ def test_the_result_is_the_tokenizer_of_the_library(script, files):
         (["--from_files", "a", "b", "c", "--validation_file", "held_out.txt"], "--from_files takes"),
         (["--from_files", "a", "--validation_file", "held_out.txt", "--vocab_size", "9"], "need --train_file"),
         (["--train_file", "train.txt", "--validation_split_percentage", "100"], "100.0: it must be between 0"),
+        (["--train_file", "train.txt", "--special_tokens", "<|a|>", "<|a|>"], r"'<\|a\|>': each must be text, given once"),
+        (["--train_file", "train.txt", "--type", "word", "--special_tokens", "<|a|>"], "have no effect on other tokenizers"),
         (["--train_file", "train.txt", "--vocab_size", "100"], "needs at least 258"),
         (["--train_file", "held_out.jsonl"], "has no column 'text'"),
     ],

@@ -49,7 +49,7 @@ def rows(seed: int, count: int = 5) -> Rows:
 
 
 def data() -> LanguageModelingData:
-    return LanguageModelingData(rows(1), rows(2), {"train": {"tokens": 40}})
+    return LanguageModelingData(rows(1), rows(2), {"train": {"tokens": 40}, "validation": {"tokens": 36, "bytes": 90}})
 
 
 def arguments(tmp_path, **given) -> TrainingArguments:
@@ -72,10 +72,11 @@ def test_the_figures_of_a_run_are_what_they_are_called(tmp_path):
     assert metrics["validation_loss"] == pytest.approx(expected, rel=1e-5)
     assert metrics["validation_perplexity"] == pytest.approx(math.exp(expected), rel=1e-4)
     assert metrics["validation_predicted_tokens"] == 5 * 7
+    assert metrics["validation_bits_per_byte"] == pytest.approx(expected / math.log(2) * 36 / 90, rel=1e-5)
     assert metrics["train_loss"] == pytest.approx(evaluate_loss(model, given.train[:3])["loss"], rel=1e-5)
     assert (metrics["best_validation_loss"], metrics["best_validation_step"]) == (3.0, 2)
     assert (metrics["steps"], metrics["epochs"], metrics["tokens_seen"], metrics["train_seconds"]) == (4, 2.0, 128, 12.5)
-    assert metrics["train_tokens_per_second"] == 20.0 and metrics["data"] == {"train": {"tokens": 40}}
+    assert metrics["train_tokens_per_second"] == 20.0 and metrics["data"] == given.description
     assert metrics["curve"][1] == {
         "step": 2, "epoch": 1.0, "eval_loss": 3.0, "train_eval_loss": 2.5, "num_input_tokens_seen": 64}  # fmt: skip
     assert "train_loss" not in measure(trainer, given, 12.5, eval_train_blocks=0)

@@ -1,0 +1,221 @@
+"""One dial: the depth sets width, heads, vocabulary, batch, tokens and learning rates; and what it costs, before anything runs.
+
+The rule, for depth L (12 is GPT-2's smallest):
+
+    width               32 L below depth 8, 64 L from there on
+    heads               of 32 or 64 each, as the width
+    MLP                 gated, 8/3 of the width (as Llama's), a multiple of 32
+    vocabulary          width^2 / 16, at least 1,024 and at most 32,768
+    positions           128 below depth 8, 1,024 from there on
+    tokens a step       4,096 sqrt(parameters / 1M), the nearest power of two
+    pretraining tokens  20 a parameter (Hoffmann et al. 2022), at most 4 times the text (Muennighoff et al. 2023: more teaches little)
+    learning rates      the default of the package for new weights, by the number of parameters; 0.6 of it for instructions, since there
+                        is more to learn than there was text; a tenth for reinforcement
+
+Instruction tuning and reinforcement go by the questions: each dialogue is learned `EPOCHS` times, each question is asked once.
+"""
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ..analysis.summary import activation_bytes, flops_per_token
+from ..configuration_gpt_scratch import GPTScratchConfig
+from ..loss_gpt_scratch import CHUNK_BYTES_PER_ENTRY
+from ..modeling_gpt_scratch import GPTScratchForCausalLM
+from ..training.optimizers import default_learning_rate
+
+DEPTHS = {"tiny": 4, "small": 6, "medium": 8, "124M": 12}
+TOKENS_PER_PARAMETER = 20
+MOST_EPOCHS = 4
+EPOCHS = 3  # of the dialogues: short of all that they teach, so that reinforcement has something to raise
+QUESTIONS_A_STEP, REPLIES = 32, 8  # of reinforcement
+REPLY_TOKENS = 24
+DIALOGUE_TOKENS = 36  # of a bundled dialogue with its template, about
+# Of reinforcement: a forward of the reference, one of the model, its backward, and the prompts again to draw replies.
+PASSES = 3.5
+STARTING = 20.0  # seconds until a stage trains: imports, data, the first evaluation
+
+
+@dataclass(frozen=True)
+class Size:
+    """Everything that follows from the depth and from how much data there is; tokens a step are rows of `positions` tokens."""
+
+    name: str
+    depth: int
+    width: int
+    heads: int
+    intermediate: int
+    vocabulary: int
+    positions: int
+    parameters: int
+    rows: int  # a step of pretraining
+    pretraining_steps: int
+    dialogues: int
+    dialogue_rows: int  # a step of instruction tuning
+    instruction_steps: int
+    questions: int
+    reinforcement_steps: int
+    rates: dict[str, float]
+
+    @property
+    def pretraining_tokens(self) -> int:
+        return self.pretraining_steps * self.rows * self.positions
+
+    @property
+    def instruction_tokens(self) -> int:
+        return self.instruction_steps * self.dialogue_rows * DIALOGUE_TOKENS
+
+    @property
+    def reinforcement_tokens(self) -> int:
+        """Tokens of questions and replies; each is passed through [`PASSES`] thirds of a training step."""
+        return self.reinforcement_steps * QUESTIONS_A_STEP * REPLIES * (DIALOGUE_TOKENS - 8 + REPLY_TOKENS // 2)
+
+    def config_overrides(self) -> dict[str, Any]:
+        """Of `scripts/pretrain.py`: rotary positions, RMSNorm, QK norm and a gated MLP, which is Qwen 3's layout."""
+        return {
+            "n_embd": self.width,
+            "n_layer": self.depth,
+            "n_head": self.heads,
+            "n_positions": self.positions,
+            "intermediate_size": self.intermediate,
+            "drop_rate": 0.0,
+            "qkv_bias": False,
+            "o_bias": False,
+            "mlp_bias": False,
+            "position_embedding_type": "rope",
+            "norm_type": "rmsnorm",
+            "qk_norm": True,
+            "mlp_type": "gated",
+            "hidden_act": "silu",
+            "initialization": "gpt2_zero",
+        }
+
+    def describe(self) -> str:
+        """Lines of text: what the rule gives."""
+        rates = ", ".join(f"{name} {rate:.2g}" for name, rate in self.rates.items())
+        return (
+            f"{self.name}: depth {self.depth}, width {self.width}, {self.heads} heads, MLP {self.intermediate}, vocabulary "
+            f"{self.vocabulary:,}, {self.positions:,} positions: {self.parameters / 1e6:,.2f}M parameters\n"
+            f"  pretraining     {self.pretraining_tokens:,} tokens, {self.pretraining_steps:,} steps of {self.rows} rows\n"
+            f"  instructions    {self.dialogues:,} dialogues {EPOCHS} times, {self.instruction_steps:,} steps of {self.dialogue_rows}\n"
+            f"  reinforcement   {self.questions:,} questions, {REPLIES} replies each, {self.reinforcement_steps:,} steps\n"
+            f"  learning rates  {rates}"
+        )
+
+
+def architecture(depth: int) -> dict[str, int]:
+    """Width, heads, MLP, vocabulary and positions of a depth."""
+    large = depth >= 8
+    width = (64 if large else 32) * depth
+    return {
+        "width": width,
+        "heads": width // (64 if large else 32),
+        "intermediate": round(8 * width / 3 / 32) * 32,
+        "vocabulary": min(32_768, max(1024, width * width // 16)),
+        "positions": 1024 if large else 128,
+    }
+
+
+def make_size(name: str, text_tokens: float, dialogues: int | None = None, questions: int | None = None) -> Size:
+    """The rule of the file's head.
+
+    Args:
+        name: of [`DEPTHS`], or a number of layers.
+        text_tokens: of the text to pretrain on, about; infinite where there is enough.
+        dialogues, questions: of the user's own data; by default as many as are generated for this size.
+    """
+    depth = DEPTHS[name] if name in DEPTHS else int(name)
+    shape = architecture(depth)
+    parameters = _parameters(depth, shape)
+    step = 2 ** round(math.log2(4096 * math.sqrt(parameters / 1e6)))
+    rows = max(8, step // shape["positions"])
+    tokens = min(TOKENS_PER_PARAMETER * parameters, MOST_EPOCHS * text_tokens)
+    dialogues = dialogues or 1600 * depth * depth  # 25,600 at depth 4
+    questions = questions or 200 * depth * depth  # 3,200 at depth 4
+    dialogue_rows = max(16, step // 64)
+    rate = default_learning_rate(parameters, "new")
+    return Size(
+        name=name,
+        depth=depth,
+        parameters=parameters,
+        rows=rows,
+        pretraining_steps=max(1, round(tokens / (rows * shape["positions"]))),
+        dialogues=dialogues,
+        dialogue_rows=dialogue_rows,
+        instruction_steps=max(1, round(EPOCHS * dialogues / dialogue_rows)),
+        questions=questions,
+        reinforcement_steps=max(1, questions // QUESTIONS_A_STEP),
+        rates={"pretraining": _round(rate), "instructions": _round(0.6 * rate), "reinforcement": _round(rate / 10)},
+        **shape,
+    )
+
+
+def _round(rate: float) -> float:
+    return float(f"{rate:.2g}")
+
+
+def _parameters(depth: int, shape: dict[str, int]) -> int:
+    """With a tied head; norms are counted, too."""
+    width, heads = shape["width"], shape["heads"]
+    block = 4 * width * width + 3 * width * shape["intermediate"] + 2 * width + 2 * (width // heads)
+    return shape["vocabulary"] * width + depth * block + width
+
+
+def make_model(size: Size) -> GPTScratchForCausalLM:
+    """A new model of this size."""
+    return GPTScratchForCausalLM(GPTScratchConfig(**size.config_overrides(), vocab_size=size.vocabulary))
+
+
+def measured_speed(size: Size, steps: int = 3) -> float:
+    """Tokens per second of a training step of this very model on this machine, the fastest of `steps` after one to warm up."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = make_model(size).to(device).train()
+    rows = min(size.rows, max(1, 4096 // size.positions))
+    ids = torch.randint(0, size.vocabulary, (rows, size.positions), device=device)
+    seconds = []
+    for _ in range(steps + 1):
+        start = time.perf_counter()
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        model.zero_grad()
+        seconds.append(time.perf_counter() - start)
+    return ids.numel() / min(seconds[1:])
+
+
+def training_flops(size: Size) -> int:
+    """Floating-point operations of a training step for each token."""
+    with torch.device("meta"):
+        return flops_per_token(make_model(size), size.positions)[1]
+
+
+def training_bytes(size: Size) -> int:
+    """Weights, gradients, AdamW's two moments, what a step of pretraining keeps for the backward, and the logits of the chunked loss."""
+    config = make_model_config(size)
+    activations = activation_bytes(config, GPTScratchForCausalLM, min(size.rows, 32), size.positions)
+    logits = min(size.rows, 32) * size.positions * size.vocabulary * 4
+    return 16 * size.parameters + activations + min(logits, CHUNK_BYTES_PER_ENTRY * size.vocabulary)
+
+
+def make_model_config(size: Size) -> GPTScratchConfig:
+    return GPTScratchConfig(**size.config_overrides(), vocab_size=size.vocabulary)
+
+
+def seconds_of_stages(size: Size, tokens_per_second: float) -> dict[str, float]:
+    """How long the stages that train take at a speed, each with [`STARTING`] seconds; short rows and drawing replies cost more a token than
+    the rows that were measured.
+    """
+    return {
+        "pretraining": STARTING + size.pretraining_tokens / tokens_per_second,
+        "instructions": STARTING + 1.3 * size.instruction_tokens / tokens_per_second,
+        "reinforcement": STARTING + PASSES / 3 * 1.5 * size.reinforcement_tokens / tokens_per_second,
+    }
+
+
+def as_record(size: Size) -> dict[str, Any]:
+    """For JSON."""
+    return asdict(size) | {"pretraining_tokens": size.pretraining_tokens}

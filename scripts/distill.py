@@ -1,0 +1,103 @@
+r"""Train a smaller model on text and on what a larger one makes of it, with HF Trainer.
+
+    python scripts/distill.py --teacher runs/chat-small/pretrained --train_file gpt_scratch/data/samples/stories.jsonl --block_size 128 \
+        --config_overrides n_embd=64,n_layer=2,n_head=2 --max_steps 300 --output_dir runs/student
+
+The same student without its teacher, for as many steps, to compare:
+
+    python scripts/distill.py --hard_loss 1 ... --output_dir runs/student-alone
+
+Flags are those of scripts/pretrain.py, with --teacher, --teacher_temperature and --hard_loss. The tokenizer is the teacher's. The
+validation loss is that of the text alone, so that it compares with any other model's.
+"""
+
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
+
+import sys
+
+from transformers import default_data_collator, set_seed
+
+from gpt_scratch.errors import run_script
+from gpt_scratch.hub.cards import write_card
+from gpt_scratch.hub.push_callback import take_over_push
+from gpt_scratch.inference.loading import load_language_model
+from gpt_scratch.training.arguments import (
+    ScratchTrainingArguments,
+    check_output_directory,
+    keep_best_checkpoint,
+    parse_arguments,
+)
+from gpt_scratch.training.distillation import (
+    DistillationArguments,
+    DistillationTrainer,
+    check_arguments_of_teacher,
+    check_teacher,
+)
+from gpt_scratch.training.optimizers import set_default_learning_rate
+from gpt_scratch.training.precision import use_fast_fp32_matmul
+from gpt_scratch.training.pretraining import (
+    check_arguments,
+    describe_model,
+    make_callbacks,
+    make_model,
+    make_optimizers,
+    measure,
+    model_config,
+    prepare_data,
+)
+from gpt_scratch.training.run import checkpoint_to_resume, save_trained, write_record
+
+
+def main(script_args: DistillationArguments, training_args: ScratchTrainingArguments) -> dict:
+    """Train the student, and return what `metrics.json` holds. Bad input raises `UserError` before training starts."""
+    check_arguments_of_teacher(script_args)
+    check_arguments(script_args, training_args)
+    config = model_config(script_args)
+    resume = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
+    check_output_directory(training_args.output_dir, resume)
+    push = take_over_push(training_args)
+    use_fast_fp32_matmul()
+    assert script_args.teacher is not None  # check_arguments_of_teacher
+    teacher, teachers_tokenizer = load_language_model(script_args.teacher, "float32")
+    script_args.tokenizer_name = script_args.tokenizer_name or script_args.teacher
+    data, tokenizer = prepare_data(script_args, config, resume)
+    check_teacher(teacher, teachers_tokenizer, tokenizer, data.validation.block_size)
+    set_seed(training_args.seed)
+    model = make_model(script_args, config, tokenizer)
+    print(f"teacher: {teacher.num_parameters():,} parameters")
+    print(describe_model(model))
+    set_default_learning_rate(training_args, model.num_parameters(), "all" if script_args.model_name_or_path else "new")
+    if script_args.early_stopping_patience is not None:
+        keep_best_checkpoint(training_args)
+    trainer = DistillationTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        processing_class=tokenizer,
+        data_collator=default_data_collator,  # rows of one length: nothing to pad
+        callbacks=[*make_callbacks(script_args, data, tokenizer, title=training_args.run_name or "Distillation"), push],
+        **make_optimizers(script_args, training_args, model),
+    )
+    trainer.script_args = script_args
+    trainer.teacher = teacher.to(training_args.device).eval().requires_grad_(False)
+    trainer.teacher_temperature, trainer.hard_loss = script_args.teacher_temperature, script_args.hard_loss
+    result = trainer.train(resume_from_checkpoint=resume)
+    save_trained(trainer)
+    metrics = measure(trainer, data, result.metrics.get("train_runtime"), script_args.eval_train_blocks)
+    metrics["teacher_parameters"] = teacher.num_parameters()
+    record = write_record(trainer, script_args, metrics)
+    if trainer.is_world_process_zero():
+        write_card(training_args.output_dir, record)
+        print(f"validation loss {metrics['validation_loss']:.3f}; perplexity {metrics['validation_perplexity']:.1f}")
+        print(f"everything is in {training_args.output_dir}")
+        push.finish()
+    return record
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(*parse_arguments((DistillationArguments, ScratchTrainingArguments), sys.argv[1:], __doc__)))

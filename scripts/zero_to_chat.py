@@ -1,0 +1,205 @@
+"""From nothing to a chat in one command: tokenizer, pretraining, instruction tuning, reinforcement, evaluation, report, and a conversation.
+
+    python scripts/zero_to_chat.py                                       # tiny, half an hour on 2 CPU cores (estimated)
+    python scripts/zero_to_chat.py --size small --output_dir runs/chat-small
+    python scripts/zero_to_chat.py --dry_run                             # the rule, and the cost of each size here and on a GPU
+
+Each stage is one of the scripts, in a process with its directory and its log in OUTPUT_DIR/logs. A stage that has finished is not run
+again, and after a kill at any moment the same command resumes where it was. Accuracy on held-out questions is measured after each stage.
+OUTPUT_DIR/report.md and report.html say what each was given, took and reached. The model is OUTPUT_DIR/reinforced.
+
+Data of your own: --pretraining_file (text), and four files of instruction records (--instruction_file, --reinforcement_file,
+--validation_file, --test_file), whose replies must each be the one right answer.
+"""
+
+if __name__ == "__main__":
+    import _flags
+
+    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gpt_scratch.data.instruction import read_conversations, shared_prompts
+from gpt_scratch.errors import UserError, run_script
+from gpt_scratch.hub.cards import write_chat_card
+from gpt_scratch.progress import named
+from gpt_scratch.ranges import check_flags
+from gpt_scratch.zero_to_chat.report import collect, first_lines, write_report
+from gpt_scratch.zero_to_chat.sizes import (
+    DEPTHS,
+    Size,
+    make_size,
+    measured_speed,
+    seconds_of_stages,
+    training_bytes,
+    training_flops,
+)
+from gpt_scratch.zero_to_chat.stages import DIALOGUES, Files, duration, make_stages, open_output, run_stages
+
+BYTES_A_TOKEN = 3.5  # of English text with these vocabularies, about
+GPU = ("one H100", 400e12)  # bf16 FLOP/s that a well-kept training sustains there: 40 % of the peak
+OWN = dict(zip(DIALOGUES, ("instruction_file", "reinforcement_file", "validation_file", "test_file")))
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags of this script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="tiny", help=f"{', '.join(DEPTHS)}, or a number of layers; default tiny")
+    parser.add_argument("--output_dir", help="directory of the run; default runs/chat-SIZE")
+    parser.add_argument("--pretraining_file", help="text to pretrain on; default: the bundled stories")
+    parser.add_argument(
+        "--instruction_file", help="records to learn from, with the three files below; default: generated dialogues"
+    )
+    parser.add_argument("--reinforcement_file", help="records to be asked while the reward is learned")
+    parser.add_argument("--validation_file", help="records to validate on")
+    parser.add_argument("--test_file", help="records on which each stage is measured")
+    parser.add_argument("--samples", type=int, default=8, help="replies drawn to each test question at the end; default 8")
+    parser.add_argument("--seed", type=int, default=123, help="of every stage; default 123")
+    parser.add_argument("--page", action="store_true", help="end with the page in the browser, in place of the terminal")
+    parser.add_argument("--no_chat", action="store_true", help="end after the report")
+    parser.add_argument("--dry_run", action="store_true", help="print the rule and the cost of each size, and run nothing")
+    return check_flags(parser.parse_args(argv))
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        UserError: a size that is none, or files that belong together and are not all given.
+    """
+    if args.size not in DEPTHS and not (args.size.isdecimal() and 2 <= int(args.size) <= 48):
+        raise UserError(f"--size {args.size}: use {', '.join(DEPTHS)}, or a number of layers from 2 to 48")
+    given = [name for name in OWN.values() if getattr(args, name)]
+    if given and len(given) < len(OWN):
+        missing = next(name for name in OWN.values() if name not in given)
+        raise UserError(f"--{missing} is missing: {', '.join('--' + name for name in OWN.values())} are given together")
+    if args.page and args.no_chat:
+        raise UserError("--page and --no_chat exclude each other")
+
+
+def read_own(args: argparse.Namespace) -> dict[str, str]:
+    """The user's dialogues by part; none if they are generated.
+
+    Raises:
+        UserError: they cannot be read, or a test question is also learned from.
+    """
+    if not args.instruction_file:
+        return {}
+    files = {part: str(Path(getattr(args, name)).resolve()) for part, name in OWN.items()}
+    data = {part: read_conversations(file) for part, file in files.items()}
+    for part in ("train", "reinforcement"):
+        if shared := shared_prompts(data["test"], data[part]):
+            raise UserError(
+                f"{data['test'].places[shared[0]]} is also a question of --{OWN[part]} ({len(shared):,} are): accuracy on them would say "
+                "nothing; leave them out of one"
+            )
+    return files
+
+
+def sized(args: argparse.Namespace, name: str, files: Files) -> Size:
+    """The size by the rule, for the data that there are."""
+    text = sum(path.stat().st_size for path in [Path(files.pretraining)]) / BYTES_A_TOKEN
+    if not files.dialogues:
+        return make_size(name, text)
+    counts = {part: len(read_conversations(files.dialogues[part])) for part in ("train", "reinforcement")}
+    return make_size(name, text, counts["train"], counts["reinforcement"])
+
+
+def describe_cost(size: Size, speed: float, here: str) -> str:
+    """Time of the stages that train at a measured speed, and memory."""
+    seconds = seconds_of_stages(size, speed)
+    stages = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
+    return (
+        f"  {here}: {speed:,.0f} tokens/s, {duration(sum(seconds.values()))} ({stages}); a training step takes about "
+        f"{training_bytes(size) / 2**20:,.0f} MiB"
+    )
+
+
+def dry_run(args: argparse.Namespace, files: Files) -> str:
+    """The rule, and for each size what it makes and what it costs, here (the speed of `tiny` is measured) and on a GPU."""
+    from gpt_scratch.zero_to_chat import sizes
+
+    assert sizes.__doc__ is not None
+    lines = [sizes.__doc__.split("\n\n", 1)[1].rstrip()]
+    measured: tuple[float, float] | None = None
+    for name in dict.fromkeys([*DEPTHS, args.size]):
+        size = sized(args, name, files)
+        flops = training_flops(size)
+        if measured is None:
+            with named("measuring the speed of this machine"):
+                measured = measured_speed(size), flops
+        speed = measured[0] * measured[1] / flops
+        lines += [size.describe(), describe_cost(size, speed, "here, from the speed of the first")]
+        lines.append(describe_cost(size, GPU[1] / flops, f"{GPU[0]}, estimated at {GPU[1] / 1e12:.0f} TFLOP/s"))
+        if name == "124M":
+            plenty = make_size(name, float("inf"))
+            hours = plenty.pretraining_tokens * flops / GPU[1] / 3600
+            lines.append(
+                f"  with enough text: {plenty.pretraining_tokens / 1e9:.1f}B tokens, pretraining {hours:.1f} h on {GPU[0]}, "
+                f"{duration(plenty.pretraining_tokens / speed)} here"
+            )
+    return "\n".join(lines)
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    """Run what has not been run, write the report and return it, then talk."""
+    check_arguments(args)
+    dialogues = read_own(args)
+    text = str(Path(args.pretraining_file).resolve()) if args.pretraining_file else Files().pretraining
+    if not Path(text).is_file():
+        raise UserError(f"--pretraining_file {args.pretraining_file}: one file is needed, and there is none")
+    files = Files(text, dialogues)
+    if args.dry_run:
+        print(dry_run(args, files))
+        return {}
+    output = Path(args.output_dir or f"runs/chat-{args.size}").resolve()
+    size = sized(args, args.size, files)
+    plan = {"size": args.size, "seed": args.seed, "samples": args.samples, "pretraining_file": os.path.basename(text)}
+    plan |= {OWN[part]: os.path.basename(dialogues[part]) for part in DIALOGUES if part in dialogues}
+    open_output(output, plan)
+    print(size.describe())
+    with named("measuring the speed of this machine"):
+        speed = measured_speed(size)
+    print(describe_cost(size, speed, "measured here"), flush=True)
+    stages = make_stages(output, size, files, args.seed, speed, args.samples)
+    run_stages(output, stages, lambda line: print(line, flush=True))
+    report = collect(output, size, stages, command_of(args))
+    write_report(output, report)
+    write_chat_card(str(output / "reinforced"), report)
+    for line in first_lines(report):
+        print(line)
+    print(f"the report: {output / 'report.md'}, {output / 'report.html'}; the model: {output / 'reinforced'}", flush=True)
+    if not args.no_chat:
+        talk(output / "reinforced", args.page)
+    return report
+
+
+def command_of(args: argparse.Namespace) -> str:
+    """What makes the same run again, without folders of this machine."""
+    words = ["python", "scripts/zero_to_chat.py", "--size", args.size, "--seed", str(args.seed), "--samples", str(args.samples)]
+    for name in ("pretraining_file", *OWN.values()):
+        if getattr(args, name):
+            words += [f"--{name}", os.path.basename(getattr(args, name))]
+    return shlex.join(words)
+
+
+def talk(model: Path, page: bool) -> None:
+    """The page, or a conversation where there is a terminal; else how to begin one."""
+    scripts = Path(__file__).resolve().parent
+    if page:
+        subprocess.run([sys.executable, "-m", "gpt_scratch.demo", "--model", str(model)], check=False)
+    elif sys.stdin.isatty():
+        subprocess.run([sys.executable, str(scripts / "chat.py"), str(model)], check=False)
+    else:
+        print(f"talk with it: python scripts/chat.py {model}")
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(parse(sys.argv[1:])))

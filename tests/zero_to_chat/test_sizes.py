@@ -1,0 +1,40 @@
+"""The rule: what a depth makes, and that the estimates are those of the model that is made."""
+
+import pytest
+
+from gpt_scratch.zero_to_chat.sizes import DEPTHS, EPOCHS, QUESTIONS_A_STEP, make_model, make_size, training_bytes, training_flops
+
+
+@pytest.mark.parametrize("name", ["2", "tiny", "small"])
+def test_parameters_are_those_of_the_model(name):
+    size = make_size(name, 240_000)
+    model = make_model(size)
+    assert model.num_parameters() == size.parameters
+    assert (model.config.hidden_size, model.config.num_hidden_layers) == (size.width, size.depth)
+    assert model.config.head_dim in (32, 64)
+    assert training_bytes(size) > 16 * size.parameters
+
+
+def test_sizes_of_the_rule():
+    tiny, large = make_size("tiny", 240_000), make_size("124M", float("inf"))
+    assert (tiny.width, tiny.heads, tiny.vocabulary, tiny.positions, tiny.rows) == (128, 4, 1024, 128, 32)
+    # The text has fewer tokens than 20 a parameter: four times the text.
+    assert tiny.pretraining_tokens == pytest.approx(4 * 240_000, rel=0.01)
+    # Enough text: 20 a parameter.
+    assert (large.width, large.heads) == (768, 12) and 100e6 < large.parameters < 135e6
+    assert large.pretraining_tokens == pytest.approx(20 * large.parameters, rel=0.01)
+    assert tiny.instruction_steps * tiny.dialogue_rows == pytest.approx(EPOCHS * tiny.dialogues, rel=0.01)
+    assert tiny.reinforcement_steps * QUESTIONS_A_STEP == tiny.questions
+    rates = [make_size(name, float("inf")).rates["pretraining"] for name in DEPTHS]
+    assert rates == sorted(rates, reverse=True)  # larger models learn at lower rates
+
+
+def test_the_users_own_data_set_the_steps():
+    size = make_size("tiny", 240_000, dialogues=640, questions=64)
+    assert (size.dialogues, size.questions, size.reinforcement_steps) == (640, 64, 2)
+    assert size.instruction_steps == EPOCHS * 640 // size.dialogue_rows
+
+
+def test_flops_are_six_a_weight_and_more_for_attention():
+    size = make_size("124M", float("inf"))
+    assert 6 * size.parameters < training_flops(size) < 8 * size.parameters
