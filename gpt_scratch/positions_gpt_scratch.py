@@ -69,7 +69,8 @@ def mask_and_positions(
         key_length, first = (T, 0) if cache is None else keys_within(cache, columns)
         return causal_mask(columns, key_length, attention_mask, documents, implementation, window, first), position_ids
     longest = fixed_length(cache)
-    if attention_mask is documents is longest is None and (T == 1 or cache is None or past_length == 0):
+    # Without a mask eager attention and sdpa are causal, flex attention is not.
+    if attention_mask is documents is longest is None and (T == 1 or (implementation != "flex_attention" and past_length == 0)):
         return None, position_ids
     key_length = past_length + T if longest is None else longest
     return causal_mask(columns, key_length, attention_mask, documents, implementation), position_ids

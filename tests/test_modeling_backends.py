@@ -32,7 +32,7 @@ def grads(model, *args, **kwargs) -> dict[str, torch.Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("style", ["gpt2", "llama"])
 def test_flex_attention_equals_eager(style):
     eager, flex = tiny_model(style, attention="eager"), tiny_model(style, attention="flex_attention")

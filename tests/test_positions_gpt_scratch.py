@@ -8,6 +8,7 @@ from gpt_scratch.positions_gpt_scratch import (
     count_positions,
     find_documents,
     last_real_token,
+    mask_and_positions,
     real_span,
     values_are_known,
 )
@@ -84,6 +85,16 @@ def test_each_row_has_its_own_mask_and_flex_attention_the_same_one():
     blocks = causal_mask(torch.arange(4), 4, mask, documents, "flex_attention")
     seen = [[[bool(blocks.mask_mod(*map(torch.tensor, (b, 0, q, k)))) for k in range(4)] for q in range(4)] for b in range(2)]
     assert torch.equal(dense[:, 0], torch.tensor(seen))
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(1, 3)])
+def test_flex_attention_is_never_left_without_a_mask(mask):
+    """It would see the tokens to come: of a missing mask eager attention and sdpa make a causal one, flex attention none."""
+    blocks, _ = mask_and_positions(torch.zeros(1, 3, dtype=torch.long), mask, None, None, "flex_attention")
+    seen = [[bool(blocks.mask_mod(*map(torch.tensor, (0, 0, query, key)))) for key in range(3)] for query in range(3)]
+    assert seen == [[True, False, False], [True, True, False], [True, True, True]]
+    for implementation in ("eager", "sdpa"):
+        assert mask_and_positions(torch.zeros(1, 3, dtype=torch.long), mask, None, None, implementation)[0] is None
 
 
 def test_the_span_of_real_tokens_and_its_end():
