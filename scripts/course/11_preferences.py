@@ -153,7 +153,7 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# All held-out pairs are ranked correctly. The share of stories about girls has not risen: 47 and 48 of 100 are the same up to chance. Now 21 of the 100 hold none of the four words, where it was 3 before, and some are broken English: so few pairs have also spoilt what the model could do. A better ranking of pairs does not say what the model writes by itself; measure both.
+# All held-out pairs are ranked correctly. The share of stories about girls has not risen: 47 and 48 of 100 are the same up to chance. Now 21 of the 100 hold none of the four words, where it was 3 before, and some are broken English: this training has also spoilt some of what the model could do. A better ranking of pairs does not say what the model writes by itself; measure both.
 #
 # ## 3. Learning from a reward
 #
