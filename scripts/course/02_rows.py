@@ -13,7 +13,7 @@
 from pathlib import Path
 
 root = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "scripts" / "course").is_dir())
-small = False
+small = False  # the tests set this to True, and the lesson then reads fewer stories
 
 # %%
 import json
@@ -23,8 +23,8 @@ import matplotlib.pyplot as plt
 import torch
 from cells import lesson  # what an earlier lesson defined
 
-one = lesson(1)
 torch.manual_seed(2)
+one = lesson(1)
 
 # %% [markdown]
 # ## 1. One row, many predictions
@@ -38,7 +38,8 @@ torch.manual_seed(2)
 # | 7 3 9 | 4 |
 # | 7 3 9 4 | 1 |
 #
-# The causal mask of lesson 4 lets a model make all four predictions in one pass. So inputs and targets are the same row, shifted by one.
+# A model makes all four predictions at once; the causal mask of lesson 4 keeps each of them from seeing its answer. So the **inputs** are the row without its
+# last id, and the **targets**, which are to be predicted, are the row without its first.
 
 # %%
 row = torch.tensor([7, 3, 9, 4, 1])
@@ -49,7 +50,8 @@ print("targets", targets.tolist())
 # %% [markdown]
 # ## 2. The sliding window
 #
-# All texts are concatenated, each followed by an end mark: a stream. A window of T tokens slides over it. How far it moves is the **stride**.
+# All texts are concatenated, each followed by an end mark: a stream. A window of T tokens slides over it, and gives a row wherever it stops. How far it moves
+# is the **stride**. (`(N,) -> (rows, T)` in the code are shapes: N ids go in, and a table of `rows` rows with T ids each comes out.)
 
 
 # %%
@@ -70,7 +72,7 @@ for stride in (4, 3, 1):
 assert torch.equal(ids.unfold(0, 4, 3), cut_rows(ids, 4, 3))
 
 # %% [markdown]
-# Which stride? The first token of a row is never a target. Count how often each token of the stream is predicted:
+# Which stride? The first token of a row is no target of that row. Count how often each token of the stream is predicted:
 
 # %%
 for stride in (4, 3, 1):
@@ -80,7 +82,7 @@ for stride in (4, 3, 1):
 # %% [markdown]
 # - Stride T (4): every fourth token is never predicted.
 # - Stride T - 1 (3): each token after the first is predicted once, except for what is left over at the end. Neighbouring rows share one token.
-# - Stride 1: tokens in the middle are predicted three times. More rows, but hardly more to learn from them.
+# - Stride 1: tokens in the middle are predicted three times. That is three times the rows and the work, for the same 12 tokens.
 
 # %% tags=["figure"]
 figure, axes = plt.subplots(1, 3, figsize=(10, 2.4), sharex=True)
@@ -97,7 +99,7 @@ plt.show()
 # %% [markdown]
 # ## 3. Real stories
 #
-# We encode stories with lesson 1's byte pairs, and append an end mark to each.
+# We encode stories with lesson 1's byte pairs, and append an end mark to each: a token of its own, whose id comes after those of the 256 bytes and the merges.
 
 # %%
 lines = (root / "gpt_scratch" / "data" / "samples" / "stories.jsonl").read_text(encoding="utf-8").splitlines()
@@ -115,23 +117,27 @@ print(
 # %% [markdown]
 # ## 4. Batches
 #
-# A model computes several rows at once, a batch. The rows are shuffled in each pass over the data (an **epoch**), so that a step does not see one
-# story only.
+# Training takes one step after another, each with B rows at once: a **batch**. The rows are shuffled before each pass over all of them (an **epoch**), so
+# that a batch does not hold one story only. Rows at the end that do not fill a batch are left out.
 
 # %%
 order = torch.randperm(len(rows))
 for start in range(0, len(rows) - 3, 4):
     batch = rows[order[start : start + 4]]  # (B, T)
     inputs, targets = batch[:, :-1], batch[:, 1:]
-    break
+    break  # a training step would follow here; the shapes of the first batch are enough
 print("batch", tuple(batch.shape), "inputs", tuple(inputs.shape), "targets", tuple(targets.shape))
 
 # %% [markdown]
 # ## 5. Two stories in one row
 #
-# A row may hold the end of one story and the start of the next. Mostly this is harmless: the end mark tells the model. Where it is not, each story can be
-# kept apart by three things: positions that start again at 0, no attention across the border, and no prediction of the first token of a story from the
-# story before. The label -100 means "do not score this one"; PyTorch's cross-entropy leaves it out by default.
+# A row may hold the end of one story and the start of the next. Mostly this is harmless: the end mark shows the model where a new story begins. Where it is
+# not, three things keep the stories apart: positions (the number of a token in its story, lesson 3) that start again at 0, no attention (lesson 4) across the
+# border, and no prediction of the first token of a story from the story before. The function below makes the first and the third; the second follows from the
+# positions.
+#
+# Training libraries call the row, before it is shifted, the **labels**: the label at a place is the token at that place. The label -100 means "this one does not
+# count"; PyTorch's cross-entropy, the loss of lesson 8, leaves it out by default.
 
 
 # %%
@@ -151,8 +157,8 @@ print("positions", positions.tolist(), "labels", labels.tolist())
 # %% [markdown]
 # ## 6. Compare with the package
 #
-# The package keeps the tokens of all stories in an Arrow table on disk and cuts a row when it is asked for, so any stride takes the same memory. It hands out
-# the whole row as `input_ids` and as `labels`; the shift by one happens in the model, in one place.
+# The package keeps the tokens of all stories in an Arrow table (a file that is read in parts) and cuts a row when it is asked for, so any stride takes the same
+# memory. It hands out the whole row as `input_ids` and as `labels`; the shift by one happens in the model, in one place. Its default stride is T - 1.
 
 # %% tags=["compare"]
 import datasets
@@ -226,7 +232,7 @@ def check_2(function):
             "Wrong: inputs and targets are shifted against each other: inputs without the last column, targets without the first"
         )
     if not torch.equal(inputs, batch[:, :-1]):
-        return "Wrong: the inputs stay as they are, padding included; -100 is no id, and a table of token vectors has no such row"
+        return "Wrong: the inputs stay as they are, padding included; -100 is no id (a slice shares the memory of its batch: clone the targets before you change them)"
     if torch.equal(targets, batch[:, 1:]):
         return "Wrong: the pad id 0 is still a target; the model would learn to write padding"
     if torch.equal(targets, torch.tensor([[3, 9, 4], [6, -100, -100]])):

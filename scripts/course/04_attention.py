@@ -6,7 +6,7 @@
 # After this lesson you can
 #
 # - compute one attention score, one set of weights and one context vector by hand,
-# - say what query, key and value are for, and why scores are divided by the square root of the head's width,
+# - say what query, key and value are for, and why scores are divided by the square root of their width,
 # - write causal, multi-head and grouped attention, and show that they equal the attention of the shipped model.
 
 # %% tags=["parameters"]
@@ -86,7 +86,7 @@ print("new vector of 'it'", context)
 # The new vector is `0.028 * the + 0.560 * dog + 0.206 * chased + 0.206 * it`: "it" has become mostly "dog". Such a mix is called a
 # **context vector**.
 #
-# Every word asks the same question of every other. As matrices this is one line: `x @ x.T` holds all scores, row t for the word that asks.
+# Every word asks the same question of every word, itself included. As matrices this is one line: `x @ x.T` holds all scores, row t for the word that asks.
 
 # %%
 all_scores = x @ x.T  # (T, C) @ (C, T) -> (T, T)
@@ -108,22 +108,24 @@ assert torch.allclose(all_contexts[3], context)
 
 # %%
 C, D = 3, 2  # width of a token, width of query, key and value
-W_q, W_k, W_v = (torch.randn(C, D) for _ in range(3))
+W_q, W_k, W_v = (torch.randn(C, D) for _ in range(3))  # random: nothing is trained yet
 q, k, v = x @ W_q, x @ W_k, x @ W_v  # each (T, D)
 print("scores of 'it':", q[3] @ k.T)
-print("context of 'it':", softmax(q[3] @ k.T / math.sqrt(D)) @ v)
+print("context of 'it':", softmax(q[3] @ k.T / math.sqrt(D)) @ v)  # why it is divided: just below
 
 # %% [markdown]
 # ### Why divide by the square root of D?
 #
-# A dot product adds up D products. If the numbers are random with variance 1, the sum has variance D, so scores grow with the width of the head.
-# Large scores make softmax pick one word with weight close to 1, and where the weights no longer move, no gradient flows. Dividing by the
-# square root of D keeps the variance at 1.
+# A dot product adds up D products. If the numbers are independent and random, with mean 0 and variance 1, the sum has variance D, so scores grow with D.
+# Large scores make softmax pick one word with weight close to 1. Then a small change of the scores changes the weights hardly at all, and training, which
+# follows such small changes (the gradient), has nothing to follow. Dividing by the square root of D keeps the variance at 1.
+#
+# Below, each word sees ten others. Unscaled, the largest of its ten weights approaches 1 as D grows; scaled, it stays the same.
 
 # %%
 for width in (4, 64, 1024):
-    a, b = torch.randn(200, width), torch.randn(10, width)
-    raw = a @ b.T  # (200, 10): 200 words that ask, 10 that are seen
+    a, b = torch.randn(500, 1, width), torch.randn(500, 10, width)
+    raw = (a * b).sum(-1)  # (500, 10): 500 words that ask, each sees 10 of its own
     scaled = raw / math.sqrt(width)
     print(
         f"D = {width:4}: standard deviation {raw.std():5.1f}, largest weight {softmax(raw).amax(-1).mean():.2f};"
@@ -172,8 +174,9 @@ print("mean of a million ones after dropout:", round(dropout(torch.ones(1_000 if
 # %% [markdown]
 # ## 6. Many heads, in a list
 #
-# One head makes one set of weights a token: it can look for the subject *or* for the last verb. A model uses several heads side by side, each
-# narrow, and puts their results next to each other. A last matrix mixes them.
+# Three matrices `W_q`, `W_k`, `W_v` make a **head**. It gives each token one set of weights: it can look for the subject *or* for the last verb. A model uses
+# several heads side by side, each narrow, and puts their results next to each other. A last matrix mixes them. PyTorch's `nn.Linear(C, D)` holds a matrix to be
+# trained and, unless `bias=False`, D numbers that are added to each result, the bias.
 #
 # From here on there are several rows at once. Shapes read: B rows, T tokens in each, C numbers for each token; H heads, each D = C / H wide.
 
@@ -207,8 +210,8 @@ class HeadsInAList(nn.Module):
 # ## 7. The same in one matrix
 #
 # A list of H heads makes 3 H small matrix products. One product with all the matrices side by side gives the same numbers in one go. Then only
-# the view of the memory changes: the last axis, C wide, is split into H heads of D, and the head axis moves to the front, so that `@` works on
-# each head by itself.
+# the view of the memory changes: the last axis, C wide, is split into H heads of D, and the head axis moves before the token axis, so that `@` works on
+# each head by itself. The class in section 8 does it so.
 #
 # ```
 # (B, T, C)  --project-->  (B, T, H * D)  --view-->  (B, T, H, D)  --transpose-->  (B, H, T, D)
@@ -247,7 +250,8 @@ class Attention(nn.Module):
 
 
 # %% [markdown]
-# Does the fast form really equal the list? We copy the list's matrices into it, one below the other, and compare.
+# Does the fast form really equal the list? We copy the list's matrices into it and compare. (`nn.Linear` keeps its matrix transposed, so what is side by side in
+# a formula is one below the other here.)
 
 # %%
 C, H = 16, 4
@@ -288,7 +292,8 @@ for K in (4, 2):
     assert of_output < 1e-6 and of_weights < 1e-6
 
 # %% [markdown]
-# The same in a picture: head 0 of both. Each row is a token that asks and adds up to 1. Above the diagonal nothing is seen.
+# The same in a picture: head 0 of both. Each row is a token that asks and adds up to 1. Above the diagonal nothing is seen. The third picture shows the
+# difference; its scale says that this is rounding.
 
 # %% tags=["figure"]
 figure, axes = plt.subplots(1, 3, figsize=(9, 3))
@@ -306,7 +311,8 @@ plt.show()
 #
 # Replace the `...`, run the cell, and then the check below it. Solutions are in `solutions/04_attention.py`.
 #
-# **Exercise 1.** "chased" asks, with the vectors of section 1 and no matrices: vector `0, 1, 2`. What is the score of "it", vector `1, 0, 1`, for it?
+# **Exercise 1.** "chased" asks, with the vectors of section 1 and no matrices: vector `0, 1, 2`. What score does "chased" give
+# to "it", vector `1, 0, 1`?
 
 # %% tags=["exercise"]
 score_of_it = ...

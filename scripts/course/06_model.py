@@ -27,9 +27,9 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import nn
 
+torch.manual_seed(6)
 if not (checkpoint / "model.safetensors").is_file():
     raise SystemExit(f"there is no model in {checkpoint}: run `make quickstart` first (about three minutes)")
-torch.manual_seed(6)
 
 # %% [markdown]
 # ## 1. The whole thing

@@ -14,7 +14,7 @@ from pathlib import Path
 
 root = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "scripts" / "course").is_dir())
 checkpoint = root / "runs" / "quickstart"  # written by `make quickstart`
-small = False
+small = False  # the tests set this to True, and the lesson then trains for two steps only
 
 # %%
 import json
@@ -25,12 +25,12 @@ from cells import lesson  # what an earlier lesson defined
 from tokenizers import Tokenizer
 from torch import nn
 
+torch.manual_seed(10)
 if not (checkpoint / "model.safetensors").is_file():
     raise SystemExit(f"there is no model in {checkpoint}: run `make quickstart` first (about three minutes)")
 six = lesson(6)
 tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
 END = json.loads((checkpoint / "config.json").read_text())["eos_token_id"]
-torch.manual_seed(10)
 
 # %% [markdown]
 # ## 1. A language model continues; an assistant replies
@@ -38,7 +38,8 @@ torch.manual_seed(10)
 # Give a language model a question, and it may continue with a second question: in its training text that is what came next. To make it reply, we train it on many texts of one
 # fixed form: first the instruction, then the reply, then the end mark. When such a model is given the form up to where the reply begins, it writes a reply, and stops.
 #
-# Which form does not matter, as long as it is the same in training and in use. Three that are common:
+# Which form does not matter, as long as it is the same in training and in use. Some instructions come with an *input*, the text that they are about. Three forms that are common (phi3 and chatml a
+# little changed, so that they end with this tokenizer's own end mark):
 
 # %%
 PREAMBLE = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -63,15 +64,17 @@ for style in FORMATS:
 # %% [markdown]
 # ## 2. Train on the reply only
 #
-# The model need not learn to write instructions; the user does that. So the tokens of the prompt are *seen* but not *scored*: their labels are -100. The end mark is scored. If it were not,
-# the model would never learn to stop.
+# The model need not learn to write instructions; the user does that. So the tokens of the prompt are *seen* but not *scored*, that is, they do not count in the loss: their labels are -100. The end mark, `|`
+# below, is scored. If it were not, the model would never learn to stop.
 #
 # ```
 # tokens   Name  the  animal  .   A     cat  .   |
 # labels   -100 -100  -100  -100  A     cat  .   |
 # ```
 #
-# (Labels are shifted against scores by one, as in lesson 2: the label `A` is predicted from the last token of the prompt.)
+# (As in lesson 2, labels are shifted by one when the loss is computed: the label `A` is predicted from the last token of the prompt.)
+#
+# Prompt and reply are encoded one by one, so that no token reaches from one into the other. The tokenizer of the quickstart has no token for `<|user|>` and spells it in pieces; that works too.
 
 
 # %%
@@ -89,7 +92,8 @@ print(labels)
 # ## 3. Batches
 #
 # Rows of a batch are padded on the right. Padding gets the label -100. Beware of a common mistake: many tokenizers have no pad token, so the end mark is used for padding too. Whoever
-# then masks labels by "id equals pad" masks the true end marks as well, and the model never stops. Mask by *length*.
+# then masks labels by "id equals pad" masks the true end marks as well, and the model never stops. Mask by *length*. The `attention_mask`, 1 for real tokens and 0 for padding, is for the package's model; ours does
+# not need it here.
 
 
 # %%
@@ -112,15 +116,15 @@ def loss_of(model, batch):
 # %% [markdown]
 # ## 4. LoRA
 #
-# A model of 7 billion parameters takes 112 GB to train whole (lesson 6: 16 bytes each). LoRA trains a small addition (Hu et al. 2021). Each matrix W, of (out, in), stays frozen. Beside it are two thin
+# A model of 7 billion parameters takes 112 GB to train whole (lesson 6: 16 bytes each). LoRA, low-rank adaptation, trains a small addition (Hu et al. 2021). Each matrix W, of (out, in), stays frozen. Beside it are two thin
 # ones: A of (r, in) and B of (out, r). The layer computes
 #
 # ```
 # W x  +  (alpha / r) * B (A x)
 # ```
 #
-# `B @ A` has the shape of W, but rank r at most. For 768 x 768 and r = 8: 589,824 numbers in W, 8 * 768 * 2 = 12,288 in A and B. B starts as zeros, so at first nothing changes. After training, the
-# product can be added to W, and nothing is left that would cost time.
+# alpha is a constant that you choose: how much the addition counts. `B @ A` has the shape of W, but each of its rows is only a mix of the r rows of A; it has **rank** r at most. For 768 x 768 and r = 8: 589,824 numbers in W, 8 * 768 * 2 = 12,288 in A and B. B starts as zeros, so at first nothing changes; A starts at
+# random, since with both at zero neither would get a gradient. After training, the product, with its factor, can be added to W, and nothing is left that would cost time.
 
 
 # %%
@@ -154,8 +158,8 @@ print(f"{trained:,} of {sum(parameter.numel() for parameter in model.parameters(
 # %% [markdown]
 # ## 5. Train it
 #
-# The model of the quickstart tells stories and has never seen a question. We teach it a form: when asked about somebody, answer with one sentence and stop. The examples are made from the stories: the first sentence of each story that names
-# exactly one person.
+# The model of the quickstart tells stories and has never seen a question. We teach it a form: when asked about somebody, answer with one sentence and stop. The examples are made from the stories: the first sentence of each story, if
+# that names exactly one person (and holds no "and").
 
 # %%
 lines = (root / "gpt_scratch" / "data" / "samples" / "stories.jsonl").read_text(encoding="utf-8").splitlines()
@@ -169,7 +173,7 @@ for line in lines:
 print(len(records), "examples, such as", records[0])
 T = model.config.T
 rows = [tuple(part[:T] for part in encode(record, "phi3")) for record in records[: 8 if small else 600]]
-rows = [row for row in rows if any(label != -100 for label in row[1])]
+rows = [row for row in rows if any(label != -100 for label in row[1])]  # without those whose reply was cut off at T
 
 
 @torch.no_grad()
@@ -221,8 +225,8 @@ plt.show()
 # %% [markdown]
 # ## 6. Compare with the package and with peft
 #
-# First the rows: ids, labels and batches, in all three formats, against the package's. Then LoRA against peft, which the package uses: the same A and B, made large so that a mistake shows; logits
-# and gradients must agree.
+# First the rows: ids, labels and batches, in all three formats, against the package's. Then LoRA against peft, Hugging Face's library for it, which the package uses: the same A and B, made large so
+# that a mistake shows; logits (the scores of all tokens) and gradients must agree.
 
 # %% tags=["compare"]
 from transformers import AutoTokenizer

@@ -27,12 +27,12 @@ from cells import lesson  # what an earlier lesson defined
 from tokenizers import Tokenizer
 from torch import nn
 
+torch.manual_seed(11)
 if not (checkpoint / "model.safetensors").is_file():
     raise SystemExit(f"there is no model in {checkpoint}: run `make quickstart` first (about three minutes)")
 six = lesson(6)
 tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
 END = json.loads((checkpoint / "config.json").read_text())["eos_token_id"]
-torch.manual_seed(11)
 
 # %% [markdown]
 # ## 1. Better and worse
@@ -107,7 +107,7 @@ pairs = [
     (tokenizer.encode(prompt).ids, *([*tokenizer.encode(reply).ids, END] for reply in replies)) for prompt, *replies in pair_texts
 ]
 held_out, pairs = pairs[: len(pairs) // 4], pairs[len(pairs) // 4 :]
-print(len(pairs), "pairs to learn, such as", pair_texts[0])
+print(len(pairs), "pairs to learn, such as", pair_texts[len(held_out)])
 
 reference = six.load(checkpoint).requires_grad_(False)
 model = six.load(checkpoint)
@@ -153,6 +153,8 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
+# All held-out pairs are ranked correctly. The share of stories about girls has not risen: 47 and 48 of 100 are the same up to chance. Now 21 of the 100 hold none of the four words, where it was 3 before, and some are broken English: this training has also spoilt some of what the model could do. A better ranking of pairs does not say what the model writes by itself; measure both.
+#
 # ## 3. Learning from a reward
 #
 # Sometimes nobody has to judge: the answer to a sum is right or wrong, a program passes its tests or not. Then the model can *try*, get a **reward**, and do more of what was rewarded. It never sees a right
@@ -223,6 +225,8 @@ plt.show()
 
 # %% [markdown]
 # Only the factor differs. The reward alone can only push answers up, those it draws most often most of all; the comparison within the group also pushes down what was worse than usual.
+#
+# This run does not show which of the two is better. It is one seed (1) of a short training, and the order changes with the seed: with seed 0, GRPO ended at 0.17 and the reward alone at 0.50; with seed 2, at 0.55 and 0.89.
 #
 # Two things that this small example does not need, and large ones do. Answers of many tokens: each token's log probability gets the factor of the whole answer. And several steps on the same drawn answers: then the
 # probabilities have moved since they were drawn, and the ratio of new to old, cut off at 0.8 and 1.2, takes the place of the logarithm (Schulman et al. 2017).

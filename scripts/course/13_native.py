@@ -30,11 +30,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
+torch.manual_seed(13)
 if not (checkpoint / "model.safetensors").is_file():
     raise SystemExit(f"there is no model in {checkpoint}: run `make quickstart` first (about three minutes)")
 six = lesson(6)
 tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
-torch.manual_seed(13)
 
 # %% [markdown]
 # ## 1. What is missing?

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from cells import COURSE, lesson_files, read_cells
 
+PARAMETERS = "cell-parameters"  # the id of the cell that replaces the lesson's parameters
+
 
 def notebook_of(path: Path, parameters: dict | None = None):
     """A lesson as a notebook that has not run; `parameters` replace those of the lesson."""
@@ -30,7 +32,7 @@ def notebook_of(path: Path, parameters: dict | None = None):
         notebook.cells.append(make(cell.source, metadata={"tags": list(cell.tags)} if cell.tags else {}, id=f"cell-{number}"))
         if "parameters" in cell.tags and parameters:
             values = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
-            notebook.cells.append(nbformat.v4.new_code_cell(f"from pathlib import *\n\n{values}", id="cell-parameters"))
+            notebook.cells.append(nbformat.v4.new_code_cell(f"from pathlib import *\n\n{values}", id=PARAMETERS))
     return notebook
 
 
@@ -81,6 +83,7 @@ def write(notebook, name: str, output: Path, pages: Path | None) -> None:
     page, _ = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="").from_notebook_node(notebook)
     (output / f"{name}.html").write_text(page, encoding="utf-8")
     if pages is not None:
+        notebook.cells = [cell for cell in notebook.cells if cell.id != PARAMETERS]  # a path of this machine
         text, resources = MarkdownExporter().from_notebook_node(notebook, {"unique_key": name, "output_files_dir": "figures"})
         (pages / "figures").mkdir(parents=True, exist_ok=True)
         for old in (pages / "figures").glob(f"{name}_*"):  # the number of a cell that has moved is in its name

@@ -1,6 +1,7 @@
 """Reading lessons, and the command that runs them."""
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -118,6 +119,23 @@ def test_the_pages_hold_the_text_of_their_lessons():
         for cell in read_cells(path):
             lines = [line.rstrip() for line in cell.source.splitlines() if line.strip()]
             assert all(line in page for line in lines), f"{path.name} line {cell.line}"
+
+
+@pytest.mark.parametrize("path", lesson_files(), ids=lambda path: path.stem)
+def test_the_pages_hold_nothing_of_one_machine_or_one_run(path):
+    page = (COURSE / "pages" / f"{path.stem}.md").read_text(encoding="utf-8")
+    assert "PosixPath(" not in page and " at 0x" not in page
+    for figure in re.findall(r"\(figures/([^)]+)\)", page):
+        assert (COURSE / "pages" / "figures" / figure).is_file(), figure
+
+
+def test_a_page_is_written_without_the_cell_of_its_parameters(tmp_path):
+    pytest.importorskip("nbconvert")
+    module = run_module()
+    notebook = module.notebook_of(COURSE / "06_model.py", {"checkpoint": Path("folder-of-one-machine")})
+    module.write(notebook, "06_model", tmp_path / "out", tmp_path / "pages")
+    assert "folder-of-one-machine" in (tmp_path / "out" / "06_model.ipynb").read_text(encoding="utf-8")
+    assert "folder-of-one-machine" not in (tmp_path / "pages" / "06_model.md").read_text(encoding="utf-8")
 
 
 def test_parameters_are_replaced_after_the_cell_that_sets_them():

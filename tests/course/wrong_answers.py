@@ -20,6 +20,10 @@ WRONG_ANSWERS: dict[int, list[tuple[str, str]]] = {
             "def inputs_and_targets(batch, pad):\n    batch = batch.masked_fill(batch == pad, -100)\n    return batch[:, :-1], batch[:, 1:]",
             "-100 is no id",
         ),
+        (
+            "def inputs_and_targets(batch, pad):\n    batch[batch == pad] = -100\n    return batch[:, :-1], batch[:, 1:]",
+            "clone the targets",
+        ),
         ("def inputs_and_targets(batch, pad): return batch[:, :-1], batch[:, :-1] + 1", "the targets are"),
     ],
     3: [
