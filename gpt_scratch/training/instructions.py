@@ -16,7 +16,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..conflicts import check_instruction_splits, check_needed, settle_trainable
+from ..conflicts import check_instruction_splits, settle_trainable
 from ..data.instruction import (
     IGNORED,
     PROMPT_STYLES,
@@ -179,9 +179,8 @@ def read_splits(args: InstructionArguments) -> InstructionSplits:
     Raises:
         UserError: flags that exclude each other, or data that cannot be read or split.
     """
-    check_needed("finetune_instructions", args)
     check_instruction_splits(args)
-    assert args.train_file is not None
+    assert args.train_file is not None  # check_instructions
     reading, ignored = Reading.of(args), args.ignore_keys or ()
     if args.split == "files":
         names = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
