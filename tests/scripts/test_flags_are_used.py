@@ -64,9 +64,8 @@ def test_each_flag_of_a_script_is_read(path):
 def test_each_flag_of_a_training_script_is_read(kind):
     training = ROOT / "gpt_scratch" / "training"
     scripts = [path for path in (ROOT / "scripts").glob("*.py") if kind.__name__ in path.read_text(encoding="utf-8")]
-    read = names_read(
-        training / f"{DATACLASSES[kind]}.py", training / "finetuning.py", ROOT / "gpt_scratch" / "data" / "opening.py", *scripts
-    )
+    shared = [training / "finetuning.py", training / "reinforcement.py", training.parent / "data" / "opening.py"]
+    read = names_read(training / f"{DATACLASSES[kind]}.py", *shared, *scripts)
     assert {field.name for field in dataclasses.fields(kind)} - read == set()
 
 
