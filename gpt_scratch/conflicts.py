@@ -343,6 +343,15 @@ def check_generation(args: Any) -> None:
         check_unicode(prompt)
 
 
+def check_classify(args: Any) -> None:
+    """
+    Raises:
+        UserError: names the flags.
+    """
+    if args.text and args.file:
+        raise UserError("--text and --file are two inputs: leave one of them out")
+
+
 def check_conversion(args: Any) -> None:
     """
     Raises:
@@ -390,6 +399,7 @@ CHECKS: dict[str, Callable[[str | None, Namespace], None]] = {
     "finetune_instructions": lambda _, args: check_instructions(args, args),
     "finetune_preferences": lambda method, args: check_preferences(str(method), args),
     "evaluate_instructions": lambda _, args: check_evaluation(args),
+    "classify": lambda _, args: check_classify(args),
     "generate": lambda _, args: check_generation(args),
     "convert_checkpoint": lambda _, args: check_conversion(args),
     "train_tokenizer": lambda _, args: check_tokenizer(args),

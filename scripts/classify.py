@@ -30,6 +30,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
+from gpt_scratch.conflicts import check_classify
 from gpt_scratch.data.opening import TABLE_SUFFIXES, Reading, check_files, read_lines, suffix_of
 from gpt_scratch.data.readers import texts_of_table
 from gpt_scratch.errors import UserError, run_script
@@ -83,6 +84,7 @@ def read_texts(
 
 def main(args: argparse.Namespace) -> int:
     """Classify, write a table or jsonl, and return the number of texts."""
+    check_classify(args)
     files = check_files([args.file]) if args.file else []
     use_fast_fp32_matmul()
     model, tokenizer = load_classifier(args.model)

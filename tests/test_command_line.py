@@ -141,6 +141,7 @@ WRONG = {
     "finetune_preferences grpo --train_file pairs.json --model_name_or_path runs/model": "grpo needs --reward_model (train one",
     "finetune_preferences dpo --train_file pairs.json --model_name_or_path runs/model --max_steps 0": "--max_steps is 0",
     "evaluate_instructions --model runs/model": "--model needs --data_file (what to reply to) and --output",
+    "classify runs/model --text One --file data.csv": "--text and --file are two inputs",
     "generate runs/model --weights int8 --num_beams 2": "--weights decodes one text at a time",
     "convert_checkpoint out": "name the checkpoint to convert, or --download one",
     "convert_checkpoint text.txt out --max_shard_size lots": "size 'lots': write 500MB",
