@@ -105,7 +105,8 @@ class _HostileHandler(_Handler):
     def answer_without_end(self, answer: Answer) -> None:
         self.close_connection = True
         self.send_response(answer.status)
-        for name, text in (answer.headers | {"Transfer-Encoding": "chunked"}).items():
+        # Said, or the client sends its next request through a connection that is being closed.
+        for name, text in (answer.headers | {"Transfer-Encoding": "chunked", "Connection": "close"}).items():
             self.send_header(name, text)
         self.end_headers()
         if self.command != "HEAD":
