@@ -39,7 +39,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="the same seed and the same messages give the same replies")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="of the weights")
     parser.add_argument(
-        "--weights", choices=WEIGHTS, help="compile the decoding step, with weights kept so; see generate.py --help"
+        "--weights", choices=WEIGHTS, help="keep weights so, for a faster step; see generate.py --help"
     )
     return check_flags(parser.parse_args(argv))
 

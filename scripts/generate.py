@@ -21,16 +21,14 @@ if __name__ == "__main__":
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
 from gpt_scratch.conflicts import check_generation
 from gpt_scratch.errors import printable, run_script
-from gpt_scratch.inference.decoding import WEIGHTS, compiled_generation, prepare_for_decoding
+from gpt_scratch.inference.decoding import WEIGHTS, generation_settings, prepare_for_decoding
 from gpt_scratch.inference.generation import generate_texts
 from gpt_scratch.inference.loading import load_language_model
-from gpt_scratch.progress import named
 from gpt_scratch.ranges import check_flags
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 
@@ -64,8 +62,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--weights",
         choices=WEIGHTS,
-        help="compile the decoding step, with weights kept so: several times faster for one prompt, after some 20 s of compiling (once "
-        "a machine; needs a C++ compiler). float32 gives the same text, bfloat16 and int8 nearly the same",
+        help="keep weights so and generate in C, compiled at the first use on a machine (some seconds; needs a C compiler): faster, the "
+        "fewer bytes the more. float32 gives the same text, bfloat16 and int8 nearly the same, int4 costs some quality",
     )
     return check_flags(parser.parse_args(argv))
 
@@ -82,20 +80,19 @@ def main(args: argparse.Namespace) -> list[str]:
     model, tokenizer = load_language_model(args.model, args.dtype)
     if args.weights:
         model = prepare_for_decoding(model, args.weights)
-        settings |= compiled_generation()
-    with named("compiling the decoding step, if it is the first use") if args.weights else nullcontext():
-        texts = generate_texts(
-            model,
-            tokenizer,
-            args.prompt,
-            args.max_new_tokens,
-            temperature,
-            args.seed,
-            args.stream,
-            args.stop,
-            args.parse_special_tokens,
-            **settings,
-        )
+        settings |= generation_settings(model)
+    texts = generate_texts(
+        model,
+        tokenizer,
+        args.prompt,
+        args.max_new_tokens,
+        temperature,
+        args.seed,
+        args.stream,
+        args.stop,
+        args.parse_special_tokens,
+        **settings,
+    )
     if not args.stream:
         for prompt, text in zip(args.prompt, texts):
             print(printable(prompt + text), end="\n\n")

@@ -5,7 +5,7 @@ r"""Serve a model of this package over the OpenAI API: transformers' own server,
         -d '{"model": "runs/instruct", "messages": [{"role": "user", "content": "Name a colour."}], "max_tokens": 50}'
     transformers chat runs/instruct http://127.0.0.1:8000/v1
 
-    python scripts/serve.py runs/instruct --weights int8     # the step compiled, weights in fewer bytes; or bfloat16, float32
+    python scripts/serve.py runs/instruct --weights int8     # weights in fewer bytes, a faster step; or float32, bfloat16, int4
     GPT_SCRATCH_API_KEY=... python scripts/serve.py runs/instruct --host 0.0.0.0
 
 Chat (also streamed), completions, responses; clients name the model as it was named here. It listens on this machine only, unless --host
@@ -45,7 +45,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=8000, help="default 8000; 0 takes a free one")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; default the best there is")
     parser.add_argument("--dtype", default="auto", help="bfloat16, float32, ...; default as saved")
-    parser.add_argument("--weights", choices=WEIGHTS, help="compile the decoding step, with weights kept so")
+    parser.add_argument("--weights", choices=WEIGHTS, help="keep weights so, for a faster step; see generate.py --help")
     parser.add_argument("--allowed_hosts", nargs="+", default=[], help="further names of this machine in requests")
     parser.add_argument(
         "--allowed_origins",
@@ -62,7 +62,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Serve until interrupted."""
     if args.weights:
-        # Without compiled steps every length of the cache is a matrix product of its own, whose kernels oneDNN keeps: a gigabyte.
+        # In plain steps every length of the cache is a matrix product of its own, whose kernels oneDNN keeps: a gigabyte.
         use_fast_fp32_matmul()
     limits = Limits(**{field.name: getattr(args, field.name) for field in fields(Limits)})
     key = os.environ.pop(KEY_VARIABLE, None)  # out of the environment of whatever is started from here

@@ -8,7 +8,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from ..configuration_gpt_scratch import GPTScratchConfig
-from ..inference.decoding import WEIGHTS, compiled_generation, prepare_for_decoding
+from ..inference.decoding import WEIGHTS, generation_settings, prepare_for_decoding
 from ..modeling_gpt_scratch import GPTScratchForCausalLM
 from ..training.precision import use_fast_fp32_matmul
 from .harness import Contender, Sizes, ceilings, device, measure, summarize
@@ -57,10 +57,10 @@ def generation(sizes: Sizes, batch: int, prompt: int, new_tokens: int, repetitio
         use_fast_fp32_matmul()
         for weights in WEIGHTS:
             model = prepare_for_decoding(copy.deepcopy(ours), weights)
-            taking_part.append(contender(f"gpt_scratch, compiled, {weights}", model, True, **compiled_generation()))
+            taking_part.append(contender(f"gpt_scratch, prepared, {weights}", model, True, **generation_settings(model)))
     speed = next(row["median"] for row in ceilings() if row["ceiling"] == "read") * 1e9
     rows = summarize(measure(taking_part, repetitions), "transformers")
-    weight_bytes = {"bfloat16": 2, "int8": 1}
+    weight_bytes = {"bfloat16": 2, "int8": 1, "int4": 0.625}  # int4 with its scales
     for row in rows:
         per_token = row["median_s"] / new_tokens
         size = weight_bytes.get(row["contender"].rsplit(", ", 1)[-1], 4)

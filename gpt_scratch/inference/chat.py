@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from ..errors import UserError, check_unicode
 from ..ranges import check_ranges
 from .chat_template import encode_chat, unsaid_parts
-from .decoding import compiled_generation
+from .decoding import generation_settings
 from .generation import generate_ids, pad_left
 from .streaming import PrintableStreamer
 
@@ -43,7 +43,7 @@ class Chat:
         max_new_tokens: of a reply; less where the model's positions end.
         temperature: 0 takes the most likely token, else samples.
         seed: of the sampling, set once.
-        compiled: the decoding step is compiled; for a model that went through `decoding.prepare_for_decoding`.
+        prepared: the model went through `decoding.prepare_for_decoding`.
 
     Raises:
         UserError: no chat template, or no room for a reply of `max_new_tokens` within the model's positions.
@@ -57,7 +57,7 @@ class Chat:
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         seed: int | None = None,
-        compiled: bool = False,
+        prepared: bool = False,
     ):
         if not tokenizer.chat_template:
             raise UserError("this model has no chat template: finetune it with scripts/finetune_instructions.py")
@@ -66,7 +66,7 @@ class Chat:
             raise UserError(f"max_new_tokens is {max_new_tokens}: it must be between 1 and {self.limit - 1} for this model")
         check_ranges({"temperature": temperature} | ({} if seed is None else {"seed": seed}))
         self.model, self.tokenizer = model, tokenizer
-        self.max_new_tokens, self.temperature, self.compiled = max_new_tokens, temperature, compiled
+        self.max_new_tokens, self.temperature, self.prepared = max_new_tokens, temperature, prepared
         self.start = [{"role": "system", "content": system}] if system else []
         if system:
             check_unicode(system)
@@ -108,7 +108,7 @@ class Chat:
             raise
         settings: dict[str, Any] = {"eos_token_id": end, "pad_token_id": end}
         settings |= {"streamer": PrintableStreamer(self.tokenizer)} if stream else {}
-        settings |= compiled_generation(self.model, min(len(ids) + self.max_new_tokens, self.limit)) if self.compiled else {}
+        settings |= generation_settings(self.model, min(len(ids) + self.max_new_tokens, self.limit)) if self.prepared else {}
         with torch.inference_mode():
             inputs = pad_left([ids], end, self.model.device)
             output = generate_ids(self.model, inputs, self.max_new_tokens, self.temperature, **settings)

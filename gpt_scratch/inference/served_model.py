@@ -23,7 +23,7 @@ from transformers import (
 
 from ..errors import UserError
 from .chat_template import encode_chat, unsaid_parts
-from .decoding import compiled_generation, prepare_for_decoding
+from .decoding import generation_settings, prepare_for_decoding
 from .generation import remaining_positions
 
 logger = logging.getLogger("gpt_scratch.serving")
@@ -68,11 +68,11 @@ class ServedModel:
     """Holds the current [`Generation`] and stands between the server's handlers and a loaded model.
 
     Args:
-        weights: compile the decoding step, with weights kept so: see `decoding.prepare_for_decoding`.
+        weights: kept so, for a faster step: see `decoding.prepare_for_decoding`.
     """
 
     def __init__(self, model: PreTrainedModel, weights: str | None = None):
-        self.model, self.compiled = model, weights is not None
+        self.model, self.prepared = model, weights is not None
         self.current = Generation()
         if weights is not None:
             prepare_for_decoding(model, weights)
@@ -108,8 +108,8 @@ class ServedModel:
         stops, generation_config.stop_strings = generation_config.stop_strings, None
         if stops:
             criteria.append(_StopStrings(kwargs["tokenizer"], stops, ids.shape[1]))
-        if self.compiled:
-            kwargs |= compiled_generation(self.model, ids.shape[1] + generation_config.max_new_tokens)
+        if self.prepared:
+            kwargs |= generation_settings(self.model, ids.shape[1] + generation_config.max_new_tokens)
         try:
             return self.generate_unbounded(
                 inputs, generation_config=generation_config, stopping_criteria=StoppingCriteriaList(criteria), **kwargs

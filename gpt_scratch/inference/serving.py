@@ -50,7 +50,7 @@ def serve(
         limits: bounds of requests.
         key: API key that requests must carry; it may be None where only this machine reaches the server.
         hosts, origins: further names of this machine in requests, and other origins whose pages may call it.
-        weights: compile the decoding step, with weights kept so: see `decoding.prepare_for_decoding`.
+        weights: kept so, for a faster step: see `decoding.prepare_for_decoding`.
         device, dtype: of the model, as `transformers serve` takes them.
 
     Raises:

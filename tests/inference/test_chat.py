@@ -38,17 +38,12 @@ def test_history_is_given_whole_and_the_reply_is_streamed(tokenizer, capsys):
     assert again.messages == [] and again.say("Hi", stream=False) == first
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_conversation_is_the_same_and_compiles_once(tokenizer):
-    plain, fast = make(tokenizer), make(tokenizer, compiled=True)
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
+@pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="decoding.c needs a C compiler")
+def test_a_conversation_of_a_prepared_model_is_the_same(tokenizer):
+    plain, fast = make(tokenizer), make(tokenizer, prepared=True)
     prepare_for_decoding(fast.model)
-    said = [(chat.say("Hi", stream=False), chat.say("And b?", stream=False)) for chat in (plain, fast)]
-    assert said[0] == said[1] and torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        assert fast.say("c", stream=False) == plain.say("c", stream=False)
+    for text in ("Hi", "And b?", "c"):
+        assert fast.say(text, stream=False) == plain.say(text, stream=False)
 
 
 def test_the_oldest_exchange_is_forgotten_and_the_system_message_stays(tokenizer):
