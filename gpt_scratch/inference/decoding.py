@@ -304,7 +304,9 @@ class DecodingStep:
             self.turns = cosine[0, 0], sine[0, 0]
         return self.turns[0][position_ids], self.turns[1][position_ids]
 
-    def _run(self, hidden: Any, sequence: Any, column: Any, cosine: Any, sine: Any, real: Any, cache: Any, B: int, T: int) -> None:
+    def _run(
+        self, hidden: Any, sequence: Any, column: Any, cosine: Any, sine: Any, real: Any, cache: Any, B: int, T: int
+    ) -> None:
         """All layers, `hidden` (rows, C) in place; keys and values join the cache."""
         layers = cache.layers
         for layer in layers:

@@ -21,7 +21,12 @@ import torch
 from ..errors import UserError
 
 SOURCE = Path(__file__).with_name("decoding.c")
-FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}  # of a weight's tensor; uint8 holds two of four bits
+FORMATS = {
+    torch.float32: 0,
+    torch.bfloat16: 1,
+    torch.int8: 2,
+    torch.uint8: 3,
+}  # of a weight's tensor; uint8 holds two of four bits
 ACTIVATIONS = {"silu": 0, "swish": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "gelu": 2, "relu": 3}
 GROUP = 32  # columns of a weight in four bits with a scale and a minimum of their own; every product's input is a multiple of it
 # What one compiler calls by another name, or lacks: Apple's clang has no OpenMP, and clang on ARM no -march.
@@ -92,7 +97,9 @@ def _compiled() -> Path:
             return folder / name
         except OSError:
             continue
-    raise UserError(f"--weights compiles {SOURCE.name}, and neither {_cache_directory()} nor {tempfile.gettempdir()} can be written to")
+    raise UserError(
+        f"--weights compiles {SOURCE.name}, and neither {_cache_directory()} nor {tempfile.gettempdir()} can be written to"
+    )
 
 
 def _cache_directory() -> Path:

@@ -34,7 +34,10 @@ OTHERS = {
     "gelu": ("gpt2", {"hidden_act": "gelu"}),
     "relu": ("gpt2", {"hidden_act": "relu", "lm_head_bias": True}),
     "biased": ("llama", {"qkv_bias": True, "o_bias": True, "mlp_bias": True, "head_dim": 16}),
-    "dynamic": ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}, "max_position_embeddings": 8}),
+    "dynamic": (
+        "llama",
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}, "max_position_embeddings": 8},
+    ),
 }
 MODELS = {"gpt2": ("gpt2", {}), "llama": ("llama", {}), **OTHERS}
 
