@@ -21,7 +21,7 @@ import yaml
 
 from .conflicts import LATER, NumberLoader, check_flags_of, unknown_name
 from .errors import UserError, one_line
-from .files import check_target, refuse_a_run
+from .files import check_target, refuse_existing_run
 from .ranges import check_ranges
 
 PACKAGE = Path(__file__).resolve().parent
@@ -119,11 +119,11 @@ def check_command_line(script: str, argv: Sequence[str], description: str | None
     check_flags_of(script, method, values, table["config_names"] if releases() == table["releases"] else None)
     check_reachable(script, values)
     check_inputs(script, values)
-    from .data.beginnings import check_beginnings
+    from .data.beginnings import check_first_rows
 
-    check_beginnings(script, values)
+    check_first_rows(script, values)
     if values.get("output_dir") and not values.get("resume_from_checkpoint") and described.get("recipe"):
-        refuse_a_run(Path(values["output_dir"]))
+        refuse_existing_run(Path(values["output_dir"]))
     if script in WRITES and values.get("to") != "gguf":  # which is a file
         read = _strings(values, [*DATA_FILES, *PLACES])
         check_target(values[WRITES[script]], values["overwrite"], [name for name in read if os.path.exists(name)])
@@ -191,7 +191,7 @@ def known_flags(parser: argparse.ArgumentParser) -> list[str]:
 # ------------------------------------------------------------------------------------------------------------- files and models
 
 DATA_FILES = ("train_file", "validation_file", "test_file", "data_file", "replies_file", "word_list", "from_files", "file")
-TEXT_IS_A_FILE = ("benchmark", "measure_roads")
+TEXT_IS_A_FILE = ("benchmark", "measure_compatibility")
 MODELS = ("model", "model_name_or_path", "reward_model")  # with a config.json
 PLACES = (*MODELS, "tokenizer_name", "tokenizer", "source", "folder")
 CHECKED_BLOCKS = 8  # of 1 MiB: what is decoded of each file before torch is imported

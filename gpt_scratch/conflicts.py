@@ -133,7 +133,7 @@ ONLY_WITH = {
 }
 
 
-def settle_trainable(args: Any) -> None:
+def resolve_trainable(args: Any) -> None:
     """Complete `--trainable` and the flags that belong to one of its values, in place, in the same terms for every script.
 
     Args:
@@ -422,7 +422,7 @@ def check_flags_of(script: str, method: str | None, values: Mapping[str, Any], c
     if config_names is not None:
         refuse_unknown_names(overrides, config_names)
     if "trainable" in values:
-        settle_trainable(args)
+        resolve_trainable(args)
     if script in CHECKS:
         CHECKS[script](method, args)
     if "max_steps" in values and "num_train_epochs" in values:

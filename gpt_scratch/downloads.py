@@ -44,7 +44,10 @@ def bounded_client() -> Any:
         return httpx.Client(follow_redirects=True, timeout=constants.DEFAULT_REQUEST_TIMEOUT)
     client = default_client_factory()
     hooks = client.event_hooks
-    client.event_hooks = {"request": [*hooks["request"], _keep_token, _ask_plainly], "response": [*hooks["response"], _bound]}
+    client.event_hooks = {
+        "request": [*hooks["request"], _keep_token, _request_uncompressed],
+        "response": [*hooks["response"], _bound],
+    }
     return client
 
 
@@ -85,7 +88,7 @@ def _is_answer(request: Any) -> bool:
     return request.url.path.startswith("/api/")
 
 
-def _ask_plainly(request: Any) -> None:
+def _request_uncompressed(request: Any) -> None:
     """What unpacks to a thousand times its size could not be counted."""
     if request.method == "GET" and not _is_answer(request):
         request.headers["accept-encoding"] = "identity"

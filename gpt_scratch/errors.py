@@ -15,7 +15,12 @@ class UserError(ValueError):
 
 
 # Exceptions that Python raises without a message.
-WORDS = {MemoryError: "out of memory", RecursionError: "nested too deeply", EOFError: "it ends early", TimeoutError: "timed out"}
+DEFAULT_MESSAGES = {
+    MemoryError: "out of memory",
+    RecursionError: "nested too deeply",
+    EOFError: "it ends early",
+    TimeoutError: "timed out",
+}
 # Control characters except tab and newline, which a terminal would interpret; marks that change the direction of text; halves of surrogate
 # pairs, which cannot be printed. Joiners and wide spaces, which scripts and emoji need, are kept.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -41,7 +46,7 @@ def one_line(error: object, length: int = 300) -> str:
     """
     text = " ".join(printable(_COLOURS.sub("", str(error))).split())
     if not text and isinstance(error, BaseException):
-        text = next((words for kind, words in WORDS.items() if isinstance(error, kind)), type(error).__name__)
+        text = next((words for kind, words in DEFAULT_MESSAGES.items() if isinstance(error, kind)), type(error).__name__)
     return text[:length]
 
 

@@ -167,7 +167,7 @@ def check_target(
         found = target.lstat()
         if not target.is_dir():
             raise UserError(f"{path} exists and is not a directory: choose another output directory")
-        if reason := _reason_to_stay(target, sources):
+        if reason := _why_not_replaced(target, sources):
             raise UserError(f"{path} {reason}, which is never replaced: choose another output directory")
         if foreign := list(islice(_foreign_entries(target), 4)):
             names = ", ".join(map(repr, foreign[:3])) + (", ..." if len(foreign) > 3 else "")
@@ -184,7 +184,7 @@ def check_target(
     return target, found
 
 
-def refuse_a_run(path: Path) -> None:
+def refuse_existing_run(path: Path) -> None:
     """
     Raises:
         UserError: the directory holds a run, or files of another origin by the names that a run writes.
@@ -198,7 +198,7 @@ def refuse_a_run(path: Path) -> None:
             raise UserError(f"{path} holds a {name}, which the run would overwrite: choose another --output_dir")
 
 
-def _reason_to_stay(target: Path, sources: Sequence[str | os.PathLike | None]) -> str | None:
+def _why_not_replaced(target: Path, sources: Sequence[str | os.PathLike | None]) -> str | None:
     """Why a directory is never replaced. Compared by device and inode: case, links and other spellings do not matter."""
     if _is_mount(target):  # the root is one
         return "is a mount point"

@@ -175,8 +175,8 @@ def _add_product_(total: torch.Tensor, logits: torch.Tensor, rows: torch.Tensor)
         return
     step = total.shape[0] if total.is_cuda else VOCABULARY_CHUNK
     for start in range(0, total.shape[0], step):
-        words = slice(start, start + step)
-        total[words] += logits[:, words].T @ rows
+        chunk = slice(start, start + step)
+        total[chunk] += logits[:, chunk].T @ rows
 
 
 __all__ = [

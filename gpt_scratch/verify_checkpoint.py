@@ -117,7 +117,7 @@ def verify_checkpoint(name: str, revision: str | None = None, trust_remote_code:
 
 def verify_model(model: PreTrainedModel, reference: dict[str, Any]) -> Verdict:
     """Compare what a model in float32 computes with what [`read_reference`] returned. Its generation settings are lost."""
-    return _judge(reference, {way: _attempt(compute, model) for way, compute in _ways(reference).items()})
+    return _judge(reference, {way: _attempt(compute, model) for way, compute in _computations(reference).items()})
 
 
 def _verify_alone(name: str) -> Verdict:
@@ -265,7 +265,7 @@ def _check(value: Any, fields: Fields, where: str) -> None:
 # Computing it again. n steps of a language model, one of a classifier; k logits of each are stored.
 
 
-def _ways(reference: dict[str, Any]) -> dict[str, Callable[[PreTrainedModel], list[Comparison]]]:
+def _computations(reference: dict[str, Any]) -> dict[str, Callable[[PreTrainedModel], list[Comparison]]]:
     """Each way of computing the stored outputs, by a name that `_judge` puts into words."""
     ways: dict[str, Callable[[PreTrainedModel], list[Comparison]]] = {"plain": partial(_compare_rows, reference)}
     for batch in reference["batches"]:
@@ -385,12 +385,12 @@ def _judge(reference: dict[str, Any], found: dict[str, Comparison]) -> Verdict:
 
 def _explain(different: dict[str, Comparison], largest: float) -> str:
     if "plain" in different:  # and with it all others
-        what = _in_words("plain", different["plain"], largest)
+        what = _describe("plain", different["plain"], largest)
         return f"{what}; other weights, other code, or {_versions()} compute something else"
-    found = "; ".join(_in_words(way, comparison, largest) for way, comparison in different.items())
+    found = "; ".join(_describe(way, comparison, largest) for way, comparison in different.items())
     if all(way.startswith("cache") for way in different):
         if len(different) > 1:
-            found = _in_words("cache", different["cache"], largest)
+            found = _describe("cache", different["cache"], largest)
         who = f"the model's code and transformers {transformers.__version__}"
         return f"{found}; without the cache all is equal: {who} disagree about the cache"
     if not {"no cache", "cache"} & different.keys() and all(comparison.failure is None for comparison in different.values()):
@@ -408,7 +408,7 @@ WHERE = {
 }
 
 
-def _in_words(way: str, comparison: Comparison, largest: float) -> str:
+def _describe(way: str, comparison: Comparison, largest: float) -> str:
     if comparison.failure is not None:
         return f"no outputs {WHERE[way]}: {comparison.failure}"
     size = f"{comparison.difference:.2g} (the largest is {largest:.3g})"

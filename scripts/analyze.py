@@ -46,11 +46,11 @@ from gpt_scratch.analysis.attention import (
 from gpt_scratch.analysis.next_token import (
     lens_table,
     logit_lens,
-    next_token_places,
     plot_lens,
     plot_surprise,
     plot_temperatures,
     sampling_distribution,
+    score_tokens,
     write_surprise_html,
 )
 from gpt_scratch.analysis.runs import plot_histories, read_history
@@ -163,7 +163,7 @@ def attention(args, model, tokenizer, ids, tokens) -> tuple[dict[str, Any], list
 
 def next_tokens(args, model, tokenizer, ids, tokens) -> tuple[dict[str, Any], list[Path]]:
     """Rank and surprise of each token."""
-    places, after = next_token_places(model, tokenizer, ids, args.top)
+    places, after = score_tokens(model, tokenizer, ids, args.top)
     if not args.json:
         for place in places:
             figures = "" if place.rank is None else f"rank {place.rank:>6}  {place.surprise:5.1f} bits  "
@@ -206,9 +206,9 @@ def temperature(args, model, tokenizer, ids, tokens) -> tuple[dict[str, Any], li
     )
 
 
-def shortened(text: str, most: int = 60) -> str:
-    """The end of a text, which is what comes next depends on most."""
-    return text if len(text) <= most else f"...{text[-most:]}"
+def shortened(text: str, length: int = 60) -> str:
+    """The last `length` characters of a text, on which the next token depends most."""
+    return text if len(text) <= length else f"...{text[-length:]}"
 
 
 SUBJECTS = {"attention": attention, "tokens": next_tokens, "lens": lens, "temperature": temperature}

@@ -69,7 +69,7 @@ def main(args: argparse.Namespace) -> None:
             print("(forgotten)")
         elif text:
             try:
-                chat.say(text)
+                chat.reply(text)
             except UserError as error:
                 print(f"({printable(str(error))})")
             except KeyboardInterrupt:

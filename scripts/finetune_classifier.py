@@ -60,8 +60,8 @@ from gpt_scratch.training.classification import (
     plot_confusion,
     plot_curves,
     read_splits,
+    trainable_scope,
     warn_of_missed_classes,
-    what_trains,
     write_mistakes,
 )
 from gpt_scratch.training.finetuning import describe_trainable
@@ -82,7 +82,7 @@ def main(script_args: ClassificationArguments, training_args: ScratchTrainingArg
     data = encode_splits(script_args, splits, model, tokenizer)
     model = choose_trainable(model, script_args)
     trainable = describe_trainable(model)
-    set_default_learning_rate(training_args, trainable[1], what_trains(script_args))
+    set_default_learning_rate(training_args, trainable[1], trainable_scope(script_args))
     grouped = training_args.train_sampling_strategy == "group_by_length"
     share = padding_share(data.rows["train"]["length"], training_args.per_device_train_batch_size, grouped)
     print(f"padding: {share:.1%} of the tokens in training batches{' grouped by length' if grouped else ''}")

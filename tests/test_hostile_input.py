@@ -39,7 +39,7 @@ for line in sys.stdin:
         if "records" in case["prompt"]:
             encode_conversations(read_conversations(case["model"] + "/records.jsonl"), tokenizer, "alpaca", False, 32)
         elif tokenizer.chat_template:
-            Chat(model, tokenizer, max_new_tokens=3).say(eval(case["prompt"]), stream=False)
+            Chat(model, tokenizer, max_new_tokens=3).reply(eval(case["prompt"]), stream=False)
         else:
             generate_texts(model, tokenizer, [eval(case["prompt"])], max_new_tokens=3)
         message = "nothing was refused"

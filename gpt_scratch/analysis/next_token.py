@@ -15,11 +15,11 @@ from ..modeling_gpt_scratch import GPTScratchForCausalLM
 from ..plots import new_figure, save_figure
 from .attention import token_texts
 
-MOST_SURPRISE = 16.0  # bits; colours are full from here
+MAX_SURPRISE = 16.0  # bits; colours are full from here
 
 
 @dataclass(frozen=True)
-class Place:
+class ScoredToken:
     """A token of the text and what the model had expected in its place; rank counts from 1, surprise is -log2 of the probability."""
 
     token: str
@@ -31,9 +31,9 @@ class Place:
 
 
 @torch.no_grad()
-def next_token_places(
+def score_tokens(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor, top: int = 5
-) -> tuple[list[Place], tuple[tuple[str, float], ...]]:
+) -> tuple[list[ScoredToken], tuple[tuple[str, float], ...]]:
     """Each token of a text, (1, T), with its rank and surprise and the `top` most likely ones in its place; and those after the last."""
     logits = model(input_ids=input_ids, use_cache=False).logits[0].float()  # (T, V)
     probabilities = logits.softmax(-1)
@@ -43,12 +43,12 @@ def next_token_places(
     ]
     ids = input_ids[0].tolist()
     texts = token_texts(tokenizer, ids)
-    places = [Place(texts[0], ids[0], None, None, None, ())]
+    places = [ScoredToken(texts[0], ids[0], None, None, None, ())]
     surprises = -logits.log_softmax(-1) / torch.log(torch.tensor(2.0))
     for t in range(1, len(ids)):
         row = probabilities[t - 1]
         rank = int((row > row[ids[t]]).sum()) + 1
-        places.append(Place(texts[t], ids[t], rank, row[ids[t]].item(), surprises[t - 1, ids[t]].item(), expected[t - 1]))
+        places.append(ScoredToken(texts[t], ids[t], rank, row[ids[t]].item(), surprises[t - 1, ids[t]].item(), expected[t - 1]))
     return places, expected[-1]
 
 
@@ -95,7 +95,7 @@ def logit_lens(model: GPTScratchForCausalLM, input_ids: torch.Tensor) -> torch.T
     return torch.cat([model.lm_head(state) for state in normed])
 
 
-def write_surprise_html(places: Sequence[Place], path: str | Path, title: str = "") -> Path:
+def write_surprise_html(places: Sequence[ScoredToken], path: str | Path, title: str = "") -> Path:
     """The text as HTML: a token's background is redder the less it was expected; hovering shows the figures."""
     spans = []
     heading = html.escape(printable(title))
@@ -105,7 +105,7 @@ def write_surprise_html(places: Sequence[Place], path: str | Path, title: str = 
         if place.surprise is None:
             spans.append(f"<span>{shown}</span>")
             continue
-        share = min(place.surprise / MOST_SURPRISE, 1.0)
+        share = min(place.surprise / MAX_SURPRISE, 1.0)
         expected = ", ".join(f"{token} {probability:.1%}" for token, probability in place.expected)
         tooltip = html.escape(f"rank {place.rank}, {place.surprise:.1f} bits; expected: {expected}", quote=True)
         spans.append(f'<span style="background: rgba(220, 60, 30, {share:.2f})" title="{tooltip}">{shown}</span>')
@@ -116,7 +116,7 @@ def write_surprise_html(places: Sequence[Place], path: str | Path, title: str = 
         '<body style="font: 16px/1.7 Georgia, serif; max-width: 48em; margin: 2em auto">'
         f"<h1>{heading}</h1><p>{len(scored)} tokens, {mean:.2f} bits each on average. Surprise: 0 bits "
         '<span style="background: linear-gradient(90deg, rgba(220, 60, 30, 0), rgba(220, 60, 30, 1)); padding: 0 4em"></span> '
-        f"{MOST_SURPRISE:g} bits or more.</p>"
+        f"{MAX_SURPRISE:g} bits or more.</p>"
         f'<p style="white-space: pre-wrap">{"".join(spans)}</p></body></html>\n'
     )
     with atomic_path(path) as temporary:
@@ -124,12 +124,12 @@ def write_surprise_html(places: Sequence[Place], path: str | Path, title: str = 
     return Path(path)
 
 
-def plot_surprise(places: Sequence[Place], path: str | Path, line_width: int = 90, title: str = "") -> list[Path]:
+def plot_surprise(places: Sequence[ScoredToken], path: str | Path, line_width: int = 90, title: str = "") -> list[Path]:
     """The same as a picture, PNG and SVG."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, Normalize
 
-    lines: list[list[Place]] = [[]]
+    lines: list[list[ScoredToken]] = [[]]
     for place in places:
         if sum(len(other.token) for other in lines[-1]) + len(place.token) > line_width:
             lines.append([])
@@ -140,7 +140,7 @@ def plot_surprise(places: Sequence[Place], path: str | Path, line_width: int = 9
     axes.set_xlim(0, width)
     axes.set_ylim(len(lines), 0)
     colors = LinearSegmentedColormap.from_list("surprise", ["white", "#dc3d1e"])
-    scale = Normalize(0, MOST_SURPRISE)
+    scale = Normalize(0, MAX_SURPRISE)
     for row, line in enumerate(lines):
         column = 0
         for place in line:
@@ -149,7 +149,7 @@ def plot_surprise(places: Sequence[Place], path: str | Path, line_width: int = 9
             axes.text(column, row + 0.5, place.token, family="monospace", fontsize=9, va="center", parse_math=False)
             column += len(place.token)
     bar = figure.colorbar(ScalarMappable(scale, colors), ax=axes, orientation="horizontal", aspect=40, shrink=0.8)
-    bar.set_label(f"surprise of each token in bits, {MOST_SURPRISE:g} or more in full colour", fontsize=8)
+    bar.set_label(f"surprise of each token in bits, {MAX_SURPRISE:g} or more in full colour", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     axes.set_title(title, fontsize=9, parse_math=False)
     return save_figure(figure, path, (".png", ".svg"))

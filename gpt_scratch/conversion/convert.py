@@ -21,7 +21,7 @@ from .stock_layouts import foreign_config, inverted, save_config
 from .weight_maps import SAME, Layout, WeightMap
 
 MODELS: dict[str, type[PreTrainedModel]] = {"lm": GPTScratchForCausalLM, "classifier": GPTScratchForSequenceClassification}
-MOST_BROKEN = 10  # tensors that cannot be read, in an error message
+MAX_BROKEN = 10  # tensors that cannot be read, in an error message
 LISTED = 6  # names in an error message, at most
 
 
@@ -155,7 +155,7 @@ def import_weights(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | No
     write_safetensors(folder, {name: expected[name].shape for name in parts}, read, dtype, max_shard_bytes)
     last.clear()
     if broken:
-        listed, more = list(broken.values())[:MOST_BROKEN], len(broken) - MOST_BROKEN
+        listed, more = list(broken.values())[:MAX_BROKEN], len(broken) - MAX_BROKEN
         raise UserError("; ".join(listed) + (f"; and {more} more of {len(broken)} such tensors" if more > 0 else ""))
     config.dtype, config.architectures = dtype, [model.__name__]
     config.save_pretrained(folder)

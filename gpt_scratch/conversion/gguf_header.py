@@ -15,9 +15,9 @@ from ..inference.loading import LARGEST
 SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 UNSIGNED = {0: "<B", 2: "<H", 4: "<I", 10: "<Q"}
 STRING, ARRAY = 8, 9
-MOST_ENTRIES = 100_000  # of settings, and of tensors
-MOST_ELEMENTS = 4_000_000  # of all arrays; a vocabulary of 262,144 with its merges has 1.3 million
-MOST_DIMENSIONS = 4  # GGML_MAX_DIMS
+MAX_ENTRIES = 100_000  # of settings, and of tensors
+MAX_ELEMENTS = 4_000_000  # of all arrays; a vocabulary of 262,144 with its merges has 1.3 million
+MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 COUNTS = {"block_count": LARGEST["layer"], "expert_count": LARGEST["expert"]}
 
 
@@ -57,8 +57,8 @@ class _Reader:
 
     def array(self, kind: int, count: int) -> None:
         self.elements += count
-        if self.elements > MOST_ELEMENTS:
-            raise ValueError(f"arrays of {self.elements:,} elements, more than {MOST_ELEMENTS:,}")
+        if self.elements > MAX_ELEMENTS:
+            raise ValueError(f"arrays of {self.elements:,} elements, more than {MAX_ELEMENTS:,}")
         if kind == STRING:
             for _ in range(count):
                 self.skip(self.number("<Q"))
@@ -88,8 +88,8 @@ def _check(reader: _Reader) -> None:
     if (version := reader.number("<I")) not in (2, 3):
         raise ValueError(f"its version is {version}; 2 and 3, little-endian, can be read")
     tensors, settings = reader.number("<Q"), reader.number("<Q")
-    if max(tensors, settings) > MOST_ENTRIES:
-        raise ValueError(f"it claims {tensors:,} tensors and {settings:,} settings; {MOST_ENTRIES:,} at most are read")
+    if max(tensors, settings) > MAX_ENTRIES:
+        raise ValueError(f"it claims {tensors:,} tensors and {settings:,} settings; {MAX_ENTRIES:,} at most are read")
     alignment = 32
     for _ in range(settings):
         name = reader.text()
@@ -113,7 +113,7 @@ def _tensor_end(reader: _Reader) -> tuple[str, int]:
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
     name, dimensions = one_line(reader.text(), 100), reader.number("<I")
-    if dimensions > MOST_DIMENSIONS:
+    if dimensions > MAX_DIMENSIONS:
         raise ValueError(f"{name} has {dimensions:,} dimensions")
     elements = math.prod(reader.number("<Q") for _ in range(dimensions))
     items, size = GGML_QUANT_SIZES[GGMLQuantizationType(reader.number("<I"))]  # ValueError of an unknown type

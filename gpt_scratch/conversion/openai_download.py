@@ -163,11 +163,11 @@ def placement(response: http.client.HTTPResponse, start: int) -> tuple[int, int]
     A server may ignore the wish for a range and answer 200 with everything.
     """
     if response.status == 206:
-        told = response.headers.get("Content-Range", "")
-        found = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18})", told)
+        content_range = response.headers.get("Content-Range", "")
+        found = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18})", content_range)
         if not found or int(found[1]) != start:
             raise TransferError(
-                f"asked for the bytes from {start:,} on, the server answered with the range {one_line(told, 100)!r}"
+                f"asked for the bytes from {start:,} on, the server answered with the range {one_line(content_range, 100)!r}"
             )
         return start, int(found[2])
     length = response.headers.get("Content-Length", "")

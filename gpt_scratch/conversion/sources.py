@@ -25,7 +25,7 @@ OTHER_DTYPES = {
 }
 
 
-MOST_SHARED = 4  # times that the tensors of a file may use its bytes: tied weights are stored under two names
+MAX_SHARED = 4  # times that the tensors of a file may use its bytes: tied weights are stored under two names
 
 
 class Source(Protocol):
@@ -340,5 +340,5 @@ def _refuse_tensors_beyond_the_file(content: Any, path: Path) -> None:
         elif isinstance(value, Mapping) and id(value) not in seen:  # it may hold itself
             seen.add(id(value))
             todo += value.values()
-        if total > MOST_SHARED * size:
-            raise UserError(f"{path} has {size:,} bytes, and its tensors have more than {MOST_SHARED} times as many")
+        if total > MAX_SHARED * size:
+            raise UserError(f"{path} has {size:,} bytes, and its tensors have more than {MAX_SHARED} times as many")

@@ -30,8 +30,8 @@ TRAILER_BYTES = 5  # type of compression, then the masked checksum of contents a
 INDEX_BYTES = 1 << 25  # of an index, packed or not; GPT-2's of 1.5 billion parameters has 17 kB
 LARGEST_BLOCK = 1 << 24  # TensorFlow begins a new block after 262,144 bytes
 LONGEST_NAME = 1 << 12
-MOST_VARIABLES = 100_000
-MOST_DIMENSIONS = 64
+MAX_VARIABLES = 100_000
+MAX_DIMENSIONS = 64
 LARGEST_RATIO = 32  # of unpacked to packed: snappy's densest element says 64 bytes in 3
 DTYPES = {
     1: torch.float32,
@@ -79,8 +79,8 @@ class TensorFlowCheckpoint:
                 self.num_shards = self._header(value)
                 continue
             name = key.decode("utf-8", errors="replace")
-            if name in self.tensors or len(self.tensors) == MOST_VARIABLES:
-                raise UserError(f"{self.index} has {name} twice, or more than {MOST_VARIABLES:,} variables")
+            if name in self.tensors or len(self.tensors) == MAX_VARIABLES:
+                raise UserError(f"{self.index} has {name} twice, or more than {MAX_VARIABLES:,} variables")
             self.tensors[name] = self._entry(name, value)
         if self.num_shards < 1:
             raise UserError(f"{self.index} has no bundle header: it is not the index of a TensorFlow V2 checkpoint")
@@ -99,7 +99,7 @@ class TensorFlowCheckpoint:
                 shape.append(_number(dimension, 1, self.index))
         if fields.get(7):
             raise UserError(f"{self.index}: {name} is stored in slices, which is not supported")
-        held = math.prod(filter(None, shape[:MOST_DIMENSIONS])) if len(shape) <= MOST_DIMENSIONS else math.inf
+        held = math.prod(filter(None, shape[:MAX_DIMENSIONS])) if len(shape) <= MAX_DIMENSIONS else math.inf
         if held >= 1 << 59:  # torch counts bytes in 64 bits
             raise UserError(f"{self.index}: {name} has a shape of {len(shape)} dimensions that no tensor has")
         dtype = DTYPES.get(_number(fields, 1, self.index))

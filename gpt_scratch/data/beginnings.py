@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import UserError
 from .classification import read_labelled_texts
-from .opening import TABLE_SUFFIXES, Reading, check_files, saying_nothing, suffix_of
+from .opening import TABLE_SUFFIXES, Reading, check_files, muted_notes, suffix_of
 from .preference import read_preferences
 from .readers import read_pieces, texts_of_table
 from .records import normalized, read_records
@@ -22,7 +22,7 @@ LARGEST_LIST = 1 << 23  # bytes of a .json, whose first row is read with all oth
 Read = Callable[[int | None], Any]  # reads so many rows of a file, or all of them
 
 
-def check_beginnings(script: str, values: dict[str, Any]) -> None:
+def check_first_rows(script: str, values: dict[str, Any]) -> None:
     """Refuse files of which the first rows cannot be used: columns of other names, rows of another form.
 
     Args:
@@ -35,7 +35,7 @@ def check_beginnings(script: str, values: dict[str, Any]) -> None:
         if suffix_of(name) == ".json" and Path(name).is_file() and Path(name).stat().st_size > LARGEST_LIST:
             continue
         try:
-            with saying_nothing():
+            with muted_notes():
                 read(ROWS)
         except UserError:
             read(None)  # to report all faults at once; what is wrong of the first rows alone is no fault
@@ -65,18 +65,18 @@ def _readers(script: str, args: Namespace) -> Iterator[tuple[str, Read]]:
             yield name, partial(read_records, name, normalized, "train", reading, args.ignore_keys or (), kept)
 
 
-def _read_pieces(name: str, text_column: str, reading: Reading, streaming: bool, most: int | None) -> None:
-    _run(read_pieces([name], text_column, reading, at_once=streaming or most is not None), most)
+def _read_pieces(name: str, text_column: str, reading: Reading, streaming: bool, max_rows: int | None) -> None:
+    _run(read_pieces([name], text_column, reading, at_once=streaming or max_rows is not None), max_rows)
 
 
-def _read_texts(name: str, text_column: str, reading: Reading, most: int | None) -> None:
-    _run(texts_of_table(name, text_column, reading, at_once=most is not None), most)
+def _read_texts(name: str, text_column: str, reading: Reading, max_rows: int | None) -> None:
+    _run(texts_of_table(name, text_column, reading, at_once=max_rows is not None), max_rows)
 
 
 def _files(*names: str | None) -> list[str]:
     return [name for name in names if name is not None and Path(name).is_file()]
 
 
-def _run(parts: Iterable[Any], most: int | None) -> None:
-    for _ in islice(parts, most):
+def _run(parts: Iterable[Any], max_rows: int | None) -> None:
+    for _ in islice(parts, max_rows):
         pass

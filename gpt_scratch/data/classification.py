@@ -22,7 +22,7 @@ from ..conflicts import check_fractions
 from ..errors import UserError, one_line
 from ..progress import bar
 from .examples import Examples
-from .opening import TABLE_SUFFIXES, Faults, Reading, is_glob, read_lines, say, suffix_of
+from .opening import TABLE_SUFFIXES, Faults, Reading, is_glob, print_once, read_lines, suffix_of
 from .readers import kind_of
 from .tables import Row, class_names, find_column, read_delimited, read_table, rows_of_lines
 
@@ -61,7 +61,7 @@ def read_labelled_texts(
     label_column: str | None = None,
     split: str = "train",
     reading: Reading | None = None,
-    most: int | None = None,
+    max_rows: int | None = None,
 ) -> LabelledTexts:
     """Labelled texts from a file, a glob or a `datasets` name.
 
@@ -74,7 +74,7 @@ def read_labelled_texts(
     names.
 
     Args:
-        most: rows to read at most, for a look at a file.
+        max_rows: read at most so many rows, to inspect a file.
 
     Raises:
         UserError: names file and rows: no such file or column, another encoding, rows of another form, empty texts or labels.
@@ -96,7 +96,7 @@ def read_labelled_texts(
     data, empty, stripped = LabelledTexts([], [], []), 0, 0
     keys: tuple[str, ...] = ()
     names: list[str] | None = None
-    for file, number, values in islice(rows, most):
+    for file, number, values in islice(rows, max_rows):
         if not keys or not all(key in values for key in keys):
             keys = _text_and_label(values, file, text_column, label_column)
             names = class_names(name, keys[1], split)
@@ -118,12 +118,12 @@ def read_labelled_texts(
     if not len(data):
         raise UserError(f"{name} holds no labelled texts")
     if empty:
-        say(f"{name}: {empty:,} rows with an empty text or label were left out")
+        print_once(f"{name}: {empty:,} rows with an empty text or label were left out")
     if stripped:
-        say(f"{name}: spaces around {stripped:,} labels were taken off")
+        print_once(f"{name}: spaces around {stripped:,} labels were taken off")
     data.labels = _numbers_as_one_class(data.labels, name)
     data.class_order = tuple(names or ())
-    _say_what_looks_alike(data.labels, name)
+    _report_similar_labels(data.labels, name)
     return data
 
 
@@ -157,7 +157,7 @@ def _text_and_label(values: Mapping[str, Any], name: str, text_column: str | Non
         keys.append(key)
     others = [str(column) for column in values if column not in keys]
     if others:
-        say(f"{name}: columns that are not used: {', '.join(others)}")
+        print_once(f"{name}: columns that are not used: {', '.join(others)}")
     return keys[0], keys[1]
 
 
@@ -202,21 +202,25 @@ def _numbers_as_one_class(labels: list[str], name: str) -> list[str]:
         return labels
     written = {label: label.split(".")[0] for label in found if "." in label and WHOLE_NUMBER.fullmatch(label)}
     if written:
-        say(f"{name}: labels are numbers: {', '.join(f'{old} is read as {new}' for old, new in sorted(written.items())[:5])}")
+        print_once(
+            f"{name}: labels are numbers: {', '.join(f'{old} is read as {new}' for old, new in sorted(written.items())[:5])}"
+        )
     return [written.get(label, label) for label in labels]
 
 
-def _say_what_looks_alike(labels: Sequence[str], name: str) -> None:
+def _report_similar_labels(labels: Sequence[str], name: str) -> None:
     folded: dict[str, set[str]] = {}
     for label in set(labels):
         folded.setdefault(label.casefold(), set()).add(label)
     for alike in folded.values():
         if len(alike) > 1:
-            say(f"{name}: the labels {' and '.join(map(repr, sorted(alike)))} differ in case only, and are {len(alike)} classes")
+            print_once(
+                f"{name}: the labels {' and '.join(map(repr, sorted(alike)))} differ in case only, and are {len(alike)} classes"
+            )
 
 
-def _listed(numbers: Sequence[int], most: int = 10) -> str:
-    return ", ".join(map(str, numbers[:most])) + (f" and {len(numbers) - most} more" if len(numbers) > most else "")
+def _listed(numbers: Sequence[int], limit: int = 10) -> str:
+    return ", ".join(map(str, numbers[:limit])) + (f" and {len(numbers) - limit} more" if len(numbers) > limit else "")
 
 
 def _order(label: str) -> tuple[bool, int, str, str]:

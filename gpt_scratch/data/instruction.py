@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..conflicts import check_fractions
 from ..errors import UserError
-from ..inference.chat_template import GENERATION, apply_chat_template, encode_chat, unsaid_parts
+from ..inference.chat_template import GENERATION, apply_chat_template, encode_chat, omitted_parts
 from ..progress import bar
 from .opening import Faults, Reading
 from .records import Conversations, Message, empty_replies, normalized, read_records, to_messages
@@ -160,16 +160,16 @@ def prompt_ids(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, st
     Raises:
         UserError: the template leaves something out of the conversation; names it.
     """
-    refuse_unsaid(record, tokenizer, style)
+    refuse_omissions(record, tokenizer, style)
     return encode_chat(tokenizer, prompt_messages(record, style), record.get("tools"), add_generation_prompt=True).ids
 
 
-def refuse_unsaid(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, style: str) -> None:
+def refuse_omissions(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, style: str) -> None:
     """
     Raises:
         UserError: the chat template writes less than the record holds; names what it leaves out.
     """
-    if left_out := unsaid_parts(tokenizer, to_messages(record, style), record.get("tools")):
+    if left_out := omitted_parts(tokenizer, to_messages(record, style), record.get("tools")):
         keys = dict.fromkeys(part.split(" of message ")[0] for part in left_out if not part.startswith("message "))
         ignore = f", or pass --ignore_keys {' '.join(keys)}" if keys else ""
         raise UserError(
@@ -193,7 +193,7 @@ def encode_record(
     """
     if "input_ids" in record:
         return list(record["input_ids"]), [IGNORED, *record["labels"][1:]]
-    refuse_unsaid(record, tokenizer, style)
+    refuse_omissions(record, tokenizer, style)
     messages = to_messages(record, style)
     weights = [message.get("weight", 1) for message in messages if message["role"] == "assistant"]
     if learn == "last":

@@ -24,7 +24,7 @@ from ..errors import UserError
 from ..files import write_json
 from ..tokenization.special_tokens import count_special_tokens, encode_text, special_tokens
 from .blocks import StreamedBlocks, TokenBlocks, blocks_of_stream
-from .opening import Reading, check_files, listing_what_is_said, say
+from .opening import Reading, check_files, collect_notes, print_once
 from .readers import Piece, read_pieces, read_rows
 from .tables import load_table
 
@@ -118,17 +118,17 @@ def _generate(version, source, files=(), rows=None, stamp=None) -> Iterator[dict
 
 def _cached(arguments: dict) -> datasets.Dataset:
     try:
-        with listing_what_is_said() as lines:
+        with collect_notes() as lines:
             documents = datasets.Dataset.from_generator(
                 _generate, features=PIECES, gen_kwargs={"version": CACHE_VERSION, **arguments}
             )
         if documents.cache_files:
-            said = Path(documents.cache_files[0]["filename"] + ".said.json")
+            notes_file = Path(documents.cache_files[0]["filename"] + ".said.json")
             if lines:
-                write_json(said, lines)
-            elif said.is_file():  # nothing was read anew
-                for line in json.loads(said.read_text(encoding="utf-8")):
-                    say(line)
+                write_json(notes_file, lines)
+            elif notes_file.is_file():  # nothing was read anew
+                for line in json.loads(notes_file.read_text(encoding="utf-8")):
+                    print_once(line)
         return documents
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, UserError):
@@ -169,7 +169,9 @@ def split_documents(
     text, inside = documents[index]["text"], border - int(ends[index] - lengths[index])
     if by == "documents":
         inside, where = _place_to_cut(text, inside, held_out // 2)
-        say(f"validation split: no document ends near {100 - validation_percentage:g} % of the text, so one is cut at {where}")
+        print_once(
+            f"validation split: no document ends near {100 - validation_percentage:g} % of the text, so one is cut at {where}"
+        )
     train, validation = [documents.select(range(index))], []
     if inside:
         train.append(_one_piece(text[:inside], False))

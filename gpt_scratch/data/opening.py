@@ -90,14 +90,14 @@ class Reading:
             parser.add_argument(f"--{one.name}", help=one.metadata["help"], **settings)
 
 
-_said: set[str] = set()
+_printed: set[str] = set()
 _lists: list[list[str]] = []
-_silent = False
+_muted = False
 
 
 @contextmanager
-def listing_what_is_said() -> Iterator[list[str]]:
-    """A list of all lines of [`say`] within the block, to be printed again where its result is read from a cache."""
+def collect_notes() -> Iterator[list[str]]:
+    """A list of all lines of [`print_once`] within the block, to be printed again where its result is read from a cache."""
     lines: list[str] = []
     _lists.append(lines)
     try:
@@ -107,25 +107,25 @@ def listing_what_is_said() -> Iterator[list[str]]:
 
 
 @contextmanager
-def saying_nothing() -> Iterator[None]:
-    """Within the block [`say`] prints nothing, and forgets it: what is read there is read again."""
-    global _silent
-    before, _silent = _silent, True
+def muted_notes() -> Iterator[None]:
+    """Within the block [`print_once`] prints nothing, and forgets it: what is read there is read again."""
+    global _muted
+    before, _muted = _muted, True
     try:
         yield
     finally:
-        _silent = before
+        _muted = before
 
 
-def say(line: str) -> None:
+def print_once(line: str) -> None:
     """Print a line about a file on standard error, once in a process: files are read several times."""
-    if _silent:
+    if _muted:
         return
     for lines in _lists:
         if line not in lines:
             lines.append(line)
-    if line not in _said:
-        _said.add(line)
+    if line not in _printed:
+        _printed.add(line)
         print(printable(line), file=sys.stderr)
 
 
@@ -214,7 +214,7 @@ def _expand(name: str) -> list[str]:
         files = sorted(path for path in glob.glob(name, recursive=True) if Path(path).is_file())
         if not files:
             raise UserError(f"{name}: no such file, and no file matches it")
-        say(f"{name}: {len(files):,} files")
+        print_once(f"{name}: {len(files):,} files")
         return files
     path = Path(name)
     if not path.is_dir():
@@ -239,7 +239,7 @@ def _expand(name: str) -> list[str]:
     left = (
         f"; not read: {', '.join(Path(other).name for other in others[:5])}{' ...' if len(others) > 5 else ''}" if others else ""
     )
-    say(f"{name}: {len(files):,} {kind.lstrip('.')} files{left}")
+    print_once(f"{name}: {len(files):,} {kind.lstrip('.')} files{left}")
     return files
 
 
@@ -334,7 +334,7 @@ def _encoding(head: bytes, name: str, reading: Reading) -> str:
             )
         return marked
     if marked in ("utf-16", "utf-32"):
-        say(f"{name}: read as {marked.upper()}, as its byte order mark says")
+        print_once(f"{name}: read as {marked.upper()}, as its byte order mark says")
     if marked is not None:
         return marked
     sample = head[:4096]

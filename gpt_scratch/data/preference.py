@@ -30,17 +30,17 @@ def read_preferences(
     split: str = "train",
     reading: Reading | None = None,
     ignore_keys: Sequence[str] = (),
-    most: int | None = None,
+    max_rows: int | None = None,
 ) -> Conversations:
     """Records of `instruction` (and `input`) or `prompt`, with `chosen` and `rejected`, from a file or a `datasets` name.
 
     The replies are texts, or messages as TRL has them: with or without the prompt's messages before the reply. `output`, the reference of
-    Alpaca records, is not used. `most` is of rows to read, for a look at a file.
+    Alpaca records, is not used. `max_rows` limits the rows that are read, to inspect a file.
 
     Raises:
         UserError: names file, rows and keys.
     """
-    return read_records(name, _checked, split, reading, [*ignore_keys, "output"], most=most)
+    return read_records(name, _checked, split, reading, [*ignore_keys, "output"], max_rows=max_rows)
 
 
 def _checked(record: dict[str, Any]) -> dict[str, Any]:
@@ -144,17 +144,17 @@ def prompt_of(record: Mapping[str, Any], style: str) -> list[Message]:
     return [*opening_messages(record), *([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)]
 
 
-def refuse_unsaid_pairs(rows: Mapping[str, "datasets.Dataset"], tokenizer: "PreTrainedTokenizerBase", style: str) -> None:
+def refuse_omissions_in_pairs(rows: Mapping[str, "datasets.Dataset"], tokenizer: "PreTrainedTokenizerBase", style: str) -> None:
     """
     Raises:
         UserError: the chat template writes less than a pair holds; names split, pair and what it leaves out.
     """
-    from ..inference.chat_template import unsaid_parts
+    from ..inference.chat_template import omitted_parts
 
     for split, part in rows.items():
         for number, row in enumerate(part):
             for key in ("chosen", "rejected"):
-                if left_out := unsaid_parts(tokenizer, [*row["prompt"], *row[key]], row.get("tools")):
+                if left_out := omitted_parts(tokenizer, [*row["prompt"], *row[key]], row.get("tools")):
                     raise UserError(
                         f"pair {number} of the {split} split: the chat template of --prompt_style {style} leaves out "
                         f"{', '.join(left_out)}: choose one that writes it, such as the model's own (tokenizer)"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError
-from .opening import TABLE_SUFFIXES, Faults, Reading, check_files, read_text, say, suffix_of
+from .opening import TABLE_SUFFIXES, Faults, Reading, check_files, print_once, read_text, suffix_of
 from .tables import Row, find_column, read_table, rows_of_stream
 
 PIECE_CHARACTERS = 1 << 13  # tokenizers are several times as fast on short texts, and use all cores on many
@@ -113,7 +113,7 @@ def texts_of_rows(
                 keep(values)
             yield text
     if empty:
-        say(f"{empty:,} rows with an empty text were left out")
+        print_once(f"{empty:,} rows with an empty text were left out")
 
 
 def kind_of(value: Any) -> str:

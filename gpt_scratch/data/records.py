@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import UserError
 from .examples import Examples
-from .opening import Faults, Reading, say
+from .opening import Faults, Reading, print_once
 from .readers import kind_of
 from .tables import RECORD_COLUMNS, read_table
 
@@ -59,7 +59,7 @@ def read_records(
     reading: Reading | None = None,
     ignore_keys: Sequence[str] = (),
     kept_keys: Sequence[str] = (),
-    most: int | None = None,
+    max_rows: int | None = None,
 ) -> Conversations:
     """Records from a file, a glob or a `datasets` name, each in the form that `check` gives it.
 
@@ -67,7 +67,7 @@ def read_records(
         check: takes a record without the keys that describe it, and raises [`UserError`] for what is wrong with it.
         ignore_keys: keys that are not used, whatever they hold.
         kept_keys: keys that the caller reads; they stay in the record as they are, as those do that describe it.
-        most: rows to read at most, for a look at a file.
+        max_rows: read at most so many rows, to inspect a file.
 
     Raises:
         UserError: names file, rows and keys of all faults (the first ten, and how many).
@@ -76,7 +76,7 @@ def read_records(
     records, places = [], []
     unused: dict[str, None] = {}
     empty = 0
-    for file, number, row in islice(read_table(name, split, reading, faults, header=True), most):
+    for file, number, row in islice(read_table(name, split, reading, faults, header=True), max_rows):
         if reading.skip_empty and all(value is None or (isinstance(value, str) and not value.strip()) for value in row.values()):
             empty += 1
             continue
@@ -92,9 +92,9 @@ def read_records(
     if not records:
         raise UserError(f"{name} holds no records")
     if empty:
-        say(f"{name}: {empty:,} empty rows were left out")
+        print_once(f"{name}: {empty:,} empty rows were left out")
     if unused:
-        say(f"{name}: keys that are not used: {', '.join(map(repr, unused))}")
+        print_once(f"{name}: keys that are not used: {', '.join(map(repr, unused))}")
     return Conversations(records, places)
 
 

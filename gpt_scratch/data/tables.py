@@ -24,16 +24,16 @@ from .opening import (
     check_files,
     invalid_place,
     is_glob,
+    print_once,
     read_lines,
     read_text,
     replaced,
-    say,
     suffix_of,
 )
 
 Row = tuple[str, int, dict[str, Any]]  # file or data set, number (0 is the first), values by column
 DELIMITERS = ",;\t|"
-DELIMITER_WORDS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "|"}
+DELIMITER_DESCRIPTIONS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "|"}
 # Columns that the scripts use: they distinguish a header from a row, and a record from rows under a key.
 TEXT_COLUMNS = ("text", "label")
 RECORD_COLUMNS = (
@@ -102,7 +102,7 @@ def _checked(name: str, rows: Iterable[tuple[int, Mapping]], reading: Reading, f
             values, count = replaced(values), count + 1
         yield name, number, values
     if count:
-        say(f"{name}: halves of surrogate pairs were replaced by U+FFFD in {count:,} rows")
+        print_once(f"{name}: halves of surrogate pairs were replaced by U+FFFD in {count:,} rows")
 
 
 # csv and tsv
@@ -136,13 +136,13 @@ def rows_of_lines(
     default = "\t" if tsv else ","
     delimiter = reading.delimiter or _recognized_delimiter(head, default, columns)
     if delimiter != default:
-        say(f"{name}: columns are separated by {DELIMITER_WORDS.get(delimiter, repr(delimiter))}")
+        print_once(f"{name}: columns are separated by {DELIMITER_DESCRIPTIONS.get(delimiter, repr(delimiter))}")
     first = next((line for line in head if line.strip()), "")
     names = _cells(first, delimiter)
     if header is None and tsv:
         header = _is_header(names, columns) or _is_table(head, delimiter)
         if header:
-            say(f"{name}: its first line is read as the names of the columns: {', '.join(names)}")
+            print_once(f"{name}: its first line is read as the names of the columns: {', '.join(names)}")
     header = header is None or header
     literal = tsv and not _quotes_like_a_spreadsheet(head, delimiter)
     dialect: dict[str, Any] = {"delimiter": delimiter, "strict": True}
@@ -174,7 +174,9 @@ def _misfit(count: int, names: Sequence[str], delimiter: str, literal: bool) -> 
     text = f"{count} field{'s' * (count != 1)} where the header has {len(names)} ({', '.join(names)})"
     if count < len(names):
         return f"{text}: fill the row, or pass the right --delimiter"
-    quotes = "" if literal else f"put a text that holds {DELIMITER_WORDS.get(delimiter, repr(delimiter))} in double quotes, or "
+    quotes = (
+        "" if literal else f"put a text that holds {DELIMITER_DESCRIPTIONS.get(delimiter, repr(delimiter))} in double quotes, or "
+    )
     return f"{text}: {quotes}pass the right --delimiter, or give jsonl"
 
 
@@ -268,7 +270,7 @@ def _rows_of_json(
     if beginning.startswith("["):
         yield from _rows_of_list(_parse("".join(read_text(name, reading)), name), name, faults)
         if suffix == ".jsonl":
-            say(f"{name}: read as one list of rows")
+            print_once(f"{name}: read as one list of rows")
         return
     lines = read_lines(name, reading)
     try:
@@ -284,7 +286,7 @@ def _rows_of_json(
         yield from [(0, value)] if under is None else _rows_of_list(under, name, faults)
         return
     if suffix == ".json":
-        say(f"{name}: read as one object a line")
+        print_once(f"{name}: read as one object a line")
     number = 0
     for line_number, line in enumerate(read_lines(name, reading), start=1):
         if not line.strip():
@@ -322,7 +324,7 @@ def _rows_under_a_key(value: Mapping[str, Any], name: str) -> list | None:
         return None
     if len(lists) > 1:
         raise UserError(f"{name} holds lists of rows under {', '.join(map(repr, lists))}: give one file for each")
-    say(f"{name}: read as the rows under {lists[0]!r}")
+    print_once(f"{name}: read as the rows under {lists[0]!r}")
     return value[lists[0]]
 
 
@@ -435,5 +437,5 @@ def find_column(values: Mapping[str, Any], name: str, wanted: str) -> str | None
     if len(found) > 1:
         raise UserError(f"{name}: the columns {', '.join(map(repr, found))} differ in case or spaces only: rename one")
     if found:
-        say(f"{name}: the column {found[0]!r} is read as {wanted!r}")
+        print_once(f"{name}: the column {found[0]!r} is read as {wanted!r}")
     return found[0] if found else None

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..errors import UserError, check_unicode
 from ..ranges import check_ranges
-from .chat_template import encode_chat, unsaid_parts
+from .chat_template import encode_chat, omitted_parts
 from .decoding import compiled_generation
 from .generation import generate_ids, pad_left
 from .streaming import PrintableStreamer
@@ -70,7 +70,7 @@ class Chat:
         self.start = [{"role": "system", "content": system}] if system else []
         if system:
             check_unicode(system)
-            if unsaid_parts(tokenizer, [*self.start, {"role": "user", "content": "Hello"}]):
+            if omitted_parts(tokenizer, [*self.start, {"role": "user", "content": "Hello"}]):
                 raise UserError("this model's chat template has no place for a system message: leave out --system")
         self.messages: list[dict[str, str]] = []
         if seed is not None:
@@ -95,7 +95,7 @@ class Chat:
             )
         return ids
 
-    def say(self, text: str, stream: bool = True) -> str:
+    def reply(self, text: str, stream: bool = True) -> str:
         """The model's reply to `text`, printed as it grows with `stream`; both join the conversation."""
         check_unicode(text)
         before = self.messages

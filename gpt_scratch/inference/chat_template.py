@@ -96,10 +96,10 @@ def encode_chat(
             )
     given: dict[str, Any] = {"messages": list(messages), "tools": tools}
     written = "".join(_strings(given))
-    stand_ins: dict[str, str] = {}
+    placeholders: dict[str, str] = {}
     if any(token in written for token in tokens):
-        stand_ins = dict(zip(tokens, _unused_characters(written, len(tokens))))
-        given = _replaced(given, pattern_of(tokens), stand_ins)
+        placeholders = dict(zip(tokens, _unused_characters(written, len(tokens))))
+        given = _replaced(given, pattern_of(tokens), placeholders)
     marked = GENERATION.search(template) is not None and not add_generation_prompt
     [text], found = tokenization_utils_base.render_jinja_template(
         conversations=[[{key: value for key, value in message.items() if value is not None} for message in given["messages"]]],
@@ -110,8 +110,8 @@ def encode_chat(
         add_generation_prompt=add_generation_prompt,
         **tokenizer.special_tokens_map,
     )
-    if stand_ins:
-        ids, offsets = _encode_around(tokenizer, text, tokens, {character: token for token, character in stand_ins.items()})
+    if placeholders:
+        ids, offsets = _encode_around(tokenizer, text, tokens, {character: token for token, character in placeholders.items()})
     else:
         settings = {"add_special_tokens": False, "split_special_tokens": False, "return_offsets_mapping": marked}
         encoded = encode_text(tokenizer, text, **settings)
@@ -179,12 +179,12 @@ def _unused_characters(text: str, count: int) -> list[str]:
     return found[:count]
 
 
-def _replaced(value: Any, pattern: re.Pattern[str], stand_ins: Mapping[str, str]) -> Any:
+def _replaced(value: Any, pattern: re.Pattern[str], placeholders: Mapping[str, str]) -> Any:
     if isinstance(value, str):
-        return pattern.sub(lambda found: stand_ins[found[0]], value)
+        return pattern.sub(lambda found: placeholders[found[0]], value)
     if isinstance(value, Mapping):
-        return {key: part if key == "role" else _replaced(part, pattern, stand_ins) for key, part in value.items()}
-    return [_replaced(part, pattern, stand_ins) for part in value] if isinstance(value, (list, tuple)) else value
+        return {key: part if key == "role" else _replaced(part, pattern, placeholders) for key, part in value.items()}
+    return [_replaced(part, pattern, placeholders) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def _encode_around(
@@ -234,10 +234,10 @@ def _encode_around(
     return ids, offsets
 
 
-_UNSAID: dict[tuple, list[str]] = {}
+_OMITTED: dict[tuple, list[str]] = {}
 
 
-def unsaid_parts(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping], tools: list | None = None) -> list[str]:
+def omitted_parts(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping], tools: list | None = None) -> list[str]:
     """What of a conversation the chat template leaves out without a word: names of messages and of their keys.
 
     Found by rendering a conversation of the same shape whose every part is a word of its own, once for each shape.
@@ -254,9 +254,9 @@ def unsaid_parts(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping]
         for message in messages
     )
     key = (template, bool(tools), shape)
-    if key not in _UNSAID:
-        _UNSAID[key] = _probe(tokenizer, shape, bool(tools))
-    return _UNSAID[key]
+    if key not in _OMITTED:
+        _OMITTED[key] = _probe(tokenizer, shape, bool(tools))
+    return _OMITTED[key]
 
 
 def _probe(tokenizer: PreTrainedTokenizerBase, shape: tuple, with_tools: bool) -> list[str]:

@@ -19,7 +19,7 @@ from ..releases_gpt_scratch import CACHE
 WEIGHTS = ("float32", "bfloat16", "int8")
 PIECE_BYTES = 1 << 20  # of a weight that is widened for a matrix product
 FEW_ROWS = 4  # rows up to which the order of the factors of a matrix product makes no difference
-MOST_ROWS = 8  # up to which the product with a bf16 or int8 weight is one loop; for more rows the weight is widened in memory
+MAX_ROWS = 8  # up to which the product with a bf16 or int8 weight is one loop; for more rows the weight is widened in memory
 
 
 class StreamedLinear(nn.Module):
@@ -51,7 +51,7 @@ class StreamedLinear(nn.Module):
         rows = x.reshape(-1, self.in_features).contiguous()
         compiling = torch.compiler.is_compiling()
         narrow = self.weight.dtype != x.dtype
-        if compiling and rows.shape[0] <= (MOST_ROWS if narrow else 1):
+        if compiling and rows.shape[0] <= (MAX_ROWS if narrow else 1):
             # as_strided has the rows written to memory first. Without it the compiler moves their producer, often a norm, into the
             # loop, and computes it again for every output: twice the time of a model in int8.
             rows = rows.float().as_strided(rows.shape, (self.in_features, 1))

@@ -178,7 +178,7 @@ class Exchange:
         values = [value for key, value in self.scope["headers"] if key == name]
         return values[0].decode("latin-1") if len(values) == 1 else None
 
-    async def body(self, most: int, seconds: float) -> bytes:
+    async def body(self, max_bytes: int, seconds: float) -> bytes:
         """The whole body, of JSON.
 
         Raises:
@@ -188,8 +188,8 @@ class Exchange:
         if kind != "application/json" or self.header(b"content-encoding") is not None:
             raise Refusal(415, "send JSON, not compressed, as Content-Type: application/json", code="not_json")
         length = self.header(b"content-length")
-        too_long = Refusal(413, f"the request is longer than the {most:,} bytes that this server takes", code="too_long")
-        if length is not None and (not length.isdecimal() or int(length[:20]) > most):
+        too_long = Refusal(413, f"the request is longer than the {max_bytes:,} bytes that this server takes", code="too_long")
+        if length is not None and (not length.isdecimal() or int(length[:20]) > max_bytes):
             raise too_long
         parts: list[bytes] = []
         size = 0
@@ -201,20 +201,20 @@ class Exchange:
                         raise Refusal(400, ENDED)
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
-                    if size > most:
+                    if size > max_bytes:
                         raise too_long
                     self.read = not message.get("more_body", False)
         except TimeoutError:
             raise Refusal(408, f"the request was not complete after {seconds:g} s", code="too_slow") from None
         return b"".join(parts)
 
-    async def discard(self, most: int, seconds: float) -> None:
-        """Read on, without keeping it, until the body ends, `most` bytes have come or `seconds` are over since the request began."""
+    async def discard(self, max_bytes: int, seconds: float) -> None:
+        """Read on, without keeping it, until the body ends, `max_bytes` bytes have come or `seconds` are over since the request began."""
         try:
             async with asyncio.timeout(seconds - (time.monotonic() - self.begin)):
-                while not self.read and most > 0:
+                while not self.read and max_bytes > 0:
                     message = await self.receive()
-                    most -= len(message.get("body", b""))
+                    max_bytes -= len(message.get("body", b""))
                     self.read = message["type"] == "http.disconnect" or not message.get("more_body", False)
         except TimeoutError:
             pass

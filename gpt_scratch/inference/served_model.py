@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from ..errors import UserError
-from .chat_template import encode_chat, unsaid_parts
+from .chat_template import encode_chat, omitted_parts
 from .decoding import compiled_generation, prepare_for_decoding
 from .generation import remaining_positions
 
@@ -146,7 +146,7 @@ class BoundedTemplate:
             raise UserError("this model has no chat template: ask it by /v1/completions")
         tools = settings.get("tools")
         uses_tools = tools or any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
-        if uses_tools and (left_out := unsaid_parts(self.tokenizer, messages, tools)):
+        if uses_tools and (left_out := omitted_parts(self.tokenizer, messages, tools)):
             raise UserError(f"this model's chat template leaves out {', '.join(left_out)}: ask it without")
         ids = torch.tensor([encode_chat(self.tokenizer, messages, tools, add_generation_prompt=True).ids])
         return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})

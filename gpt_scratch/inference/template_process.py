@@ -42,14 +42,14 @@ def limit(start: int, seconds: float, mebibytes: int) -> None:
 
 def answer(request: bytes, start: int) -> bytes:
     """The JSON of a result, or of an error."""
-    name, args, kwargs, seconds, mebibytes, most = marshal.loads(request)
+    name, args, kwargs, seconds, mebibytes, max_characters = marshal.loads(request)
     limit(start, seconds, mebibytes)
     try:
         result = getattr(chat_template_utils, name)(*args, **kwargs)
         if isinstance(result, frozenset):
             result = sorted(result)
-        if name == "render_jinja_template" and sum(map(len, result[0])) > most:
-            return json.dumps({"error": f"it writes more than {most:,} characters"}).encode()
+        if name == "render_jinja_template" and sum(map(len, result[0])) > max_characters:
+            return json.dumps({"error": f"it writes more than {max_characters:,} characters"}).encode()
         return json.dumps({"result": result}).encode()
     except MemoryError:
         return json.dumps({"error": f"it takes more than {mebibytes} MiB of memory"}).encode()

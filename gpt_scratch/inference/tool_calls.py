@@ -86,7 +86,7 @@ class ReplyParser:
     def _drain(self, last: bool) -> list[dict[str, Any]]:
         events: list[dict[str, Any]] = []
 
-        def say(text: str, field: str = "content") -> None:
+        def emit(text: str, field: str = "content") -> None:
             if text:
                 events.append({"type": "region_chunk", "field": field, "text": text})
 
@@ -98,28 +98,28 @@ class ReplyParser:
                 return events  # line breaks after it may still come
             self.begun = True
             if found:
-                say(found[1], "reasoning_content")
+                emit(found[1], "reasoning_content")
                 self.buffer = self.buffer[found.end() :]
         while True:
             if not self.inside:
                 start = self.buffer.find(OPEN)
                 if start < 0:
                     held = 0 if last else _beginning(self.buffer, ("\n" + OPEN, OPEN, self.end))
-                    say(self.buffer[: len(self.buffer) - held])
+                    emit(self.buffer[: len(self.buffer) - held])
                     self.buffer = self.buffer[len(self.buffer) - held :]
                     return events
                 self.line = "\n" if self.buffer[:start].endswith("\n") else ""
-                say(self.buffer[:start].removesuffix("\n"))
+                emit(self.buffer[:start].removesuffix("\n"))
                 self.buffer, self.inside = self.buffer[start + len(OPEN) :], True
             end = self.buffer.find(CLOSE)
             if end < 0:
                 if last:
-                    say(self.line + OPEN + self.buffer)
+                    emit(self.line + OPEN + self.buffer)
                     self.buffer = ""
                 return events
             call = _call(self.buffer[:end])
             if call is None:
-                say(self.line + OPEN + self.buffer[:end] + CLOSE)
+                emit(self.line + OPEN + self.buffer[:end] + CLOSE)
             else:
                 events.append({"type": "region_close", "field": "tool_calls", "value": call})
             self.buffer, self.inside = self.buffer[end + len(CLOSE) :], False

@@ -26,7 +26,7 @@ from ..command_line import (
 )
 from ..conflicts import LATER, check_length, read_overrides, refuse_unknown_names, unknown_name
 from ..errors import UserError, one_line
-from ..files import refuse_a_run
+from ..files import refuse_existing_run
 from ..ranges import check_ranges
 from .lock import LOCK, lock_output_directory
 
@@ -173,7 +173,7 @@ def check_output_directory(output_dir: str, resume: str | None) -> None:
     path = Path(output_dir)
     continued = resume is not None and Path(resume).resolve().parent == path.resolve()
     if not continued:
-        refuse_a_run(path)
+        refuse_existing_run(path)
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -186,7 +186,7 @@ def check_output_directory(output_dir: str, resume: str | None) -> None:
         raise UserError(f"cannot write to --output_dir {output_dir}: {error.strerror or error}") from error
     lock_output_directory(output_dir)
     if not continued:
-        refuse_a_run(path)  # by a run that ended between the two
+        refuse_existing_run(path)  # by a run that ended between the two
 
 
 def remove_unused(made: Sequence[Path]) -> None:

@@ -66,7 +66,7 @@ def damage(checkpoint: str | os.PathLike) -> str | None:
     return None
 
 
-def newest_whole_checkpoint(output_dir: str) -> str | None:
+def newest_complete_checkpoint(output_dir: str) -> str | None:
     """The `checkpoint-N` with the largest N that is whole; reports which ones it skipped."""
     for path in Path(output_dir).glob(f"{REPLACED}*"):
         if not (
@@ -171,7 +171,7 @@ class ResumableTrainer(Trainer):
         except (OSError, RuntimeError, SafetensorError) as error:
             if not _is_about_writing(error):
                 raise
-            kept = newest_whole_checkpoint(str(final))
+            kept = newest_complete_checkpoint(str(final))
             raise UserError(
                 f"the model could not be written to {final}: {one_line(error)}; "
                 + (
@@ -338,7 +338,7 @@ class ResumableTrainer(Trainer):
         number = float(value)  # waits for the GPU, as Trainer does itself at each step to leave NaN out of the mean loss
         if self.allow_non_finite or math.isfinite(number):
             return
-        checkpoint = newest_whole_checkpoint(self.args.output_dir)
+        checkpoint = newest_complete_checkpoint(self.args.output_dir)
         saved = f"{Path(checkpoint).name} is kept, resume from it" if checkpoint else "there is no checkpoint, start again"
         raise UserError(
             f"step {self.state.global_step + 1}: the {name} is {number}; training ends here: {saved} with a lower --learning_rate or other "

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from ..configuration_gpt_scratch import GPTScratchConfig
-from ..conflicts import DROPOUTS, check_classification_splits, settle_trainable
+from ..conflicts import DROPOUTS, check_classification_splits, resolve_trainable
 from ..data.classification import (
     CONFLICTS,
     LabelledTexts,
@@ -127,7 +127,7 @@ class ClassificationArguments(Reading):
     )
 
     def __post_init__(self) -> None:
-        settle_trainable(self)
+        resolve_trainable(self)
 
 
 @dataclass
@@ -277,14 +277,14 @@ def choose_trainable(model: PreTrainedModel, args: ClassificationArguments) -> P
     if args.trainable != "all" and not args.model_name_or_path:
         print(f"warning: --trainable {args.trainable} leaves most of these new, random weights as they are: give --trainable all")
     if args.trainable == "lora":
-        assert args.lora_rank is not None and args.lora_alpha is not None  # settle_trainable
+        assert args.lora_rank is not None and args.lora_alpha is not None  # resolve_trainable
         return add_lora(model, "SEQ_CLS", args.lora_rank, args.lora_alpha, modules_to_save=["score"])
     if args.trainable != "all":
         train_last_blocks(model, args.train_last_blocks or 0, head=model.score)
     return model
 
 
-def what_trains(args: ClassificationArguments) -> str:
+def trainable_scope(args: ClassificationArguments) -> str:
     """As `set_default_learning_rate` names it."""
     if not args.model_name_or_path:
         return "new"

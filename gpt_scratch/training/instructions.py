@@ -16,7 +16,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..conflicts import check_instruction_splits, settle_trainable
+from ..conflicts import check_instruction_splits, resolve_trainable
 from ..data.instruction import (
     IGNORED,
     PROMPT_STYLES,
@@ -130,7 +130,7 @@ class InstructionArguments(Reading):
     sample_tokens: int = field(default=64, metadata={"help": "Tokens of a sample reply at most."})
 
     def __post_init__(self) -> None:
-        settle_trainable(self)
+        resolve_trainable(self)
 
 
 @dataclass
@@ -285,7 +285,7 @@ def choose_trainable(model: PreTrainedModel, args: InstructionArguments) -> Any:
         UserError: "lora" without peft installed or with unknown targets, more blocks than the model has.
     """
     if args.trainable == "lora":
-        assert args.lora_rank is not None and args.lora_alpha is not None  # settle_trainable
+        assert args.lora_rank is not None and args.lora_alpha is not None  # resolve_trainable
         return add_lora(model, "CAUSAL_LM", args.lora_rank, args.lora_alpha, args.lora_targets or "all-linear")
     if args.trainable == "last_blocks":
         train_last_blocks(model, args.train_last_blocks or 0)

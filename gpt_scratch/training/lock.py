@@ -58,11 +58,11 @@ def _lock(handle: int, output_dir: str) -> bool:
         return False
 
 
-def _let_go_in_child() -> None:
+def _release_in_child() -> None:
     """A worker that outlives a killed run would hold on to its lock."""
     while _held:
         os.close(_held.pop())
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go_in_child)
+    os.register_at_fork(after_in_child=_release_in_child)

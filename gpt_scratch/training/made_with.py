@@ -158,7 +158,7 @@ def compare(made_with: dict[str, Any], checkpoint: str) -> list[str]:
         before = read_json_object(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{checkpoint} cannot be resumed: {error}") from error
-    go_on = (
+    advice = (
         f"resume with what the run began with, or start another one from its weights (--model_name_or_path {checkpoint}, "
         "another --output_dir)"
     )
@@ -168,12 +168,12 @@ def compare(made_with: dict[str, Any], checkpoint: str) -> list[str]:
         if before.get(key) != made_with[key]
     ]
     if wrong:
-        raise UserError(f"{checkpoint} was made with {'; '.join(wrong)}: {go_on}")
+        raise UserError(f"{checkpoint} was made with {'; '.join(wrong)}: {advice}")
     rows, now = before.get("rows a step"), made_with["rows a step"]
     if rows != now and made_with["length"]["max_steps"] <= 0:
         raise UserError(
             f"{checkpoint} was made with {rows} rows a step, and now it would be {now}: the place in the data is counted in steps, so "
-            f"keep the product of batch size, accumulation and processes, or {go_on}"
+            f"keep the product of batch size, accumulation and processes, or {advice}"
         )
     changes = [f"rows a step: {rows} before, {now} now"] if rows != now else []
     for key in ("length", "dropout", "flags"):

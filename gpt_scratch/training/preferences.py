@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from ..data.instruction import PROMPT_STYLES, Conversations, set_prompt_style, split_conversations
 from ..data.opening import Reading
-from ..data.preference import preference_rows, read_preferences, refuse_unsaid_pairs
+from ..data.preference import preference_rows, read_preferences, refuse_omissions_in_pairs
 from ..errors import UserError, innermost, one_line
 from ..evaluation.rewards import load_rewards
 from ..inference.chat_template import bound_chat_templates, encode_chat, keep_content_text
@@ -252,7 +252,7 @@ def make_trainer(
     model, tokenizer = load_language_model(args.model_name_or_path)
     set_prompt_style(tokenizer, args.prompt_style)
     if not args.reward:
-        refuse_unsaid_pairs(rows, tokenizer, args.prompt_style)
+        refuse_omissions_in_pairs(rows, tokenizer, args.prompt_style)
     keep_content_text(tokenizer)
     positions["the model"] = model.config.max_position_embeddings
     fit_lengths(method, training_args, data, tokenizer, positions)

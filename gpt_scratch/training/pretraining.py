@@ -199,7 +199,7 @@ def prepare_data(
     if tokenizer is None:
         tokenizer = train_byte_level_bpe(corpus.training_texts(), vocab_size=args.vocab_size, model_max_length=block_size)
         print(f"tokenizer: byte-level BPE trained on the training text, {len(tokenizer):,} tokens")
-    settle_vocabulary(tokenizer, args, config)
+    resolve_vocab_size(tokenizer, args, config)
     settings = BlockSettings(
         block_size,
         args.stride,
@@ -234,7 +234,7 @@ def open_corpus(args: PretrainingArguments, end_of_text: str | None) -> Corpus:
     )
 
 
-def settle_vocabulary(tokenizer: PreTrainedTokenizerBase, args: PretrainingArguments, config: GPTScratchConfig) -> None:
+def resolve_vocab_size(tokenizer: PreTrainedTokenizerBase, args: PretrainingArguments, config: GPTScratchConfig) -> None:
     """Give a new model a row for each token, unless its user has set `vocab_size`; before any text is tokenized.
 
     Raises:

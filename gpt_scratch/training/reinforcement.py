@@ -104,16 +104,16 @@ def measure_success(
     rewards: Sequence[Reward],
     weights: Sequence[float] | None,
     training_args: Any,
-    most: int,
+    max_questions: int,
 ) -> dict[str, Any]:
-    """Rewards of replies to the first `most` questions: the likeliest reply, and as many drawn as a group of the run has.
+    """Rewards of replies to the first `max_questions` questions: the likeliest reply, and as many drawn as a group of the run has.
 
     Random numbers of the run are left as they are.
 
     Returns `{"questions", "greedy", "sampled"}`, the last two each with `success`, the share of replies with all of the first reward, the
     mean `reward` and the mean of each in `rewards`; and `replies` of the first questions, with their references.
     """
-    records = data.records[:most]
+    records = data.records[:max_questions]
     prompts = [prompt_ids(record, tokenizer, style) for record in records]
     messages = [prompt_messages(record, style) for record in records]
     references = [reply_text(record, style) for record in records]

@@ -19,7 +19,7 @@ from ..inference.loading import refuse_non_finite, weight_files
 from .optimizers import MuonAndAdamW
 
 TRAINER_STATE = "trainer_state.json"
-MOST_STEPS = 10**12
+MAX_STEPS = 10**12
 ADAM = {"step", "exp_avg", "exp_avg_sq"}  # of torch's Adam and AdamW
 MUON = {"momentum_buffer"}
 OF_A_SHAPE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # of the parameter
@@ -32,15 +32,15 @@ def read_trainer_state(checkpoint: str | Path) -> TrainerState:
     """
     path = Path(checkpoint) / TRAINER_STATE
     content = read_json_object(path)
-    for key, most in {
-        "global_step": MOST_STEPS,
-        "max_steps": MOST_STEPS,
-        "epoch": MOST_STEPS,
+    for key, limit in {
+        "global_step": MAX_STEPS,
+        "max_steps": MAX_STEPS,
+        "epoch": MAX_STEPS,
         "num_input_tokens_seen": 10**18,
     }.items():
         value: Any = content.get(key, 0 if key == "num_input_tokens_seen" else None)
         number = type(value) is int or (key == "epoch" and type(value) is float)
-        if not number or not 0 <= value <= most:
+        if not number or not 0 <= value <= limit:
             raise ValueError(f"{TRAINER_STATE}: {key} is {str(value)[:40]!r}, which no run has")
     if not isinstance(content.get("log_history"), list):
         raise ValueError(f"{TRAINER_STATE}: log_history must be a list")
@@ -202,7 +202,7 @@ def _wrong_state(state: dict[Any, Any], parameter: torch.Tensor, kinds: Sequence
     step = state.get("step", 0)
     if (isinstance(step, torch.Tensor) and step.numel() != 1) or not isinstance(step, (int, float, torch.Tensor)):
         return "step is not a number"
-    if not 0 <= float(step) <= MOST_STEPS:
+    if not 0 <= float(step) <= MAX_STEPS:
         return f"step is {float(step):g}"
     try:
         refuse_non_finite("it", ((str(name), value) for name, value in state.items() if isinstance(value, torch.Tensor)))
@@ -231,7 +231,7 @@ def _other_form(saved: Any, own: Any, name: str) -> str | None:
     if isinstance(own, torch.Tensor) and own.numel() == 1:
         own = own.item()
     number = isinstance(saved, (int, float)) and not isinstance(saved, bool)
-    if number and not (math.isfinite(saved) and abs(saved) <= MOST_STEPS):
+    if number and not (math.isfinite(saved) and abs(saved) <= MAX_STEPS):
         return f"{name} is {saved}"
     fits = {
         bool: isinstance(saved, bool),

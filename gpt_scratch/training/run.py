@@ -17,7 +17,7 @@ from ..files import swapped_directory, write_json
 from ..progress import named
 from ..provenance import describe_environment, without_folders
 from ..reference_outputs import FILE, write_reference_outputs
-from .checkpoints import damage, newest_whole_checkpoint
+from .checkpoints import damage, newest_complete_checkpoint
 from .lock import lock_output_directory
 
 
@@ -33,7 +33,7 @@ def checkpoint_to_resume(output_dir: str, resume_from_checkpoint: str | None) ->
     if resume_from_checkpoint in ("latest", "true", "True"):
         if Path(output_dir).is_dir():
             lock_output_directory(output_dir)  # before anything is renamed there that another run may be writing
-        checkpoint = newest_whole_checkpoint(output_dir)
+        checkpoint = newest_complete_checkpoint(output_dir)
         if checkpoint is None:
             raise no_checkpoint(output_dir, resume_from_checkpoint)
         return checkpoint

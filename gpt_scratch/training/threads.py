@@ -22,20 +22,20 @@ FLOP = 2e10  # of a measured step at most, some 0.5 s on a core: rows are left o
 LARGEST = 8e10  # a single row beyond this is enough work for all threads
 
 
-def fastest_threads(step: Callable[[], Any], most: int) -> tuple[int, dict[int, float]]:
-    """The number of threads on which `step` is fastest, `most` unless another is [`GAIN`] times as fast; and the seconds of each.
+def fastest_threads(step: Callable[[], Any], max_threads: int) -> tuple[int, dict[int, float]]:
+    """The number of threads on which `step` is fastest, `max_threads` unless another is [`GAIN`] times as fast; and the seconds of each.
 
-    Powers of two are tried from 1 on until more threads do not help, then `most`.
+    Powers of two are tried from 1 on until more threads do not help, then `max_threads`.
     """
     seconds: dict[int, float] = {}
-    numbers = [2**i for i in range(most.bit_length()) if 2**i < most]
+    numbers = [2**i for i in range(max_threads.bit_length()) if 2**i < max_threads]
     for number in numbers:
         seconds[number] = _seconds(step, number)
         if number > 1 and seconds[number] > 0.9 * seconds[number // 2]:
             break
-    seconds[most] = _seconds(step, most)
+    seconds[max_threads] = _seconds(step, max_threads)
     fastest = min(seconds, key=seconds.__getitem__)
-    chosen = fastest if seconds[most] > GAIN * seconds[fastest] else most
+    chosen = fastest if seconds[max_threads] > GAIN * seconds[fastest] else max_threads
     torch.set_num_threads(chosen)
     return chosen, seconds
 
@@ -60,9 +60,9 @@ class ThreadsCallback(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"threads": self.threads}}
 
     def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
-        most = torch.get_num_threads()
+        max_threads = torch.get_num_threads()
         if (
-            most == 1
+            max_threads == 1
             or args.world_size > 1
             or args.torch_compile
             or args.device.type != "cpu"
@@ -70,16 +70,16 @@ class ThreadsCallback(TrainerCallback, ExportableState):
         ):
             return
         if self.threads is not None:
-            torch.set_num_threads(min(self.threads, most))
+            torch.set_num_threads(min(self.threads, max_threads))
             return
         batch = first_rows(train_dataloader, model, args.per_device_train_batch_size)
         if batch is None:
             return
-        self.threads, seconds = fastest_threads(lambda: _step(model, batch, args.bf16), most)
+        self.threads, seconds = fastest_threads(lambda: _step(model, batch, args.bf16), max_threads)
         others = ", ".join(f"{value:.2g} s on {number}" for number, value in sorted(seconds.items()) if number != self.threads)
         print(
-            f"threads: {self.threads} of {most}, a step of {len(batch['input_ids'])} rows takes {seconds[self.threads]:.2g} s so, and "
-            f"{others}{'' if self.threads == most else ': the machine is busy, or the model small'} (OMP_NUM_THREADS sets a number)"
+            f"threads: {self.threads} of {max_threads}, {seconds[self.threads]:.2g} s per step of {len(batch['input_ids'])} rows; "
+            f"{others}{'' if self.threads == max_threads else ' (busy machine or small model)'}; set OMP_NUM_THREADS to override"
         )
 
 

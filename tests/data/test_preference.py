@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gpt_scratch.data.instruction import Conversations, set_prompt_style, split_conversations
-from gpt_scratch.data.preference import preference_rows, read_preferences, refuse_unsaid_pairs
+from gpt_scratch.data.preference import preference_rows, read_preferences, refuse_omissions_in_pairs
 from gpt_scratch.errors import UserError
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
@@ -91,12 +91,12 @@ def test_tools_reach_the_template_and_calls_keep_their_own_arguments(tmp_path):
     with pytest.raises(
         UserError, match="pair 0 of the train split: the chat template of --prompt_style alpaca leaves out .*tools"
     ):
-        refuse_unsaid_pairs({"train": rows}, tokenizer, "alpaca")
+        refuse_omissions_in_pairs({"train": rows}, tokenizer, "alpaca")
     tokenizer.chat_template = (
         "{{ tools | tojson if tools }}{% for m in messages %}{{ m.role }}: {{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}\n"
         "{% endfor %}"
     )
-    refuse_unsaid_pairs({"train": rows}, tokenizer, "tokenizer")
+    refuse_omissions_in_pairs({"train": rows}, tokenizer, "tokenizer")
 
 
 def test_the_published_file(shared_data):

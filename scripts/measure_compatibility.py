@@ -1,8 +1,8 @@
 """Run a model through every integration that is installed here, and write size, perplexity and largest difference of each.
 
     pip install -e ".[peft,trl,export,quantization,lm-eval]" -c constraints.txt
-    python scripts/measure_roads.py runs/quickstart --text gpt_scratch/data/samples/stories.jsonl
-    python scripts/measure_roads.py smollm2 --text wikitext.txt --output scripts/benchmark_results/compatibility.json
+    python scripts/measure_compatibility.py runs/quickstart --text gpt_scratch/data/samples/stories.jsonl
+    python scripts/measure_compatibility.py smollm2 --text wikitext.txt --output scripts/benchmark_results/compatibility.json
 
 With --output, rows of other models that the file holds already are kept. The table is written beside it as Markdown. A jsonl text is joined
 from its "text" column.
