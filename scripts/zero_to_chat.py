@@ -70,7 +70,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """
+    """Check the size and the data files.
+
     Raises:
         UserError: a size that is none, or files that belong together and are not all given.
     """

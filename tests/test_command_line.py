@@ -95,7 +95,7 @@ WRONG = {
     "finetune_classifier --vocab_size 500": "--train_file is missing: give the labelled texts to train on",
     "finetune_instructions --train_file text.txt": "--model_name_or_path is missing: give the checkpoint to start from",
     "finetune_classifier --train_file empty.csv": "empty.csv is empty",
-    "finetune_classifier --train_file text.txt --model_name_or_path runs/nothing": "runs/nothing holds no model: there is no config.json in it",
+    "finetune_classifier --train_file text.txt --model_name_or_path runs/nothing": "runs/nothing is not a model directory: it contains no config.json",
     "finetune_preferences": "the first word must be the method, dpo, reward, grpo",
     "finetune_preferences sft": "and not 'sft'",
     "finetune_preferences dpo --bet 1": "unknown flag 'bet'; did you mean 'beta'?",
@@ -114,7 +114,7 @@ WRONG = {
     "demo --model ./typo": "./typo: no such file or directory",
     "demo --port 99999": "--port is 99999: it must be between 0 and 65,535",
     "demo --host 0.0.0.0": "--host 0.0.0.0 lets others reach this page, where only you may choose its models: give them with --model",
-    "convert_checkpoint text.txt runs/old": "runs/old exists and is not empty: it holds 'checkpoint-3', which this package did not write",
+    "convert_checkpoint text.txt runs/old": "runs/old exists and is not empty: it contains 'checkpoint-3', not written by this package",
     "convert_checkpoint text.txt runs/written": "runs/written exists and is not empty: choose another output directory, or pass --overwrite",
     "convert_checkpoint runs/written/model.pth runs/written --overwrite": "runs/written holds the source /",
     "train_tokenizer --train_file text.txt --output_dir text.txt": "text.txt exists and is not a directory",
@@ -130,19 +130,19 @@ WRONG = {
     "pretrain --train_file text.txt --num_train_epochs 0": "--num_train_epochs is 0.0: nothing would be trained",
     "pretrain --train_file text.txt --eval_strategy epochs": "invalid choice: 'epochs'",
     "pretrain --train_file text.txt --early_stopping_patience 2 --eval_strategy no": "--early_stopping_patience needs evaluations",
-    "pretrain --train_file text.txt --output_dir runs/model --resume_from_checkpoint latest": "runs/model holds no checkpoint-N directory",
-    "pretrain --train_file text.txt --output_dir runs/new --resume_from_checkpoint runs/model": "no trainer_state.json there",
+    "pretrain --train_file text.txt --output_dir runs/model --resume_from_checkpoint latest": "runs/model contains no complete checkpoint-N directory",
+    "pretrain --train_file text.txt --output_dir runs/new --resume_from_checkpoint runs/model": "not a checkpoint, it contains no trainer_state.json",
     "finetune_classifier --train_file table.csv --split files": "--split files needs --train_file, --validation_file and --test_file",
-    "finetune_classifier --train_file table.csv --test_file table.csv": "--test_file is read with --split files alone",
-    "finetune_classifier --train_file table.csv --split_fractions 0.8 0.2": "3 positive numbers that add up to 1 are needed",
-    "finetune_classifier --train_file table.csv --lora_rank 4": "--lora_rank is for --trainable lora",
-    "finetune_classifier --train_file table.csv --model_name_or_path runs/model --config_overrides n_embd=8": "only dropout can be changed",
-    "finetune_instructions --train_file alpaca.json --model_name_or_path runs/model --train_last_blocks 1": "is for --trainable last_blocks",
+    "finetune_classifier --train_file table.csv --test_file table.csv": "--test_file is only used with --split files",
+    "finetune_classifier --train_file table.csv --split_fractions 0.8 0.2": "expected 3 positive numbers that add up to 1",
+    "finetune_classifier --train_file table.csv --lora_rank 4": "--lora_rank needs --trainable lora",
+    "finetune_classifier --train_file table.csv --model_name_or_path runs/model --config_overrides n_embd=8": "only the dropout of a checkpoint can be changed",
+    "finetune_instructions --train_file alpaca.json --model_name_or_path runs/model --train_last_blocks 1": "needs --trainable last_blocks",
     "finetune_preferences grpo --train_file pairs.json --model_name_or_path runs/model": "grpo needs --reward_model (train one",
     "finetune_preferences dpo --train_file pairs.json --model_name_or_path runs/model --max_steps 0": "--max_steps is 0",
     "evaluate_instructions --model runs/model": "--model needs --data_file (what to reply to) and --output",
-    "classify runs/model --text One --file data.csv": "--text and --file are two inputs",
-    "generate runs/model --weights int8 --num_beams 2": "--weights decodes one text at a time",
+    "classify runs/model --text One --file data.csv": "--text and --file cannot be combined",
+    "generate runs/model --weights int8 --num_beams 2": "--weights does not support beam search",
     "convert_checkpoint out": "name the checkpoint to convert, or --download one",
     "convert_checkpoint text.txt out --max_shard_size lots": "size 'lots': write 500MB",
     "train_tokenizer --output_dir out": "give one of --train_file, --word_list and --from_files",
@@ -252,7 +252,7 @@ def test_the_cache_serves_where_the_hub_cannot_be_asked(folder, monkeypatch, cap
     monkeypatch.setenv("HF_HUB_OFFLINE", "")  # put back afterwards
     monkeypatch.delenv("HF_HUB_OFFLINE")
     check_command_line("pretrain", ["--train_file", "text.txt", "--tokenizer_name", "gpt2"], None)
-    assert os.environ["HF_HUB_OFFLINE"] == "1" and "gpt2 is taken from the Hub's cache" in capsys.readouterr().err
+    assert os.environ["HF_HUB_OFFLINE"] == "1" and "using the cached copy of gpt2" in capsys.readouterr().err
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
         hub_access.refuse_unreachable("user/other")
 
@@ -273,7 +273,7 @@ def test_a_script_needs_no_torch_to_say_so(tmp_path):
     (tmp_path / "model/config.json").write_text("{}")
     for argv, said in (
         ("generate.py ./typo", "./typo: no such file or directory"),
-        ("generate.py model --weights int8 --num_beams 2", "--weights decodes one text at a time"),
+        ("generate.py model --weights int8 --num_beams 2", "--weights does not support beam search"),
         ("pretrain.py --train_file table.csv --streaming", "--streaming needs --max_steps"),
         ("finetune_classifier.py --train_file table.csv --label_column stars", "table.csv has no column 'stars'"),
         (

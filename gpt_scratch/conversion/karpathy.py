@@ -371,7 +371,8 @@ NANOCHAT = {  # what every model of nanochat's has, then what later ones have, b
 
 
 def refuse_nanochat(path: Path, names: Mapping[str, Any]) -> None:
-    """
+    """Refuse a checkpoint of nanochat.
+
     Raises:
         UserError: always; names what the model has and this architecture does not.
     """

@@ -67,7 +67,8 @@ def obstacles(config: GPTScratchConfig, layout: str) -> dict[str, Any]:
 
 
 def refuse_obstacles(config: GPTScratchConfig, layout: str) -> None:
-    """
+    """Refuse a configuration that `layout` cannot express.
+
     Raises:
         UserError: `layout` cannot express the configuration; names each setting that stands in the way, and the nearest layout.
     """

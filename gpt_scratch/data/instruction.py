@@ -165,7 +165,8 @@ def prompt_ids(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, st
 
 
 def refuse_omissions(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, style: str) -> None:
-    """
+    """Refuse a record of which the chat template omits a part.
+
     Raises:
         UserError: the chat template writes less than the record holds; names what it leaves out.
     """

@@ -151,7 +151,8 @@ class Faults:
             self.check()
 
     def check(self) -> None:
-        """
+        """Report the faults that were collected.
+
         Raises:
             UserError: faults were found.
         """

@@ -145,7 +145,8 @@ def prompt_of(record: Mapping[str, Any], style: str) -> list[Message]:
 
 
 def refuse_omissions_in_pairs(rows: Mapping[str, "datasets.Dataset"], tokenizer: "PreTrainedTokenizerBase", style: str) -> None:
-    """
+    """Refuse pairs of which the chat template omits a part.
+
     Raises:
         UserError: the chat template writes less than a pair holds; names split, pair and what it leaves out.
     """

@@ -222,7 +222,8 @@ def normalized(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_tools(record: Mapping[str, Any]) -> None:
-    """
+    """Check the `tools` of a record.
+
     Raises:
         UserError: `tools` that are no list of objects.
     """
@@ -233,7 +234,8 @@ def check_tools(record: Mapping[str, Any]) -> None:
 
 
 def refuse_unknown(values: Mapping[str, Any], known: Iterable[str], of: str = "") -> None:
-    """
+    """Refuse keys that are not used.
+
     Raises:
         UserError: names the keys that no form has, and the flag that leaves them out.
     """

@@ -135,7 +135,8 @@ class Judge:
         raise AssertionError("the loop returns or raises")
 
     def _ask_once(self, prompt: str) -> str:
-        """
+        """The answer to one request, without retries.
+
         Raises:
             Unreachable, Unusable, UserError: no answer; none that can be used; the server refuses the question.
         """

@@ -69,7 +69,8 @@ class Reward:
     function: RewardFunction
 
     def __call__(self, prompt: list[dict[str, Any]], reply: str, reference: str, ended: bool = True) -> float:
-        """
+        """The reward of a reply.
+
         Raises:
             UserError: the user's function fails, or returns no finite number.
         """
@@ -124,7 +125,8 @@ def _from_file(name: str) -> Reward:
 
 
 def check_references(rewards: Sequence[Reward], references: Sequence[str], places: Sequence[str]) -> None:
-    """
+    """Check that the rewards can be computed from the references.
+
     Raises:
         UserError: a reference that no reply could satisfy; names its place.
     """

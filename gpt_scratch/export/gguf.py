@@ -85,7 +85,8 @@ def export_gguf(model_directory: str, output: str, type: str = "f32", modelfile:
 
 
 def check_checkpoint(checkpoint: Checkpoint, name: str) -> None:
-    """
+    """Check that a checkpoint can be exported.
+
     Raises:
         UserError: not a language model of this package with a tokenizer.
     """
@@ -116,7 +117,8 @@ def target_of(config: GPTScratchConfig) -> str:
 
 
 def refuse_settings(config: GPTScratchConfig, target: str) -> None:
-    """
+    """Refuse a configuration that the layout or its GGUF file cannot express.
+
     Raises:
         UserError: settings that the layout or the file cannot express; names each.
     """
@@ -314,7 +316,8 @@ def read_back(path: Path, reference: Callable[[], PreTrainedModel]) -> Compariso
 
 
 def compare_tokenizers(path: Path, tokenizer: PreTrainedTokenizerBase) -> str:
-    """
+    """Compare the tokenizer in the file with the original; returns a line about the result.
+
     Raises:
         UserError: the tokenizer in the file gives other ids.
     """

@@ -265,7 +265,8 @@ def is_loopback(host: str) -> bool:
 
 
 def refuse_others(host: str, allowed: object, what: str) -> None:
-    """
+    """Refuse a host that other machines can reach, without protection.
+
     Raises:
         UserError: other machines would reach what only this one may, since `allowed` (a key, models) is missing.
     """

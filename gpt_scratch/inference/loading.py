@@ -331,7 +331,8 @@ def refuse_beyond_files(name: str, config: PreTrainedConfig, head: str, files: S
 def refuse_incomplete(
     name: str, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]]
 ) -> None:
-    """
+    """Refuse missing, unexpected and mismatched tensors.
+
     Raises:
         UserError: names up to three tensors of the first kind.
     """

@@ -88,7 +88,8 @@ class DistillationTrainer(LanguageModelTrainer):
 def check_teacher(
     teacher: PreTrainedModel, teachers: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizerBase, block_size: int
 ) -> None:
-    """
+    """Check that teacher and student can be compared.
+
     Raises:
         UserError: the teacher reads other tokens than the student, or shorter rows.
     """
@@ -103,7 +104,8 @@ def check_teacher(
 
 
 def check_arguments_of_teacher(args: DistillationArguments) -> None:
-    """
+    """Check that a teacher is given.
+
     Raises:
         UserError: no teacher.
     """

@@ -26,7 +26,8 @@ OF_A_SHAPE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # o
 
 
 def read_trainer_state(checkpoint: str | Path) -> TrainerState:
-    """
+    """Read and check `trainer_state.json` of a checkpoint.
+
     Raises:
         ValueError: not of the form that Trainer writes, or of a step other than the directory's; OSError: it cannot be read.
     """
@@ -140,7 +141,8 @@ def read_pickle(path: Path) -> Any:
 
 
 def check_optimizer(checkpoint: str, optimizer: Any, scheduler: Any) -> None:
-    """
+    """Check `optimizer.pt` and `scheduler.pt` of a checkpoint.
+
     Raises:
         UserError: `optimizer.pt` or `scheduler.pt` is missing, unreadable, of another form, or has other shapes than this run's.
     """

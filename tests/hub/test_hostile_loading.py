@@ -124,10 +124,10 @@ def test_a_file_larger_than_the_disk_is_not_begun(ready, monkeypatch):
     refused()
 
 
-@pytest.mark.fault("a Hub that packs a file by gzip", **BOUNDS)
+@pytest.mark.fault("a Hub that compresses a file with gzip", **BOUNDS)
 def test_a_packed_file_is_refused(ready):
     attack(ready, r"/resolve/.*/config\.json$", headers={"Content-Encoding": "gzip"})
-    assert "packs a file by gzip" in refused()
+    assert "compresses a file with gzip" in refused()
 
 
 @pytest.mark.fault("an index of shards on the Hub that leads out of the repository", **BOUNDS)

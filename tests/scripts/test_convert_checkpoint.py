@@ -94,7 +94,7 @@ def test_an_output_that_is_not_empty_stays(script, tmp_path):
     (tmp_path / "converted" / "mine.txt").write_text("mine", encoding="utf-8")
     arguments = [str(tmp_path / "original"), str(tmp_path / "converted")]
     for more in ([], ["--overwrite"]):
-        with pytest.raises(UserError, match="holds 'mine.txt', which this package did not write"):
+        with pytest.raises(UserError, match="contains 'mine.txt', not written by this package"):
             module.main(module.parse([*arguments, *more]))
     assert [file.name for file in (tmp_path / "converted").iterdir()] == ["mine.txt"]
     (tmp_path / "converted" / "mine.txt").unlink()

@@ -168,7 +168,7 @@ def test_grpo_learns_a_reward_that_is_computed(script, base, tmp_path, capsys):
         ),
         (
             ["dpo", "--train_file", "DATA", "--model_name_or_path", "BASE", "--validation_file", "DATA"],
-            "read with --reward alone",
+            "only used with --reward",
         ),
         (["grpo", "--train_file", "DATA", "--model_name_or_path", "BASE", "--reward_model", "BASE"], "is not a reward model"),
         (["dpo", "--betta", "1"], "unknown flag 'betta'; did you mean 'beta'"),

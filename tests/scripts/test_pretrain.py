@@ -211,7 +211,7 @@ def test_training_continues_from_a_checkpoint_of_this_package(script, finished, 
         (["--train_file", "TEXT", "--muon_learning_rate", "0.1"], "--muon_learning_rate needs --optimizer muon"),
         (
             ["--train_file", "TEXT", "--optimizer", "muon", "--weight_decay_on", "all"],
-            "--weight_decay_on all is for --optimizer adamw",
+            "--weight_decay_on all needs --optimizer adamw",
         ),
         (["--train_file", "TEXT", "--block_size", "50000"], "fewer than one block"),
         (["--train_file", "TEXT", "--tokenizer_name", "nowhere-at-all"], "nowhere-at-all: its tokenizer cannot be loaded"),

@@ -113,7 +113,7 @@ def test_the_model_follows_the_flags(table, tokenizer, tmp_path):
     model, own = make_model(args, ids, train, seed=1)
     assert (model.config.residual_dropout, model.config.attention_dropout, model.config.num_labels) == (0.4, 0.4, 3)
     assert torch.equal(model.model.norm.weight, base.model.norm.weight) and own.get_vocab() == tokenizer.get_vocab()
-    with pytest.raises(UserError, match="only dropout can be changed"):
+    with pytest.raises(UserError, match="only the dropout of a checkpoint can be changed"):
         make_model(
             ClassificationArguments(model_name_or_path=str(tmp_path / "base"), config_overrides="n_layer=1"), ids, train, 1
         )
