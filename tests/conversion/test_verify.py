@@ -43,7 +43,7 @@ def test_reference_outputs_are_those_of_the_model_that_was_converted(convert, re
     monkeypatch.setattr(engine, "foreign_config", lambda *args: change(theirs(*args), layer_norm_epsilon=1e-2))
     monkeypatch.setattr(verify, "TOLERANCE", 100.0)  # so that the older part of the proof sees nothing
     line = refused(tmp_path / "ours", "--to", "gpt2")
-    assert "verification failed: what was written does not reproduce the outputs stored when it was written" in line
+    assert "verification failed: the converted checkpoint does not reproduce the outputs stored when it was written" in line
     assert "logits without padding differ by" in line
 
 

@@ -82,7 +82,7 @@ def test_an_error_is_one_line_and_status_2(tmp_path):
     weights.write_bytes(weights.read_bytes()[:-100])
     done = python(SCRIPT, "original", "converted", cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: original/model.safetensors is broken or cut short")
+    assert done.stderr.splitlines()[-1].startswith("error: original/model.safetensors is damaged or truncated")
     assert {path.name for path in tmp_path.iterdir()} <= {"original", "hf_home"}
 
 
