@@ -210,7 +210,10 @@ BROKEN_BOOKS = {
         lambda s: rename(s, "trf_blocks.1.norm2.shift", "trf_blocks.1.norm2.shft"),
         ["trf_blocks.1.norm2.shft", "no place"],
     ),
-    "missing": (lambda s: s.pop("trf_blocks.1.att.out_proj.bias"), ["model.layers.1.self_attn.o_proj.bias", "missing parameters"]),
+    "missing": (
+        lambda s: s.pop("trf_blocks.1.att.out_proj.bias"),
+        ["model.layers.1.self_attn.o_proj.bias", "missing parameters"],
+    ),
     "no head": (lambda s: s.pop("out_head.weight"), ["no matrix out_head.weight"]),
     "shape": (
         lambda s: s.update({"trf_blocks.0.ff.layers.0.weight": s["trf_blocks.0.ff.layers.0.weight"].T}),
