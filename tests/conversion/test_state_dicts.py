@@ -250,7 +250,7 @@ def test_half_a_lora_layer_is_refused(refused, tmp_path):
 
 def test_heads_are_asked_for(refused, tmp_path):
     path = save(book().state_dict(), tmp_path / "model.pth")
-    assert "width 32 is none of GPT-2's published sizes: pass --config_overrides n_heads=N" in refused(path)
+    assert "width 32 is not one of GPT-2's published sizes: pass --config_overrides n_heads=N" in refused(path)
     assert "hidden_size 32 is not a multiple of num_attention_heads 5" in refused(path, "--config_overrides", "n_heads=5")
 
 

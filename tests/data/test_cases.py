@@ -210,7 +210,7 @@ def test_labels_are_what_they_are(case, capsys, name, classes):
     assert "label" not in {label for part in splits.texts.values() for label in part.labels}
     if "spaces" in name:
         told = capsys.readouterr().err
-        assert "labels were taken off" in told and "'Ham' and 'ham' differ in case only" in told
+        assert "labels were removed" in told and "'Ham' and 'ham' differ only in case" in told
 
 
 def test_a_spaced_header_is_a_header(case, scripts):
@@ -264,7 +264,7 @@ def new_tokenizer(style: str = "chatml"):
 def test_tools_and_reasoning_without_a_place_are_refused_by_name(case, style, name, what):
     file, tokenizer = case(f"tools-and-reasoning/{name}.json"), new_tokenizer(style)
     data = read_conversations(file)
-    with pytest.raises(UserError, match=rf"rows 0, 1, 2, .* leaves out .*{what}.*--ignore_keys .*30 faults in all"):
+    with pytest.raises(UserError, match=rf"rows 0, 1, 2, .* omits .*{what}.*--ignore_keys .*30 faults in total"):
         encode_conversations(data, tokenizer, style, True, 2000)
     with pytest.raises(UserError, match=what):
         prompt_ids(data.records[0], tokenizer, style)

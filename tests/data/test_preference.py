@@ -42,7 +42,7 @@ def test_pairs_become_messages_and_equal_replies_are_left_out():
         ),
         (
             [{"prompt": "a", "chosen": [{"role": "assistant", "content": "b"}], "rejected": "c"}],
-            "must both be texts, or both lists",
+            "must both be strings, or both lists",
         ),
         (
             [
@@ -52,11 +52,11 @@ def test_pairs_become_messages_and_equal_replies_are_left_out():
                     "rejected": [{"role": "assistant", "content": "c"}],
                 }
             ],
-            "an empty reply is never learned",
+            "empty replies are not supported",
         ),
         ([{"prompt": "a", "chosen": "b", "rejected": "c", "tools": ["x"]}], "'tools' must be a list of objects"),
         ([{"prompt": "a", "chosen": "b", "rejected": "c", "margin": 0.5}], "--ignore_keys margin"),
-        ([{"text": "a"}], "row 0: key 'text' not understood"),
+        ([{"text": "a"}], "row 0: unknown key 'text'"),
         ([{"chosen": "a", "rejected": "b"}], "row 0: 'prompt' is missing"),
     ],
 )
@@ -89,7 +89,7 @@ def test_tools_reach_the_template_and_calls_keep_their_own_arguments(tmp_path):
     assert rows[1]["chosen"] == [{"role": "assistant", "content": "Hello."}]
     tokenizer = new_tokenizer("alpaca")
     with pytest.raises(
-        UserError, match="pair 0 of the train split: the chat template of --prompt_style alpaca leaves out .*tools"
+        UserError, match="pair 0 of the train split: the chat template of --prompt_style alpaca omits .*tools"
     ):
         refuse_omissions_in_pairs({"train": rows}, tokenizer, "alpaca")
     tokenizer.chat_template = (

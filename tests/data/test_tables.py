@@ -49,7 +49,7 @@ TWO = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
         ("a.jsonl", json.dumps(TWO), "read as one list of rows"),
         ("a.jsonl", json.dumps(TWO, indent=2), "read as one list of rows"),
         ("a.json", json.dumps(TWO), ""),
-        ("a.json", "".join(json.dumps(row) + "\n" for row in TWO), "read as one object a line"),
+        ("a.json", "".join(json.dumps(row) + "\n" for row in TWO), "read as one object per line"),
         ("a.json", json.dumps({"data": TWO}), "the rows under 'data'"),
         ("a.json", json.dumps({"version": 1, "rows": TWO}, indent=1), "the rows under 'rows'"),
         ("a.json", "\ufeff" + json.dumps(TWO), ""),
@@ -75,7 +75,7 @@ def test_one_record_is_a_row_and_not_rows_under_a_key(tmp_path):
         ("a.csv", 'text,label\n"two\nlines",x\na,b,c\n', "line 4: 3 fields"),
         ("a.csv", 'text,label\na,x\n"never closed,y\nb,z\n', "line 3: not valid CSV"),
         ("a.csv", 'text,label\n"a"b,x\n', "line 2: not valid CSV"),
-        ("a.csv", "text,text\na,b\n", "two columns are called 'text'"),
+        ("a.csv", "text,text\na,b\n", "two columns are named 'text'"),
         ("a.csv", "text;label\na;x;y\n", "text that holds semicolons"),
         ("a.tsv", "text\tlabel\na\tx\tz\n", "line 2: 3 fields"),
         ("a.tsv", "ham\tok\nspam no tab\n", "line 2: no tab: each line must be label<TAB>text"),
@@ -121,7 +121,7 @@ def test_columns_are_found_in_any_case(capsys):
     assert "the column 'Text' is read as 'text'" in capsys.readouterr().err
     assert find_column({"TEXT": 1, "text": 2}, "a.csv", "text") == "text"
     assert find_column({"body": 1}, "a.csv", "text") is None
-    with pytest.raises(UserError, match="differ in case or spaces only"):
+    with pytest.raises(UserError, match="differ only in case or spaces"):
         find_column({"TEXT": 1, "Text": 2}, "a.csv", "text")
 
 
