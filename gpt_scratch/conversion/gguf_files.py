@@ -112,7 +112,7 @@ def _open(path: Path) -> tuple[Any, GGUFSource, dict[str, Any]]:
     if importlib.util.find_spec("gguf") is None:
         raise UserError('reading GGUF files needs the gguf package: pip install "gpt_scratch[gguf]"')
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path} is missing")
     check_gguf(path)
     import gguf
 

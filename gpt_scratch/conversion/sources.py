@@ -64,7 +64,7 @@ class SafetensorsSource:
     @staticmethod
     def _open(file: Path):
         if not file.is_file():
-            raise UserError(f"{file}: no such file")
+            raise UserError(f"{file} is missing")
         try:
             return safe_open(file, framework="pt")
         except SafetensorError as error:
@@ -287,7 +287,7 @@ def load_pickle_safely(path: Path) -> Any:
         UserError: the file is missing, damaged (checksums are verified), or would have to run code.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path} is missing")
     try:
         mapped = zipfile.is_zipfile(path)  # files from before torch 1.6 are not zip archives
         if mapped:

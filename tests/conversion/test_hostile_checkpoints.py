@@ -80,13 +80,13 @@ TENSORFLOW = {
     "one block named 300,000 times": (lambda: index_of(block([HEADER]), times=300_000), "after one that ends at"),
     "900 MB of zeros packed by snappy": (
         lambda: index_of(bytes(cramjam.snappy.compress_raw(b"\0" * 900_000_000)), 1),
-        "it is none",
+        "it is not an index",
     ),
     "20 MB of zeros packed by snappy": (
         lambda: index_of(bytes(cramjam.snappy.compress_raw(b"\0" * 20_000_000)), 1),
         "declares",
     ),
-    "4,294,967,295 restarts": (lambda: index_of(block([HEADER], restarts=0xFFFFFFFF)), "claims 4,294,967,295 restarts"),
+    "4,294,967,295 restarts": (lambda: index_of(block([HEADER], restarts=0xFFFFFFFF)), "declares 4,294,967,295 restarts"),
     "a name of a megabyte": (lambda: index_of(block([HEADER, (b"x" * 1_000_000, b"")])), "a name of 1,000,000 bytes"),
     "a million variables": (lambda: index_of(block([(b"%d" % i, b"") for i in range(1_000_000)])), "more than 100,000 variables"),
     "a variable twice": (lambda: index_of(block([HEADER, (b"w", entry(0)), (b"w", entry(0))])), "has w twice"),
@@ -180,16 +180,16 @@ def test_an_index_names_files_beside_it(tmp_path):
     cases = []
     for number, (shards, words) in enumerate(
         [
-            ({"a": "../../outside"}, "no file beside it"),
-            ({"a": "/dev/zero"}, "no file beside it"),
-            ({"a": ".."}, "no file beside it"),
+            ({"a": "../../outside"}, "not a file in the same directory"),
+            ({"a": "/dev/zero"}, "not a file in the same directory"),
+            ({"a": ".."}, "not a file in the same directory"),
             ({"a": "zero"}, "is missing"),  # a link to a device
             ({"a": "fifo"}, "is missing"),
             ({"a": 5}, "no weight_map of tensors to files"),
             (["a"], "no weight_map of tensors to files"),
             ({}, "no weight_map of tensors to files"),
             ("a", "no weight_map of tensors to files"),
-            ({"a": "x" * 5_000}, "no file beside it"),
+            ({"a": "x" * 5_000}, "not a file in the same directory"),
         ]
     ):
         for kind in ("model.safetensors", "pytorch_model.bin"):
@@ -249,7 +249,7 @@ def test_a_pth_is_not_believed_beyond_its_bytes(tmp_path):
         ("packed", repacked(tmp_path / "packed.pth", whole, zipfile.ZIP_DEFLATED, bytes(200_000_000)), "compressed or encrypted"),
         ("encrypted", edited(tmp_path / "encrypted.pth", whole, flag_as_encrypted), "compressed or encrypted"),
         ("parts that claim more", edited(tmp_path / "more.pth", whole, claim_more), "members declare"),
-        ("truncated", edited(tmp_path / "short.pth", whole, lambda data: data.__delitem__(slice(-30, None))), "broken"),
+        ("truncated", edited(tmp_path / "short.pth", whole, lambda data: data.__delitem__(slice(-30, None))), "damaged"),
         (
             "damaged directory",
             edited(tmp_path / "damaged.pth", whole, lambda data: data.__setitem__(slice(-60, -40), b"\xff" * 20)),
@@ -298,7 +298,7 @@ def llama(layers: int, width: int, vocabulary: int) -> bytes:
 
 GGUF = {
     "10^9 layers": (lambda: llama(10**9, 8, 8), "llama.block_count is 1,000,000,000"),
-    "5,000 layers in one tensor": (lambda: llama(5_000, 8, 8), "llama.block_count is 5,000, and it has only 1 tensors"),
+    "5,000 layers in one tensor": (lambda: llama(5_000, 8, 8), "llama.block_count is 5,000, but the file has only 1 tensors"),
     "a width of 10^9": (lambda: llama(1, 10**9, 10**9), ""),
     "a vocabulary of 10^9": (lambda: llama(1, 64, 10**9), "has no "),
     "10^18 settings": (lambda: gguf(counts=(0, 10**18)), "settings"),

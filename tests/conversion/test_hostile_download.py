@@ -51,12 +51,12 @@ RANGE = f"Content-Range: bytes 100-{len(BODY) - 1}/{len(BODY)}"
 CASES = {
     "the file": ("hparams.json", 0, lambda c: c.sendall(reply(f"Content-Length: {len(BODY)}") + BODY), None),
     "the rest of the file": ("hparams.json", 100, lambda c: c.sendall(reply(RANGE, status="206 Partial Content") + BODY[100:]), None),
-    "more than promised": ("hparams.json", 100, lambda c: c.sendall(reply(RANGE, status="206 Partial Content") + BODY * 2), "sends more than"),
+    "more than promised": ("hparams.json", 100, lambda c: c.sendall(reply(RANGE, status="206 Partial Content") + BODY * 2), "sent more than"),
     "gigabytes more than promised": (
         "hparams.json",
         100,
         lambda c: endless(c, reply(RANGE, status="206 Partial Content"), bytes(1 << 20), 0),
-        "sends more than",
+        "sent more than",
     ),
     "a size beyond reason": ("hparams.json", 0, lambda c: endless(c, reply(f"Content-Length: {10**12}"), bytes(1 << 20), 0), "more than the 4,194,304"),
     "a size of 5,000 digits": ("hparams.json", 0, lambda c: c.sendall(reply("Content-Length: " + "9" * 5_000) + BODY), "does not send the size"),

@@ -159,14 +159,14 @@ def test_damaged_files_are_named(refused, checkpoint):
     index.write_bytes(entries[:-20])
     assert "model.ckpt.index is truncated" in refused(source)
     index.unlink()
-    assert "holds neither config.json nor a TensorFlow index" in refused(source)
+    assert "contains neither config.json nor a TensorFlow index" in refused(source)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"n_layer": 3}, ["hparams.json", "model.layers.2."]),
-        ({"n_layer": 1}, ["hparams.json", "model/h1/", "no place"]),
+        ({"n_layer": 1}, ["hparams.json", "model/h1/", "unexpected tensors"]),
         ({"n_embd": 32}, ["hparams.json", "instead of"]),
         ({"n_ctx": 1024}, ["hparams.json", "model/wpe is (32, 16) instead of (1024, 16)"]),
         ({"n_vocab": 65}, ["hparams.json", "model/wte is (64, 16) instead of (65, 16)"]),

@@ -160,7 +160,7 @@ def test_heads_are_derived_for_published_sizes_and_reported(convert, tmp_path, c
     reference = enlarge(BookGPT(VOCABULARY, CONTEXT, width=768, heads=12, layers=1))
     model = check_language_model(convert(save(reference.state_dict(), tmp_path / "model.pth")), reference)
     assert model.config.num_attention_heads == 12
-    assert "heads are not in the file: 12, as GPT-2 of width 768 has" in capsys.readouterr().out
+    assert "the number of heads is not in the file: set to 12, as in GPT-2 of width 768" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -208,7 +208,7 @@ def rename(state, old, new):
 BROKEN_BOOKS = {
     "renamed": (
         lambda s: rename(s, "trf_blocks.1.norm2.shift", "trf_blocks.1.norm2.shft"),
-        ["trf_blocks.1.norm2.shft", "no place"],
+        ["trf_blocks.1.norm2.shft", "unexpected tensors"],
     ),
     "missing": (
         lambda s: s.pop("trf_blocks.1.att.out_proj.bias"),
@@ -279,7 +279,7 @@ def test_broken_nanogpt_is_refused(refused, tmp_path):
     message = refused(save(nano_content(model_args=NANO | {"n_layer": 3}), path))
     assert "sizes in model_args" in message and "model.layers.2." in message
     message = refused(save(nano_content(model_args=NANO | {"bias": False}), path))
-    assert "transformer.h.0.attn.c_attn.bias" in message and "no place" in message
+    assert "transformer.h.0.attn.c_attn.bias" in message and "unexpected tensors" in message
 
 
 def test_unknown_files_are_refused(refused, tmp_path):
@@ -289,7 +289,7 @@ def test_unknown_files_are_refused(refused, tmp_path):
     assert "holds a list, not a dictionary" in refused(save([torch.ones(2)], path))
     assert "contains no named tensors" in refused(save({"epoch": 3}, path))
     assert "without its config.json" in refused(save({"wte.weight": torch.ones(2)}, path))
-    assert "the name of a tensor is 0, which is no text" in refused(save({0: torch.ones(2), 1: torch.ones(2)}, path))
+    assert "the name of a tensor is 0, which is not a string" in refused(save({0: torch.ones(2), 1: torch.ones(2)}, path))
     several = {"generator": {"a": torch.ones(2)}, "ema": {"a": torch.ones(2)}, "optimizer": {"a": torch.ones(2)}}
     assert "contains several sets of tensors, generator, ema: save the one to convert" in refused(save(several, path))
     sparse = {"trf_blocks.0.w": torch.eye(2).to_sparse()}
@@ -322,7 +322,7 @@ def test_an_index_of_shards_that_is_no_text_is_refused(refused, tmp_path):
     (tmp_path / "model" / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
     index = tmp_path / "model" / "model.safetensors.index.json"
     index.write_text('{"weight_map": {"a": "\\ud800.safetensors"}}', encoding="utf-8")
-    assert "index.json names '\\ud800.safetensors', which is no text" in refused(tmp_path / "model")
+    assert "index.json: '\\ud800.safetensors' in weight_map is not a string" in refused(tmp_path / "model")
     index.write_text('{"weight_map": {"a": 3}}', encoding="utf-8")
     assert "is not an index of shards" in refused(tmp_path / "model")
 

@@ -96,7 +96,7 @@ def test_truncated_and_missing_files_are_named(copy):
     with pytest.raises(UserError, match=f"data-00001-of-00003 is truncated: .* {last} ends at"):
         checkpoint.read(last)
     shard.unlink()
-    with pytest.raises(UserError, match=f"data-00001-of-00003 is missing: it holds {last}"):
+    with pytest.raises(UserError, match=f"data-00001-of-00003 is missing: it contains {last}"):
         checkpoint.read(last)
     index = copy / "model.ckpt.index"
     index.write_bytes(index.read_bytes()[:-10])

@@ -21,7 +21,7 @@ def test_another_function_fails_the_verification(script, refused, tmp_path, monk
     )  # fmt: skip
     wrong[swapped[0]], wrong[swapped[1]] = wrong[swapped[1]], wrong[swapped[0]]
     monkeypatch.setattr(hub_directories, name, wrong)
-    assert "verification failed: logits are up to" in refused(original)
+    assert "verification failed: logits differ from those of" in refused(original)
 
 
 @pytest.mark.thorough

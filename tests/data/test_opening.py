@@ -97,10 +97,10 @@ def test_packed_files_are_read_as_what_they_hold(tmp_path, suffix):
     assert suffix_of(str(path)) == ".jsonl"
     assert [piece.text for piece in read_pieces([str(path)])] == ["row 0", "row 1", "row 2"]
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(UserError, match=f"a.jsonl{suffix} cannot be unpacked"):
+    with pytest.raises(UserError, match=f"a.jsonl{suffix} cannot be decompressed"):
         list(read_pieces([str(path)]))
     path.write_bytes(b"no archive at all")
-    with pytest.raises(UserError, match="cannot be unpacked"):
+    with pytest.raises(UserError, match="cannot be decompressed"):
         list(read_pieces([str(path)]))
 
 
@@ -122,7 +122,7 @@ def test_an_archive_that_unpacks_beyond_reason_is_refused(tmp_path, suffix):
         for _ in range(300):
             file.write(block)
     assert path.stat().st_size < 2_000_000
-    refused_in_one_line(run_bounded([sys.executable, "-c", READ, path], 60, 900), path.name, "unpacks to more than")
+    refused_in_one_line(run_bounded([sys.executable, "-c", READ, path], 60, 900), path.name, "decompresses to more than")
 
 
 def test_lines_of_each_kind_of_computer(tmp_path, monkeypatch):

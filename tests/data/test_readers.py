@@ -99,7 +99,7 @@ def test_files_are_checked_before_anything_is_read(tmp_path, name, content, mess
         ("broken.jsonl", b'{"text": "a"}\n{"text": \n', "broken.jsonl line 2: not valid JSON"),
         ("latin1.csv", b"text\n\xe9\n", "latin1.csv: byte 5 is not UTF-8 .*line 2.*--encoding, such as cp1252"),
         ("latin1.jsonl", b'{"text": "\xe9"}', "latin1.jsonl: byte 10 is not UTF-8"),
-        ("number.json", b"3", "holds a int where a list of objects"),
+        ("number.json", b"3", "contains a int, expected a list of objects"),
         ("broken.parquet", gzip.compress(b"no parquet", mtime=0), "broken.parquet is not a readable parquet file"),
     ],
 )

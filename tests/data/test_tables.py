@@ -79,11 +79,11 @@ def test_one_record_is_a_row_and_not_rows_under_a_key(tmp_path):
         ("a.csv", "text;label\na;x;y\n", "text that holds semicolons"),
         ("a.tsv", "text\tlabel\na\tx\tz\n", "line 2: 3 fields"),
         ("a.tsv", "ham\tok\nspam no tab\n", "line 2: no tab: each line must be label<TAB>text"),
-        ("a.jsonl", '{"text": "a"}\n{"text": \n[1]\n{"text": "b", "text": "c"}\n', "line 2: not valid JSON.*line 3: a list where a JSON object.*line 4: not valid JSON: the key 'text' occurs twice"),
+        ("a.jsonl", '{"text": "a"}\n{"text": \n[1]\n{"text": "b", "text": "c"}\n', "line 2: not valid JSON.*line 3: a list, expected a JSON object.*line 4: not valid JSON: the key 'text' occurs twice"),
         ("a.json", '[{"text": "a"}, 3, "b"]', "row 1: it is int, not an object; row 2: it is str"),
         ("a.json", '{"train": [{"text": "a"}], "test": [{"text": "b"}]}', "lists of rows under 'train', 'test'"),
         ("a.json", '[{"text": "a"}', "a.json is not valid JSON"),
-        ("a.jsonl", '{"text": "' + HALF.encode("utf-16", "surrogatepass").decode("utf-16", "replace") + '"}\n{"text": "\\ud83d"}\n', "row 1: 'text' holds half of a surrogate pair"),
+        ("a.jsonl", '{"text": "' + HALF.encode("utf-16", "surrogatepass").decode("utf-16", "replace") + '"}\n{"text": "\\ud83d"}\n', "row 1: 'text' contains a lone surrogate"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_told_with_its_places(tmp_path, name, content, message):

@@ -119,7 +119,7 @@ def test_a_file_without_end_is_ended(ready, monkeypatch, place):
 def test_a_file_larger_than_the_disk_is_not_begun(ready, monkeypatch):
     monkeypatch.setattr(downloads, "free_bytes", lambda: 2 * 2**30)
     attack(ready, "/cdn/", headers={"Content-Length": str(10**10)})
-    assert "has 10,000,000,000 bytes, and 2,147,483,648 are free" in refused()
+    assert "has 10,000,000,000 bytes, but only 2,147,483,648 are free" in refused()
     attack(ready, r"model\.safetensors$|/cdn/", headers={"Content-Length": str(10**15), "X-Linked-Size": str(10**15)})
     refused()
 
@@ -137,4 +137,4 @@ def test_an_index_that_leads_elsewhere(ready):
     del files["model.safetensors"]
     index = json.dumps({"metadata": {}, "weight_map": {"a": "../../../../forged.safetensors"}}).encode()
     repo.commit("main", files | {"model.safetensors.index.json": Blob(index, False)}, "second")
-    assert "no file beside it" in refused()
+    assert "not a file in the same directory" in refused()

@@ -175,7 +175,7 @@ HOSTILE = {
     "a chat template that doubles a string 99 times": (DOUBLE, "more than 512 MiB of memory"),
     "a chat template that pads to 10^9 characters": ("{{ '%0999999999d'|format(1) }}", "more than 512 MiB of memory"),
     "a chat template of a string of 5 GB": ("{{ 'a' * 5000000000 }}", "more than 512 MiB of memory"),
-    "a chat template that writes 30 million characters": ("{{ 'a' * 30000000 }}", "writes more than 16,777,216 characters"),
+    "a chat template that writes 30 million characters": ("{{ 'a' * 30000000 }}", "its output exceeds 16,777,216 characters"),
     "a chat template that calls itself": ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "maximum recursion depth"),
     "a chat template of 10^5 brackets": ("{{ " + "(" * 100_000, "recursion"),
     "a chat template of 2 * 10^4 nested blocks": ("{% if 1 %}" * 20_000, ""),

@@ -195,7 +195,7 @@ def test_keys_flags_and_folders_are_checked_before_anything_is_loaded(tmp_path):
             serve(str(tmp_path), limits=limits)
     with pytest.raises(UserError, match="--port is 70000"):
         serve(str(tmp_path), port=70000)
-    with pytest.raises(UserError, match="holds no config.json"):
+    with pytest.raises(UserError, match="contains no config.json"):
         serve(str(tmp_path), port=0)
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="cannot listen"):
         serve(str(tmp_path), port=taken.getsockname()[1])

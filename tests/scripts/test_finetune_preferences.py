@@ -152,7 +152,7 @@ def test_grpo_learns_a_reward_that_is_computed(script, base, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "the first word must be the method"),
+        ([], "the first argument must be the method"),
         (["ppo"], "and not 'ppo'"),
         (["dpo"], "--train_file is missing"),
         (["dpo", "--train_file", "DATA"], "--model_name_or_path is missing"),
@@ -160,7 +160,7 @@ def test_grpo_learns_a_reward_that_is_computed(script, base, tmp_path, capsys):
         (["grpo", "--train_file", "DATA", "--model_name_or_path", "BASE", "--reward", "exact"], "--reward exact is unknown"),
         (
             ["grpo", "--train_file", "DATA", "--model_name_or_path", "BASE", "--reward", "length", "--reward_model", "BASE"],
-            "both are given",
+            "not both",
         ),
         (
             ["dpo", "--train_file", "DATA", "--model_name_or_path", "BASE", "--reward", "length"],
