@@ -58,7 +58,7 @@ CASES = {
         lambda c: endless(c, reply(RANGE, status="206 Partial Content"), bytes(1 << 20), 0),
         "sent more than",
     ),
-    "a size beyond reason": ("hparams.json", 0, lambda c: endless(c, reply(f"Content-Length: {10**12}"), bytes(1 << 20), 0), "more than the 4,194,304"),
+    "a size beyond reason": ("hparams.json", 0, lambda c: endless(c, reply(f"Content-Length: {10**12}"), bytes(1 << 20), 0), "more than the limit of 4,194,304"),
     "a size of 5,000 digits": ("hparams.json", 0, lambda c: c.sendall(reply("Content-Length: " + "9" * 5_000) + BODY), "does not send the size"),
     "a web page": ("hparams.json", 0, lambda c: c.sendall(reply("Content-Type: text/html", "Content-Length: 6") + b"<html>"), "a web page"),
     "a web page by another name": ("hparams.json", 0, lambda c: c.sendall(reply("Content-Length: 19") + b"\n <!DOCTYPE html>..."), "a web page"),

@@ -148,7 +148,7 @@ def tensors(edit, file: str = "model.safetensors"):
 # What was tried: the folder that is damaged, how, and words of the refusal.
 CASES = {
     "a checkpoint of a compiled model (_orig_mod.)": ("lm", tensors(rename_all), "begin with '_orig_mod.'"),
-    "a checkpoint without a layer": ("lm", tensors(lambda t: [t.pop(n) for n in list(t) if ".1." in n]), "lack model.layers.1."),
+    "a checkpoint without a layer": ("lm", tensors(lambda t: [t.pop(n) for n in list(t) if ".1." in n]), "files: model.layers.1."),
     "a checkpoint with a layer too many": ("lm", tensors(add_tensor), "unexpected tensors in the weights files: model.layers.2.mlp.up_proj.weight"),
     "a weights file without tensors": ("lm", tensors(dict.clear), "model.safetensors holds no tensors"),
     "a tensor of another shape": (
