@@ -94,28 +94,28 @@ REFUSED = {
     "HOME/elsewhere/.": "is a link to",
     "HOME/elsewhere/notes/..": "is the current directory",
     "link_to_here": "is a link to",
-    "..": "holds the current directory",
-    "../": "holds the current directory",
-    "a/../..": "holds the current directory",
+    "..": "contains the current directory",
+    "../": "contains the current directory",
+    "a/../..": "contains the current directory",
     "link_to_home": "is a link to",
-    "link_to_home/project/..": "holds the current directory",
-    "../..": "holds the current directory",
-    "HOME": "holds the current directory",
-    "~": "holds the current directory",
+    "link_to_home/project/..": "contains the current directory",
+    "../..": "contains the current directory",
+    "HOME": "contains the current directory",
+    "~": "contains the current directory",
     "~/project": "is the current directory",
-    "notes": "holds 'notes.txt'",
-    "notes/": "holds 'notes.txt'",
-    "./notes/.": "holds 'notes.txt'",
-    "a/b/../../notes": "holds 'notes.txt'",
-    "HOME/elsewhere/notes": "holds 'notes.txt'",
-    "a": "holds 'b'",
-    "hub_model": "holds 'config.json', 'model.safetensors'",
-    "mixed": "holds 'diary.txt'",
-    "run": "holds 'checkpoint-5'",
-    "with_link": "holds 'data'",
-    "forged": "holds '.gpt_scratch.json', 'model.safetensors'",
-    "listed_only": "holds '.gpt_scratch.json', 'x'",
-    "only_empty_folder": "holds 'keep'",
+    "notes": "contains 'notes.txt'",
+    "notes/": "contains 'notes.txt'",
+    "./notes/.": "contains 'notes.txt'",
+    "a/b/../../notes": "contains 'notes.txt'",
+    "HOME/elsewhere/notes": "contains 'notes.txt'",
+    "a": "contains 'b'",
+    "hub_model": "contains 'config.json', 'model.safetensors'",
+    "mixed": "contains 'diary.txt'",
+    "run": "contains 'checkpoint-5'",
+    "with_link": "contains 'data'",
+    "forged": "contains '.gpt_scratch.json', 'model.safetensors'",
+    "listed_only": "contains '.gpt_scratch.json', 'x'",
+    "only_empty_folder": "contains 'keep'",
     "link_to_ours": "is a link to ours",
     "link_to_ours/": "is a link to ours",
     "link_to_ours/.": "is a link to ours",
@@ -137,12 +137,12 @@ REFUSED = {
     "HOME/elsewhere/source/inside": "is inside the source",
     "/proc/self/cwd": "is a link to",
     "/proc/self/cwd/.": "is a link to",
-    "/proc/self/cwd/notes": "holds 'notes.txt'",
+    "/proc/self/cwd/notes": "contains 'notes.txt'",
     "/proc/self/cwd/source": "is the source",
-    "/proc/self/cwd/..": "holds the current directory",
+    "/proc/self/cwd/..": "contains the current directory",
     "/proc/self/rootHOME/project": "is the current directory",
     "/proc/self/fd": "not written by this package",
-    "caf\u00e9": "holds 'mine.txt'",
+    "caf\u00e9": "contains 'mine.txt'",
     "ours ": "white space",
     " ours": "white space",
     "ours\n": "white space",
@@ -298,11 +298,11 @@ def test_a_conversion_by_the_first_release_is_replaced_and_nothing_like_it(home)
     write(
         *(old / name for name in ("config.json", "model.safetensors", "modeling_gpt_scratch.py", "tokenizer.json", "README.md"))
     )
-    with pytest.raises(UserError, match="holds 'README.md', 'config.json'"):
+    with pytest.raises(UserError, match="contains 'README.md', 'config.json'"):
         files.check_target("old", True)
     (old / "conversion.json").write_text('{"format": "hf", "head": "lm", "proof": {}}')
     write(old / "mine.txt")
-    with pytest.raises(UserError, match="holds 'mine.txt', which"):
+    with pytest.raises(UserError, match="contains 'mine.txt', not written"):
         files.check_target("old", True)
     (old / "mine.txt").unlink()
     with atomic_directory("old", True):

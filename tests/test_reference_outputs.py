@@ -63,7 +63,7 @@ def set_to(*path, value):
 
 BROKEN = [
     (set_to("format", value=2), "has format 2, but this version reads 1: upgrade it"),
-    (set_to("format", value=[1]), "has format [1], and"),
+    (set_to("format", value=[1]), "has format [1], but"),
     (lambda content: content.pop("head"), "reference_outputs.json: key 'head' is missing"),
     (lambda content: content.pop("format"), "reference_outputs.json: key 'format' is missing"),
     (set_to("notes", value=1), "reference_outputs.json: key 'notes' is unknown"),

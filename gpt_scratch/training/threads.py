@@ -1,8 +1,8 @@
-"""How many threads a training step on a CPU runs on, measured at the start.
+"""Selects the number of CPU threads for training by measuring a few steps at the start.
 
-torch takes a thread for each core. Where others keep the cores busy, each of the many small steps of a small model waits until its last
-thread has had a turn: ten times as long as on one thread (tests/training/measure_threads.py). On a quiet machine all threads stay, so that
-equal runs stay equal to the last bit there; `OMP_NUM_THREADS` sets a number that is kept.
+By default, torch uses one thread per core. On a loaded machine, each of the many small operations of a small model then waits for its
+slowest thread, which can be ten times slower than a single thread (tests/training/measure_threads.py). On an idle machine all threads are
+used, so that repeated runs are bit-identical; `OMP_NUM_THREADS` overrides the choice.
 """
 
 import os
@@ -16,16 +16,16 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 FIXED_BY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-GAIN = 1.3  # times as fast as on all threads, or these stay
-STEPS = 3  # measured on each number of threads, after one to warm up
-FLOP = 2e10  # of a measured step at most, some 0.5 s on a core: rows are left out until it is less
-LARGEST = 8e10  # a single row beyond this is enough work for all threads
+GAIN = 1.3  # minimum speedup over all threads for using fewer
+STEPS = 3  # measured steps per number of threads, after a warm-up step
+FLOP = 2e10  # maximum size of a measured step, about 0.5 s on a core: rows are dropped until it is smaller
+LARGEST = 8e10  # a single row above this size is enough work for all threads
 
 
 def fastest_threads(step: Callable[[], Any], max_threads: int) -> tuple[int, dict[int, float]]:
-    """The number of threads on which `step` is fastest, `max_threads` unless another is [`GAIN`] times as fast; and the seconds of each.
+    """The fastest number of threads for `step`: `max_threads`, unless another is [`GAIN`] times faster; and the seconds for each.
 
-    Powers of two are tried from 1 on until more threads do not help, then `max_threads`.
+    Powers of two are tried, starting with 1, until more threads do not help, then `max_threads`.
     """
     seconds: dict[int, float] = {}
     numbers = [2**i for i in range(max_threads.bit_length()) if 2**i < max_threads]
@@ -51,7 +51,7 @@ def _seconds(step: Callable[[], Any], threads: int) -> float:
 
 
 class ThreadsCallback(TrainerCallback, ExportableState):
-    """Measures steps of the run's own model on its own rows when training begins; a resumed run keeps the number that it had."""
+    """Measures steps with the run's own model and data when training begins; a resumed run keeps its number of threads."""
 
     def __init__(self, threads: int | None = None):
         self.threads = threads
@@ -84,7 +84,7 @@ class ThreadsCallback(TrainerCallback, ExportableState):
 
 
 def first_rows(dataloader: Any, model: Any, batch_size: int) -> dict[str, Any] | None:
-    """Rows of a run as its model takes them, few enough to be measured; `None` of streams, of large models, and of what is no batch."""
+    """A few rows of the run's data for the measurement; `None` for streams, large models, and unknown batches."""
     rows: Any = getattr(dataloader, "dataset", None)
     if isinstance(rows, torch.utils.data.IterableDataset) or not hasattr(rows, "__getitem__"):
         return None
@@ -100,7 +100,7 @@ def first_rows(dataloader: Any, model: Any, batch_size: int) -> dict[str, Any] |
 
 
 def _step(model: Any, batch: dict[str, Any], bf16: bool) -> None:
-    """Forward and backward, without a trace in gradients and random numbers."""
+    """Forward and backward pass that preserves gradients and random state."""
     was_training = model.training
     model.train()
     with torch.random.fork_rng([]), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):

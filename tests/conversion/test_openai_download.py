@@ -211,7 +211,9 @@ def test_a_range_that_was_not_asked_for_is_refused(contents, tmp_path):
     server.shift = 1
     with (
         server.running() as url,
-        pytest.raises(UserError, match="the server responded with the range 'bytes 5001-32511/32512' to a request for bytes from 5,000 on"),
+        pytest.raises(
+            UserError, match="the server responded with the range 'bytes 5001-32511/32512' to a request for bytes from 5,000 on"
+        ),
     ):
         download_openai_checkpoint("124M", tmp_path, [url])
     assert (tmp_path / f"{DATA}.part").read_bytes() == contents[DATA][:5000]

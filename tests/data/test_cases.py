@@ -90,7 +90,7 @@ TWINS = {
 @pytest.fixture(params=["the case", "a twin"])
 def case(request, tmp_path, monkeypatch):
     """A function from the name of a case to its file."""
-    monkeypatch.setattr(opening, "_said", set())
+    monkeypatch.setattr(opening, "_printed", set())
     if request.param == "a twin":
 
         def write(name: str) -> str:

@@ -176,7 +176,7 @@ def written(path, content: bytes | str) -> str:
 @pytest.fixture
 def said(monkeypatch, capsys):
     """What was said of the files that were read, each line once more in this test."""
-    monkeypatch.setattr(opening, "_said", set())
+    monkeypatch.setattr(opening, "_printed", set())
     return lambda: capsys.readouterr().err
 
 

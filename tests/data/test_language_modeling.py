@@ -179,7 +179,7 @@ def test_a_split_by_documents_cuts_between_the_nearest_two():
     ],
 )
 def test_one_long_document_is_cut_at_an_end(monkeypatch, capsys, text, percentage, first, where):
-    monkeypatch.setattr(opening, "_said", set())
+    monkeypatch.setattr(opening, "_printed", set())
     documents = documents_of(datasets.Dataset.from_list([{"text": text}]))
     train, validation = split_documents(documents, percentage)
     assert [(row["text"], row["end"]) for row in train] == [(first, False)]
@@ -220,7 +220,7 @@ def test_what_was_said_of_a_file_is_said_when_it_comes_from_the_cache(tmp_path, 
     file = tmp_path / "rows.jsonl"
     file.write_text('{"text": "a\\ud83d"}\n{"text": "b"}\n{"text": ""}\n', encoding="utf-8")
     for _ in range(2):
-        monkeypatch.setattr(opening, "_said", set())
+        monkeypatch.setattr(opening, "_printed", set())
         documents = documents_from_files([str(file)], reading=opening.Reading(replace_invalid=True, skip_empty=True))
         assert documents["text"][:] == ["a\ufffd", "b"]
         told = capsys.readouterr().err

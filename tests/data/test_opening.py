@@ -25,7 +25,7 @@ def text_of(path, **flags) -> str:
 @pytest.fixture(autouse=True)
 def say_again(monkeypatch):
     """What is said once in a process is said in each test."""
-    monkeypatch.setattr(opening, "_said", set())
+    monkeypatch.setattr(opening, "_printed", set())
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])

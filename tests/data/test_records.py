@@ -37,7 +37,7 @@ TOOLS_TEMPLATE = (
 
 @pytest.fixture(autouse=True)
 def say_again(monkeypatch):
-    monkeypatch.setattr(opening, "_said", set())
+    monkeypatch.setattr(opening, "_printed", set())
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ HALF = "\ud83d"
 
 @pytest.fixture(autouse=True)
 def say_again(monkeypatch):
-    monkeypatch.setattr(opening, "_said", set())
+    monkeypatch.setattr(opening, "_printed", set())
 
 
 def rows(path, content: str | bytes, **settings) -> list[dict]:

@@ -73,9 +73,7 @@ def test_a_long_message_gets_a_reply_of_what_is_left(tokenizer):
 
 def test_what_cannot_fit_is_refused(tokenizer):
     chat = make(tokenizer)
-    with pytest.raises(
-        UserError, match="has 135 tokens, and the model's 128 positions leave no room for a reply: shorten it"
-    ):
+    with pytest.raises(UserError, match="has 135 tokens, and the model's 128 positions leave no room for a reply: shorten it"):
         chat.reply("x" * 110)
     assert chat.messages == []  # taken back
     with pytest.raises(UserError, match="between 1 and 127"):

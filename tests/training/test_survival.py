@@ -121,7 +121,7 @@ def test_a_full_disk_while_saving(runner, tmp_path):
     assert stopped["status"] == 2
     last = stopped["log"].splitlines()[-1]
     assert last.startswith("error: checkpoint-6 could not be written") and "No space left on device" in last
-    assert "what was saved before is as it was" in last and "Traceback" not in stopped["log"]
+    assert "earlier checkpoints are unchanged" in last and "Traceback" not in stopped["log"]
     assert [path.name for path in output.iterdir() if "checkpoint" in path.name] == ["checkpoint-3"]
     assert runner.resume("pretrain", output)["status"] == 0
     runner.assert_same(output, "pretrain")
@@ -207,7 +207,7 @@ def test_half_a_checkpoint_is_passed_over(runner, tmp_path, capsys, harm, told):
     else:
         (newest / name).unlink()
     assert newest_complete_checkpoint(str(output)) == str(older if told else newest)
-    assert (f"checkpoint-14 is not whole ({told}" in capsys.readouterr().out) == bool(told)
+    assert (f"checkpoint-14 is incomplete ({told}" in capsys.readouterr().out) == bool(told)
     if told:
         with pytest.raises(UserError, match="checkpoint"):
             checkpoint_to_resume(str(output), str(newest))
