@@ -14,6 +14,7 @@ import marshal
 import math
 import os
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -32,7 +33,9 @@ from transformers.utils import get_json_schema
 from ..errors import UserError, one_line
 from ..tokenization.special_tokens import encode_text, pattern_of, special_tokens
 
-SECONDS = 10.0  # time limit of one rendering, which usually takes a fraction of a millisecond
+SECONDS = 10.0  # CPU time limit of one rendering, which usually takes a fraction of a millisecond
+# Factor for the wall-clock limit: on a loaded machine, or while the process is suspended by Ctrl-Z, the clock runs without progress.
+PATIENCE = 1 if sys.platform == "win32" else 6  # CPU time cannot be limited on Windows
 MEBIBYTES = 512  # memory limit beyond the memory of the started process; not limited on Windows
 MAX_CHARACTERS = 16 << 20  # maximum length of the rendered text
 # The functions of transformers that compile or render a template.
@@ -365,7 +368,7 @@ class Renderer:
     def _exchange(self, request: bytes) -> dict[str, Any]:
         process = self._running()
         assert process.stdin is not None and process.stdout is not None
-        self._deadline = deadline = time.monotonic() + SECONDS
+        self._deadline = deadline = time.monotonic() + PATIENCE * SECONDS
         try:
             process.stdin.write(struct.pack("<Q", len(request)) + request)
             process.stdin.flush()
@@ -374,7 +377,7 @@ class Renderer:
             return json.loads(answer)
         except (OSError, ValueError):  # the process was killed or exited
             self.stop()
-            late = time.monotonic() >= deadline
+            late = time.monotonic() >= deadline or process.returncode == -getattr(signal, "SIGXCPU", 0)
             return {
                 "error": f"it did not finish within {SECONDS:g} seconds" if late else "it crashed the process that rendered it"
             }

@@ -6,6 +6,7 @@ untrusted after it has run a template. It is run as a file: it does not import t
 
 import json
 import marshal
+import math
 import os
 import signal
 import struct
@@ -30,11 +31,11 @@ def address_space() -> int:
 
 
 def limit(start: int, seconds: float, mebibytes: int) -> None:
-    """Limit memory and, in case the parent process dies, CPU time."""
+    """Limit memory and CPU time; the wall-clock limit is enforced by the parent process."""
     if resource is None:
         return
     used = resource.getrusage(resource.RUSAGE_SELF)
-    cpu = int(used.ru_utime + used.ru_stime + seconds) + 2
+    cpu = math.ceil(used.ru_utime + used.ru_stime + seconds)
     for kind, value in ((resource.RLIMIT_AS, start + mebibytes * 2**20), (resource.RLIMIT_CPU, cpu)):
         with suppress(ValueError, OSError):  # a lower limit is set, or the system does not support it
             resource.setrlimit(kind, (value, resource.getrlimit(kind)[1]))
