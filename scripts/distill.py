@@ -14,7 +14,7 @@ validation loss is that of the text alone, so that it compares with any other mo
 if __name__ == "__main__":
     import _flags
 
-    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+    _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
 
 
 import sys
