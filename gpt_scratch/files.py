@@ -172,7 +172,7 @@ def check_target(
         if foreign := list(islice(_foreign_entries(target), 4)):
             names = ", ".join(map(repr, foreign[:3])) + (", ..." if len(foreign) > 3 else "")
             raise UserError(
-                f"{path} exists and is not empty: it contains {names}, not written by this package: "
+                f"{path} exists and is not empty: it contains {names}, which this package did not write: "
                 "choose another output directory, or move these files"
             )
         if any(target.iterdir()) and not overwrite:
@@ -255,7 +255,13 @@ def _foreign_entries(folder: Path) -> Iterator[str]:
     try:
         ours = set(json.loads((folder / MARK).read_text(encoding="utf-8"))["files"])
         return (name for name in _entries(folder) if name not in ours or _is_mount(folder / name))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # no .gpt_scratch.json, or not written by this package
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        RecursionError,
+    ):  # no .gpt_scratch.json, or which this package did not write
         pass
     if _was_converted_by_first_release(folder):
         return (name for name in _entries(folder) if not any(fnmatch(name, pattern) for pattern in UNMARKED))

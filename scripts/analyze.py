@@ -1,4 +1,4 @@
-"""A look inside a model or a run.
+"""Inspect a model or training runs.
 
     python scripts/analyze.py attention runs/quickstart --text "One day, Anna went to the river." --layer 0 --head 1
     python scripts/analyze.py tokens runs/quickstart --text "One day, Anna went to the river." --top 5
@@ -7,10 +7,10 @@
     python scripts/analyze.py summary runs/quickstart --batch 8 --flops 1e11
     python scripts/analyze.py runs runs/quickstart runs/other --labels first second --x num_input_tokens_seen
 
-attention: every head as a grid, one head with its tokens, the flow through all layers (rollout), entropies.
-tokens: each token's rank and surprise, as coloured text. lens: what each layer would say. temperature: sampling settings.
-summary: parameters, memory, arithmetic, time. runs: curves of finished runs, from trainer_state.json alone.
-Pictures go to --output (PNG and SVG; runs: PNG and PDF), figures to the terminal, or as JSON with --json.
+attention: maps of all heads, one head with its tokens, rollout over all layers, entropies.
+tokens: rank and surprise of each token, as coloured text. lens: predictions of each layer. temperature: sampling settings.
+summary: parameters, memory, FLOPs, time. runs: curves of finished runs, from trainer_state.json.
+Plots are written to --output (PNG and SVG; runs: PNG and PDF), numbers to the terminal, or as JSON with --json.
 """
 
 if __name__ == "__main__":
@@ -103,7 +103,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Print the figures, write the pictures; returns the figures."""
+    """Print the results and write the plots; returns the results."""
     if args.subject != "summary":
         args.output = prepare_output(args.output, args.subject)
     if args.subject == "runs":

@@ -1,4 +1,4 @@
-"""Talk with a finetuned model in the terminal.
+"""Chat with a finetuned model in the terminal.
 
     python scripts/chat.py runs/instruct
     python scripts/chat.py runs/instruct --weights int8
@@ -45,7 +45,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Hold the conversation on standard input and output."""
+    """Run the conversation on standard input and output."""
     use_fast_fp32_matmul()
     model, tokenizer = load_language_model(args.model, args.dtype)
     if args.weights:

@@ -1,4 +1,4 @@
-"""Set the reports of two runs of scripts/zero_to_chat.py side by side.
+"""Compare the reports of two runs of scripts/zero_to_chat.py.
 
     python scripts/compare_reports.py runs/chat-tiny runs/chat-small
     python scripts/compare_reports.py runs/chat-tiny runs/chat-small --output comparison.md

@@ -1,4 +1,4 @@
-r"""Finetune a classifier with HF Trainer: SMS spam, or any labelled texts.
+r"""Finetune a classifier with Trainer: SMS spam, or any labelled texts.
 
 The book's spam classifier, from a converted checkpoint, on the published split:
 
@@ -6,7 +6,7 @@ The book's spam classifier, from a converted checkpoint, on the published split:
         --trainable last_blocks --train_last_blocks 1 --num_train_epochs 5 --learning_rate 5e-5 --weight_decay 0.1 \
         --output_dir runs/spam
 
-From random weights, on the split without copies:
+From random weights, on the deduplicated split:
 
     python scripts/finetune_classifier.py scripts/configs/spam/random.yaml --train_file SMSSpamCollection.tsv \
         --output_dir runs/spam-small
@@ -71,7 +71,7 @@ from gpt_scratch.training.run import checkpoint_to_resume, save_adapter, save_tr
 
 
 def main(script_args: ClassificationArguments, training_args: ScratchTrainingArguments) -> dict:
-    """Finetune, and return what `metrics.json` holds. Bad input raises `UserError` before training starts."""
+    """Finetune and return the content of `metrics.json`. Invalid input raises `UserError` before training starts."""
     check_classification(script_args, training_args)
     splits = read_splits(script_args)
     resume = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)

@@ -1,11 +1,11 @@
-"""Run a model through every integration that is installed here, and write size, perplexity and largest difference of each.
+"""Run a model with every installed library and runtime, and report size, perplexity and the largest difference of logits of each.
 
     pip install -e ".[peft,trl,export,quantization,lm-eval]" -c constraints.txt
     python scripts/measure_compatibility.py runs/quickstart --text gpt_scratch/data/samples/stories.jsonl
     python scripts/measure_compatibility.py smollm2 --text wikitext.txt --output scripts/benchmark_results/compatibility.json
 
-With --output, rows of other models that the file holds already are kept. The table is written beside it as Markdown. A jsonl text is joined
-from its "text" column.
+With --output, existing rows of other models in the file are kept, and the table is also written as Markdown. The "text" column of a jsonl
+file is used.
 """
 
 if __name__ == "__main__":

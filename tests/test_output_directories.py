@@ -141,7 +141,7 @@ REFUSED = {
     "/proc/self/cwd/source": "is the source",
     "/proc/self/cwd/..": "contains the current directory",
     "/proc/self/rootHOME/project": "is the current directory",
-    "/proc/self/fd": "not written by this package",
+    "/proc/self/fd": "which this package did not write",
     "caf\u00e9": "contains 'mine.txt'",
     "ours ": "white space",
     " ours": "white space",
@@ -302,7 +302,7 @@ def test_a_conversion_by_the_first_release_is_replaced_and_nothing_like_it(home)
         files.check_target("old", True)
     (old / "conversion.json").write_text('{"format": "hf", "head": "lm", "proof": {}}')
     write(old / "mine.txt")
-    with pytest.raises(UserError, match="contains 'mine.txt', not written"):
+    with pytest.raises(UserError, match="contains 'mine.txt', which this"):
         files.check_target("old", True)
     (old / "mine.txt").unlink()
     with atomic_directory("old", True):

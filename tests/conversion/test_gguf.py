@@ -252,8 +252,8 @@ REFUSED = {
         "missing parameters: model.layers.1.post_attention_layernorm.weight",
     ),
     "the last norm": ("llama", drop("output_norm.weight"), "missing parameters: model.norm.weight"),
-    "an unknown tensor": ("llama", put("blk.0.attn_sinks.weight", 4), "no place in the model: blk.0.attn_sinks.weight"),
-    "biases of Llama's queries": ("llama", put("blk.0.attn_q.bias", 32), "no place in the model: blk.0.attn_q.bias"),
+    "an unknown tensor": ("llama", put("blk.0.attn_sinks.weight", 4), "unexpected tensors: blk.0.attn_sinks.weight"),
+    "biases of Llama's queries": ("llama", put("blk.0.attn_q.bias", 32), "unexpected tensors: blk.0.attn_q.bias"),
     "a qwen2 without a bias": ("qwen2", drop("blk.0.attn_k.bias"), "missing parameters: model.layers.0.self_attn.k_proj.bias"),
     "another scaling": (
         "llama",

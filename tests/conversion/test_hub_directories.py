@@ -239,7 +239,7 @@ def test_a_tokenizer_model_needs_its_package(refused, tmp_path, monkeypatch):
     original = saved(LANGUAGE_MODELS["gpt2"](), tmp_path / "original")
     (original / "tokenizer.model").write_bytes(b"pieces")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "tokenizer.model is read by the package sentencepiece" in refused(original)
+    assert "tokenizer.model needs the package sentencepiece" in refused(original)
 
 
 @pytest.mark.thorough

@@ -89,7 +89,7 @@ def test_the_tokenizer_comes_along(convert, refused, checkpoint):
     for settings in (model.config, model.generation_config, tokenizer):
         assert settings.eos_token_id == settings.bos_token_id == settings.pad_token_id == eos
     (source / "encoder.json").write_text(json.dumps({token: i for i, token in enumerate([*tokens, "ba"])}), encoding="utf-8")
-    assert "has 65 tokens, and the model's vocab_size is 64" in refused(source)
+    assert "has 65 tokens, but the model's vocab_size is 64" in refused(source)
 
 
 def test_names_of_the_optimizer():

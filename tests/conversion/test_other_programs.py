@@ -171,7 +171,10 @@ def test_nanochat_is_refused_by_what_it_has(refused, tmp_path):
     state = {f"transformer.{name}": torch.ones(4, 4) for name in names} | {"resid_lambdas": torch.ones(2)}
     message = refused(save(state, tmp_path / "model_000100.pt"))
     assert (
-        "nanochat's" in message and "softcap" in message and "gates of value embeddings" in message and "resid_lambdas" in message
+        "a nanochat model" in message
+        and "softcap" in message
+        and "gates of value embeddings" in message
+        and "resid_lambdas" in message
     )
     assert "x0_lambdas" not in message
 

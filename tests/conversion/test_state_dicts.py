@@ -266,7 +266,7 @@ def test_broken_nanogpt_is_refused(refused, tmp_path):
         save(nano_content(model_args={"n_layer": 2}), path)
     )
     for name, value, words in (
-        ("n_head", None, "n_head of model_args is 'None', of type NoneType: a whole number is needed"),
+        ("n_head", None, "n_head of model_args is 'None', of type NoneType: expected a whole number"),
         ("bias", "False", "bias of model_args is 'False', of type str: true or false is needed"),
         ("dropout", None, "dropout of model_args is 'None', of type NoneType: a number is needed"),
         ("dropout", torch.tensor(0.1), "dropout of model_args is 'tensor(0.1000)', of type Tensor: a number is needed"),
@@ -286,7 +286,7 @@ def test_unknown_files_are_refused(refused, tmp_path):
     path = tmp_path / "model.pth"
     assert "post-norm" in refused(save({"transformer_blocks.0.norm1.weight": torch.ones(2)}, path))
     assert "an unknown format; its tensors are fc.weight" in refused(save({"fc.weight": torch.ones(2)}, path))
-    assert "holds a list, not a dictionary" in refused(save([torch.ones(2)], path))
+    assert "contains a list, not a dictionary" in refused(save([torch.ones(2)], path))
     assert "contains no named tensors" in refused(save({"epoch": 3}, path))
     assert "without its config.json" in refused(save({"wte.weight": torch.ones(2)}, path))
     assert "the name of a tensor is 0, which is not a string" in refused(save({0: torch.ones(2), 1: torch.ones(2)}, path))
@@ -341,7 +341,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(refused, tmp_path):
     for zipped in (True, False):
         torch.save(state, path, _use_new_zipfile_serialization=zipped)
         message = refused(path, *HEADS_FLAG)
-        assert "model.pth holds posix.mkdir" in message or "model.pth holds nt.mkdir" in message
+        assert "model.pth contains posix.mkdir" in message or "model.pth holds nt.mkdir" in message
         assert "not run" in message and "torch.save(model.state_dict()" in message and not target.exists()
     torch.save(book(), path)  # a whole model needs its class to load
     assert "holds published_layouts.BookGPT" in refused(path)

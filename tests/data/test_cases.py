@@ -154,7 +154,7 @@ def scripts(script, tmp_path):
 TEXTS = ("pretrain", "train_tokenizer", "classify")
 LABELLED = (*TEXTS, "finetune_classifier")
 RECORDS = ("finetune_instructions", "evaluate_instructions")
-COMMAS = r"{file}: lines 2, 3, 4, 5, 6, 7, 8, 9, 10, 11: \d fields where the header has \d .* in double quotes"
+COMMAS = r"{file}: lines 2, 3, 4, 5, 6, 7, 8, 9, 10, 11: \d fields but the header has \d .* in double quotes"
 HALVES = r"{file} row 7: '\w+' contains a lone surrogate.*--replace_invalid"
 NUMBERS = r"{file}: rows 0, 1, 2, .* is int, not text"
 

@@ -250,7 +250,7 @@ def test_a_head_that_is_to_be_trained_may_be_new_and_nothing_else(whole, tmp_pat
     assert torch.equal(model.model.embed_tokens.weight, load_model(str(whole / "lm"), "lm").model.embed_tokens.weight)
     shutil.copytree(whole / "lm", tmp_path / "damaged")
     edit_tensors(tmp_path / "damaged", lambda t: t.pop("model.norm.weight"))
-    with pytest.raises(UserError, match="lack model.norm.weight"):
+    with pytest.raises(UserError, match="files: model.norm.weight"):
         load_model(str(tmp_path / "damaged"), "classifier", new_head=True, num_labels=4)
 
 

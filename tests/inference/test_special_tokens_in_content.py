@@ -109,10 +109,10 @@ def test_a_content_that_holds_characters_for_private_use(tokenizer):
 def test_turns_that_are_opened_by_plain_text_cannot_be_opened_by_a_message(style, content):
     tokenizer = new_tokenizer()
     set_prompt_style(tokenizer, style)
-    with pytest.raises(UserError, match="message 0 holds .* which opens a turn in this prompt style"):
+    with pytest.raises(UserError, match="message 0 contains .* which opens a turn in this prompt style"):
         encode_chat(tokenizer, talk(content), add_generation_prompt=True)
     data = Conversations([{"instruction": content, "output": "a"}, {"instruction": "b", "output": "c"}], ["f row 0", "f row 1"])
-    with pytest.raises(UserError, match="f row 0: message 0 holds"):
+    with pytest.raises(UserError, match="f row 0: message 0 contains"):
         encode_conversations(data, tokenizer, style, True, 1000)
     assert encode_conversations(data, tokenizer, style, True, 1000, skip_unusable=True).left_out == 1
     assert encode_chat(tokenizer, talk("### Response is a title, <|assistant is not"), add_generation_prompt=True).ids

@@ -153,7 +153,7 @@ def test_grpo_learns_a_reward_that_is_computed(script, base, tmp_path, capsys):
     ("argv", "message"),
     [
         ([], "the first argument must be the method"),
-        (["ppo"], "and not 'ppo'"),
+        (["ppo"], ", not 'ppo'"),
         (["dpo"], "--train_file is missing"),
         (["dpo", "--train_file", "DATA"], "--model_name_or_path is missing"),
         (["grpo", "--train_file", "DATA", "--model_name_or_path", "BASE"], "needs --reward_model"),
@@ -164,7 +164,7 @@ def test_grpo_learns_a_reward_that_is_computed(script, base, tmp_path, capsys):
         ),
         (
             ["dpo", "--train_file", "DATA", "--model_name_or_path", "BASE", "--reward", "length"],
-            "--reward is for the method grpo",
+            "--reward needs the method grpo",
         ),
         (
             ["dpo", "--train_file", "DATA", "--model_name_or_path", "BASE", "--validation_file", "DATA"],

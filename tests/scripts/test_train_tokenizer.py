@@ -126,7 +126,7 @@ def test_an_existing_directory_is_kept_unless_overwrite_is_given(script, files):
     run(script, *flags, "--overwrite")
     assert (files / "out" / "tokenizer.json").stat().st_ino != before
     (files / "out" / "mine").write_text("mine", encoding="utf-8")
-    with pytest.raises(UserError, match="contains 'mine', not written by this package"):
+    with pytest.raises(UserError, match="contains 'mine', which this package did not write"):
         run(script, *flags, "--overwrite")
     assert (files / "out" / "mine").read_text(encoding="utf-8") == "mine"
 

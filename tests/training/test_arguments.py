@@ -121,7 +121,7 @@ def test_a_run_writes_over_nobody_s_files(tmp_path, monkeypatch):
     check_output_directory(".", resume=None)  # nothing of what is there has a name that a run writes
     for name in ("README.md", "tokenizer.json"):
         (tmp_path / name).write_text("mine")
-        with pytest.raises(UserError, match=f"holds a {name}, which the run would overwrite"):
+        with pytest.raises(UserError, match=f"contains {name}, which the run would overwrite"):
             check_output_directory(".", resume=None)
         (tmp_path / name).unlink()
 
