@@ -1,4 +1,4 @@
-"""Limits on the input of a visitor. The sliders show the same bounds, but a request can skip them, so each value is checked here."""
+"""Limits on user input. The sliders have the same limits, but a request can bypass them, so each value is checked here."""
 
 import html
 import re

@@ -1,7 +1,7 @@
-"""Rewards that are computed and not learned: what a reply is worth, given the question and its reference.
+"""Computed rewards: functions of a question, a reply and a reference.
 
 For GRPO (`training/preferences.py`) and for the best of several replies (`accuracy.py`). A reward is one of [`REWARDS`], or a function of a
-file that the user names. A reply that the end-of-text token did not end gets 0 from each: what is cut off is no answer.
+file given by the user. A reply that does not end with the end-of-text token gets 0 from each, since it is truncated.
 """
 
 import importlib.util

@@ -1,12 +1,11 @@
-"""GGUF, the format of llama.cpp and of what is built on it: the weights in the layout of GPT-2, Llama or Qwen 2 or 3, and the tokenizer,
-in one file.
+"""Export to GGUF, the format of llama.cpp: weights in the layout of GPT-2, Llama or Qwen 2 or 3, and the tokenizer, in one file.
 
 Names, keys and the order of rows are those of llama.cpp's `convert_hf_to_gguf.py`; the file is written with its `gguf` package, one
 tensor at a time. Matrices lie as in nn.Linear, (out, in), in every layout. Llama's query and key rows are reordered: for it, llama.cpp
 rotates neighbouring pairs of a head, the Hub's Llama pairs that lie half a head apart. Qwen's stay.
 
-transformers reads the file back, its settings too, so that a wrong one shows. What the file cannot carry, or the reader would
-drop silently, is refused by name.
+The file, including its settings, is read back with transformers and compared. Settings that the file cannot represent, or that the reader
+would silently ignore, are refused by name.
 """
 
 import gc

@@ -1,4 +1,4 @@
-"""Which files of a directory go to the Hub, and which do not: the state of a training run, links, files of no use to others.
+"""Selects the files of a directory to upload: without training state, links, and files that are useless to others.
 
 A directory is complete when whoever downloads it can load it with transformers alone: `config.json`, safetensors, and each code file that
 the config's `auto_map` names. Pickles of a run (`training_args.bin`, which also holds this machine's paths) never go up.

@@ -1,4 +1,4 @@
-"""Learning byte-pair merges: the training half of [`BytePairTokenizer`].
+"""Training of byte-pair merges for [`BytePairTokenizer`].
 
 The pairs' counts are kept current instead of counted anew after each merge (minbpe counts anew), so that a merge visits only the words
 that hold its pair. On 1 MB of text this pure Python is faster than the Rust trainer of `tokenizers`, whose merges it learns tie for tie.

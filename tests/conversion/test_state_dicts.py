@@ -267,9 +267,9 @@ def test_broken_nanogpt_is_refused(refused, tmp_path):
     )
     for name, value, words in (
         ("n_head", None, "n_head of model_args is 'None', of type NoneType: expected a whole number"),
-        ("bias", "False", "bias of model_args is 'False', of type str: true or false is needed"),
-        ("dropout", None, "dropout of model_args is 'None', of type NoneType: a number is needed"),
-        ("dropout", torch.tensor(0.1), "dropout of model_args is 'tensor(0.1000)', of type Tensor: a number is needed"),
+        ("bias", "False", "bias of model_args is 'False', of type str: expected true or false"),
+        ("dropout", None, "dropout of model_args is 'None', of type NoneType: expected a number"),
+        ("dropout", torch.tensor(0.1), "dropout of model_args is 'tensor(0.1000)', of type Tensor: expected a number"),
     ):
         assert words in refused(save(nano_content(model_args=NANO | {name: value}), path))
     assert "model_args is a list, expected a dictionary" in refused(save(nano_content(model_args=[2]), path))
