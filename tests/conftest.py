@@ -1,14 +1,14 @@
 """Fixtures shared by all tests. Nothing here needs a network, and real data is optional."""
 
-import importlib.util
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import pytest
 from faults_table import table_of
+from modules import load_script
+from project_home import home  # noqa: F401
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported: a test that reaches out fails at once
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -17,7 +17,6 @@ os.environ["HF_DATASETS_CACHE"] = _cache.name
 # Two workers with two threads each, on two cores, wait for each other: up to 7 times the time. And the number of threads is not measured.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 SHARED = Path(os.environ.get("GPT_SCRATCH_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
@@ -58,15 +57,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def script():
     """A function that imports `scripts/NAME.py` as a module."""
-
-    def load(name: str):
-        spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-        return module
-
-    return load
+    return load_script
 
 
 def _memory(field: str) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from command_line_table import SCRIPTS, make_table, script_names
 
-from gpt_scratch import command_line, hub_access
+from gpt_scratch import command_line
 from gpt_scratch.command_line import check_command_line
 from gpt_scratch.errors import UserError
 
@@ -245,16 +245,6 @@ def test_definitions_are_the_code_of_the_flags():
     assert [text.rstrip() for text in found] == ["class TinyArguments:\n    a: int = 1"]
     found = command_line.DEFINITION.findall("def parse(\n    argv,\n) -> int:\n    parser.add('a')\n\n\nz = 3\n")
     assert "parser.add('a')" in found[0] and "z = 3" not in found[0]
-
-
-def test_the_cache_serves_where_the_hub_cannot_be_asked(folder, monkeypatch, capsys):
-    (folder / "cache/hub/models--gpt2").mkdir(parents=True)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "")  # put back afterwards
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    check_command_line("pretrain", ["--train_file", "text.txt", "--tokenizer_name", "gpt2"], None)
-    assert os.environ["HF_HUB_OFFLINE"] == "1" and "gpt2 is taken from the Hub's cache" in capsys.readouterr().err
-    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
-        hub_access.refuse_unreachable("user/other")
 
 
 def test_a_script_needs_no_torch_to_say_so(tmp_path):

@@ -9,6 +9,7 @@ import time
 
 import pytest
 from bounds import run_bounded
+from raw_http import endless
 
 FETCH = """
 import json, sys, time
@@ -33,13 +34,6 @@ BODY = bytes(range(256)) * 40
 
 def reply(*headers: str, status: str = "200 OK") -> bytes:
     return "\r\n".join([f"HTTP/1.1 {status}", "Connection: close", *headers]).encode() + b"\r\n\r\n"
-
-
-def endless(connection: socket.socket, start: bytes, chunk: bytes, pause: float) -> None:
-    connection.sendall(start)
-    while True:  # until the other side hangs up
-        connection.sendall(chunk)
-        time.sleep(pause)
 
 
 def redirect(to: str, status: str = "302 Found"):

@@ -2,15 +2,13 @@
 
 import json
 import shutil
-import struct
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
 import pytest
 import torch
 from published_layouts import greedy, openai_gpt2
-from test_hostile_checkpoints import HEADER, block, entry, index_of
+from tensorflow_bytes import HEADER, block, entry, index_of, masked
 from tiny_models import assert_equal
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -205,8 +203,3 @@ def test_renamed_variables_are_named(refused, checkpoint):
     index.write_bytes(data)
     message = refused(source)
     assert "model/ln_z/b, model/ln_z/g" in message and "model.norm.weight" in message
-
-
-def masked(contents: bytes) -> bytes:
-    crc = google_crc32c.value(contents)
-    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)

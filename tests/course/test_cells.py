@@ -1,11 +1,11 @@
 """Reading lessons, and the command that runs them."""
 
-import importlib.util
 import re
 import sys
 from pathlib import Path
 
 import pytest
+from modules import load_file
 
 COURSE = Path(__file__).resolve().parents[2] / "scripts" / "course"
 sys.path.insert(0, str(COURSE))
@@ -29,10 +29,7 @@ def f(): ...
 
 
 def run_module():
-    spec = importlib.util.spec_from_file_location("course_run", COURSE / "run.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_file(COURSE / "run.py", "course_run")
 
 
 def test_cells_of_a_lesson(tmp_path):

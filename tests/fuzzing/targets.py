@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import google_crc32c
 import torch
+from tensorflow_bytes import masked, varint
 
 from gpt_scratch import GPTScratchConfig, verify_checkpoint
 from gpt_scratch.analysis import runs
@@ -101,19 +101,6 @@ def split(data: bytes, kinds: int) -> tuple[int, bytes]:
 
 
 # Checkpoints
-
-
-def masked(data: bytes) -> bytes:
-    crc = google_crc32c.value(data)
-    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
-
-
-def varint(number: int) -> bytes:
-    digits = bytearray()
-    while number > 127:
-        digits.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*digits, number])
 
 
 def tensorflow_index(folder: Path, data: bytes) -> None:

@@ -7,16 +7,11 @@ import tempfile
 
 import pytest
 import torch
-from hostile_hub import Answer, HostileHub
+from hostile_hub import BOUNDS, HTML, Answer, HostileHub, save_model
 from huggingface_hub import constants
-from tiny_models import tiny_model
 
 from gpt_scratch.errors import run_script
 from gpt_scratch.hub import upload as upload_module
-from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
-
-HTML = b"<html><body>Log in to the network of this hotel</body></html>"
-BOUNDS = {"seconds": 20, "mebibytes": 500}
 
 
 @pytest.fixture
@@ -29,8 +24,7 @@ def hub():
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "model"
-    tiny_model("gpt2", vocab_size=300).save_pretrained(folder)
-    train_byte_level_bpe(["One day, Anna lost her key."] * 9, vocab_size=300).save_pretrained(folder)
+    save_model(folder)
     (folder / "README.md").write_text("---\nlibrary_name: transformers\n---\n\n# A model\n", encoding="utf-8")
     return folder
 

@@ -4,20 +4,15 @@ import json
 import re
 
 import pytest
-from hostile_hub import Answer, HostileHub
+from hostile_hub import BOUNDS, HTML, Answer, HostileHub, save_model
 from huggingface_hub import constants
 from stand_in_hub import Blob, Repo
-from tiny_models import tiny_model
 
 from gpt_scratch import downloads
 from gpt_scratch.errors import UserError
 from gpt_scratch.inference.loading import load_language_model
 from gpt_scratch.reference_outputs import write_reference_outputs
-from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 from gpt_scratch.verify_checkpoint import EQUAL, UNKNOWN, verify_checkpoint
-
-HTML = b"<html><body>Log in to the network of this hotel</body></html>"
-BOUNDS = {"seconds": 20, "mebibytes": 500}
 
 
 @pytest.fixture
@@ -29,8 +24,7 @@ def hub():
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "model"
-    tiny_model("gpt2", vocab_size=300).save_pretrained(folder)
-    train_byte_level_bpe(["One day, Anna lost her key."] * 9, vocab_size=300).save_pretrained(folder)
+    save_model(folder)
     write_reference_outputs(folder)
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".py"}
 

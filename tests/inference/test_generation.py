@@ -5,25 +5,11 @@ import re
 import pytest
 import torch
 
-from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from gpt_scratch.errors import UserError, printable
 from gpt_scratch.inference.generation import encode_prompts, generate_texts
 from gpt_scratch.inference.loading import load_language_model as load
-from gpt_scratch.inference.streaming import PrintableStreamer
-from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
 PROMPTS = ["One day, Anna", "Tom", ""]
-
-
-@pytest.fixture(scope="module")
-def pair():
-    tokenizer = train_byte_level_bpe(["One day, Anna lost her key. Tom had it. " * 20], vocab_size=300)
-    torch.manual_seed(0)
-    config = GPTScratchConfig(
-        vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=48, initializer_range=0.4,
-        eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    return GPTScratchForCausalLM(config).eval(), tokenizer
 
 
 def test_a_batch_of_prompts_equals_each_alone(pair):
@@ -87,16 +73,6 @@ def test_streamed_text_is_the_returned_text(pair, capsys):
     texts = generate_texts(*pair, ["Tom", "Anna"], max_new_tokens=10, stream=True)
     assert texts == [generate_texts(*pair, [prompt], max_new_tokens=10)[0] for prompt in ("Tom", "Anna")]
     assert capsys.readouterr().out == printable(f"Tom{texts[0]}\nAnna{texts[1]}\n")
-
-
-def test_a_terminal_obeys_nothing_that_is_streamed(pair, capsys):
-    text = generate_texts(*pair, ["\x1b[2JTom"], max_new_tokens=10, stream=True)[0]
-    assert capsys.readouterr().out.startswith("\\x1b[2JTom")
-    streamer = PrintableStreamer(pair[1])
-    streamer.put(torch.tensor([0]))
-    streamer.put(torch.tensor(pair[1]("a\x1b]0;b\x07")["input_ids"]))
-    streamer.end()
-    assert capsys.readouterr().out == "a\\x1b]0;b\\x07\n" and isinstance(text, str)
 
 
 def test_a_stop_string_ends_the_text(pair):

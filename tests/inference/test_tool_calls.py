@@ -1,11 +1,9 @@
-"""Replies with calls of tools, taken apart; what is no call stays text."""
+"""Replies with tool calls are parsed; what is not a call stays text."""
 
 import json
 
 import pytest
 
-from gpt_scratch.inference.limits import CHAT, Limits, RequestReader
-from gpt_scratch.inference.refusal import Refusal
 from gpt_scratch.inference.tool_calls import ReplyParser, as_openai, parse_reply
 
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
@@ -57,60 +55,6 @@ def test_text_is_not_held_back_for_long():
     parser = ReplyParser("<|endoftext|>")
     assert "".join(event["text"] for event in parser.feed("It is warm today")) == "It is warm today"
     assert parser.feed(" <") == [{"type": "region_chunk", "field": "content", "text": " "}]
-
-
-TOOL = {"type": "function", "function": {"name": "weather", "description": "now", "parameters": {"type": "object"}}}
-ASKED = {"role": "user", "content": "Rome?"}
-CALLED = {
-    "role": "assistant",
-    "tool_calls": [{"id": "a", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}],
-}
-RESULT = {"role": "tool", "content": "sunny", "tool_call_id": "a"}
-
-
-def read(**fields):
-    pytest.importorskip("pydantic")
-    return RequestReader(Limits(), "m").read(CHAT, json.dumps({"model": "m", "messages": [ASKED], **fields}).encode())[0]
-
-
-def test_a_request_with_tools_calls_and_results_is_read():
-    body = read(tools=[TOOL], messages=[ASKED, CALLED, RESULT])
-    assert body["tools"] == [TOOL] and body["messages"][2] == RESULT
-    assert body["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"city": "Rome"}
-
-
-def call(**function):
-    return {
-        "role": "assistant",
-        "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"} | function}],
-    }
-
-
-@pytest.mark.parametrize(
-    ("fields", "name"),
-    [
-        ({"tools": []}, "tools"),
-        ({"tools": [TOOL] * 65}, "tools"),
-        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
-        ({"tools": [{"type": "code", "function": {"name": "a"}}]}, "tools.0.type"),
-        ({"tools": [{**TOOL, "code": "x"}]}, "tools.0.code"),
-        ({"tool_choice": "auto"}, "tool_choice"),
-        ({"messages": [call(arguments="[" * 9999)]}, "messages.0.tool_calls.0.function.arguments"),
-        ({"messages": [call(arguments="[1]")]}, "messages.0.tool_calls.0.function.arguments"),
-        ({"messages": [call(arguments='{"a": 1e999}')]}, "messages.0.tool_calls.0.function.arguments"),
-        ({"messages": [call(name="")]}, "messages.0.tool_calls.0.function.name"),
-        ({"messages": [{**CALLED, "role": "user"}]}, "messages.0.tool_calls"),
-        ({"messages": [{**CALLED, "content": "I look."}]}, "messages.0.content"),
-        ({"messages": [{"role": "assistant"}]}, "messages.0.content"),
-        ({"messages": [{**ASKED, "tool_call_id": "a"}]}, "messages.0.tool_call_id"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.tool_call_id"),
-    ],
-)
-@pytest.mark.fault("tools, calls and results in a request that are out of bounds or of another form", seconds=2, mebibytes=300)
-def test_tools_of_another_form_are_refused_by_name(fields, name):
-    with pytest.raises(Refusal) as found:
-        read(**fields)
-    assert name in str(vars(found.value)), vars(found.value)
 
 
 @pytest.mark.fault("a reply of 200,000 opened calls, or one nested 100,000 deep", seconds=10, mebibytes=300)

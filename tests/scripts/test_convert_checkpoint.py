@@ -12,12 +12,12 @@ import torch
 from tiny_models import CODE_FILES
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from gpt_scratch.conflicts import parse_size
 from gpt_scratch.conversion.checkpoint import Options
 from gpt_scratch.conversion.formats import without_tokenizer
 from gpt_scratch.errors import UserError
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "convert_checkpoint.py"
+
 WITHOUT_THE_PACKAGE = """
 import sys
 sys.modules["gpt_scratch"] = None  # as if it were not installed
@@ -121,17 +121,6 @@ def test_neither_the_source_nor_the_current_directory_is_replaced(script, tmp_pa
     with pytest.raises(UserError, match="is the (source|current directory)|holds the current directory|is a link to original"):
         module.main(module.parse(["--download", "124M", "original", output, "--overwrite"]))  # before anything is fetched
     assert {path: path.lstat().st_ino for path in tmp_path.rglob("*")} == before
-
-
-@pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("500 mb", 5 * 10**8), ("10KB", 10**4), ("123", 123)])
-def test_sizes(text, size):
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "1.5GB", "0", "5TB"])
-def test_wrong_sizes(text):
-    with pytest.raises(UserError, match="write 500MB, 5GB or a number of bytes"):
-        parse_size(text)
 
 
 class Arrived(Exception):
