@@ -201,7 +201,7 @@ def _evaluation(output: Path, model: str, test_file: str, seed: int, samples: in
 
 def write_tokenizer_text(dialogues: str, path: Path) -> None:
     """What is said in the dialogues, a row each, with the name of the role as the template writes it: to train the tokenizer on."""
-    records = read_conversations(dialogues).records
+    records = read_conversations(dialogues, kept_keys=("category",)).records
     texts = ["\n".join(f"{m['role']}\n{m['content']}" for m in to_messages(record, STYLE)) for record in records]
     with atomic_path(path) as temporary:
         temporary.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
@@ -358,7 +358,7 @@ class Progress:
             self.first = self.first or (seconds, now)
             if now > self.first[1]:
                 left = (last - now) * (seconds - self.first[0]) / (now - self.first[1])
-        times = f"{duration(seconds)} so far, about {duration(left)} to go, {duration(left + self.later)} in all"
+        times = f"{duration(seconds)} so far, about {duration(left)} to go, {duration(left + self.later)} for all stages"
         return f"{self.heading}: {where}{times}"
 
 
