@@ -46,7 +46,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_the_table_holds_what_the_scripts_parsers_say():
+def test_the_table_equals_the_scripts_parsers():
     pytest.importorskip("trl")
     if command_line.releases() != PINNED:
         pytest.skip(f"the flags of {PINNED} are in the table")
@@ -161,7 +161,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("line", WRONG)
-def test_what_is_wrong_is_said_in_one_line(folder, line):
+def test_wrong_flags_are_refused_in_one_line(folder, line):
     script, *argv = line.split()
     with pytest.raises(UserError, match=re.escape(WRONG[line])) as error:
         check_command_line(script, argv, None)
@@ -192,7 +192,7 @@ RIGHT = [
 
 
 @pytest.mark.parametrize("line", RIGHT)
-def test_what_is_right_passes(folder, capsys, line):
+def test_right_flags_pass(folder, capsys, line):
     script, *argv = line.split()
     check_command_line(script, argv, None)
     assert not capsys.readouterr().err  # what there is to say of a file is said by the script, once
@@ -247,7 +247,7 @@ def test_definitions_are_the_code_of_the_flags():
     assert "parser.add('a')" in found[0] and "z = 3" not in found[0]
 
 
-def test_a_script_needs_no_torch_to_say_so(tmp_path):
+def test_flags_are_checked_without_importing_torch(tmp_path):
     """Measured on a process: 8 s where torch and transformers are imported."""
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}

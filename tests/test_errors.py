@@ -49,7 +49,7 @@ def test_a_bug_keeps_its_traceback(error):
         run_script(lambda: stop(error))
 
 
-def test_texts_of_others_are_one_printable_line():
+def test_untrusted_text_is_one_printable_line():
     assert printable("a\x1b]0;t\x07\tb\n\u202ec\ud800") == "a\\x1b]0;t\\x07\tb\n\\u202ec\\ud800"
     assert one_line(ValueError("a\n  \x1b[31mb\x1b[0m")) == "a b" and one_line(MemoryError()) == "out of memory"
     assert one_line("x" * 400) == "x" * 300
@@ -61,13 +61,13 @@ def test_a_user_error_is_one_line_and_status_2():
     assert (done.returncode, done.stderr, done.stdout) == (2, "error: a.txt: no such file\n", "")
 
 
-def test_what_a_terminal_would_obey_is_printed_in_pythons_notation():
+def test_control_characters_are_printed_as_escapes():
     assert printable("a\x1b]0;title\x07\x9b2J\r\u202eb\ud83d") == "a\\x1b]0;title\\x07\\x9b2J\\r\\u202eb\\ud83d"
     for kept in ("tab\tand\nnewline", "wide\u3000space", "👩\u200d👩\u200d👧", "ن\u200cم", "Grüße"):
         assert printable(kept) == kept
 
 
-def test_every_error_has_words_on_one_line():
+def test_every_error_has_a_message_on_one_line():
     for error, words in ((MemoryError(), "out of memory"), (RecursionError(), "nested too deeply"), (KeyError("x"), "'x'"), (OSError(), "OSError"),
                          (ValueError("\x1b[1ma\n b\x1b[0m\x1b[2J"), "a b\\x1b[2J")):  # fmt: skip
         assert one_line(error) == words

@@ -13,7 +13,7 @@ from gpt_scratch.files import MARK, atomic_directory
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit, UserError])
-def test_whatever_fails_the_old_directory_is_back(home, monkeypatch, error):
+def test_after_any_error_the_old_directory_is_restored(home, monkeypatch, error):
     before = snapshot(home)
     with pytest.raises(error), atomic_directory("ours", True) as folder:
         (folder / "half").write_text("")
@@ -92,7 +92,7 @@ run_script(main)
 
 @pytest.mark.fault("four programs that write one directory at once: {}", seconds=60, mebibytes=200)
 @pytest.mark.parametrize("output", ["new", "ours", "empty"])
-def test_of_several_writers_at_once_one_wins_and_the_others_end_in_one_line(home, output):
+def test_one_of_several_writers_succeeds_and_the_others_end_in_one_line(home, output):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     racers = [subprocess.Popen([sys.executable, "-c", RACER, output, f"w{i}"], text=True, **pipes) for i in range(4)]
     for racer in racers:

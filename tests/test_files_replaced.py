@@ -92,7 +92,7 @@ REFUSED = {
 
 @pytest.mark.fault("--overwrite of {}", seconds=20, mebibytes=200)
 @pytest.mark.parametrize("shape", REFUSED)
-def test_what_must_stay_stays(home, shape):
+def test_other_directories_are_not_replaced(home, shape):
     before = snapshot(home.parent)
     with pytest.raises(UserError) as refusal, atomic_directory(shape.replace("HOME", str(home)), True, ["source"]):
         pytest.fail("the block must not run")
@@ -144,7 +144,7 @@ def test_what_is_new_empty_or_ours_is_written(home, shape):
 
 @pytest.mark.fault("--overwrite of the root or mount point {}", seconds=20, mebibytes=200)
 @pytest.mark.parametrize("place", ["/", "//", "/..", "/proc", "/proc/", "/sys", "/dev"])
-def test_roots_and_mount_points_stay(place, monkeypatch, tmp_path):
+def test_roots_and_mount_points_are_not_replaced(place, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     if not os.path.ismount(place):
         pytest.skip(f"{place} is no mount point here")
@@ -171,7 +171,7 @@ for path in ("empty", "ours"):
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="mounting in a test needs unshare")
 @pytest.mark.parametrize("kind", ["--bind {0}/notes {1}", "-t tmpfs none {1}"])
-def test_a_mount_at_or_in_the_output_stays(home, kind):
+def test_a_mount_at_or_in_the_output_is_not_replaced(home, kind):
     project = home / "project"
     (project / "ours" / "adapter").mkdir()
     marked = json.loads((project / "ours" / MARK).read_text())["files"]

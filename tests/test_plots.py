@@ -39,7 +39,7 @@ def test_a_curve_has_one_colour_in_every_plot(monkeypatch):
 
 
 @pytest.mark.fault("names of runs and models that are formulas which matplotlib cannot read, in plots", seconds=30, mebibytes=300)
-def test_names_are_no_formulas(tmp_path):
+def test_names_are_not_read_as_formulas(tmp_path):
     log = [{"loss": 2.0, "step": 1}, {"loss": 1.0, "step": 2}]
     name = "a$\\frac$b"
     assert len(plot_histories({name: log}, tmp_path / "runs", title=name)) == 2

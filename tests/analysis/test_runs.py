@@ -36,7 +36,7 @@ def write_run(path, losses: list[float]) -> str:
     return str(path)
 
 
-def test_runs_from_nothing_but_their_logs(script, tmp_path):
+def test_runs_are_compared_by_their_logs_alone(script, tmp_path):
     runs = [write_run(tmp_path / "a", [4, 3, 3.1, 3.2, 3.3]), write_run(tmp_path / "b", [4, 3, 2])]
     output = str(tmp_path / "compared")
     assert run(script, "runs", *runs, "--x", "num_input_tokens_seen", "--output", output)["files"] == [
@@ -77,7 +77,7 @@ HOSTILE_LOGS = {
 @pytest.mark.fault(
     "a trainer_state.json or metrics.json of a stranger's run, drawn: lists, texts, NaN, huge numbers", seconds=20, mebibytes=400
 )
-def test_the_log_of_a_stranger_is_refused_in_one_line(script, tmp_path):
+def test_a_hostile_log_is_refused_in_one_line(script, tmp_path):
     for name, text in HOSTILE_LOGS.items():
         (tmp_path / "trainer_state.json").write_text(text, encoding="utf-8")
         with pytest.raises(UserError) as refusal:

@@ -5,7 +5,7 @@ from tiny_benchmark import TINY, run
 
 
 @pytest.mark.thorough
-def test_short_texts_of_unlike_lengths(script):
+def test_short_examples_of_different_lengths(script):
     rows = run(script, "padding", *TINY)
     assert [(row["task"], row["contender"].split(", ")[1]) for row in rows] == [
         ("classification", "padded to the longest"),

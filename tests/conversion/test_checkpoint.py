@@ -17,7 +17,7 @@ from transformers import (
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
 
-def test_tokenizer_and_generation_settings_come_along(convert, tmp_path):
+def test_tokenizer_and_generation_settings_are_converted(convert, tmp_path):
     tokenizer = train_byte_level_bpe(["One day, Anna lost her key. " * 20], vocab_size=300)
     eos = tokenizer.eos_token_id
     reference = LlamaForCausalLM(LlamaConfig(**LLAMA | {"vocab_size": 300, "eos_token_id": [eos, 7], "bos_token_id": eos}))

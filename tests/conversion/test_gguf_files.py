@@ -179,7 +179,7 @@ def check(folder, architecture: str, state: dict[str, torch.Tensor], rope: dict 
 
 @pytest.mark.parametrize("architecture", REFERENCES)
 @pytest.mark.quick_cases("qwen3")
-def test_gguf_is_the_same_function(convert, write, capsys, architecture):
+def test_gguf_gives_the_same_logits(convert, write, capsys, architecture):
     path, state = write(architecture)
     folder = convert(path)
     printed = capsys.readouterr().out
@@ -226,7 +226,7 @@ SCALED = {
 
 @pytest.mark.parametrize("name", SCALED)
 @pytest.mark.quick_cases("yarn")
-def test_scaled_rotary_positions_come_along(convert, write, name):
+def test_scaled_rotary_positions_are_converted(convert, write, name):
     """transformers' reader drops all three without a word."""
     change, rope = SCALED[name]
     path, state = write("llama", change)
@@ -280,7 +280,7 @@ REFUSED = {
 }
 
 
-def test_what_is_not_used_is_refused_by_name(refused, write):
+def test_unused_keys_and_tensors_are_refused_by_name(refused, write):
     for name, (architecture, change, words) in REFUSED.items():
         path, _ = write(architecture, change)
         message = refused(path)
@@ -288,7 +288,7 @@ def test_what_is_not_used_is_refused_by_name(refused, write):
         path.unlink()
 
 
-def test_all_keys_that_stand_in_the_way_are_named(refused, write):
+def test_all_unsupported_keys_are_named(refused, write):
     def change(settings, tensors):
         settings |= {"qwen3.expert_count": 2, "qwen3.attention.sliding_window": 8, "qwen3.tomorrow": 1}
 

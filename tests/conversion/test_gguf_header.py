@@ -50,7 +50,7 @@ GGUF = {
 
 
 @pytest.mark.fault("a GGUF with 10^9 layers, or with counts and sizes beyond the file", seconds=60, mebibytes=900)
-def test_a_gguf_is_not_believed_beyond_its_bytes(tmp_path):
+def test_a_gguf_that_claims_more_than_its_bytes_is_refused(tmp_path):
     pytest.importorskip("gguf", reason="needs the package gguf")
     cases = []
     for number, (name, (make, words)) in enumerate(GGUF.items()):

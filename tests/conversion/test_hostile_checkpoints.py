@@ -49,7 +49,7 @@ def tensorflow_folder(folder: Path, index: bytes) -> Path:
 
 @pytest.mark.fault("TensorFlow indexes that claim gigabytes, or name one block 300,000 times", seconds=60, mebibytes=1200)
 @pytest.mark.thorough
-def test_an_index_is_not_believed_beyond_its_bytes(tmp_path):
+def test_an_index_that_claims_more_than_its_bytes_is_refused(tmp_path):
     cases = [
         (name, tensorflow_folder(tmp_path / str(i), make()), words) for i, (name, (make, words)) in enumerate(TENSORFLOW.items())
     ]
@@ -57,7 +57,7 @@ def test_an_index_is_not_believed_beyond_its_bytes(tmp_path):
 
 
 @pytest.mark.fault("a config.json, hparams.json or index that is a list, null or nested 200,000 deep", seconds=60, mebibytes=900)
-def test_json_of_another_form_is_one_line(tmp_path):
+def test_json_of_another_form_is_refused_in_one_line(tmp_path):
     cases = []
     for number, (name, (text, words)) in enumerate(JSONS.items()):
         data = text.encode("utf-8", "surrogateescape")
@@ -80,7 +80,7 @@ def test_json_of_another_form_is_one_line(tmp_path):
 @pytest.mark.fault(
     "a stock checkpoint with a hostile generation_config.json, or 10^9 labels or layers", seconds=60, mebibytes=900
 )
-def test_a_stock_directory_is_opened_by_the_one_loader(tmp_path):
+def test_a_hostile_stock_directory_is_refused_by_the_loader(tmp_path):
     sizes = {"n_layer": 1, "n_embd": 8, "n_head": 1, "vocab_size": 8, "n_positions": 8, "bos_token_id": 0, "eos_token_id": 0}
     GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(tmp_path / "whole")
     cases = []
@@ -101,7 +101,7 @@ def test_a_stock_directory_is_opened_by_the_one_loader(tmp_path):
 
 
 @pytest.mark.fault("hparams.json of 10^9 layers, or sizes beyond all memory", seconds=60, mebibytes=900)
-def test_sizes_beyond_reason_are_refused(tmp_path):
+def test_excessive_sizes_are_refused(tmp_path):
     cases = []
     for size in ("n_layer", "n_vocab"):
         folder = Path(shutil.copytree(FIXTURES / "one_shard", tmp_path / size))

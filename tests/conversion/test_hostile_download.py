@@ -94,7 +94,7 @@ def server():
     "a download of more bytes than promised, a web page, a redirect to a file, a slow drip", seconds=40, mebibytes=900
 )
 @pytest.mark.thorough
-def test_a_download_of_something_else_is_one_line_and_spoils_nothing(server, tmp_path):
+def test_a_wrong_answer_is_refused_in_one_line_and_complete_files_are_kept(server, tmp_path):
     for number, (name, there, _, _) in enumerate(CASES.values()):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "vocab.bpe").write_bytes(b"whole")

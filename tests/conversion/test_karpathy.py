@@ -123,7 +123,7 @@ def test_llama2c(convert, tmp_path, form, own_head):
     assert model.config.tie_word_embeddings != own_head and model.config.num_key_value_heads == 2
 
 
-def test_nanochat_is_refused_by_what_it_has(refused, tmp_path):
+def test_nanochat_is_refused_with_its_unsupported_parts(refused, tmp_path):
     names = ("wte.weight", "h.0.attn.c_q.weight", "h.0.attn.ve_gate.weight")
     state = {f"transformer.{name}": torch.ones(4, 4) for name in names} | {"resid_lambdas": torch.ones(2)}
     message = refused(save(state, tmp_path / "model_000100.pt"))
@@ -153,7 +153,7 @@ def test_broken_bins_are_refused(refused, tmp_path):
     assert "cut short" in refused(file)
 
 
-def test_nanogpts_characters_come_along(convert, tmp_path, capsys):
+def test_nanogpts_characters_are_converted(convert, tmp_path, capsys):
     from transformers import AutoTokenizer
 
     reference = enlarge(NanoGPT(**NANO))

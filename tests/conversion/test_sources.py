@@ -15,7 +15,7 @@ from hostile_cases import run_cases
 
 
 @pytest.mark.fault("an index of shards that names a device, another folder, numbers or lists", seconds=60, mebibytes=900)
-def test_an_index_names_files_beside_it(tmp_path):
+def test_an_index_may_only_name_files_beside_it(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     cases = []
     for number, (shards, words) in enumerate(
@@ -76,7 +76,7 @@ def claim_more(data: bytearray) -> None:
     "a .pth that unpacks to 2 GB, is encrypted or damaged, or whose tensors claim terabytes", seconds=60, mebibytes=900
 )
 @pytest.mark.thorough
-def test_a_pth_is_not_believed_beyond_its_bytes(tmp_path):
+def test_a_pth_that_claims_more_than_its_bytes_is_refused(tmp_path):
     whole, repeated, shared, loop = (tmp_path / f"{name}.pth" for name in ("whole", "repeated", "shared", "loop"))
     torch.save({"tok_emb.weight": torch.ones(8, 4)}, whole)
     torch.save({"tok_emb.weight": torch.zeros(1).expand(10**6, 10**6)}, repeated)

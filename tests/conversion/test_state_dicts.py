@@ -178,7 +178,7 @@ def test_half_a_lora_layer_is_refused(refused, tmp_path):
     assert "lora.A [32, 2] times lora.B [3, 61] does not fit" in refused(save(state, path), *flags)
 
 
-def test_heads_are_asked_for(refused, tmp_path):
+def test_the_number_of_heads_is_requested(refused, tmp_path):
     path = save(book().state_dict(), tmp_path / "model.pth")
     assert "width 32 is none of GPT-2's published sizes: pass --config_overrides n_heads=N" in refused(path)
     assert "hidden_size 32 is not a multiple of num_attention_heads 5" in refused(path, "--config_overrides", "n_heads=5")
@@ -206,7 +206,7 @@ def test_the_books_later_variants(convert, tmp_path, kind, capsys):
     assert ("same tensors" in capsys.readouterr().out) == (kind in ("gqa", "ffn"))
 
 
-def test_a_window_that_is_not_told_is_another_function(convert, tmp_path, capsys):
+def test_without_its_window_a_model_computes_something_else(convert, tmp_path, capsys):
     reference = BookVariant("swa")
     enlarge(reference)
     folder = convert(save(reference.state_dict(), tmp_path / "model.pth"), "--config_overrides", "n_heads=4")
@@ -215,7 +215,7 @@ def test_a_window_that_is_not_told_is_another_function(convert, tmp_path, capsys
         check_language_model(folder, reference)
 
 
-def test_what_the_books_rotary_models_do_not_tell_is_asked_for(refused, tmp_path):
+def test_settings_missing_from_the_books_rotary_models_are_requested(refused, tmp_path):
     path = save(BookVariant("qwen3").state_dict(), tmp_path / "model.pth")
     assert "pass max_position_embeddings and rope_parameters of its program" in refused(path)
     path = save(BookVariant("llama3").state_dict(), path)
@@ -230,7 +230,7 @@ BEYOND = {
 
 
 @pytest.mark.parametrize("name", BEYOND)
-def test_what_the_architecture_does_not_have_is_named(refused, tmp_path, name):
+def test_unsupported_parts_are_named(refused, tmp_path, name):
     shapes, words = BEYOND[name]
     state = BookVariant("gqa").state_dict() | {key: torch.ones(shape) for key, shape in shapes.items()}
     assert f"{words} (trf_blocks.0." in refused(save(state, tmp_path / "model.pth"), "--config_overrides", "n_heads=4")

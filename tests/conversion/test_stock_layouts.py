@@ -131,7 +131,7 @@ OWN = {
 @pytest.mark.parametrize("tied", [True, False])
 @torch.no_grad()
 @pytest.mark.quick_cases("True-qwen3")
-def test_our_own_models_as_stock_ones(convert, tmp_path, target, tied):
+def test_models_trained_here_become_stock_models(convert, tmp_path, target, tied):
     """What was trained here; for GPT-2 and Qwen 2 also without query, key and value biases, which become zeros."""
     style, settings = OWN[target]
     settings = settings | {"tie_word_embeddings": tied}

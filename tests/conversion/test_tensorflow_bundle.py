@@ -70,7 +70,7 @@ def test_one_wrong_byte_in_any_tensor_is_reported_with_its_name(copy):
 
 
 @pytest.mark.thorough
-def test_one_wrong_byte_anywhere_in_the_index_is_never_believed(copy):
+def test_one_wrong_byte_anywhere_in_the_index_is_reported(copy):
     index = copy / "model.ckpt.index"
     original = index.read_bytes()
     reference = TensorFlowCheckpoint(copy).tensors

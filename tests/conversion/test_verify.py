@@ -9,7 +9,7 @@ from gpt_scratch.verify_checkpoint import EQUAL, read_reference, verify_checkpoi
 
 
 @pytest.mark.parametrize("family", [gpt2, llama])
-def test_another_function_fails_the_verification(script, refused, tmp_path, monkeypatch, family):
+def test_a_wrong_weight_map_fails_the_verification(script, refused, tmp_path, monkeypatch, family):
     """The proof notices a weight map that is wrong in a way that no shape shows."""
     from gpt_scratch.conversion import hub_directories, weight_maps
 
@@ -62,7 +62,7 @@ def test_a_stock_classifier_without_a_pad_token_is_verified_row_by_row(convert, 
 
 
 @pytest.mark.thorough
-def test_rounding_is_distinguished_from_another_function(convert, tmp_path, capsys, monkeypatch):
+def test_rounding_is_distinguished_from_a_wrong_conversion(convert, tmp_path, capsys, monkeypatch):
     """A difference beyond the tolerance in float32 is looked at again in float64, where rounding is gone."""
     from gpt_scratch.conversion import verify
 

@@ -67,7 +67,7 @@ def test_a_lesson_gives_what_it_defined_without_running():
     assert "tokens.weight" in lesson(6).NAMES
 
 
-def test_lessons_are_numbered_without_holes():
+def test_lessons_are_numbered_without_gaps():
     assert [int(path.stem[:2]) for path in lesson_files()] == list(range(1, 14))
 
 

@@ -165,7 +165,7 @@ def test_checks_say_no_answer_yet_before_and_right_after_the_solution(path, play
 @pytest.mark.parametrize(
     ("number", "answer", "reply"), [(n, *wrong) for n, answers in WRONG_ANSWERS.items() for wrong in answers]
 )
-def test_a_typical_wrong_answer_is_told_what_is_wrong(number, answer, reply, played):
+def test_a_typical_wrong_answer_gets_a_helpful_reply(number, answer, reply, played):
     names, outputs = played(LESSONS[NUMBERS.index(number)])
     answered = answer.split()[1].split("(")[0] if answer.startswith(("def ", "class ")) else answer.split()[0]
     (check,) = [cell for cell, _ in outputs if "check" in cell.tags and f"({answered})" in cell.source]

@@ -71,7 +71,7 @@ WITH_TOOLS = {"messages": [USER, {"role": "assistant", "content": "", "tool_call
               "tools": [{"type": "function", "function": {"name": "weather"}}]}  # fmt: skip
 
 
-def test_tools_and_reasoning_are_written_by_a_template_that_can(tokenizer, tmp_path):
+def test_tools_and_reasoning_are_written_by_a_template_that_supports_them(tokenizer, tmp_path):
     tokenizer.chat_template = TOOLS_TEMPLATE
     row = {**WITH_TOOLS, "messages": [*WITH_TOOLS["messages"][:-1], {**REPLY, "reasoning_content": "SO SUNNY"}]}
     data = read(tmp_path, row)
@@ -142,7 +142,7 @@ def test_chatml_with_tools_is_qwens_layout(tokenizer, tmp_path):
     assert learned.startswith("<tool_call>") and "sunny" not in learned and learned.endswith(f"{REPLY['content']}{end}")
 
 
-def test_all_replies_are_learned_or_the_last_alone(tokenizer, tmp_path):
+def test_all_replies_or_only_the_last_are_trained_on(tokenizer, tmp_path):
     set_prompt_style(tokenizer, "chatml")
     talk = [USER, {"role": "assistant", "content": "first"}, USER, {"role": "assistant", "content": "second"}]
     record = read(tmp_path, {"messages": talk}).records[0]
@@ -165,7 +165,7 @@ def test_a_template_that_drops_a_message_is_refused(tokenizer, tmp_path):
         encode_conversations(data, tokenizer, "tokenizer", True, 100)
 
 
-def test_an_empty_reply_is_never_learned_wherever_it_stands(tokenizer, tmp_path):
+def test_empty_replies_are_never_trained_on(tokenizer, tmp_path):
     set_prompt_style(tokenizer, "chatml")
     empty = {"role": "assistant", "content": " \n"}
     data = read(
@@ -179,7 +179,7 @@ def test_an_empty_reply_is_never_learned_wherever_it_stands(tokenizer, tmp_path)
     assert encode_conversations(data, tokenizer, "chatml", True, 100, skip_unusable=True).left_out == 2
 
 
-def test_replies_of_weight_0_are_read_and_not_learned(tokenizer, tmp_path):
+def test_replies_of_weight_0_are_not_trained_on(tokenizer, tmp_path):
     set_prompt_style(tokenizer, "chatml")
     talk = [USER, {"role": "assistant", "content": "bad", "weight": 0}, USER, {"role": "assistant", "content": "good"}]
     record = read(tmp_path, {"messages": talk}).records[0]
@@ -193,5 +193,5 @@ def test_replies_of_weight_0_are_read_and_not_learned(tokenizer, tmp_path):
         )
 
 
-def test_the_styles_say_every_role():
+def test_every_style_writes_system_messages():
     assert all("system" in template or "message['role']" in template for template in CHAT_TEMPLATES.values())

@@ -63,7 +63,7 @@ def test_a_file_read_in_pieces_has_the_tokens_of_the_whole(tmp_path, tokenizer, 
     assert [token for row in tokenize_documents(documents, tokenizer)["input_ids"] for token in row] == whole
 
 
-def test_a_tokenizer_that_puts_a_space_before_every_text_sees_none_twice(monkeypatch):
+def test_a_tokenizer_that_prepends_a_space_adds_none_between_pieces(monkeypatch):
     """Llama 2's: a normalizer writes spaces as ▁ and one before the text."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -123,7 +123,7 @@ def test_one_long_document_is_cut_at_an_end(monkeypatch, capsys, text, percentag
     assert f"so one is cut at {where}" in capsys.readouterr().err
 
 
-def test_a_split_never_cuts_a_row_where_it_can_be_helped():
+def test_a_split_avoids_cutting_documents():
     """As 2,400 stories of unlike lengths: as many documents come out as went in."""
     rng = np.random.default_rng(0)
     documents = documents_of(datasets.Dataset.from_list([{"text": "story " * int(n)} for n in rng.integers(20, 60, 240)]))
@@ -131,7 +131,7 @@ def test_a_split_never_cuts_a_row_where_it_can_be_helped():
     assert sum(train["end"]) + sum(validation["end"]) == 240 and train[-1]["end"] and len(validation) in range(15, 35)
 
 
-def test_marks_in_the_text_separate_documents_on_demand(tmp_path, tokenizer, monkeypatch):
+def test_end_marks_separate_documents_if_requested(tmp_path, tokenizer, monkeypatch):
     end = "<|endoftext|>"
     file = tmp_path / "text.txt"
     file.write_text(f"One day{end}Anna lost {end}her key{end}\n", encoding="utf-8")
@@ -152,7 +152,7 @@ def test_marks_in_the_text_separate_documents_on_demand(tmp_path, tokenizer, mon
     assert sum(list(row).count(eos) for row in plain) == 1  # the end of the file
 
 
-def test_what_was_said_of_a_file_is_said_when_it_comes_from_the_cache(tmp_path, capsys, monkeypatch):
+def test_notes_about_a_file_are_repeated_when_it_is_cached(tmp_path, capsys, monkeypatch):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"text": "a\\ud83d"}\n{"text": "b"}\n{"text": ""}\n', encoding="utf-8")
     for _ in range(2):

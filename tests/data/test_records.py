@@ -96,7 +96,7 @@ def test_every_form_becomes_messages(tmp_path, row, expected):
         ({"prompt": "Hi", "completion": "Hello", "messages": [USER, REPLY]}, "keys 'prompt', 'completion' not understood"),
     ],
 )  # fmt: skip
-def test_content_without_a_place_is_refused_by_name(tmp_path, row, message):
+def test_unknown_content_is_refused_by_name(tmp_path, row, message):
     with pytest.raises(UserError, match=message) as caught:
         read(tmp_path, row)
     assert "rows.jsonl row 0: " in str(caught.value) and "\n" not in str(caught.value)
@@ -119,7 +119,7 @@ def test_all_faults_of_a_file_in_one_report(tmp_path):
     )
 
 
-def test_what_only_describes_a_record_is_kept_said_and_not_trained_on(tmp_path, capsys):
+def test_metadata_is_kept_reported_and_not_trained_on(tmp_path, capsys):
     row = {"id": 3, "category": "greeting", "instruction": "Hi", "output": "Hello", "text": "### Hi\n### Hello", "note": "x"}
     data = read(tmp_path, row, ignore_keys=["note"])
     assert data.records == [
@@ -130,7 +130,7 @@ def test_what_only_describes_a_record_is_kept_said_and_not_trained_on(tmp_path, 
     assert kept.records[0]["answer"] == "x"
 
 
-def test_empty_rows_of_a_spreadsheet_are_left_out_on_demand(tmp_path, capsys):
+def test_empty_rows_of_a_spreadsheet_are_skipped_if_requested(tmp_path, capsys):
     path = tmp_path / "rows.csv"
     path.write_text("instruction;output\nHi;Hello\n;\n\n;\n", encoding="utf-8")
     assert len(read_conversations(str(path), reading=Reading(skip_empty=True))) == 1

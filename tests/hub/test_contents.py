@@ -34,7 +34,7 @@ def write(folder, files: dict[str, str]) -> None:
 MODEL = sorted([*CODE_FILES, "config.json", "generation_config.json", "model.safetensors"])
 
 
-def test_what_goes_up_and_what_stays(folder):
+def test_which_files_are_uploaded(folder):
     state = ["checkpoint-5/model.safetensors", "checkpoint-5/optimizer.pt", "optimizer.pt", "scheduler.pt", "rng_state_0.pth"]
     useless = ["training_args.bin", "checkpoint-5/training_args.bin", ".gitattributes", ".cache/x", "__pycache__/a.pyc",
                "runs/now/events.out.tfevents.1.host"]  # fmt: skip

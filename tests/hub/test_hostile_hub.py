@@ -108,7 +108,7 @@ def marks_of(place: str) -> list[pytest.MarkDecorator]:
 
 @pytest.mark.parametrize("place", [pytest.param(place, marks=marks_of(place)) for place in PLACES])
 @pytest.mark.quick_cases("the list of files")
-def test_another_answer(push, hub, place):
+def test_an_unexpected_answer_ends_in_one_line(push, hub, place):
     for name, change in WHOLE.items():
         hub.repos.clear()
         hub.objects.clear()
@@ -190,7 +190,7 @@ HARMLESS = (
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.fault(case, **BOUNDS)) for case in LIES])
 @pytest.mark.thorough
-def test_a_lie(push, hub, case, capsys):
+def test_a_false_answer_is_refused_or_harmless(push, hub, case, capsys):
     place, change = LIES[case]
     once_at(hub, PLACES[place], change)
     status, said = push("--update")  # else a file that is there already ends it early
@@ -213,7 +213,7 @@ def test_no_other_host_gets_the_token(push, hub):
 
 @pytest.mark.fault("a list of files that a later download gets, with a path of ..", **BOUNDS)
 @pytest.mark.parametrize("path", ["../../../forged", "/forged", "a/../../../../forged"])
-def test_a_list_that_turns_bad_after_the_upload(push, hub, path):
+def test_a_list_of_files_that_changes_after_the_upload(push, hub, path):
     def attack(method: str, asked: str, answer: Answer) -> None:
         if re.fullmatch(PLACES["the list of files"], asked) and not asked.endswith("/main"):
             list_also(path)(hub, answer)

@@ -84,7 +84,7 @@ HARMLESS = ("an ETag that leads out of the cache", "a commit that leads out of t
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.fault(f"loading by name from a Hub with {name}", **BOUNDS)) for name in CASES]
 )
-def test_another_answer_is_one_line(ready, name):
+def test_an_unexpected_answer_is_refused_in_one_line(ready, name):
     pattern, changes = CASES[name]
     attack(ready, pattern, **changes)
     if name in HARMLESS:  # the file itself is whole, or it is refused
@@ -100,7 +100,7 @@ def test_another_answer_is_one_line(ready, name):
 
 @pytest.mark.fault("a Hub that sends a file without end", seconds=60, mebibytes=500)
 @pytest.mark.parametrize("place", [r"/resolve/.*/config\.json$", r"model\.safetensors$|/lfs/|/cdn/"])
-def test_a_file_without_end_is_ended(ready, monkeypatch, place):
+def test_an_endless_file_is_stopped(ready, monkeypatch, place):
     monkeypatch.setattr(downloads, "UNCLAIMED", 20 * 2**20)
     attack(ready, place, endless=True, headers={"X-Linked-Size": str(10**10)})
     assert "sends more than 20,971,520 bytes" in refused()
@@ -110,7 +110,7 @@ def test_a_file_without_end_is_ended(ready, monkeypatch, place):
 
 
 @pytest.mark.fault("a Hub that says a file has 10 GB where the disk has room for less, or 10^15 bytes", **BOUNDS)
-def test_a_file_larger_than_the_disk_is_not_begun(ready, monkeypatch):
+def test_a_file_larger_than_the_disk_is_not_downloaded(ready, monkeypatch):
     monkeypatch.setattr(downloads, "free_bytes", lambda: 2 * 2**30)
     attack(ready, "/cdn/", headers={"Content-Length": str(10**10)})
     assert "has 10,000,000,000 bytes, and 2,147,483,648 are free" in refused()
@@ -119,13 +119,13 @@ def test_a_file_larger_than_the_disk_is_not_begun(ready, monkeypatch):
 
 
 @pytest.mark.fault("a Hub that packs a file by gzip", **BOUNDS)
-def test_a_packed_file_is_refused(ready):
+def test_a_compressed_file_is_refused(ready):
     attack(ready, r"/resolve/.*/config\.json$", headers={"Content-Encoding": "gzip"})
     assert "packs a file by gzip" in refused()
 
 
 @pytest.mark.fault("an index of shards on the Hub that leads out of the repository", **BOUNDS)
-def test_an_index_that_leads_elsewhere(ready):
+def test_an_index_that_names_other_folders_is_refused(ready):
     repo = ready.repos["ada/model"]
     files = dict(repo.commits[repo.branches["main"]])
     del files["model.safetensors"]

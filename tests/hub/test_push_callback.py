@@ -67,7 +67,7 @@ def test_what_would_fail_afterwards_fails_before_training(train, logged_in, tmp_
 
 
 @pytest.mark.thorough
-def test_a_network_that_goes_away_does_not_cost_the_run(train, script, logged_in, tmp_path, capsys, monkeypatch):
+def test_a_lost_network_does_not_end_the_run(train, script, logged_in, tmp_path, capsys, monkeypatch):
     hub = logged_in()
     hub.drop = lambda method, path: "/commit/" in path
     with pytest.raises(
@@ -84,7 +84,7 @@ def test_a_network_that_goes_away_does_not_cost_the_run(train, script, logged_in
 
 
 @pytest.mark.thorough
-def test_a_trainer_of_ones_own(logged_in, tmp_path):
+def test_push_to_hub_in_a_custom_trainer(logged_in, tmp_path):
     hub = logged_in()
     args = TrainingArguments(
         str(tmp_path / "mine"), push_to_hub=True, max_steps=1, use_cpu=True, disable_tqdm=True, save_strategy="no"

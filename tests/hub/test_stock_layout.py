@@ -96,7 +96,7 @@ def without_trust(name: str, head: str, tmp_path):
 @torch.no_grad()
 @pytest.mark.parametrize(("layout", "head"), [case for case in CLASSES if case[1] == "lm" or case[0] in ("gpt2", "llama")])
 @pytest.mark.quick_cases("llama-lm")
-def test_a_stock_checkpoint_arrives_whole(layout, head, run, push, logged_in, tokenizer, tmp_path):
+def test_a_stock_checkpoint_is_uploaded_completely(layout, head, run, push, logged_in, tokenizer, tmp_path):
     hub, folder = logged_in(), run(layout, head)
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     push(folder, "first", "--layout", layout)
@@ -138,7 +138,7 @@ def test_uploaded_downloaded_and_loaded_again(run, script, logged_in, capsys):
 
 
 @pytest.mark.thorough
-def test_the_card_says_so(run, push, logged_in):
+def test_the_card_describes_the_stock_layout(run, push, logged_in):
     hub = logged_in()
     push(run("llama"), "first", "--layout", "llama")
     text = hub.files("ada/first")["README.md"].decode()

@@ -152,7 +152,7 @@ def test_a_second_run_after_an_interruption_sends_only_what_is_missing(folder, p
 
 
 @pytest.mark.parametrize("lost", ["/api/repos/create", "/api/whoami-v2", "/commit/main"])
-def test_a_network_that_goes_away_at_any_point(folder, push, logged_in, lost):
+def test_a_lost_connection_at_any_point(folder, push, logged_in, lost):
     hub = logged_in()
     hub.drop = lambda method, path: path.endswith(lost)
     with pytest.raises(UserError, match="connection to the Hub broke off"):
@@ -162,7 +162,7 @@ def test_a_network_that_goes_away_at_any_point(folder, push, logged_in, lost):
     assert hub.files("ada/first") == expected(folder)
 
 
-def test_a_short_failure_is_not_noticed(folder, push, logged_in):
+def test_a_short_failure_is_retried(folder, push, logged_in):
     hub, failed = logged_in(), []
     hub.drop = lambda method, path: method == "PUT" and path not in failed and not failed.append(path)
     push(folder, "first")

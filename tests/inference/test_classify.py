@@ -169,7 +169,7 @@ class Arrived(Exception):
     """What a function of the script was called with."""
 
 
-def test_the_batch_size_of_the_flag_arrives(script, folder, monkeypatch):
+def test_the_batch_size_flag_reaches_its_function(script, folder, monkeypatch):
     module = script("classify")
 
     def stop(model, tokenizer, texts, batch_size, window):

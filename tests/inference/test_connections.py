@@ -64,7 +64,7 @@ def test_slow_connections_are_ended(server, start, drip):
 
 
 @pytest.mark.fault("a client that never reads the reply it asked for", seconds=20, mebibytes=MEBIBYTES)
-def test_a_client_that_does_not_read_holds_up_nobody(server, question):
+def test_a_client_that_does_not_read_blocks_no_other(server, question):
     body = json.dumps(question | {"max_tokens": 3000, "stream": True}).encode()
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
@@ -77,7 +77,7 @@ def test_a_client_that_does_not_read_holds_up_nobody(server, question):
 
 
 @pytest.mark.fault("200 open connections that say nothing", seconds=10, mebibytes=MEBIBYTES)
-def test_connections_are_bounded_and_come_free(server):
+def test_connections_are_limited_and_released(server):
     connections = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(200)]
     try:
         time.sleep(0.5)

@@ -35,14 +35,14 @@ SAMPLED = {"max_new_tokens": 20, "temperature": 1.0, "seed": 3}
 
 
 @pytest.mark.parametrize("setting", [{"temperature": 1e-4}, {"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}])
-def test_each_setting_of_sampling_can_leave_but_the_most_likely_token(pair, setting):
+def test_each_sampling_setting_can_be_made_greedy(pair, setting):
     greedy = generate_texts(*pair, PROMPTS, max_new_tokens=20)
     assert generate_texts(*pair, PROMPTS, **SAMPLED) != greedy  # without it
     assert generate_texts(*pair, PROMPTS, **SAMPLED | setting) == greedy
 
 
 @pytest.mark.parametrize("setting", [{"temperature": 2.0}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.2}])
-def test_each_setting_of_sampling_draws_from_its_own_distribution(pair, setting):
+def test_each_sampling_setting_draws_from_its_distribution(pair, setting):
     """The first token over many draws has the shares that the definition of the setting gives it."""
     model, tokenizer = pair
     ids = torch.tensor(tokenizer("Tom")["input_ids"])[None]

@@ -6,7 +6,7 @@ from gpt_scratch.inference.generation import generate_texts
 from gpt_scratch.inference.streaming import PrintableStreamer
 
 
-def test_a_terminal_obeys_nothing_that_is_streamed(pair, capsys):
+def test_control_characters_are_escaped_in_streamed_text(pair, capsys):
     text = generate_texts(*pair, ["\x1b[2JTom"], max_new_tokens=10, stream=True)[0]
     assert capsys.readouterr().out.startswith("\\x1b[2JTom")
     streamer = PrintableStreamer(pair[1])

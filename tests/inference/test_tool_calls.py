@@ -9,7 +9,7 @@ from gpt_scratch.inference.tool_calls import ReplyParser, as_openai, parse_reply
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
 
 
-def test_text_reasoning_and_calls_are_taken_apart():
+def test_text_reasoning_and_calls_are_parsed():
     found = parse_reply(f"<think>\nwhy\n</think>\n\nI look.\n{CALL}\n{CALL}")
     assert found["reasoning_content"] == "why" and found["content"] == "I look."
     assert [call["function"] for call in found["tool_calls"]] == [{"name": "weather", "arguments": {"city": "Rome"}}] * 2
@@ -28,7 +28,7 @@ def test_text_reasoning_and_calls_are_taken_apart():
         "text <think>later</think>",
     ],
 )
-def test_what_is_no_call_stays_text(text):
+def test_invalid_calls_stay_text(text):
     assert parse_reply(text) == {"role": "assistant", "content": text}
 
 
@@ -40,7 +40,7 @@ TEXTS = [
 
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("size", [1, 3, 1000])
-def test_a_reply_in_pieces_is_taken_apart_as_the_whole_is(text, size):
+def test_a_streamed_reply_is_parsed_as_the_whole_reply(text, size):
     parser, whole = ReplyParser("<|endoftext|>"), text + "<|endoftext|>"
     events = [event for i in range(0, len(whole), size) for event in parser.feed(whole[i : i + size])] + parser.finalize()[1]
     found = {field: "".join(e["text"] for e in events if e["type"] == "region_chunk" and e["field"] == field)
@@ -58,7 +58,7 @@ def test_text_is_not_held_back_for_long():
 
 
 @pytest.mark.fault("a reply of 200,000 opened calls, or one nested 100,000 deep", seconds=10, mebibytes=300)
-def test_hostile_replies_take_no_time():
+def test_hostile_replies_are_parsed_quickly():
     assert "tool_calls" not in parse_reply("<tool_call>" * 200_000)
     assert "tool_calls" not in parse_reply("<tool_call>" + "[" * 100_000 + "</tool_call>")
 

@@ -128,7 +128,7 @@ class Arrived(Exception):
 
 
 @pytest.mark.parametrize(("flags", "function"), [([], "import_weights"), (["--to", "gpt2"], "export_weights")])
-def test_each_flag_arrives_where_it_counts(script, tmp_path, monkeypatch, flags, function):
+def test_each_flag_reaches_its_function(script, tmp_path, monkeypatch, flags, function):
     module = script("convert_checkpoint")
     checkpoint = SimpleNamespace(format="gpt_scratch" if flags else "book", reason="", notes=[], tokenizer="words")
 

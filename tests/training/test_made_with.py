@@ -5,7 +5,7 @@ import torch
 from gpt_scratch.training.made_with import fingerprint
 
 
-def test_the_content_of_rows_counts_and_not_where_they_lie():
+def test_the_fingerprint_depends_on_content_alone():
     rows = [{"input_ids": torch.tensor([i, i + 1])} for i in range(10)]
     other = [{"input_ids": torch.tensor([i, i + 1 + (i == 7)])} for i in range(10)]
     assert fingerprint(rows) == fingerprint([dict(row) for row in rows]) != fingerprint(other)

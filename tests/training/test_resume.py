@@ -268,7 +268,7 @@ def test_what_would_change_the_meaning_of_a_run_is_refused(ended, what):
 
 @pytest.mark.parametrize("what", ALLOWED)
 @pytest.mark.thorough
-def test_what_may_change_is_named(ended, what):
+def test_allowed_changes_are_reported(ended, what):
     answer = ended[what]
     assert answer["status"] == 0, answer["log"][-3000:]
     assert ALLOWED[what][2] in answer["log"]

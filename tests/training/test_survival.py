@@ -197,7 +197,7 @@ def test_a_folder_that_turns_read_only(runner, tmp_path):
         ("half of .manifest.json", ".manifest.json is broken"),
     ],
 )
-def test_half_a_checkpoint_is_passed_over(runner, tmp_path, capsys, harm, told):
+def test_an_incomplete_checkpoint_is_skipped(runner, tmp_path, capsys, harm, told):
     output = tmp_path / "run"
     shutil.copytree(runner.whole("pretrain"), output)
     older, newest = output / "checkpoint-12", output / "checkpoint-14"

@@ -78,7 +78,7 @@ def test_accuracy_time_and_replies_are_those_of_the_stages(run):
     assert "length.png" not in text  # no run wrote it
 
 
-def test_what_a_model_or_a_user_wrote_is_text(run):
+def test_untrusted_text_in_the_report_is_escaped(run):
     page, text = ((run / name).read_text(encoding="utf-8") for name in ("report.html", "report.md"))
     assert "<script" not in page and "&lt;script&gt;" in page
     assert "a \\| b" in text and all(line.count("|") > 3 for line in text.splitlines() if line.startswith("| a "))
@@ -107,7 +107,7 @@ def test_two_reports_side_by_side(run, tmp_path, script):
 @pytest.mark.parametrize(
     ("content", "message"), [("{", "the report needs"), ('{"size": {}}', "it has no 'stages'"), (None, "the report needs")]
 )
-def test_what_is_no_report_is_refused(tmp_path, content, message):
+def test_an_invalid_report_is_refused(tmp_path, content, message):
     if content is not None:
         (tmp_path / "report.json").write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=message):

@@ -132,7 +132,7 @@ def test_another_plan_needs_another_directory(tmp_path):
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["letter.txt"]
 
 
-def test_progress_says_which_stage_how_far_and_how_long_still(tmp_path):
+def test_progress_shows_stage_share_and_time_left(tmp_path):
     log = tmp_path / "log"
     log.write_text("step 7 of 9 of an earlier attempt\n")
     shown = Progress(log, log.stat().st_size, Stage("one", [], tmp_path, seconds=100), "[1/2] one", 3600)

@@ -58,7 +58,7 @@ def weights(output: Path) -> dict[str, str]:
     }
 
 
-def test_every_stage_leaves_its_part(whole):
+def test_every_stage_writes_its_output(whole):
     output, _ = whole
     report = json.loads((output / "report.json").read_text(encoding="utf-8"))
     assert [stage["attempts"] for stage in report["stages"]] == [1] * 7

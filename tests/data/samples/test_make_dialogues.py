@@ -49,7 +49,7 @@ def test_no_two_parts_share_a_question_or_a_sum(parts):
     assert all(not sums[one] & sums[other] for one, other in combinations(PARTS, 2))
 
 
-def test_kinds_are_equal_parts(parts):
+def test_all_kinds_are_equally_frequent(parts):
     for data in parts.values():
         counts = Counter(record["category"] for record in data.records)
         assert len(counts) == 9 and max(counts.values()) - min(counts.values()) <= 1
