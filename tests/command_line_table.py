@@ -41,7 +41,7 @@ class _FoundError(BaseException):
 
 
 def parser_of(parse: Callable[[], Any]) -> argparse.ArgumentParser:
-    """The parser that a function asks."""
+    """The parser that a function calls."""
 
     def found(parser: argparse.ArgumentParser, *args: Any, **kwargs: Any):
         raise _FoundError(parser)

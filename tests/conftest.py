@@ -12,7 +12,7 @@ from project_home import home  # noqa: F401
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported: a test that reaches out fails at once
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-_cache = tempfile.TemporaryDirectory(prefix="gpt_scratch-tests-")  # what earlier versions of the code left behind proves nothing
+_cache = tempfile.TemporaryDirectory(prefix="gpt_scratch-tests-")  # a cache of its own: an old one could hide an error
 os.environ["HF_DATASETS_CACHE"] = _cache.name
 # Two workers with two threads each, on two cores, wait for each other: up to 7 times the time. And the number of threads is not measured.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -80,7 +80,7 @@ def bounds_of_a_fault(request):
     start, busy = time.monotonic(), sum(os.times()[:4])
     yield
     seconds, busy = time.monotonic() - start, sum(os.times()[:4]) - busy
-    # On a loaded machine a test waits for its turn: then what it computed itself, with the processes that it started, is what counts.
+    # On a loaded machine a test waits for its turn: then its processor time counts, with that of the processes it started.
     seconds = seconds if seconds > 8 * mark.kwargs["seconds"] else min(seconds, busy)
     assert seconds <= mark.kwargs["seconds"], f"took {seconds:.1f} s, its mark says {mark.kwargs['seconds']}"
     if measurable and "mebibytes" in mark.kwargs:

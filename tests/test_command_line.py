@@ -1,4 +1,4 @@
-"""What a script says before torch and transformers are imported: its help, and what is wrong with its command line."""
+"""What a script prints before torch and transformers are imported: its help, and errors of its command line."""
 
 import json
 import os
@@ -23,7 +23,7 @@ PINNED = dict(re.findall(r"^(transformers|trl)==(\S+)", (ROOT / "constraints.txt
 def folder(tmp_path, monkeypatch) -> Path:
     """The current directory: texts, a model, a run."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing answers there
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.delenv("GPT_SCRATCH_API_KEY", raising=False)
@@ -195,7 +195,7 @@ RIGHT = [
 def test_right_flags_pass(folder, capsys, line):
     script, *argv = line.split()
     check_command_line(script, argv, None)
-    assert not capsys.readouterr().err  # what there is to say of a file is said by the script, once
+    assert not capsys.readouterr().err  # notes about a file are printed once, by the script
 
 
 RECORDS = {

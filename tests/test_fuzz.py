@@ -1,4 +1,4 @@
-"""Whatever a configuration or a file holds, it works or is refused by one clear line; never by another exception, never slowly.
+"""Any configuration or file works or is refused in one clear line; never by another exception, never slowly.
 
 Examples are drawn by hypothesis from the same seed each time.
 """

@@ -12,7 +12,7 @@ from gpt_scratch.errors import UserError
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The current directory, with a text; the Hub's address is one where nobody answers."""
+    """The current directory, with a text; nothing answers at the Hub's address."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))

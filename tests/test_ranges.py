@@ -37,7 +37,7 @@ def test_every_number_of_the_training_scripts_has_a_range(kind):
 
 
 def test_every_number_of_the_other_scripts_has_a_range(script, monkeypatch):
-    """Their parsers are caught as they are made; whoever adds a flag finds this. serve.py has ranges of its own, in `inference/limits.py`."""
+    """Their parsers are collected as they are made, so that new flags are included. serve.py has ranges of its own, in `inference/limits.py`."""
     made: list[argparse.ArgumentParser] = []
     init = argparse.ArgumentParser.__init__
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Benchmark of the way from text to batches."""
+"""Benchmark of preparing batches from text."""
 
 from tiny_benchmark import TINY, run
 
@@ -14,4 +14,4 @@ def test_from_text_to_batches(script, tmp_path):
         (name, part) for name in ("run_clm.py", "gpt_scratch") for part in ("total", "prepare", "read")
     }
     counts = {row["contender"]: row["tokens"] for row in rows}
-    assert 0 <= counts["gpt_scratch"] - counts["run_clm.py"] <= 8 + 1  # one rest for each thousand lines, and an end of text
+    assert 0 <= counts["gpt_scratch"] - counts["run_clm.py"] <= 8 + 1  # a remainder for each thousand lines, and an end of text

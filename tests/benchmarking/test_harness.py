@@ -1,4 +1,4 @@
-"""Measurements in turn, their ratios, and rivals from a file."""
+"""Alternating measurements, their ratios, and rivals loaded from a file."""
 
 import pytest
 import torch

@@ -7,7 +7,7 @@ from tiny_benchmark import TINY, run
 
 @pytest.mark.slow
 def test_memory_of_each_in_a_process_of_its_own(script):
-    larger_than_any = torch.ones(2**29)  # 2 GiB in this process, which are nobody's peak
+    larger_than_any = torch.ones(2**29)  # 2 GiB in this process, which belong to no contender
     rows = run(script, "memory", *TINY, "--vocab_size", "20000", "--shape", "8x64")
     assert [row["contender"] for row in rows] == ["transformers", "gpt_scratch", "gpt_scratch, full loss"]
     assert rows[0]["share_of_transformers"] == 1 and rows[1]["above_mib"] < rows[0]["above_mib"]  # 41 MB of logits, several times

@@ -1,4 +1,4 @@
-"""peft: LoRA on all linear layers; the adapter saved, loaded and merged is the same function."""
+"""peft: LoRA on all linear layers; a saved, loaded or merged adapter gives the same logits."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""GGUF files, written here tensor by tensor: each key and each tensor is used, or the file is refused by it."""
+"""GGUF files, written here tensor by tensor: each key and each tensor is used, or the file is refused with its name."""
 
 import numpy as np
 import pytest
@@ -165,7 +165,7 @@ def write(tmp_path):
 
 @torch.no_grad()
 def check(folder, architecture: str, state: dict[str, torch.Tensor], rope: dict = THETA):
-    """The converted model computes what transformers' own does with the same numbers."""
+    """The converted model has the logits of transformers' own model with the same weights."""
     reference = REFERENCES[architecture](rope).eval()
     missing, unexpected = reference.load_state_dict(state, strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}
@@ -227,7 +227,7 @@ SCALED = {
 @pytest.mark.parametrize("name", SCALED)
 @pytest.mark.quick_cases("yarn")
 def test_scaled_rotary_positions_are_converted(convert, write, name):
-    """transformers' reader drops all three without a word."""
+    """transformers' reader drops all three silently."""
     change, rope = SCALED[name]
     path, state = write("llama", change)
     assert check(convert(path), "llama", state, rope).config.rope_parameters == rope

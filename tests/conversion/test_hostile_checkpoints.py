@@ -1,4 +1,4 @@
-"""Checkpoints whose claims exceed their bytes: each is refused in one line, in bounds of time and memory, all in one process."""
+"""Checkpoints that claim more than they hold: each is refused in one line, within bounds of time and memory, all in one process."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Servers that send something other than the requested file: one line, in bounds of time and memory, and complete files are kept."""
+"""Servers that send something other than the requested file: one line, within bounds of time and memory, and complete files are kept."""
 
 import contextlib
 import json

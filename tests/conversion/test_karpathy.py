@@ -103,7 +103,7 @@ def test_what_model_args_lack_comes_from_the_command_line(convert, refused, tmp_
 @pytest.mark.quick_cases("3")
 def test_the_lectures_gpt(convert, tmp_path, capsys, layers):
     reference = enlarge(LectureGPT(layers=layers))
-    assert reference.lm_head.bias.abs().max() > 0.1  # a lost bias would show
+    assert reference.lm_head.bias.abs().max() > 0.1  # large enough to notice a lost bias
     model = check_language_model(convert(save(reference.state_dict(), tmp_path / "model.pt")), reference)
     assert model.config.num_attention_heads == 4 and model.config.lm_head_bias and model.config.hidden_act == "relu"
     assert "format lecture" in capsys.readouterr().out

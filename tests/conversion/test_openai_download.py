@@ -1,4 +1,4 @@
-"""The download of OpenAI's checkpoints, from servers on this machine that break off, lie and refuse as real ones do."""
+"""The download of OpenAI's checkpoints, from local servers that break off, send wrong answers and refuse as real ones do."""
 
 import re
 import shutil
@@ -168,7 +168,7 @@ def test_each_failing_url_is_named(contents, tmp_path):
     rest = {name: body for name, body in contents.items() if name != "vocab.bpe"}
     with Server(rest).running() as url:
         with Server({}).running() as gone:
-            pass  # nobody listens there any more
+            pass  # nothing listens there any more
         with pytest.raises(UserError) as caught:
             download_openai_checkpoint("124M", tmp_path, [url, gone])
     message = str(caught.value)

@@ -104,7 +104,7 @@ def test_classifier_with_its_biased_head(convert, tmp_path, capsys, lora):
     ids = torch.randint(0, VOCABULARY, (5, 20), generator=torch.Generator().manual_seed(0))
     expected = reference(ids)[:, -1]
     bias = (reference.out_head.linear if lora else reference.out_head).bias
-    assert bias.abs().max() > 0.05  # a lost bias would show
+    assert bias.abs().max() > 0.05  # large enough to notice a lost bias
     assert_equal(model(ids, attention_mask=torch.ones_like(ids)).logits, expected)
     assert model.config.id2label == {0: "ham", 1: "spam"}
     assert "the bias of out_head was moved" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""TensorFlow's bundles against what TensorFlow itself wrote, and every kind of damage refused by name."""
+"""TensorFlow's bundles against files that TensorFlow wrote; every kind of damage is refused by name."""
 
 import shutil
 import struct

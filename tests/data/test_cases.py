@@ -1,6 +1,6 @@
 """Files as people had them, from public bug reports, with the right outcome for every script that reads such a file.
 
-The cases themselves are optional data (`shared/cases`); beside them stand small files of the same kinds that are written here.
+The cases themselves are optional data (`shared/cases`); small files of the same kinds are written here.
 """
 
 import argparse
@@ -236,7 +236,7 @@ def test_earlier_turns_and_system_prompts_are_used(case, style, name, parts):
     text = tokenizer.decode(encoded.rows[0]["input_ids"])
     places = [min(text.find(word) for word in part.split("|") if word in text) for part in parts]
     assert places == sorted(places)
-    # Evaluation gives the model the same.
+    # Evaluation gives the model the same prompt.
     assert (
         tokenizer.decode(prompt_ids(data.records[0], tokenizer, style))
         == text[: text.rindex(tokenizer.decode(reply_of(encoded)))]

@@ -175,7 +175,7 @@ def written(path, content: bytes | str) -> str:
 
 @pytest.fixture
 def said(monkeypatch, capsys):
-    """What was said of the files that were read, each line once more in this test."""
+    """What was printed about the files, each line once."""
     monkeypatch.setattr(opening, "_said", set())
     return lambda: capsys.readouterr().err
 

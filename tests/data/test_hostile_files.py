@@ -1,4 +1,4 @@
-"""Files from strangers: text without a place to cut, rows without end, and archives that unpack beyond reason, within bounds of memory."""
+"""Untrusted files: text without line ends, endless rows and archive bombs, within bounds of memory."""
 
 import json
 import random

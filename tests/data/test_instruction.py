@@ -34,7 +34,7 @@ ALPACA = (
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """A token a byte, and the end of text, which is the padding too: the case in which masking by id would go wrong."""
+    """One token a byte, and the end of text, which is the padding too: masking by id would be wrong here."""
     tokenizer = train_byte_level_bpe(["a"], vocab_size=258)
     tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

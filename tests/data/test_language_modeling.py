@@ -1,4 +1,4 @@
-"""Rows of token ids against values written by hand, and the counts that nothing may be missing from."""
+"""Rows of token ids against values written by hand, and counts that account for every token."""
 
 import json
 
@@ -124,7 +124,7 @@ def test_one_long_document_is_cut_at_an_end(monkeypatch, capsys, text, percentag
 
 
 def test_a_split_avoids_cutting_documents():
-    """As 2,400 stories of unlike lengths: as many documents come out as went in."""
+    """With documents of different lengths, as many come out as went in."""
     rng = np.random.default_rng(0)
     documents = documents_of(datasets.Dataset.from_list([{"text": "story " * int(n)} for n in rng.integers(20, 60, 240)]))
     train, validation = split_documents(documents, 10)

@@ -1,4 +1,4 @@
-"""Files as people have them: encodings, archives, folders and globs; and one report of everything that is wrong."""
+"""Encodings, archives, folders and globs; and one report of everything that is wrong."""
 
 import bz2
 import codecs
@@ -24,7 +24,7 @@ def text_of(path, **flags) -> str:
 
 @pytest.fixture(autouse=True)
 def say_again(monkeypatch):
-    """What is said once in a process is said in each test."""
+    """Notes that are printed once a process are printed in each test."""
     monkeypatch.setattr(opening, "_said", set())
 
 

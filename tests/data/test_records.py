@@ -1,4 +1,4 @@
-"""Records in the forms in which people have them: every key that carries content is used, or refused by its name."""
+"""Records in every common form: each key that carries content is used, or refused by name."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Rows of csv, tsv and JSON in the shapes in which people save them; nothing of a row is lost without a word."""
+"""Rows of csv, tsv and JSON in every common shape; nothing of a row is lost silently."""
 
 import json
 

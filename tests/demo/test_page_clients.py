@@ -284,7 +284,7 @@ def test_slow_clients_are_ended(model):
         connections = [
             opened(text) for text in ["", "GET / HTTP/1.1\r\nX-A: ", f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n"] * 100
         ]
-        for number in range(3):  # each reply takes a while, and nobody reads it
+        for number in range(3):  # each reply takes a while, and is not read
             page.join("generate", [model, "One day " * 100, 400, *SETTINGS[1:]], f"unread-{number}")
         time.sleep(4)
         for connection in connections:

@@ -1,4 +1,4 @@
-"""What reaches the page's server at all: its own addresses, from its own origin, within bounds."""
+"""What reaches the page's server: its own addresses, from its own origin, within bounds."""
 
 import asyncio
 import json

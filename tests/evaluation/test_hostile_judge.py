@@ -1,4 +1,4 @@
-"""A judge's server that answers with anything: the run continues, in bounded time and memory, and unusable answers are counted as none."""
+"""A judge whose server sends arbitrary answers: the run continues, within bounds of time and memory, and unusable answers are counted as unanswered."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Rewards by hand, those of a user's file, and what is refused."""
+"""Rewards against values worked out by hand, functions of a user's file, and what is refused."""
 
 import pytest
 

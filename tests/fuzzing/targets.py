@@ -1,4 +1,4 @@
-"""The readers of files that may come from anybody, each as a function of bytes: for the fuzzer, and for the replay of its corpus.
+"""The readers of untrusted files, each as a function of bytes: for the fuzzer, and for the replay of its corpus.
 
 A target writes the bytes to a file as its reader expects it, with the checksums or the archive around them that a fuzzer would not find, and
 reads it. It returns where the file is read or refused by the error that the reader documents, and lets every other exception out.

@@ -1,4 +1,4 @@
-"""The inputs that the fuzzer found or began with, read again: each is read or refused in one line, in bounds of time and memory."""
+"""The inputs that the fuzzer found or began with, read again: each is read or refused in one line, within bounds of time and memory."""
 
 import time
 from pathlib import Path

@@ -26,12 +26,12 @@ def save_model(folder: Path) -> None:
 
 @dataclass
 class Answer:
-    """What the Hub is about to say; an attack changes it."""
+    """The answer that the Hub is about to send; an attack changes it."""
 
     status: int
     headers: dict[str, str]
     body: bytes
-    endless: bool = False  # in chunks, without a size, until the client has had enough
+    endless: bool = False  # in chunks, without a size, until the client closes the connection
 
     @property
     def json(self) -> Any:

@@ -1,4 +1,4 @@
-"""What each script writes is a repository that strangers load: a fresh process, offline, without this package, from a copy of its own."""
+"""What each script writes is a complete repository: it loads in a fresh process, offline, without this package, from a copy."""
 
 import json
 import os

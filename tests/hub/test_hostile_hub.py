@@ -1,4 +1,4 @@
-"""A Hub that is hostile, or somebody between it and us: an upload, and the download that checks it, end in one line; nothing is written elsewhere, and no
+"""A hostile Hub, or an attacker on the network: an upload, and the download that checks it, end in one line; nothing is written elsewhere, and no
 other host gets the token."""
 
 import re
@@ -16,7 +16,7 @@ from gpt_scratch.hub import upload as upload_module
 
 @pytest.fixture
 def hub():
-    """In the place of the friendly one."""
+    """A hostile one in its place."""
     with HostileHub() as hub:
         yield hub
 
@@ -179,7 +179,7 @@ LIES = {
 }  # fmt: skip
 
 
-# Nothing rests on these: what came back is compared with what was sent.
+# Nothing depends on these: what is downloaded is compared with what was sent.
 HARMLESS = (
     "a Hub whose sizes are text",
     "a Hub that says each file has 10^15 bytes",

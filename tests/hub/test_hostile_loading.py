@@ -31,7 +31,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def ready(hub, files, logged_in, monkeypatch, tmp_path):
-    """The model stands on the Hub, and the cache is empty; at the end nothing may stand elsewhere."""
+    """The model stands on the Hub, and the cache is empty; at the end nothing may have been written elsewhere."""
     logged_in()
     repo = Repo(private=False)
     repo.commit("main", {name: Blob(data, name.endswith(".safetensors")) for name, data in files.items()}, "first")

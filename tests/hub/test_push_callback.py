@@ -1,4 +1,4 @@
-"""--push_to_hub in a training script, and push_to_hub=True in a Trainer of somebody's own, against the stand-in Hub."""
+"""--push_to_hub in a training script, and push_to_hub=True in a custom Trainer, against the stand-in Hub."""
 
 import json
 

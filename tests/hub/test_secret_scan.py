@@ -1,4 +1,4 @@
-"""What must not be published is found wherever it hides in an upload, and nothing else is taken for it. Tokens are built at run time."""
+"""Secrets in an upload are found in every encoding, without false alarms. Tokens are built at run time."""
 
 import base64
 import bz2

@@ -1,4 +1,4 @@
-"""`push_to_hub.py --layout` against a Hub on loopback: what arrives is a stock checkpoint that loads without trust and computes the same."""
+"""`push_to_hub.py --layout` against a Hub on loopback: what is uploaded is a stock checkpoint that loads without trust_remote_code and computes the same."""
 
 import json
 

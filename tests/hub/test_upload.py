@@ -139,7 +139,7 @@ def test_a_second_run_after_an_interruption_sends_only_what_is_missing(folder, p
     hub = logged_in()
     shards = len(list(folder.glob("*.safetensors")))
     assert shards > 2
-    hub.drop = lambda method, path: method == "PUT" and path != puts(hub)[0]  # the cable is pulled after the first file
+    hub.drop = lambda method, path: method == "PUT" and path != puts(hub)[0]  # the connection is lost after the first file
     with pytest.raises(UserError, match="connection to the Hub broke off.*run the same command again") as error:
         push(folder, "first")
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Connections to the server: slow ones end, clients that go away or do not read hold up nobody, their number is bounded."""
+"""Connections to the server: slow ones are ended, clients that leave or do not read block no others, and their number is limited."""
 
 import json
 import socket

@@ -1,4 +1,4 @@
-"""Who may ask the server, and what."""
+"""Which callers and which requests the server accepts."""
 
 import pytest
 from served import KEY, MEBIBYTES

@@ -1,4 +1,4 @@
-"""One loader for every script: what is not whole is refused by name in one line, within bounds of time and memory.
+"""One loader for every script: an incomplete checkpoint is refused by name in one line, within bounds of time and memory.
 
 All hostile checkpoints are opened by one process, one after the other.
 """
@@ -261,7 +261,7 @@ def test_a_missing_checkpoint_is_named(tmp_path):
 
 
 def test_every_script_uses_the_loader():
-    """Whoever adds a script finds this line: transformers alone fills in what is missing with random numbers."""
+    """transformers alone initializes missing weights at random: a new script must use the loader, too."""
     root = Path(__file__).resolve().parents[2]
     found = subprocess.run(
         ["grep", "-rlE", r"Auto(Tokenizer|Model\w*)\.from_pretrained\(", "--include=*.py", "--exclude-dir=course", "gpt_scratch", "scripts"],

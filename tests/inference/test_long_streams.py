@@ -1,4 +1,4 @@
-"""Connections that are slow in one way or another, to a server whose answers may go on for long: real sockets, an app of ten lines."""
+"""Slow connections to a server whose answers take long: real sockets, an app of ten lines."""
 
 import asyncio
 import socket

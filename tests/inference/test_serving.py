@@ -1,4 +1,4 @@
-"""The guard before transformers' server, in a process of its own: what is answered, what is refused, and that nothing takes it down."""
+"""The guard before transformers' server, in a process of its own: what is answered, what is refused, and that nothing crashes it."""
 
 import json
 import socket

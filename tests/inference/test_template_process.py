@@ -1,4 +1,4 @@
-"""The process that renders chat templates: hostile templates are ended within their limits, and it ends and is replaced as it should."""
+"""The process that renders chat templates: hostile templates are stopped at their limits, and the process ends with its parent and is replaced when it dies."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Several runs, one table: what is trained, what is found again, what is refused."""
+"""Several runs in one table: which are trained, which are found again, what is refused."""
 
 import json
 import random

@@ -24,7 +24,7 @@ COMMON = ["--use_cpu", "--disable_tqdm", "true", "--bf16", "false", "--gradient_
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> str:
-    """The polite reply is chosen, whatever it says."""
+    """The polite reply is always the chosen one."""
     words = ["red", "blue", "green", "white", "black", "gold"]
     rows = [
         {

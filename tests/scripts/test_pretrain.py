@@ -1,4 +1,4 @@
-"""End to end, small: text in, a directory that anything in the ecosystem loads out."""
+"""End to end, small: from text to a directory that the ecosystem loads."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The flags of the one command: refused before anything is made; the rule and the cost, without running anything."""
+"""The flags of zero_to_chat.py: wrong ones are refused before anything is written; a dry run prints the rule and the cost."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What learning merges takes is bounded, whatever the text."""
+"""Training a tokenizer takes bounded memory on any text."""
 
 import sys
 

@@ -77,7 +77,7 @@ def test_each_difference_is_found(fault, tmp_path):
 
 
 class OwnTokenizer(PreTrainedTokenizerFast):
-    """A class outside of transformers: what it does nobody can know."""
+    """A class outside of transformers, of which nothing is known."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Runs training scripts in forks of one process that has imported everything, and kills them where it is told to.
+"""Runs training scripts in forks of one process that has imported everything, and kills them at given places.
 
 Reads a JSON object a line: `script`, `argv`, `log` (a file for the output), and how to end it: `kill` (see [`plan`]), or `after`, seconds
 until a SIGKILL from outside. Answers with a line: the exit status, negative for a signal.

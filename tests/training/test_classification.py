@@ -1,4 +1,4 @@
-"""Each setting of a classifier's run does what it says, and each figure is of the split that it names."""
+"""Each setting of a classifier's run has its effect, and each metric is of the split that it names."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Each setting of an instruction run does what it says, and each figure is of what it names."""
+"""Each setting of an instruction run has its effect, and each metric is computed as named."""
 
 import json
 from pathlib import Path

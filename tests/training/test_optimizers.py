@@ -1,4 +1,4 @@
-"""Muon beside AdamW: who gets what, one step against the formulas, and a state that resumes exactly."""
+"""Muon with AdamW: which parameters each gets, one step against the formulas, and a state that resumes exactly."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Each setting of a pretraining run does what it says, and each figure is what it is called."""
+"""Each setting of a pretraining run has its effect, and each metric is computed as named."""
 
 import json
 import math

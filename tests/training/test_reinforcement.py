@@ -1,4 +1,4 @@
-"""Rewards that are computed: as TRL calls them, and what is said of the model to start from. Runs: scripts/test_finetune_preferences.py."""
+"""Computed rewards as TRL calls them, and the report on the model to start from. Runs: scripts/test_finetune_preferences.py."""
 
 import pytest
 

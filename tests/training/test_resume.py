@@ -1,4 +1,4 @@
-"""A run goes on only from a checkpoint that is whole and its own: damaged, hostile and foreign ones end in one line before the first step.
+"""A run resumes only from a complete checkpoint of its own: damaged, hostile and foreign ones end in one line before the first step.
 
 All runs are forks of one process, see survival_driver.py; so a segmentation fault is a status and not the end of the tests.
 """
@@ -233,7 +233,7 @@ def ended(folder) -> dict[str, dict]:
         source = int(step) if step and (whole[name] / f"checkpoint-{step}").is_dir() else 2
         checkpoint = output / f"checkpoint-{step or source}"
         shutil.copytree(whole[name] / f"checkpoint-{source}", checkpoint)
-        (checkpoint / MANIFEST).unlink()  # as of a plain Trainer: nothing but the content itself tells
+        (checkpoint / MANIFEST).unlink()  # as from a plain Trainer: only the content shows the damage
         if what == "no made_with.json":
             (checkpoint / FILE).unlink()
         damage(checkpoint)

@@ -1,4 +1,4 @@
-"""What a run says of itself."""
+"""Reference outputs and adapters that a run writes."""
 
 import errno
 import inspect

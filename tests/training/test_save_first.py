@@ -1,4 +1,4 @@
-"""The trained model is on disk before anything is measured, plotted, written about or uploaded, in every script; text in plots is text."""
+"""The trained model is on disk before anything is measured, plotted, written about or uploaded, in every script; text in plots is not read as formulas."""
 
 import json
 from pathlib import Path

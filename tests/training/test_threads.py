@@ -1,4 +1,4 @@
-"""The number of threads is measured, kept over an interruption, and set by nobody else than the user."""
+"""The number of threads is measured, kept when a run resumes, and otherwise only set by the user."""
 
 import time
 from types import SimpleNamespace

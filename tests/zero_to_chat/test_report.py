@@ -1,4 +1,4 @@
-"""The report of a run: everything in it comes from what the stages wrote, whatever is in that."""
+"""The report of a run: everything in it comes from what the stages wrote, and untrusted text is escaped."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Stages as processes: run once, resumed after a kill, ended with their caller, reported by one line."""
+"""Stages as processes: run once, resumed after a kill, ended with their caller, reported in one line."""
 
 import json
 import os

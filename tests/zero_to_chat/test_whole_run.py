@@ -1,4 +1,4 @@
-"""The whole way in one command, very small: every stage leaves what the next one reads, and kills at random change no weight."""
+"""All stages in one command, very small: each writes what the next one reads, and random kills change no weight."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The bundled dialogues: made by their generator, right, and of parts that share no question."""
+"""The bundled dialogues: written by their generator, with right answers, in parts that share no question."""
 
 import json
 import re
@@ -18,7 +18,7 @@ PARTS = ("train", "reinforcement", "validation", "test")
 @pytest.fixture(scope="module")
 def generator():
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(SAMPLES)  # it imports its neighbour
+        patch.syspath_prepend(SAMPLES)  # it imports make_stories.py
         return load_file(SAMPLES / "make_dialogues.py")
 
 
