@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 from converted import NANO, check_language_model, enlarge, save
-from other_programs import LectureGPT, LlamaC, MinGPT, write_llama_bin
+from karpathy_models import LectureGPT, LlamaC, MinGPT, write_llama_bin
 from published_layouts import NanoGPT
 
 

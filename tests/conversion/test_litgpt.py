@@ -4,7 +4,7 @@ import pytest
 import torch
 import yaml
 from converted import check_language_model, enlarge
-from other_programs import LITGPT, LitGPT, as_older_litgpt
+from litgpt_model import LITGPT, LitGPT, as_older_litgpt
 
 VARIANTS = {
     "llama": {},

@@ -5,8 +5,8 @@ import zipfile
 
 import pytest
 import torch
+from book_variants import BookVariant
 from converted import CONTEXT, HEADS, HEADS_FLAG, LAYERS, VOCABULARY, WIDTH, book, check_language_model, enlarge, save
-from other_programs import BookVariant
 from published_layouts import BookGPT, add_lora
 from safetensors.torch import save_file
 from tiny_models import assert_equal
