@@ -88,9 +88,8 @@ TWINS = {
 
 
 @pytest.fixture(params=["the case", "a twin"])
-def case(request, tmp_path, monkeypatch):
+def case(request, tmp_path):
     """A function from the name of a case to its file."""
-    monkeypatch.setattr(opening, "_said", set())
     if request.param == "a twin":
 
         def write(name: str) -> str:

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from gpt_scratch.data import opening
 from gpt_scratch.data.instruction import (
     CHAT_TEMPLATES,
     encode_conversations,
@@ -33,11 +32,6 @@ TOOLS_TEMPLATE = (
     "{{ eos_token }}{% endgeneration %}{% else %}{{ message['content'] }}{% endif %}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-
-
-@pytest.fixture(autouse=True)
-def say_again(monkeypatch):
-    monkeypatch.setattr(opening, "_said", set())
 
 
 @pytest.fixture(scope="module")

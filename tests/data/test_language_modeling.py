@@ -114,8 +114,7 @@ def test_a_split_by_documents_cuts_between_the_nearest_two():
         ("漢" * 100, 10, "漢" * 90, "a character"),
     ],
 )
-def test_one_long_document_is_cut_at_an_end(monkeypatch, capsys, text, percentage, first, where):
-    monkeypatch.setattr(opening, "_said", set())
+def test_one_long_document_is_cut_at_an_end(capsys, text, percentage, first, where):
     documents = documents_of(datasets.Dataset.from_list([{"text": text}]))
     train, validation = split_documents(documents, percentage)
     assert [(row["text"], row["end"]) for row in train] == [(first, False)]

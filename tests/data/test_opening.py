@@ -22,12 +22,6 @@ def text_of(path, **flags) -> str:
     return "".join(read_text(str(path), Reading.of(Reading(**flags))))
 
 
-@pytest.fixture(autouse=True)
-def say_again(monkeypatch):
-    """Notes that are printed once a process are printed in each test."""
-    monkeypatch.setattr(opening, "_said", set())
-
-
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 def test_byte_order_marks_are_not_text(tmp_path, capsys, encoding):
     path = tmp_path / "a.txt"

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from gpt_scratch.data import opening
 from gpt_scratch.data.instruction import Conversations, set_prompt_style, split_conversations
 from gpt_scratch.data.preference import preference_rows, prompt_of, read_preferences, refuse_unsaid_pairs, replies_of
 from gpt_scratch.errors import UserError
@@ -110,11 +109,6 @@ def test_the_published_file(shared_data):
 
 
 USER, REPLY = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
-
-
-@pytest.fixture(autouse=True)
-def say_again(monkeypatch):
-    monkeypatch.setattr(opening, "_said", set())
 
 
 def test_the_pairs_of_trl(tmp_path):

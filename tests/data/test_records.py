@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from gpt_scratch.data import opening
 from gpt_scratch.data.instruction import (
     read_conversations,
     to_messages,
@@ -17,11 +16,6 @@ USER, REPLY = {"role": "user", "content": "Hi"}, {"role": "assistant", "content"
 SYSTEM = {"role": "system", "content": "Be brief."}
 
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
-
-
-@pytest.fixture(autouse=True)
-def say_again(monkeypatch):
-    monkeypatch.setattr(opening, "_said", set())
 
 
 def read(path, *rows, **settings):

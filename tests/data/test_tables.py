@@ -5,17 +5,11 @@ import json
 import datasets
 import pytest
 
-from gpt_scratch.data import opening
 from gpt_scratch.data.opening import Reading
 from gpt_scratch.data.tables import class_names, find_column, read_table
 from gpt_scratch.errors import UserError
 
 HALF = "\ud83d"
-
-
-@pytest.fixture(autouse=True)
-def say_again(monkeypatch):
-    monkeypatch.setattr(opening, "_said", set())
 
 
 def rows(path, content: str | bytes, **settings) -> list[dict]:

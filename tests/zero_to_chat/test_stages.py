@@ -179,7 +179,7 @@ def test_the_flags_of_the_stages_are_flags_of_their_scripts(tmp_path):
         assert values["seed"] == 1 if "seed" in values and name != "evaluate_instructions" else True
 
 
-def test_the_tokenizer_reads_what_is_said(tmp_path):
+def test_the_tokenizer_is_trained_on_the_dialogues_too(tmp_path):
     row = {"history": [["Hi", "Hello"]], "instruction": "Who?", "output": "Me.", "category": "names"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     write_tokenizer_text(str(tmp_path / "rows.jsonl"), tmp_path / "text.jsonl")
