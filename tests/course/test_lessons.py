@@ -122,7 +122,7 @@ def test_nothing_is_imported_from_the_package_before_the_comparison(path):
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
-def test_the_lesson_says_what_it_must(path):
+def test_the_lesson_has_goals_exercises_and_sources(path):
     text = "\n".join(cell.source for cell in read_cells(path) if cell.markdown)
     for part in ("After this lesson you can", "## Exercises", "## Where this lives in the package", "**Sources.**", "arXiv:"):
         assert part in text, part
