@@ -32,7 +32,7 @@ def test_after_any_error_the_old_directory_is_restored(home, monkeypatch, error)
     assert snapshot(home) == before
 
 
-def test_the_old_directory_stands_until_the_new_one_is_whole(home):
+def test_the_old_directory_is_kept_until_the_new_one_is_complete(home):
     with atomic_directory("ours", True) as folder:
         (folder / "new").write_text("")
         assert (home / "project" / "ours" / "model.safetensors").is_file()

@@ -187,7 +187,7 @@ def test_a_mount_at_or_in_the_output_is_not_replaced(home, kind):
     assert snapshot(home) == before
 
 
-def test_what_the_output_holds_is_not_replaced_when_it_is_read(home):
+def test_an_output_that_holds_the_source_is_not_replaced(home):
     """The source itself, by other names: a file in it, a prefix of TensorFlow's, a link to it, links in it."""
     project = home / "project"
     write_ours(project / "weights", "model.ckpt.index", "model.pth")

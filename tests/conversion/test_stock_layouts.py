@@ -59,7 +59,7 @@ def test_stock_classes_compute_the_same_from_either_names(name, written, check, 
 
 
 @pytest.mark.parametrize("name", ["llama-theta", "llama-linear", "llama-llama3", "llama-classifier"])
-def test_the_check_notices_rotary_settings_that_are_not_read(name, written, check, tmp_path):
+def test_the_check_detects_rotary_settings_that_are_not_read(name, written, check, tmp_path):
     folder, expected = written
     broken = without(folder / name, ("rope_parameters", "rope_theta", "rope_scaling"), tmp_path / "broken")
     with pytest.raises(AssertionError, match="logits differ"):
@@ -168,7 +168,7 @@ CANNOT_GO = {
 
 
 @pytest.mark.parametrize("name", CANNOT_GO)
-def test_what_a_stock_model_cannot_express_is_named(refused, tmp_path, name):
+def test_settings_that_a_stock_model_cannot_express_are_named(refused, tmp_path, name):
     style, settings, target, words = CANNOT_GO[name]
     GPTScratchForCausalLM(tiny_config(style, **settings)).save_pretrained(tmp_path / "ours")
     assert f"{target} cannot express {words}" in refused(tmp_path / "ours", "--to", target)

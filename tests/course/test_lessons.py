@@ -150,7 +150,7 @@ def test_the_files_and_functions_that_the_lesson_names_exist(path):
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
-def test_checks_say_no_answer_yet_before_and_right_after_the_solution(path, played):
+def test_checks_print_no_answer_yet_before_and_right_after_the_solution(path, played):
     names, outputs = played(path)
     checks = [(cell, printed) for cell, printed in outputs if "check" in cell.tags]
     assert all("no answer yet" in printed for _, printed in checks), checks

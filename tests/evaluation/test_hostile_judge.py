@@ -140,7 +140,7 @@ def test_a_file_of_verdicts_of_another_form_is_named(tmp_path, line):
         read_verdicts(tmp_path / "v.jsonl")
 
 
-def test_a_score_is_looked_for_in_bounded_time():
+def test_a_score_is_found_in_bounded_time():
     start = time.monotonic()
     assert (
         parse_score("5" + " " * ANSWER_BYTES + "x5", "0-100") is None and parse_score("5" + " " * 4_000 + "x5", "0-100") is None

@@ -100,7 +100,7 @@ def test_the_name_of_the_repository_is_written_into_the_example_once(tmp_path):
     assert not name_repository(str(tmp_path / "nowhere"), "ada/story")
 
 
-def test_what_a_person_writes_around_a_card_is_kept_when_it_is_written_again(tmp_path, capsys):
+def test_text_around_a_card_is_kept_when_it_is_written_again(tmp_path, capsys):
     write_card(str(tmp_path), RECORD)
     assert name_repository(str(tmp_path), "ada/story")  # no edit by a person
     text = (tmp_path / "README.md").read_text(encoding="utf-8")

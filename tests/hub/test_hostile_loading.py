@@ -62,7 +62,7 @@ def refused() -> str:
     return str(refusal.value)
 
 
-def test_a_friendly_hub_is_loaded_and_verified(ready):
+def test_a_model_on_an_honest_hub_is_loaded_and_verified(ready):
     model, tokenizer = load_language_model("ada/model")
     assert model.config.vocab_size == 300 and len(tokenizer("One day")["input_ids"]) > 0
     assert verify_checkpoint("ada/model").status == EQUAL

@@ -54,7 +54,7 @@ def test_every_commit_is_a_complete_repository_with_our_card(train, logged_in, t
     assert f"uploaded to {hub.endpoint}/ada/story/commit/{repo.branches['main']}" in capsys.readouterr().out
 
 
-def test_what_would_fail_afterwards_fails_before_training(train, logged_in, tmp_path):
+def test_errors_of_the_upload_are_found_before_training(train, logged_in, tmp_path):
     logged_in(token=None)
     with pytest.raises(UserError, match="not logged in to the Hub"):
         train("--hub_model_id", "story")

@@ -250,7 +250,7 @@ def test_other_directories_are_refused(run, refused, script, tmp_path):
 
 
 @pytest.mark.thorough
-def test_what_computes_something_else_is_not_uploaded(run, refused, logged_in, monkeypatch):
+def test_a_stock_layout_that_computes_something_else_is_not_uploaded(run, refused, logged_in, monkeypatch):
     hub = logged_in()
 
     def export_wrongly(checkpoint, folder, *rest):

@@ -282,7 +282,7 @@ def test_offline(folder, push, monkeypatch):
 
 
 @pytest.mark.thorough
-def test_verification_notices_another_file_and_other_logits(folder, script, logged_in, monkeypatch):
+def test_verification_detects_another_file_and_other_logits(folder, script, logged_in, monkeypatch):
     hub = logged_in()
     module = script("push_to_hub")
     arguments = module.parse([str(folder), "first"])

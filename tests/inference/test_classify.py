@@ -61,7 +61,7 @@ def test_a_stream_is_answered_while_it_is_read(folder):
     assert len(read) == 2
 
 
-def test_a_language_model_is_no_classifier(tmp_path, folder):
+def test_a_language_model_is_refused_as_a_classifier(tmp_path, folder):
     _, tokenizer = load_classifier(folder)
     GPTScratchForCausalLM(GPTScratchConfig(vocab_size=300, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

@@ -91,7 +91,7 @@ def test_connections_are_limited_and_released(server):
 
 
 @pytest.mark.fault("HTTP that is none: binary noise, two lengths, an endless header, HTTP/2", seconds=5, mebibytes=MEBIBYTES)
-def test_noise_is_refused(server):
+def test_requests_that_are_not_http_are_refused(server):
     for noise in (
         b"\x16\x03\x01\x02\x00" * 50,
         b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",

@@ -118,7 +118,7 @@ def test_text_ends_where_the_learned_positions_end(pair):
         generate_texts(model, tokenizer, ["Tom had it. " * 40])
 
 
-def test_what_cannot_be_loaded_is_named(tmp_path, pair):
+def test_checkpoints_that_cannot_be_loaded_are_named(tmp_path, pair):
     with pytest.raises(UserError, match="nowhere"):
         load(str(tmp_path / "nowhere"))
     model, tokenizer = pair

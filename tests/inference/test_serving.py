@@ -212,7 +212,7 @@ def test_a_flag_that_is_not_understood_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_transformers_chat_talks_to_it(tmp_path):
+def test_transformers_chat_works_with_it(tmp_path):
     make_model(tmp_path / "model")
     with serving(tmp_path / "model", tmp_path / "log") as server:
         command = [

@@ -152,7 +152,7 @@ def test_each_flag_reaches_its_function(script, tmp_path, monkeypatch, flags, fu
 
 
 @pytest.mark.thorough
-def test_a_card_that_was_edited_outlasts_an_overwrite(script, tmp_path):
+def test_an_edited_card_is_kept_by_overwrite(script, tmp_path):
     tiny_gpt2(tmp_path / "original")
     module = script("convert_checkpoint")
     arguments, card = [str(tmp_path / "original"), str(tmp_path / "converted")], tmp_path / "converted" / "README.md"

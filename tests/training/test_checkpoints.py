@@ -86,7 +86,7 @@ def test_the_patience_of_the_resumed_run_counts(tmp_path):
 
 
 @pytest.mark.thorough
-def test_an_evaluation_that_fails_costs_no_steps(tmp_path, capsys):
+def test_a_failed_evaluation_loses_no_steps(tmp_path, capsys):
     class Failing(ResumableTrainer):
         def evaluation_loop(self, *args, **kwargs):
             raise torch.OutOfMemoryError("no memory is left")

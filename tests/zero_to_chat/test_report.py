@@ -87,7 +87,7 @@ def test_untrusted_text_in_the_report_is_escaped(run):
     )  # nothing is loaded from elsewhere
 
 
-def test_a_stage_that_did_not_raise_it_is_named(tmp_path):
+def test_a_stage_without_improvement_is_named(tmp_path):
     make_run(tmp_path, {"pretrained": 2, "instructed": 100, "reinforced": 108})
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "Not every stage raised it beyond the 95 % intervals: instruction tuning did; reinforcement did not." in text
