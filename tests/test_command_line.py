@@ -1,4 +1,4 @@
-"""What a script says before torch and transformers are imported: its help, and what is wrong with its command line."""
+"""What a script prints before torch and transformers are imported: its help, and errors of its command line."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from command_line_table import SCRIPTS, make_table, script_names
 
-from gpt_scratch import command_line, hub_access
+from gpt_scratch import command_line
 from gpt_scratch.command_line import check_command_line
 from gpt_scratch.errors import UserError
 
@@ -23,7 +23,7 @@ PINNED = dict(re.findall(r"^(transformers|trl)==(\S+)", (ROOT / "constraints.txt
 def folder(tmp_path, monkeypatch) -> Path:
     """The current directory: texts, a model, a run."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing answers there
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.delenv("GPT_SCRATCH_API_KEY", raising=False)
@@ -46,7 +46,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_the_table_holds_what_the_scripts_parsers_say():
+def test_the_table_equals_the_scripts_parsers():
     pytest.importorskip("trl")
     if command_line.releases() != PINNED:
         pytest.skip(f"the flags of {PINNED} are in the table")
@@ -161,7 +161,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("line", WRONG)
-def test_what_is_wrong_is_said_in_one_line(folder, line):
+def test_wrong_flags_are_refused_in_one_line(folder, line):
     script, *argv = line.split()
     with pytest.raises(UserError, match=re.escape(WRONG[line])) as error:
         check_command_line(script, argv, None)
@@ -192,10 +192,10 @@ RIGHT = [
 
 
 @pytest.mark.parametrize("line", RIGHT)
-def test_what_is_right_passes(folder, capsys, line):
+def test_right_flags_pass(folder, capsys, line):
     script, *argv = line.split()
     check_command_line(script, argv, None)
-    assert not capsys.readouterr().err  # what there is to say of a file is said by the script, once
+    assert not capsys.readouterr().err  # notes about a file are printed once, by the script
 
 
 RECORDS = {
@@ -247,17 +247,7 @@ def test_definitions_are_the_code_of_the_flags():
     assert "parser.add('a')" in found[0] and "z = 3" not in found[0]
 
 
-def test_the_cache_serves_where_the_hub_cannot_be_asked(folder, monkeypatch, capsys):
-    (folder / "cache/hub/models--gpt2").mkdir(parents=True)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "")  # put back afterwards
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    check_command_line("pretrain", ["--train_file", "text.txt", "--tokenizer_name", "gpt2"], None)
-    assert os.environ["HF_HUB_OFFLINE"] == "1" and "using the cached copy of gpt2" in capsys.readouterr().err
-    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
-        hub_access.refuse_unreachable("user/other")
-
-
-def test_a_script_needs_no_torch_to_say_so(tmp_path):
+def test_flags_are_checked_without_importing_torch(tmp_path):
     """Measured on a process: 8 s where torch and transformers are imported."""
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}

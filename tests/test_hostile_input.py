@@ -1,4 +1,4 @@
-"""Broken and hostile models and prompts: one clear line each, quickly, in little memory, and nothing executed.
+"""Broken and hostile models and prompts are refused in one clear line, quickly, in little memory, and nothing is executed.
 
 All cases run in one process of their own whose memory is limited, each with its time taken.
 """

@@ -1,4 +1,4 @@
-"""What a model computes is written beside it: exactly, without a trace of the machine; a file of another form is refused."""
+"""The outputs that are written beside a model: exact, without traces of the machine; a file of another form is refused."""
 
 import copy
 import math

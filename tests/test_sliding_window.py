@@ -118,7 +118,7 @@ def test_training_sees_the_window_too():
 @pytest.mark.parametrize(
     ("value", "reason"), [(0, "at least 1"), (-4, "at least 1"), (2.5, "of type float"), (True, "of type bool")]
 )
-def test_a_window_that_is_none_is_refused(value, reason):
+def test_an_invalid_window_is_refused(value, reason):
     with pytest.raises(GPTScratchConfigError, match=f"sliding_window is {value}.*{reason}"):
         ours(window=value)
 

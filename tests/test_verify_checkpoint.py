@@ -1,4 +1,4 @@
-"""Verification passes what is equal, names what is not, and reads nothing that it does not understand.
+"""Verification accepts what is equal, names what is not, and refuses what it does not understand.
 
 Faults are planted in subclasses, so that they do not depend on how the model is written.
 """
@@ -267,7 +267,7 @@ def test_the_script_and_the_file_alone(faulty):
     assert done.stdout.startswith("model: reproduces the outputs stored when it was written") and done.stdout.count("\n") == 1
     done = run(FILE, "model", "--trust_remote_code", cwd=faulty.parent)
     assert done.returncode == DIFFERENT and "disagree about the cache" in done.stderr and done.stderr.count("\n") == 1
-    done = run(FILE, "model", cwd=faulty.parent)  # the package is not there, and nobody has trusted the code
+    done = run(FILE, "model", cwd=faulty.parent)  # the package is not there, and the code is not trusted
     assert done.returncode == UNKNOWN
     assert (
         done.stderr

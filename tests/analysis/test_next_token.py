@@ -52,7 +52,7 @@ def test_ranks_surprises_and_expectations(model, tokenizer):
     assert after[0][1] == pytest.approx(probabilities[-1].max().item(), abs=1e-6)
 
 
-def test_the_book_s_temperatures():
+def test_temperatures_of_the_book():
     assert sampling_distribution(BOOK)[3].item() == pytest.approx(0.57212, abs=5e-6)
     assert sampling_distribution(BOOK, temperature=5)[6].item() == pytest.approx(0.0430, abs=5e-5)
     top = sampling_distribution(BOOK, top_k=3)
@@ -136,7 +136,7 @@ HOSTILE = [
 
 
 @pytest.mark.fault("tokens and the name of a model that are HTML, in the page of coloured text", seconds=20, mebibytes=300)
-def test_tokens_and_names_are_no_html(tmp_path):
+def test_tokens_and_names_are_escaped_in_html(tmp_path):
     def tags(words: list[str], title: str) -> set:
         places = [ScoredToken(word, 1, 2, 0.5, 1.0, ((word, 0.5),)) for word in words]
         return Tags(write_surprise_html(places, tmp_path / "text.html", title).read_text(encoding="utf-8")).seen

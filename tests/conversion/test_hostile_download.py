@@ -1,4 +1,4 @@
-"""Servers that send something other than the requested file: one line, in bounds of time and memory, and complete files are kept."""
+"""Servers that send something other than the requested file: one line, within bounds of time and memory, and complete files are kept."""
 
 import contextlib
 import json
@@ -9,6 +9,7 @@ import time
 
 import pytest
 from bounds import run_bounded
+from raw_http import endless
 
 FETCH = """
 import json, sys, time
@@ -33,13 +34,6 @@ BODY = bytes(range(256)) * 40
 
 def reply(*headers: str, status: str = "200 OK") -> bytes:
     return "\r\n".join([f"HTTP/1.1 {status}", "Connection: close", *headers]).encode() + b"\r\n\r\n"
-
-
-def endless(connection: socket.socket, start: bytes, chunk: bytes, pause: float) -> None:
-    connection.sendall(start)
-    while True:  # until the other side hangs up
-        connection.sendall(chunk)
-        time.sleep(pause)
 
 
 def redirect(to: str, status: str = "302 Found"):
@@ -100,7 +94,7 @@ def server():
     "a download of more bytes than promised, a web page, a redirect to a file, a slow drip", seconds=40, mebibytes=900
 )
 @pytest.mark.thorough
-def test_a_download_of_something_else_is_one_line_and_spoils_nothing(server, tmp_path):
+def test_a_wrong_answer_is_refused_in_one_line_and_complete_files_are_kept(server, tmp_path):
     for number, (name, there, _, _) in enumerate(CASES.values()):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "vocab.bpe").write_bytes(b"whole")

@@ -2,15 +2,13 @@
 
 import json
 import shutil
-import struct
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
 import pytest
 import torch
 from published_layouts import greedy, openai_gpt2
-from test_hostile_checkpoints import HEADER, block, entry, index_of
+from tensorflow_bytes import HEADER, block, entry, index_of, masked
 from tiny_models import assert_equal
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -29,7 +27,7 @@ def checkpoint(tmp_path):
 @pytest.mark.parametrize("kind", ["one_shard", "several_shards", "float16", "finetuned"])
 @torch.no_grad()
 @pytest.mark.quick_cases("several_shards")
-def test_the_same_function(convert, checkpoint, capsys, kind):
+def test_logits_and_greedy_tokens_equal_the_reference(convert, checkpoint, capsys, kind):
     source = checkpoint(kind)
     values = {name.replace(".", "/"): torch.from_numpy(value) for name, value in np.load(source / "expected.npz").items()}
     if kind == "finetuned":  # it was initialized, never trained: the slots are there, the values as drawn
@@ -76,7 +74,7 @@ def test_back_to_the_layout_of_transformers(convert, checkpoint):
             assert torch.equal(weight, torch.from_numpy(values[f"model.h{layer}.{name}.w"])[0])
 
 
-def test_the_tokenizer_comes_along(convert, refused, checkpoint):
+def test_the_tokenizer_is_converted(convert, refused, checkpoint):
     source = checkpoint("one_shard")
     tokens = [*"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,!?'0123", "Ġ", "ab", "<|endoftext|>"]
     (source / "encoder.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}), encoding="utf-8")
@@ -205,8 +203,3 @@ def test_renamed_variables_are_named(refused, checkpoint):
     index.write_bytes(data)
     message = refused(source)
     assert "model/ln_z/b, model/ln_z/g" in message and "model.norm.weight" in message
-
-
-def masked(contents: bytes) -> bytes:
-    crc = google_crc32c.value(contents)
-    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)

@@ -175,7 +175,7 @@ def written(path, content: bytes | str) -> str:
 
 @pytest.fixture
 def said(monkeypatch, capsys):
-    """What was said of the files that were read, each line once more in this test."""
+    """What was printed about the files, each line once."""
     monkeypatch.setattr(opening, "_printed", set())
     return lambda: capsys.readouterr().err
 
@@ -231,7 +231,7 @@ def test_the_names_of_a_class_label_are_kept_in_their_order(tmp_path, kind):
         read_labelled_texts(str(tmp_path / "b.parquet"))
 
 
-def test_columns_that_are_not_used_are_said(tmp_path, said):
+def test_unused_columns_are_reported(tmp_path, said):
     data = read_labelled_texts(written(tmp_path / "a.csv", "id,Text,Label,note\n1,a,x,n\n2,b,y,n\n"))
     assert data.texts == ["a", "b"] and "unused columns: id, note" in said()
 

@@ -34,7 +34,7 @@ ALPACA = (
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """A token a byte, and the end of text, which is the padding too: the case in which masking by id would go wrong."""
+    """One token a byte, and the end of text, which is the padding too: masking by id would be wrong here."""
     tokenizer = train_byte_level_bpe(["a"], vocab_size=258)
     tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -82,7 +82,7 @@ def test_every_reply_of_a_conversation_is_trained_and_every_form_becomes_message
     assert to_messages({"prompt": talk[:2], "completion": talk[2:3]}, "chatml") == talk[:3]
 
 
-def test_the_users_own_labels_stay(tokenizer):
+def test_given_labels_are_kept(tokenizer):
     row = {"input_ids": [5, 6, 7, 8], "labels": [-100, 6, -100, 8]}
     assert encode_record(row, tokenizer, "alpaca", mask_prompt=False) == ([5, 6, 7, 8], [-100, 6, -100, 8])
 

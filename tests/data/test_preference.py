@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gpt_scratch.data.instruction import Conversations, set_prompt_style, split_conversations
-from gpt_scratch.data.preference import preference_rows, read_preferences, refuse_omissions_in_pairs
+from gpt_scratch.data.preference import preference_rows, prompt_of, read_preferences, refuse_omissions_in_pairs, replies_of
 from gpt_scratch.errors import UserError
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
@@ -104,3 +104,40 @@ def test_the_published_file(shared_data):
     rows = {name: preference_rows(part, "alpaca") for name, part in parts.items()}
     assert {name: len(part) for name, part in parts.items()} == {"train": 935, "validation": 55, "test": 110}
     assert sum(equal for _, equal in rows.values()) == 6
+
+
+USER, REPLY = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+
+
+def test_the_pairs_of_trl(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    good, bad = {"role": "assistant", "content": "Hello"}, {"role": "assistant", "content": "What?"}
+    rows = [
+        {"prompt": "Hi", "chosen": "Hello", "rejected": "What?"},
+        {"prompt": [USER], "chosen": [good], "rejected": [bad]},
+        {"chosen": [USER, good], "rejected": [USER, bad]},
+        {
+            "prompt": "Hi",
+            "chosen": [USER, good],
+            "rejected": [USER, bad],
+            "messages": [USER, good],
+            "score_chosen": 8.0,
+            "prompt_id": "x",
+        },
+        {"prompt": [USER], "chosen": json.dumps([good]), "rejected": json.dumps([bad])},
+        {"instruction": "Hi", "chosen": [good], "rejected": [bad], "output": "Hello"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = read_preferences(str(path))
+    for record in data.records:
+        assert prompt_of(record, "alpaca") == [USER] and replies_of(record) == {"chosen": [good], "rejected": [bad]}, record
+    table, equal = preference_rows(data, "alpaca")
+    assert len(table) == 6 and equal == 0
+    path.write_text(json.dumps({"prompt": "Other", "chosen": [USER, good], "rejected": [USER, bad]}), encoding="utf-8")
+    with pytest.raises(UserError, match="begin with messages other than those of 'prompt'"):
+        read_preferences(str(path))
+    path.write_text(
+        json.dumps({"system": "Be brief.", "history": [["a", "b"]], "prompt": "Hi", "chosen": "x", "rejected": "y"}),
+        encoding="utf-8",
+    )
+    assert [m["content"] for m in prompt_of(read_preferences(str(path)).records[0], "alpaca")] == ["Be brief.", "a", "b", "Hi"]

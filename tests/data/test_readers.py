@@ -1,4 +1,4 @@
-"""Documents from files of each format, and what broken files are answered with."""
+"""Documents from files of each format, and the errors of broken files."""
 
 import gzip
 import json

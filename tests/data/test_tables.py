@@ -1,21 +1,15 @@
-"""Rows of csv, tsv and JSON in the shapes in which people save them; nothing of a row is lost without a word."""
+"""Rows of csv, tsv and JSON in every common shape; nothing of a row is lost silently."""
 
 import json
 
 import datasets
 import pytest
 
-from gpt_scratch.data import opening
 from gpt_scratch.data.opening import Reading
 from gpt_scratch.data.tables import class_names, find_column, read_table
 from gpt_scratch.errors import UserError
 
 HALF = "\ud83d"
-
-
-@pytest.fixture(autouse=True)
-def say_again(monkeypatch):
-    monkeypatch.setattr(opening, "_printed", set())
 
 
 def rows(path, content: str | bytes, **settings) -> list[dict]:
@@ -86,13 +80,13 @@ def test_one_record_is_a_row_and_not_rows_under_a_key(tmp_path):
         ("a.jsonl", '{"text": "' + HALF.encode("utf-16", "surrogatepass").decode("utf-16", "replace") + '"}\n{"text": "\\ud83d"}\n', "row 1: 'text' contains a lone surrogate"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_is_told_with_its_places(tmp_path, name, content, message):
+def test_unreadable_rows_are_reported_with_their_places(tmp_path, name, content, message):
     with pytest.raises(UserError, match=message) as caught:
         rows(tmp_path / name, content)
     assert "\n" not in str(caught.value)
 
 
-def test_text_of_any_kind_is_kept_and_halves_are_replaced_on_demand(tmp_path, capsys):
+def test_any_text_is_kept_and_lone_surrogates_are_replaced_if_requested(tmp_path, capsys):
     odd = 'He said "no", \x00 \x1b[31m \u202e 🙂\tok'
     assert rows(tmp_path / "a.jsonl", json.dumps({"text": odd})) == [{"text": odd}]
     assert rows(tmp_path / "a.csv", 'text,label\n"a ""quoted"" text, and\na line\x00",x\n') == [
@@ -103,7 +97,7 @@ def test_text_of_any_kind_is_kept_and_halves_are_replaced_on_demand(tmp_path, ca
     assert "replaced by U+FFFD in 2 rows" in capsys.readouterr().err
 
 
-def test_quotes_in_a_tsv_are_the_texts_own_unless_a_spreadsheet_put_them(tmp_path):
+def test_quotes_in_a_tsv_are_literal_unless_a_spreadsheet_wrote_them(tmp_path):
     assert rows(tmp_path / "a.tsv", 'ham\t"open quote\nham\tHe said "hi"\n') == [
         {"label": "ham", "text": '"open quote'},
         {"label": "ham", "text": 'He said "hi"'},

@@ -1,4 +1,4 @@
-"""The conversation in the terminal: what the model is given, what is forgotten when the context is full."""
+"""The conversation in the terminal: the model's input, and what is dropped when the context is full."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""One loader for every script: what is not whole is refused by name in one line, within bounds of time and memory.
+"""One loader for every script: an incomplete checkpoint is refused by name in one line, within bounds of time and memory.
 
 All hostile checkpoints are opened by one process, one after the other.
 """
@@ -222,13 +222,13 @@ def refusals(whole, tmp_path_factory) -> dict[str, dict]:
     "name", [pytest.param(name, marks=pytest.mark.fault(name, seconds=SECONDS, mebibytes=MEBIBYTES)) for name in CASES]
 )
 @pytest.mark.thorough
-def test_what_is_not_whole_is_refused_in_one_line(refusals, name):
+def test_incomplete_checkpoints_are_refused_in_one_line(refusals, name):
     said = refusals[name]
     assert CASES[name][2] in said["said"] and "\n" not in said["said"], said
     assert said["seconds"] < SECONDS
 
 
-def test_whole_ones_are_opened(whole, tokenizer, tmp_path):
+def test_complete_checkpoints_are_opened(whole, tokenizer, tmp_path):
     model, opened = load_language_model(str(whole / "lm"))
     ids = torch.tensor([opened("One day")["input_ids"]])
     assert opened.get_vocab() == tokenizer.get_vocab() and not model.training
@@ -244,7 +244,7 @@ def test_whole_ones_are_opened(whole, tokenizer, tmp_path):
     assert load_model(str(tmp_path / "untied"), "lm").dtype == torch.bfloat16
 
 
-def test_a_head_that_is_to_be_trained_may_be_new_and_nothing_else(whole, tmp_path):
+def test_only_a_head_that_is_to_be_trained_may_be_new(whole, tmp_path):
     model = load_model(str(whole / "lm"), "classifier", "float32", new_head=True, num_labels=4)
     assert model.score.weight.shape == (4, 32)
     assert torch.equal(model.model.embed_tokens.weight, load_model(str(whole / "lm"), "lm").model.embed_tokens.weight)
@@ -254,14 +254,14 @@ def test_a_head_that_is_to_be_trained_may_be_new_and_nothing_else(whole, tmp_pat
         load_model(str(tmp_path / "damaged"), "classifier", new_head=True, num_labels=4)
 
 
-def test_what_is_nowhere_is_named(tmp_path):
+def test_a_missing_checkpoint_is_named(tmp_path):
     for load in (load_language_model, load_classifier, load_tokenizer):
         with pytest.raises(UserError, match="nowhere"):
             load(str(tmp_path / "nowhere"))
 
 
-def test_no_script_loads_past_the_loader():
-    """Whoever adds a script finds this line: transformers alone fills in what is missing with random numbers."""
+def test_every_script_uses_the_loader():
+    """transformers alone initializes missing weights at random: a new script must use the loader, too."""
     root = Path(__file__).resolve().parents[2]
     found = subprocess.run(
         ["grep", "-rlE", r"Auto(Tokenizer|Model\w*)\.from_pretrained\(", "--include=*.py", "--exclude-dir=course", "gpt_scratch", "scripts"],

@@ -31,7 +31,7 @@ RECORDS = [
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """A model that has learned these three conversations by heart."""
+    """A model that was overfitted on these three conversations."""
     path = tmp_path_factory.mktemp("caller")
     tokenizer = train_byte_level_bpe([json.dumps(RECORDS)] * 2, 300, special_tokens=(END_OF_TEXT, PADDING, "<|im_start|>"))
     set_prompt_style(tokenizer, "chatml")

@@ -1,4 +1,4 @@
-"""The guard before transformers' server, in a process of its own: what is answered, what is refused, and that nothing takes it down."""
+"""The guard before transformers' server, in a process of its own: what is answered, what is refused, and that nothing crashes it."""
 
 import json
 import socket
@@ -35,7 +35,7 @@ def test_the_three_endpoints_answer(server, question, chat):
     assert json.loads(server.ask("/v1/models")[2])["data"][0]["id"] == server.model
 
 
-def test_settings_are_used_and_not_swallowed(server, question):
+def test_settings_are_used(server, question):
     def ask(**settings):
         return json.loads(server.ask(COMPLETIONS, question | {"max_tokens": 30} | settings)[2])["choices"][0]
 
@@ -146,7 +146,7 @@ def test_failures_of_the_model_are_one_json_error(server, question):
 @pytest.mark.fault("a generation that takes longer than the time limit", seconds=10, mebibytes=MEBIBYTES)
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.thorough
-def test_a_long_generation_really_ends(server, question, stream):
+def test_a_long_generation_is_ended(server, question, stream):
     start = time.monotonic()
     status, _, text = server.ask(COMPLETIONS, question | {"max_tokens": 3000, "stream": stream})
     assert 1.9 < time.monotonic() - start < 6
@@ -156,7 +156,7 @@ def test_a_long_generation_really_ends(server, question, stream):
     assert server.ask(COMPLETIONS, question)[0] == 200 and time.monotonic() - start < 4  # nothing runs on in the background
 
 
-def test_a_client_that_goes_away_frees_its_turn(server, question):
+def test_a_disconnected_client_frees_its_turn(server, question):
     for stream in (False, True):
         body = json.dumps(question | {"max_tokens": 3000, "stream": stream}).encode()
         with server_socket(server) as connection:
@@ -212,7 +212,7 @@ def test_a_flag_that_is_not_understood_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_transformers_chat_talks_to_it(tmp_path):
+def test_transformers_chat_works_with_it(tmp_path):
     make_model(tmp_path / "model")
     with serving(tmp_path / "model", tmp_path / "log") as server:
         command = [

@@ -12,12 +12,12 @@ import torch
 from tiny_models import CODE_FILES
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from gpt_scratch.conflicts import parse_size
 from gpt_scratch.conversion.checkpoint import Options
 from gpt_scratch.conversion.formats import without_tokenizer
 from gpt_scratch.errors import UserError
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "convert_checkpoint.py"
+
 WITHOUT_THE_PACKAGE = """
 import sys
 sys.modules["gpt_scratch"] = None  # as if it were not installed
@@ -123,23 +123,12 @@ def test_neither_the_source_nor_the_current_directory_is_replaced(script, tmp_pa
     assert {path: path.lstat().st_ino for path in tmp_path.rglob("*")} == before
 
 
-@pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("500 mb", 5 * 10**8), ("10KB", 10**4), ("123", 123)])
-def test_sizes(text, size):
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "1.5GB", "0", "5TB"])
-def test_wrong_sizes(text):
-    with pytest.raises(UserError, match="write 500MB, 5GB or a number of bytes"):
-        parse_size(text)
-
-
 class Arrived(Exception):
     """What a function of the script was called with."""
 
 
 @pytest.mark.parametrize(("flags", "function"), [([], "import_weights"), (["--to", "gpt2"], "export_weights")])
-def test_each_flag_arrives_where_it_counts(script, tmp_path, monkeypatch, flags, function):
+def test_each_flag_reaches_its_function(script, tmp_path, monkeypatch, flags, function):
     module = script("convert_checkpoint")
     checkpoint = SimpleNamespace(format="gpt_scratch" if flags else "book", reason="", notes=[], tokenizer="words")
 
@@ -163,7 +152,7 @@ def test_each_flag_arrives_where_it_counts(script, tmp_path, monkeypatch, flags,
 
 
 @pytest.mark.thorough
-def test_a_card_that_was_edited_outlasts_an_overwrite(script, tmp_path):
+def test_an_edited_card_is_kept_by_overwrite(script, tmp_path):
     tiny_gpt2(tmp_path / "original")
     module = script("convert_checkpoint")
     arguments, card = [str(tmp_path / "original"), str(tmp_path / "converted")], tmp_path / "converted" / "README.md"

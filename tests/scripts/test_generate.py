@@ -69,7 +69,7 @@ class Arrived(Exception):
     """What a function of the script was called with."""
 
 
-def test_each_flag_arrives_where_text_is_generated(script, model_directory, monkeypatch):
+def test_each_flag_reaches_generation(script, model_directory, monkeypatch):
     module = script("generate")
 
     def stop(model, tokenizer, prompts, *settings, **more):

@@ -1,4 +1,4 @@
-"""End to end, small: text in, a directory that anything in the ecosystem loads out."""
+"""End to end, small: from text to a directory that the ecosystem loads."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def finished(script, text_file, tmp_path_factory):
     return output, record
 
 
-def test_it_learns_and_says_so(finished):
+def test_the_loss_falls_and_is_reported(finished):
     _, record = finished
     metrics = record["metrics"]
     assert metrics["validation_loss"] < metrics["curve"][0]["eval_loss"] - 2

@@ -78,7 +78,7 @@ def test_a_minbpe_file_is_converted(script, files):
     assert_old_releases_open(files / "out")
 
 
-def test_the_result_is_the_tokenizer_of_the_library(script, files):
+def test_the_tokenizer_equals_that_of_the_library(script, files):
     run(script, "--train_file", files / "train.txt", "--validation_file", files / "held_out.txt", "--output_dir", files / "out")
     assert AutoTokenizer.from_pretrained(files / "out")(HELD_OUT)["input_ids"] == train_byte_pair([TRAIN], 8000).encode(HELD_OUT)
 

@@ -93,7 +93,7 @@ class Runner:
         return answer | {"log": log.read_text(encoding="utf-8")}
 
     def resume(self, name: str, output: Path, **how) -> dict:
-        """Go on, or start where nothing was saved."""
+        """Resume, or start where nothing was saved."""
         return self(
             name, output, *(["--resume_from_checkpoint", "latest"] if newest_complete_checkpoint(str(output)) else []), **how
         )
@@ -108,7 +108,7 @@ class Runner:
         return self.whole_runs[name]
 
     def assert_same(self, output: Path, name: str) -> None:
-        """The run went on to the weights of the run that was left alone: it has survived what befell it."""
+        """The run ended with the weights of the run that was left alone."""
         assert_same(output, self.whole(name))
         self.survived.update(place for place, where in self.faults if where == output)
 

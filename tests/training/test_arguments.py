@@ -115,7 +115,7 @@ def test_output_directory_must_be_new_and_writable(tmp_path):
         check_output_directory(str(tmp_path / "file" / "below"), resume=None)
 
 
-def test_a_run_writes_over_nobody_s_files(tmp_path, monkeypatch):
+def test_a_run_overwrites_no_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "thesis.tex").write_text("mine")
     check_output_directory(".", resume=None)  # nothing of what is there has a name that a run writes
@@ -126,7 +126,7 @@ def test_a_run_writes_over_nobody_s_files(tmp_path, monkeypatch):
         (tmp_path / name).unlink()
 
 
-def test_a_directory_that_a_run_made_and_left_empty_goes(tmp_path):
+def test_an_empty_directory_that_a_run_made_is_removed(tmp_path):
     """At the end of the process."""
     script = (
         "import sys; from gpt_scratch.training.arguments import check_output_directory as check\n"

@@ -86,7 +86,7 @@ def test_the_patience_of_the_resumed_run_counts(tmp_path):
 
 
 @pytest.mark.thorough
-def test_an_evaluation_that_fails_costs_no_steps(tmp_path, capsys):
+def test_a_failed_evaluation_loses_no_steps(tmp_path, capsys):
     class Failing(ResumableTrainer):
         def evaluation_loop(self, *args, **kwargs):
             raise torch.OutOfMemoryError("no memory is left")
@@ -104,7 +104,7 @@ def test_an_evaluation_that_fails_costs_no_steps(tmp_path, capsys):
     assert state["global_step"] == 3
 
 
-def test_checkpoints_give_way_by_their_steps_whatever_the_clock_says(tmp_path):
+def test_old_checkpoints_are_removed_by_step_not_by_time(tmp_path):
     """The newest has the oldest time, as after a clock that went back; what this package did not write stays."""
     for step, time in ((2, 4000), (4, 3000), (6, 2000), (8, 1000)):
         (tmp_path / f"checkpoint-{step}").mkdir()

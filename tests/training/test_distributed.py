@@ -130,7 +130,7 @@ def test_two_processes_train_as_one(data, tmp_path, name):
 
 @pytest.mark.parametrize("name", ["pretrain", "streaming"])
 def test_two_processes_resume_exactly(data, tmp_path, name):
-    """In the midst of an epoch, with dropout; and after SIGTERM, which ends both at the same step."""
+    """Within an epoch, with dropout; and after SIGTERM, which ends both at the same step."""
     argv = [str(data / word) if (data / word).exists() else word.replace("drop_rate=0", "drop_rate=0.1") for word in RUNS[name]]
     argv += ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2", "--save_total_limit", "9"]
     whole, resumed, stopped = (["--output_dir", str(tmp_path / way)] for way in ("whole", "resumed", "stopped"))

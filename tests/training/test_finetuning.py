@@ -1,4 +1,4 @@
-"""What trains, by flags in the same terms for every script; flags without effect are refused."""
+"""Which parameters train, by the same flags in every script; flags without effect are refused."""
 
 import pytest
 import torch

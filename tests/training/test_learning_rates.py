@@ -29,7 +29,7 @@ def test_the_rule_by_hand(parameters, trained, expected):
     assert default_learning_rate(parameters, trained) == pytest.approx(expected)
 
 
-def test_it_is_set_with_warm_up_and_decay_and_said_in_one_line(tmp_path, capsys):
+def test_it_is_set_with_warm_up_and_decay_and_reported_in_one_line(tmp_path, capsys):
     args = arguments(tmp_path)
     set_default_learning_rate(args, 1_240_000, "new")
     assert (args.learning_rate, args.lr_scheduler_type, args.warmup_steps) == (0.0024, "cosine", 0.05)

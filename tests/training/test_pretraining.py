@@ -1,4 +1,4 @@
-"""Each setting of a pretraining run does what it says, and each figure is what it is called."""
+"""Each setting of a pretraining run has its effect, and each metric is computed as named."""
 
 import json
 import math
@@ -56,7 +56,7 @@ def arguments(tmp_path, **given) -> TrainingArguments:
     return TrainingArguments(str(tmp_path), use_cpu=True, **given)
 
 
-def test_the_figures_of_a_run_are_what_they_are_called(tmp_path):
+def test_metrics_are_computed_as_named(tmp_path):
     history = [
         {"step": 0, "epoch": 0.0, "eval_loss": 4.0, "num_input_tokens_seen": 0},
         {"step": 2, "epoch": 1.0, "loss": 3.5, "train_tokens_per_second": 10.0},

@@ -1,4 +1,4 @@
-"""A run goes on only from a checkpoint that is whole and its own: damaged, hostile and foreign ones end in one line before the first step.
+"""A run resumes only from a complete checkpoint of its own: damaged, hostile and foreign ones end in one line before the first step.
 
 All runs are forks of one process, see survival_driver.py; so a segmentation fault is a status and not the end of the tests.
 """
@@ -18,15 +18,19 @@ from safetensors.torch import load_file, save_file
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 from gpt_scratch.training.checkpoints import MANIFEST
-from gpt_scratch.training.made_with import FILE, fingerprint
+from gpt_scratch.training.made_with import FILE
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forks")
 
 ROOT = Path(__file__).resolve().parents[2]
+
 SECONDS, MEBIBYTES = 20, 2000  # the driver and the run, which share most pages, both counted
+
 TEXT = "One day, Anna lost her key. She looked by the river, and there it was. Tom had a cat. The cat sat on the mat.\n"
+
 COMMON = ["--use_cpu", "--disable_tqdm", "true", "--logging_steps", "2", "--save_strategy", "steps", "--save_steps", "2", "--eval_strategy",
           "no", "--save_total_limit", "9"]  # fmt: skip
+
 RUNS = {
     "pretrain": ("pretrain", [*COMMON, "--config_overrides", "n_embd=16,n_layer=1,n_head=2", "--block_size", "16", "--vocab_size", "280",
                               "--sample_tokens", "0", "--per_device_train_batch_size", "4", "--train_file", "TEXT", "--max_steps", "4"]),
@@ -145,6 +149,7 @@ FAULTS = {
     "an adapter's checkpoint of another rank": ("lora", lambda f: None, ["--lora_rank", "3"], "other trained parameters"),
     "a made_with.json that is a list": ("pretrain", text(FILE, "[]"), [], f"{FILE} must hold a JSON object"),
 }  # fmt: skip
+
 # Of the user's own making: another run than the one that was begun.
 CHANGES = {
     "another text": ("pretrain", ["--train_file", "OTHER"], "other training data"),
@@ -160,6 +165,7 @@ CHANGES = {
     "what is trained": ("classifier", ["--trainable", "head"], "other trained parameters"),
     "an adapter for a whole model": ("lora", ["--trainable", "all"], "other trained parameters"),
 }
+
 ALLOWED = {
     "a learning rate": ("pretrain", ["--learning_rate", "1e-4"], "learning_rate: 0.005 before, 0.0001 now"),
     "more steps": ("pretrain", ["--max_steps", "6"], "max_steps: 4 before, 6 now"),
@@ -227,7 +233,7 @@ def ended(folder) -> dict[str, dict]:
         source = int(step) if step and (whole[name] / f"checkpoint-{step}").is_dir() else 2
         checkpoint = output / f"checkpoint-{step or source}"
         shutil.copytree(whole[name] / f"checkpoint-{source}", checkpoint)
-        (checkpoint / MANIFEST).unlink()  # as of a plain Trainer: nothing but the content itself tells
+        (checkpoint / MANIFEST).unlink()  # as from a plain Trainer: only the content shows the damage
         if what == "no made_with.json":
             (checkpoint / FILE).unlink()
         damage(checkpoint)
@@ -262,7 +268,7 @@ def test_what_would_change_the_meaning_of_a_run_is_refused(ended, what):
 
 @pytest.mark.parametrize("what", ALLOWED)
 @pytest.mark.thorough
-def test_what_may_change_is_named(ended, what):
+def test_allowed_changes_are_reported(ended, what):
     answer = ended[what]
     assert answer["status"] == 0, answer["log"][-3000:]
     assert ALLOWED[what][2] in answer["log"]
@@ -271,10 +277,3 @@ def test_what_may_change_is_named(ended, what):
     elif what != "no made_with.json":
         # A learning rate that is given leaves the default schedule, too.
         assert answer["log"].count("note: since checkpoint-2: ") == (3 if what == "a learning rate" else 1)
-
-
-def test_the_content_of_rows_counts_and_not_where_they_lie():
-    rows = [{"input_ids": torch.tensor([i, i + 1])} for i in range(10)]
-    other = [{"input_ids": torch.tensor([i, i + 1 + (i == 7)])} for i in range(10)]
-    assert fingerprint(rows) == fingerprint([dict(row) for row in rows]) != fingerprint(other)
-    assert fingerprint(rows)["rows"] == 10 and fingerprint(None) is None

@@ -1,4 +1,4 @@
-"""What a run says of itself."""
+"""Reference outputs and adapters that a run writes."""
 
 import errno
 import inspect
@@ -14,7 +14,7 @@ from gpt_scratch.training.finetuning import add_lora
 from gpt_scratch.training.pretraining import PretrainingArguments
 
 
-def test_reference_outputs_that_cannot_be_written_do_not_cost_the_run(tmp_path, monkeypatch, capsys):
+def test_reference_outputs_that_cannot_be_written_do_not_end_the_run(tmp_path, monkeypatch, capsys):
     trainer = Trainer(tiny_model(), TrainingArguments(str(tmp_path), use_cpu=True))
     (tmp_path / "reference_outputs.json").write_text("of a run before this one", encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""The trained model is on disk before anything is measured, plotted, written about or uploaded, in every script; text in plots is text."""
+"""The trained model is on disk before anything is measured, plotted, written about or uploaded, in every script; text in plots is not read as formulas."""
 
 import json
 from pathlib import Path
@@ -62,7 +62,7 @@ KINDS = {"pretrain": "measure", "classifier": "measure", "instructions": "held_o
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.quick_cases("pretrain")
-def test_a_stop_after_training_costs_no_model(script, folder, tmp_path, monkeypatch, capsys, kind):
+def test_an_error_after_training_keeps_the_model(script, folder, tmp_path, monkeypatch, capsys, kind):
     output = tmp_path / "out"
     module, run = start(script, kind, folder, output)
     function = getattr(module, KINDS[kind])

@@ -39,7 +39,7 @@ def runner(tmp_path_factory):
     ],
 )
 def test_killed_while_saving(runner, tmp_path, place):
-    """Of the checkpoint in the making nothing is picked up, and the one before it is whole."""
+    """Nothing of the unfinished checkpoint is used, and the one before it is complete."""
     output = tmp_path / "run"
     killed = runner("pretrain", output, kill={"place": place, "step": 9})
     assert killed["status"] == -9, killed["log"][-3000:]
@@ -80,7 +80,7 @@ def test_preemption(runner, tmp_path, name, place, step):
 
 @pytest.mark.parametrize("name", ["pretrain", "lora_packed"])
 def test_ctrl_c(runner, tmp_path, name):
-    """Saves like SIGTERM; a second one ends the run at once, and it goes on from the checkpoint before."""
+    """Saves like SIGTERM; a second one ends the run at once, and it resumes from the checkpoint before."""
     output = tmp_path / "run"
     stopped = runner(name, output, kill={"place": "ctrl_c", "step": 5})
     assert stopped["status"] == INTERRUPTED_STATUS and "Traceback" not in stopped["log"], stopped["log"][-3000:]
@@ -162,7 +162,7 @@ def disk(tmp_path):
 
 @pytest.mark.parametrize("name", ["pretrain", "lora_packed"])
 def test_a_disk_that_fills_in_the_final_saves(runner, tmp_path, disk, name):
-    """A tmpfs that really is full: nothing looks finished, and the last checkpoint is whole."""
+    """A tmpfs that is really full: nothing looks finished, and the last checkpoint is complete."""
     output = disk / "run"
     stopped = runner(name, output, kill={"place": "fill", "step": 0, "disk": str(disk)})
     assert stopped["status"] == 2 and "Traceback" not in stopped["log"], stopped["log"][-3000:]
@@ -197,7 +197,7 @@ def test_a_folder_that_turns_read_only(runner, tmp_path):
         ("half of .manifest.json", ".manifest.json is broken"),
     ],
 )
-def test_half_a_checkpoint_is_passed_over(runner, tmp_path, capsys, harm, told):
+def test_an_incomplete_checkpoint_is_skipped(runner, tmp_path, capsys, harm, told):
     output = tmp_path / "run"
     shutil.copytree(runner.whole("pretrain"), output)
     older, newest = output / "checkpoint-12", output / "checkpoint-14"
@@ -218,7 +218,7 @@ def size(folder: Path) -> int:
 
 
 def survive(runner: Runner, name: str, folder: Path, rng: random.Random) -> None:
-    """Until it has been killed KILLS times, a run dies at random places and moments, and goes on from what is whole."""
+    """A run is killed KILLS times at random places and moments, and resumes each time from a complete checkpoint."""
     whole, output = runner.whole(name), folder / "run"
     last = max(step for step, _ in curve(whole))
     seconds = runner(name, folder / "timed")["seconds"]

@@ -80,7 +80,7 @@ def test_the_go_template_writes_what_ours_does(chat, style):
         assert go(template, messages) == ours
 
 
-def test_a_template_that_does_more_is_refused(chat):
+def test_an_unsupported_template_is_refused(chat):
     for template, words in (
         ("{% for m in messages %}{{ m['content'] | upper }}{% endfor %}", "leaves out or changes a message"),
         (

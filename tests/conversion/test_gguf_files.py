@@ -1,4 +1,4 @@
-"""GGUF files, written here tensor by tensor: each key and each tensor is used, or the file is refused by it."""
+"""GGUF files, written here tensor by tensor: each key and each tensor is used, or the file is refused with its name."""
 
 import numpy as np
 import pytest
@@ -165,7 +165,7 @@ def write(tmp_path):
 
 @torch.no_grad()
 def check(folder, architecture: str, state: dict[str, torch.Tensor], rope: dict = THETA):
-    """The converted model computes what transformers' own does with the same numbers."""
+    """The converted model has the logits of transformers' own model with the same weights."""
     reference = REFERENCES[architecture](rope).eval()
     missing, unexpected = reference.load_state_dict(state, strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}
@@ -179,7 +179,7 @@ def check(folder, architecture: str, state: dict[str, torch.Tensor], rope: dict 
 
 @pytest.mark.parametrize("architecture", REFERENCES)
 @pytest.mark.quick_cases("qwen3")
-def test_gguf_is_the_same_function(convert, write, capsys, architecture):
+def test_gguf_gives_the_same_logits(convert, write, capsys, architecture):
     path, state = write(architecture)
     folder = convert(path)
     printed = capsys.readouterr().out
@@ -226,8 +226,8 @@ SCALED = {
 
 @pytest.mark.parametrize("name", SCALED)
 @pytest.mark.quick_cases("yarn")
-def test_scaled_rotary_positions_come_along(convert, write, name):
-    """transformers' reader drops all three without a word."""
+def test_scaled_rotary_positions_are_converted(convert, write, name):
+    """transformers' reader drops all three silently."""
     change, rope = SCALED[name]
     path, state = write("llama", change)
     assert check(convert(path), "llama", state, rope).config.rope_parameters == rope
@@ -288,7 +288,7 @@ REFUSED = {
 }
 
 
-def test_what_is_not_used_is_refused_by_name(refused, write):
+def test_unused_keys_and_tensors_are_refused_by_name(refused, write):
     for name, (architecture, change, words) in REFUSED.items():
         path, _ = write(architecture, change)
         message = refused(path)
@@ -296,7 +296,7 @@ def test_what_is_not_used_is_refused_by_name(refused, write):
         path.unlink()
 
 
-def test_all_keys_that_stand_in_the_way_are_named(refused, write):
+def test_all_unsupported_keys_are_named(refused, write):
     def change(settings, tensors):
         settings |= {"qwen3.expert_count": 2, "qwen3.attention.sliding_window": 8, "qwen3.tomorrow": 1}
 

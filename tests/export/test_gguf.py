@@ -80,7 +80,7 @@ QWEN = {"qwen2": {"qkv_bias": True}, "qwen3": {"qk_norm": True, "head_dim": 10, 
 @pytest.mark.parametrize("layout", QWEN)
 @torch.no_grad()
 @pytest.mark.quick_cases("qwen3")
-def test_qwens_layouts_there_and_back(export, script, tokenizer, tmp_path, layout):
+def test_qwens_layouts_round_trip(export, script, tokenizer, tmp_path, layout):
     """Read by transformers as its own Qwen, and by the conversion, which gives back every bit."""
     model = save_qwen(tmp_path / "ours", tokenizer, layout)
     path, figures = export(tmp_path / "ours")
@@ -115,7 +115,7 @@ def test_llama_cpp_computes_the_same_logits_in_qwens_layouts(export, tokenizer, 
 
 
 @pytest.mark.thorough
-def test_a_quarter_of_the_size_costs_a_little(export, checkpoint):
+def test_quantized_weights_change_the_logits_little(export, checkpoint):
     _, exact = export(checkpoint)
     _, half = export(checkpoint, "--type", "f16")
     _, quarter = export(checkpoint, "--type", "q8_0")
@@ -168,7 +168,7 @@ def test_wrong_rows_are_refused_and_the_old_file_stays(export, checkpoint, style
         ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "rope_parameters=.*linear"),
     ],
 )
-def test_what_the_file_cannot_carry_is_refused_by_name(style, setting, told):
+def test_unsupported_settings_are_refused_by_name(style, setting, told):
     config = tiny_config(style, **setting)
     with pytest.raises(UserError, match=told):
         gguf_export.refuse_settings(config, gguf_export.target_of(config))

@@ -17,7 +17,7 @@ def test_every_tab_shows_its_lesson():
 
 
 @pytest.mark.parametrize("tab", LESSONS)
-def test_the_lesson_is_there_and_is_called_so(tab):
+def test_the_lesson_exists_under_its_title(tab):
     file, title = LESSONS[tab]
     heading = (ROOT / FOLDER / file).read_text(encoding="utf-8").splitlines()[0]
     assert heading.removeprefix("# ").lower() == title.replace(", ", ": ").lower()

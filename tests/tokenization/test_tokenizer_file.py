@@ -108,5 +108,5 @@ def test_a_panic_while_a_text_is_cut_is_one_line(tmp_path):
         {"normalizer": sequence(replace('"', String="``"), replace('"', String="''"), {"type": "Lowercase"})},  # ALBERT
     ],
 )
-def test_usual_pipelines_pass(tmp_path, parts):
+def test_common_pipelines_are_accepted(tmp_path, parts):
     check_tokenizer_file(write(tmp_path / "usual", **parts) / "tokenizer.json")

@@ -1,4 +1,4 @@
-"""Each setting of a classifier's run does what it says, and each figure is of the split that it names."""
+"""Each setting of a classifier's run has its effect, and each metric is of the split that it names."""
 
 import csv
 import json
@@ -159,7 +159,7 @@ def test_the_loss_follows_the_flags(table, tokenizer):
 
 
 @pytest.mark.parametrize("strategy", ["random", "group_by_length"])
-def test_figures_are_of_the_split_that_they_name(table, tokenizer, tmp_path, strategy):
+def test_metrics_are_of_the_named_split(table, tokenizer, tmp_path, strategy):
     """Against each text classified by itself. Weights are drawn at random, so that no split is all right or all wrong."""
     splits, model = read(table), classifier(tokenizer)
     tokenizer.padding_side = "right"

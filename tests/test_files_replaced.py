@@ -12,74 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from project_home import LIGHT, snapshot, write, write_ours
 
 from gpt_scratch import files
 from gpt_scratch.errors import UserError
 from gpt_scratch.files import MARK, atomic_directory
-
-# Without what gpt_scratch/__init__.py imports: a fresh process starts in milliseconds.
-LIGHT = f"""
-import sys, types
-sys.modules["gpt_scratch"] = types.ModuleType("gpt_scratch")
-sys.modules["gpt_scratch"].__path__ = [{str(Path(files.__file__).parent)!r}]
-"""
-
-
-def write_ours(path, *names: str) -> None:
-    with atomic_directory(path) as folder:
-        for name in names or ("model.safetensors",):
-            (folder / name).write_text("ours", encoding="utf-8")
-
-
-def write(*paths: Path) -> None:
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("mine", encoding="utf-8")
-
-
-def snapshot(folder: Path) -> dict[str, str | None]:
-    """Every path below `folder`, with the content of a file and the target of a link."""
-    found: dict[str, str | None] = {}
-    for path in folder.rglob("*"):
-        found[str(path.relative_to(folder))] = (
-            os.readlink(path) if path.is_symlink() else path.read_text(encoding="utf-8") if path.is_file() else None
-        )
-    return found
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """A home directory with a project in it, which is the current directory."""
-    home = tmp_path / "home"
-    project = home / "project"
-    write(home / "letters.txt", project / "thesis.tex", project / "notes" / "notes.txt", project / "a" / "b" / "deep.txt")
-    write(project / "source" / "config.json", project / "hub_model" / "config.json", project / "hub_model" / "model.safetensors")
-    write_ours(project / "ours")
-    write_ours(project / "source" / "inside")
-    write_ours(project / "mixed")
-    write(project / "mixed" / "diary.txt", project / "caf\u00e9" / "mine.txt")
-    write_ours(project / "run")
-    write(project / "run" / "checkpoint-5" / "model.safetensors")
-    write_ours(project / "holder")
-    write(project / "holder" / "source" / "config.json")
-    write_ours(project / "with_link")
-    (project / "with_link" / "data").symlink_to(project / "notes")
-    write_ours(project / "forged")
-    (project / "forged" / MARK).write_text('{"files": 5}')
-    (project / "listed_only" / "x").mkdir(parents=True)
-    (project / "listed_only" / MARK).write_text("[" * 100_000)
-    (project / "empty").mkdir()
-    (project / "only_empty_folder" / "keep").mkdir(parents=True)
-    for name, target in {
-        "link_to_ours": "ours", "link_to_notes": "notes", "link_to_empty": "empty", "dangling": "nowhere", "loop": "loop",
-        "link_to_here": ".", "link_to_home": "..",
-    }.items():  # fmt: skip
-        (project / name).symlink_to(target)
-    (home / "elsewhere").symlink_to(project)
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.chdir(project)
-    return home
-
 
 # How the output is spelled (HOME stands for the home directory) -> what the refusal says of it.
 REFUSED = {
@@ -155,7 +92,7 @@ REFUSED = {
 
 @pytest.mark.fault("--overwrite of {}", seconds=20, mebibytes=200)
 @pytest.mark.parametrize("shape", REFUSED)
-def test_what_must_stay_stays(home, shape):
+def test_other_directories_are_not_replaced(home, shape):
     before = snapshot(home.parent)
     with pytest.raises(UserError) as refusal, atomic_directory(shape.replace("HOME", str(home)), True, ["source"]):
         pytest.fail("the block must not run")
@@ -207,7 +144,7 @@ def test_what_is_new_empty_or_ours_is_written(home, shape):
 
 @pytest.mark.fault("--overwrite of the root or mount point {}", seconds=20, mebibytes=200)
 @pytest.mark.parametrize("place", ["/", "//", "/..", "/proc", "/proc/", "/sys", "/dev"])
-def test_roots_and_mount_points_stay(place, monkeypatch, tmp_path):
+def test_roots_and_mount_points_are_not_replaced(place, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     if not os.path.ismount(place):
         pytest.skip(f"{place} is no mount point here")
@@ -234,7 +171,7 @@ for path in ("empty", "ours"):
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="mounting in a test needs unshare")
 @pytest.mark.parametrize("kind", ["--bind {0}/notes {1}", "-t tmpfs none {1}"])
-def test_a_mount_at_or_in_the_output_stays(home, kind):
+def test_a_mount_at_or_in_the_output_is_not_replaced(home, kind):
     project = home / "project"
     (project / "ours" / "adapter").mkdir()
     marked = json.loads((project / "ours" / MARK).read_text())["files"]
@@ -250,7 +187,7 @@ def test_a_mount_at_or_in_the_output_stays(home, kind):
     assert snapshot(home) == before
 
 
-def test_what_the_output_holds_is_not_replaced_when_it_is_read(home):
+def test_an_output_that_holds_the_source_is_not_replaced(home):
     """The source itself, by other names: a file in it, a prefix of TensorFlow's, a link to it, links in it."""
     project = home / "project"
     write_ours(project / "weights", "model.ckpt.index", "model.pth")
@@ -308,99 +245,3 @@ def test_a_conversion_by_the_first_release_is_replaced_and_nothing_like_it(home)
     with atomic_directory("old", True):
         pass
     assert os.listdir(old) == [MARK]
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit, UserError])
-def test_whatever_fails_the_old_directory_is_back(home, monkeypatch, error):
-    before = snapshot(home)
-    with pytest.raises(error), atomic_directory("ours", True) as folder:
-        (folder / "half").write_text("")
-        raise error
-    assert snapshot(home) == before
-    rename = os.rename
-
-    def fail(source, target):
-        if str(source).endswith("-unfinished"):
-            raise error
-        rename(source, target)
-
-    monkeypatch.setattr(os, "rename", fail)
-    with pytest.raises(error), atomic_directory("ours", True):
-        pass
-    assert snapshot(home) == before
-
-
-def test_the_old_directory_stands_until_the_new_one_is_whole(home):
-    with atomic_directory("ours", True) as folder:
-        (folder / "new").write_text("")
-        assert (home / "project" / "ours" / "model.safetensors").is_file()
-    assert sorted(os.listdir("ours")) == [MARK, "new"]
-
-
-def test_a_file_put_there_meanwhile_is_kept(home):
-    for name in ("ours", "empty", "new"):
-        with pytest.raises(UserError, match="changed by another process"), atomic_directory(name, True):
-            write(home / "project" / name / "mine.txt")
-        assert (home / "project" / name / "mine.txt").read_text() == "mine"
-    assert not list((home / "project").glob(".*"))
-
-
-KILLED = (
-    LIGHT
-    + """
-import os, sys
-from gpt_scratch.files import atomic_directory
-rename = os.rename
-def kill(source, target):
-    if str(source).endswith("-unfinished"):
-        os.kill(os.getpid(), 9)
-    rename(source, target)
-os.rename = kill
-with atomic_directory("ours", True):
-    pass
-"""
-)
-
-
-def test_after_a_kill_between_the_renames_the_next_call_brings_the_old_directory_back(home, capsys):
-    assert subprocess.run([sys.executable, "-c", KILLED]).returncode == -9
-    assert not Path("ours").exists()
-    with pytest.raises(UserError, match="pass --overwrite"), atomic_directory("ours"):
-        pytest.fail("the block must not run")
-    assert (home / "project" / "ours" / "model.safetensors").read_text() == "ours"
-    assert "note: restored" in capsys.readouterr().err
-
-
-RACER = (
-    LIGHT
-    + """
-import sys, time
-from gpt_scratch.errors import run_script
-from gpt_scratch.files import atomic_directory
-def main():
-    with atomic_directory(sys.argv[1], True) as folder:
-        for i in range(20):
-            (folder / f"{sys.argv[2]}-{i}").write_text("")
-        print("ready", flush=True)
-        sys.stdin.readline()
-run_script(main)
-"""
-)
-
-
-@pytest.mark.fault("four programs that write one directory at once: {}", seconds=60, mebibytes=200)
-@pytest.mark.parametrize("output", ["new", "ours", "empty"])
-def test_of_several_writers_at_once_one_wins_and_the_others_end_in_one_line(home, output):
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    racers = [subprocess.Popen([sys.executable, "-c", RACER, output, f"w{i}"], text=True, **pipes) for i in range(4)]
-    for racer in racers:
-        assert racer.stdout.readline() == "ready\n"
-    for racer in racers:
-        racer.stdin.write("\n")
-        racer.stdin.flush()
-    ends = [(racer.communicate()[1], racer.returncode) for racer in racers]
-    assert sorted(code for _, code in ends) == [0, 2, 2, 2]
-    assert all(text.startswith("error: ") and text.count("\n") == 1 for text, code in ends if code)
-    winner = [code for _, code in ends].index(0)
-    assert set(os.listdir(output)) == {MARK, *(f"w{winner}-{i}" for i in range(20))}
-    assert not list((home / "project").glob(".*"))

@@ -1,4 +1,4 @@
-"""A special token that somebody writes in a message, a prompt or a document is its characters: it ends nothing and opens no turn."""
+"""Special tokens written in a message, a prompt or a document are read as characters: they end nothing and open no turn."""
 
 import datasets
 import pytest

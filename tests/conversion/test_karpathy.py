@@ -1,14 +1,73 @@
-"""Files of minGPT, makemore, the lecture's GPT, llama2.c, litgpt and the book's later variants, against those models in plain torch."""
+"""Checkpoints of nanoGPT, minGPT, makemore, the lecture's GPT and llama2.c, against those models in plain torch; nanochat's are refused."""
 
-import json
 import pickle
 
 import pytest
 import torch
-import yaml
-from other_programs import LITGPT, BookVariant, LectureGPT, LitGPT, LlamaC, MinGPT, as_older_litgpt, write_llama_bin
+from converted import NANO, check_language_model, enlarge, save
+from karpathy_models import LectureGPT, LlamaC, MinGPT, write_llama_bin
 from published_layouts import NanoGPT
-from test_state_dicts import NANO, check_language_model, enlarge, save
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("mask", [True, False], ids=["mask", "no-mask"])
+def test_nanogpt(convert, tmp_path, bias, mask):
+    reference = enlarge(NanoGPT(**NANO | {"bias": bias}, mask=mask))
+    optimizer = torch.optim.AdamW(reference.parameters())
+    content = {
+        "model": {"_orig_mod." + name: tensor for name, tensor in reference.state_dict().items()},
+        "optimizer": optimizer.state_dict(),
+        "model_args": NANO | {"bias": bias},
+        "iter_num": 3,
+        "best_val_loss": torch.tensor(1.5),
+        "config": {"dataset": "shakespeare_char"},
+    }
+    path = save(content, tmp_path / "ckpt.pt")
+    model = check_language_model(convert(path), reference)
+    assert model.config.hidden_act == "gelu" and model.config.tie_word_embeddings
+    assert model.config.residual_dropout == model.config.attention_dropout == model.config.embedding_dropout == 0.1
+    assert model.config.o_bias == model.config.mlp_bias == model.config.qkv_bias == bias
+    with pytest.raises(AssertionError):  # the tanh form of GELU would be noticed
+        check_language_model(convert(path, "--config_overrides", "hidden_act=gelu_new"), reference)
+
+
+@pytest.mark.thorough
+def test_nanogpt_of_a_padded_vocabulary(convert, tmp_path, capsys):
+    args = NANO | {"vocab_size": 50304, "n_embd": 8, "n_head": 2, "n_layer": 1, "bias": False}
+    reference = enlarge(NanoGPT(**args))
+    path = save({"model": reference.state_dict(), "model_args": args}, tmp_path / "ckpt.pt")
+    model = check_language_model(convert(path), reference, vocabulary=50257)
+    assert model.config.vocab_size == 50257
+    assert "the last 47, unused rows were removed" in capsys.readouterr().out
+
+
+def nano_content(**changes) -> dict:
+    model = enlarge(NanoGPT(**NANO)).state_dict()
+    return {"model": {**model}, "model_args": {**NANO}} | changes
+
+
+def test_broken_nanogpt_is_refused(refused, tmp_path):
+    path = tmp_path / "ckpt.pt"
+    assert "the number of heads is not in the file, and width 32" in refused(save({"model": nano_content()["model"]}, path))
+    assert "model_args has no n_head: pass --config_overrides n_head=N" in refused(
+        save(nano_content(model_args={"n_layer": 2}), path)
+    )
+    for name, value, words in (
+        ("n_head", None, "n_head of model_args is 'None', of type NoneType: expected a whole number"),
+        ("bias", "False", "bias of model_args is 'False', of type str: expected true or false"),
+        ("dropout", None, "dropout of model_args is 'None', of type NoneType: expected a number"),
+        ("dropout", torch.tensor(0.1), "dropout of model_args is 'tensor(0.1000)', of type Tensor: expected a number"),
+    ):
+        assert words in refused(save(nano_content(model_args=NANO | {name: value}), path))
+    assert "model_args is a list, expected a dictionary" in refused(save(nano_content(model_args=[2]), path))
+    content = nano_content()
+    content["model"]["lm_head.weight"] = content["model"]["lm_head.weight"] + 1
+    assert "lm_head.weight differs from transformer.wte.weight" in refused(save(content, path))
+    message = refused(save(nano_content(model_args=NANO | {"n_layer": 3}), path))
+    assert "sizes in model_args" in message and "model.layers.2." in message
+    message = refused(save(nano_content(model_args=NANO | {"bias": False}), path))
+    assert "transformer.h.0.attn.c_attn.bias" in message and "unexpected tensors" in message
+
 
 HEADS = ("--config_overrides", "n_head=4")
 
@@ -44,7 +103,7 @@ def test_what_model_args_lack_comes_from_the_command_line(convert, refused, tmp_
 @pytest.mark.quick_cases("3")
 def test_the_lectures_gpt(convert, tmp_path, capsys, layers):
     reference = enlarge(LectureGPT(layers=layers))
-    assert reference.lm_head.bias.abs().max() > 0.1  # a lost bias would show
+    assert reference.lm_head.bias.abs().max() > 0.1  # large enough to notice a lost bias
     model = check_language_model(convert(save(reference.state_dict(), tmp_path / "model.pt")), reference)
     assert model.config.num_attention_heads == 4 and model.config.lm_head_bias and model.config.hidden_act == "relu"
     assert "format lecture" in capsys.readouterr().out
@@ -64,109 +123,7 @@ def test_llama2c(convert, tmp_path, form, own_head):
     assert model.config.tie_word_embeddings != own_head and model.config.num_key_value_heads == 2
 
 
-VARIANTS = {
-    "llama": {},
-    "window": {"sliding_window_size": 5},
-    "gpt-neox mlp": {"mlp_class_name": "GptNeoxMLP", "norm_class_name": "LayerNorm", "bias": True, "n_query_groups": 4},
-    "qwen3": {"norm_qk": True, "head_size": 10},
-    "qwen2": {"attn_bias": True, "lm_head_bias": True},
-}
-
-
-def lit_folder(folder, state, settings):
-    folder.mkdir()
-    torch.save({"model": state}, folder / "lit_model.pth")
-    (folder / "model_config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    return folder
-
-
-@pytest.mark.parametrize("older", [False, True])
-@pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.quick_cases("qwen3-False")
-def test_litgpt(convert, tmp_path, name, older):
-    reference = enlarge(LitGPT(**VARIANTS[name]))
-    state = as_older_litgpt(reference) if older else reference.state_dict()
-    folder = lit_folder(tmp_path / "lit", state, reference.settings)
-    model = check_language_model(convert(folder), reference, vocabulary=64)
-    assert model.config.sliding_window == VARIANTS[name].get("sliding_window_size")
-
-
-def test_pythia_is_refused_by_each_of_its_settings(refused, tmp_path):
-    settings = LITGPT | {
-        "parallel_residual": True,
-        "rotary_percentage": 0.25,
-        "tomorrow": 1,
-        "mlp_class_name": "LLaMAMoE",
-        "n_expert": 4,
-    }
-    folder = lit_folder(tmp_path / "pythia", LitGPT().state_dict(), settings)
-    message = refused(folder)
-    for words in (
-        "parallel_residual=True (it must be False)",
-        "rotary_percentage=0.25",
-        "tomorrow is unknown",
-        "LLaMAMoE",
-        "n_expert=4",
-    ):
-        assert words in message
-    (folder / "model_config.yaml").write_text("{", encoding="utf-8")
-    assert "model_config.yaml cannot be read as YAML" in refused(folder)
-    (folder / "model_config.yaml").unlink()
-    assert "model_config.yaml is missing" in refused(folder / "lit_model.pth")
-
-
-ROTARY = json.dumps({"n_heads": 4, "context_length": 64, "rope_parameters": {"rope_theta": 5000.0}})
-BOOK = {
-    "gqa": "n_heads=4",
-    "swa": "n_heads=4,sliding_window=5",
-    "ffn": "n_heads=4",
-    "llama3": ROTARY,
-    "qwen3": json.dumps({"context_length": 64, "rope_parameters": {"rope_theta": 5000.0}}),
-}
-
-
-@pytest.mark.parametrize("kind", BOOK)
-@pytest.mark.quick_cases("swa")
-def test_the_books_later_variants(convert, tmp_path, kind, capsys):
-    reference = BookVariant(kind)
-    enlarge(reference)
-    path = save(reference.state_dict(), tmp_path / "model.pth")
-    model = check_language_model(convert(path, "--config_overrides", BOOK[kind]), reference)
-    assert model.config.num_key_value_heads == (4 if kind in ("swa", "ffn") else 2)
-    assert ("same tensors" in capsys.readouterr().out) == (kind in ("gqa", "ffn"))
-
-
-def test_a_window_that_is_not_told_is_another_function(convert, tmp_path, capsys):
-    reference = BookVariant("swa")
-    enlarge(reference)
-    folder = convert(save(reference.state_dict(), tmp_path / "model.pth"), "--config_overrides", "n_heads=4")
-    assert "pass --config_overrides sliding_window=N" in capsys.readouterr().out
-    with pytest.raises(AssertionError):
-        check_language_model(folder, reference)
-
-
-def test_what_the_books_rotary_models_do_not_tell_is_asked_for(refused, tmp_path):
-    path = save(BookVariant("qwen3").state_dict(), tmp_path / "model.pth")
-    assert "pass max_position_embeddings and rope_parameters" in refused(path)
-    path = save(BookVariant("llama3").state_dict(), path)
-    message = refused(path, "--config_overrides", json.dumps({"context_length": 64, "rope_parameters": {"rope_theta": 5000.0}}))
-    assert "pass --config_overrides n_heads=N" in message
-
-
-BEYOND = {
-    "experts": ({"trf_blocks.0.ff.fc1.0.weight": (4, 4), "trf_blocks.0.ff.gate.weight": (2, 4)}, "a mixture of experts"),
-    "latent attention": ({"trf_blocks.0.att.W_DKV.weight": (4, 4)}, "multi-head latent attention"),
-}
-
-
-@pytest.mark.parametrize("name", BEYOND)
-def test_what_the_architecture_does_not_have_is_named(refused, tmp_path, name):
-    shapes, words = BEYOND[name]
-    state = BookVariant("gqa").state_dict() | {key: torch.ones(shape) for key, shape in shapes.items()}
-    assert f"{words} (trf_blocks.0." in refused(save(state, tmp_path / "model.pth"), "--config_overrides", "n_heads=4")
-
-
-def test_nanochat_is_refused_by_what_it_has(refused, tmp_path):
+def test_nanochat_is_refused_with_its_unsupported_parts(refused, tmp_path):
     names = ("wte.weight", "h.0.attn.c_q.weight", "h.0.attn.ve_gate.weight")
     state = {f"transformer.{name}": torch.ones(4, 4) for name in names} | {"resid_lambdas": torch.ones(2)}
     message = refused(save(state, tmp_path / "model_000100.pt"))
@@ -199,7 +156,7 @@ def test_broken_bins_are_refused(refused, tmp_path):
     assert "truncated" in refused(file)
 
 
-def test_nanogpts_characters_come_along(convert, tmp_path, capsys):
+def test_nanogpts_characters_are_converted(convert, tmp_path, capsys):
     from transformers import AutoTokenizer
 
     reference = enlarge(NanoGPT(**NANO))
