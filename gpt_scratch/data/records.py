@@ -342,12 +342,12 @@ def _checked_message(message: Any, place: str) -> Message:
         raise UserError(f"{place} needs the strings role and content; its keys are {', '.join(map(str, message))}")
     if (role := ROLES.get(message["role"].lower())) is None:
         raise UserError(f"{place} has the role {message['role']!r}; use system, user, assistant or tool")
-    refuse_unknown(message, {*MESSAGE_KEYS, "function_call"}, of=f"{place}: ")
+    if isinstance(message.get("function_call"), Mapping) and "tool_calls" not in message:  # OpenAI's form before tools
+        message["tool_calls"] = [message.pop("function_call")]
+    refuse_unknown(message, MESSAGE_KEYS, of=f"{place}: ")
     content = message.get("content")
     if message["role"] == "function_call":
         content, message["tool_calls"] = None, [_call_of_text(content, place)]
-    if isinstance(message.get("function_call"), Mapping):
-        message["tool_calls"] = [message.pop("function_call")]
     calls = message.get("tool_calls") or []
     if isinstance(content, (list, tuple)):
         content = "".join(_text_of_part(part, place) for part in content)

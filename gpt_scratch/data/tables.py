@@ -396,7 +396,7 @@ def _rows_of_list(value: Any, name: str, faults: Faults) -> Iterator[tuple[int, 
         if isinstance(row, dict):
             yield number, row
         else:
-            faults.add(name, "row", number, f"it is {type(row).__name__}, not an object of names and values")
+            faults.add(name, "row", number, f"it is {type(row).__name__}, not an object")
 
 
 def _rows_within(value: Mapping[str, Any], name: str) -> list | None:

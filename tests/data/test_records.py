@@ -93,7 +93,7 @@ def test_every_form_becomes_messages(tmp_path, row, expected):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"instruction": "Hi", "output": "Hello", "context": "x"}, "key 'context' not understood, and would be lost: rename, or pass --ignore_keys context"),
+        ({"instruction": "Hi", "output": "Hello", "note": "x"}, "key 'note' not understood, and would be lost: rename, or pass --ignore_keys note"),
         ({"instruction": "Hi", "output": "Hello", "a": 1, "b": 2}, "keys 'a', 'b' not understood.*--ignore_keys a b"),
         ({"instruction": "Hi", "output": "Hello", "chosen": "x", "rejected": "y"}, "keys 'chosen', 'rejected'"),
         ({"instruction": "Hi", "output": "Hello", "weight": 0.5}, "'weight' is 0.5"),
@@ -103,7 +103,7 @@ def test_every_form_becomes_messages(tmp_path, row, expected):
         ({"messages": [SYSTEM, USER, REPLY], "system": "Be long."}, "there are 'system' and a first message"),
         ({"messages": [USER, REPLY], "conversations": [USER, REPLY]}, "'messages' and 'conversations' are both there"),
         ({"messages": [USER, {**REPLY, "mood": "glad"}]}, "messages: message 1: key 'mood' not understood"),
-        ({"messages": [USER, {**REPLY, "function_call": {"name": "x"}}]}, "message 1: key 'function_call' not understood"),
+        ({"messages": [USER, {**REPLY, "function_call": "x"}]}, "message 1: key 'function_call' not understood"),
         ({"messages": [USER, {**REPLY, "weight": 0.5}]}, "message 1 has the weight 0.5"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, REPLY]}, "message 0 holds a part of type 'image_url'"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi", "image": "x"}]}, REPLY]}, "message 0 holds a part"),
@@ -116,7 +116,7 @@ def test_every_form_becomes_messages(tmp_path, row, expected):
         ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "martian", "value": "x"}]}, "the role 'martian'"),
         ({"input_ids": [1, 2], "labels": [1, 2], "attention_mask": [1, 0]}, "'attention_mask' masks tokens"),
         ({"input_ids": [1, 2], "labels": [1, 2], "position_ids": [0, 0]}, "key 'position_ids'"),
-        ({"prompt": "Hi", "completion": "Hello", "messages": [USER, REPLY]}, "keys 'prompt', 'completion' not understood"),
+        ({"prompt": "Ho", "completion": "Bye", "messages": [USER, REPLY]}, "keys 'prompt', 'completion' not understood"),
     ],
 )  # fmt: skip
 def test_content_without_a_place_is_refused_by_name(tmp_path, row, message):
@@ -129,7 +129,7 @@ def test_all_faults_of_a_file_in_one_report(tmp_path):
     rows = [
         {"instruction": "a", "output": "b"},
         {"instruction": 3, "output": "b"},
-        {"question": "a"},
+        {"body": "a"},
         {"instruction": "a", "output": None},
     ]
     with pytest.raises(UserError) as caught:
@@ -137,7 +137,7 @@ def test_all_faults_of_a_file_in_one_report(tmp_path):
     told = str(caught.value)
     assert (
         "row 1: 'instruction' is int, not text" in told
-        and "row 2: the keys are question" in told
+        and "row 2: the keys are body" in told
         and "row 3: 'output' is missing" in told
     )
 
