@@ -274,6 +274,20 @@ def normalized(record: Mapping[str, Any]) -> dict[str, Any]:
     return record
 
 
+def question(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record whose last reply is the reference that a computed reward compares with.
+
+    Raises:
+        UserError: as [`normalized`]; token ids or tools, which TRL's GRPO does not write into prompts.
+    """
+    result = normalized(record)
+    if "input_ids" in result:
+        raise UserError("it holds token ids: --reward needs records of text")
+    if result.get("tools"):
+        raise UserError("it holds 'tools', which TRL's GRPO does not write into prompts: pass --ignore_keys tools")
+    return result
+
+
 def check_tools(record: Mapping[str, Any]) -> None:
     """
     Raises:

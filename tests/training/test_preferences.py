@@ -101,7 +101,7 @@ def test_replies_that_grpo_may_write_must_fit_both_models(tokenizer):
 )
 def test_flags_that_do_not_go_together(method, given, message):
     with pytest.raises(UserError, match=message):
-        check_preferences(method, PreferenceArguments(**given))
+        check_preferences(method, PreferenceArguments(**given), None)
 
 
 def test_the_figures_of_a_run_are_those_of_its_last_evaluation():
