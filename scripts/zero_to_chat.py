@@ -46,6 +46,7 @@ from gpt_scratch.zero_to_chat.stages import DIALOGUES, Files, duration, make_sta
 
 BYTES_A_TOKEN = 3.5  # of English text with these vocabularies, about
 GPU = ("one H100", 400e12)  # bf16 FLOP/s that a well-kept training sustains there: 40 % of the peak
+GPU_LEAST = 0.05, 0.02  # seconds of a training step and of a drawn token there, however small the model is: not measured
 OWN = dict(zip(DIALOGUES, ("instruction_file", "reinforcement_file", "validation_file", "test_file")))
 
 
@@ -112,9 +113,11 @@ def sized(args: argparse.Namespace, name: str, files: Files) -> Size:
     return make_size(name, text, counts["train"], counts["reinforcement"])
 
 
-def describe_cost(size: Size, speed: float, here: str) -> str:
-    """Time of the stages that train at a measured speed, and memory."""
-    seconds = seconds_of_stages(size, speed)
+def describe_cost(size: Size, speed: float, here: str, *least: float) -> str:
+    """Time of the stages that train at a speed, and memory; `least` as in [`seconds_of_stages`]."""
+    seconds = seconds_of_stages(size, speed, *least)
+    if least:
+        speed = min(speed, size.pretraining_tokens / size.pretraining_steps / least[0])
     stages = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
     return (
         f"  {here}: {speed:,.0f} tokens/s, {duration(sum(seconds.values()))} ({stages}); a training step takes about "
@@ -137,7 +140,7 @@ def dry_run(args: argparse.Namespace, files: Files) -> str:
                 measured = measured_speed(size), flops
         speed = measured[0] * measured[1] / flops
         lines += [size.describe(), describe_cost(size, speed, "here, from the speed of the first")]
-        lines.append(describe_cost(size, GPU[1] / flops, f"{GPU[0]}, estimated at {GPU[1] / 1e12:.0f} TFLOP/s"))
+        lines.append(describe_cost(size, GPU[1] / flops, f"{GPU[0]}, estimated at up to {GPU[1] / 1e12:.0f} TFLOP/s", *GPU_LEAST))
         if name == "124M":
             plenty = make_size(name, float("inf"))
             hours = plenty.pretraining_tokens * flops / GPU[1] / 3600

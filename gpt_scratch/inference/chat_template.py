@@ -14,6 +14,7 @@ import marshal
 import math
 import os
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -32,7 +33,9 @@ from transformers.utils import get_json_schema
 from ..errors import UserError, one_line
 from ..tokenization.special_tokens import encode_text, pattern_of, special_tokens
 
-SECONDS = 10.0  # of one rendering, which takes a fraction of a millisecond
+SECONDS = 10.0  # of the processor for one rendering, which takes a fraction of a millisecond
+# Times as long by the clock: on a busy machine, or while the process is suspended by Ctrl-Z, nothing is rendered and the clock goes on.
+PATIENCE = 1 if sys.platform == "win32" else 6  # there processor time cannot be limited
 MEBIBYTES = 512  # of memory, beside what the process has when it starts; not limited on Windows
 MAX_CHARACTERS = 16 << 20  # of what a template writes
 # The functions of transformers that compile or run a template.
@@ -364,7 +367,7 @@ class Renderer:
     def _exchange(self, request: bytes) -> dict[str, Any]:
         process = self._running()
         assert process.stdin is not None and process.stdout is not None
-        self._deadline = deadline = time.monotonic() + SECONDS
+        self._deadline = deadline = time.monotonic() + PATIENCE * SECONDS
         try:
             process.stdin.write(struct.pack("<Q", len(request)) + request)
             process.stdin.flush()
@@ -373,7 +376,7 @@ class Renderer:
             return json.loads(answer)
         except (OSError, ValueError):  # it was killed, or ended by itself
             self.stop()
-            late = time.monotonic() >= deadline
+            late = time.monotonic() >= deadline or process.returncode == -getattr(signal, "SIGXCPU", 0)
             return {"error": f"it did not finish within {SECONDS:g} seconds" if late else "it ended the process that rendered it"}
         except BaseException:  # Ctrl-C: an answer that comes later would be taken for the next one's
             self.stop()

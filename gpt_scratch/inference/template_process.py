@@ -6,6 +6,7 @@ that ran a template is not trusted. Run as a file: of this package nothing is im
 
 import json
 import marshal
+import math
 import os
 import signal
 import struct
@@ -30,11 +31,11 @@ def address_space() -> int:
 
 
 def limit(start: int, seconds: float, mebibytes: int) -> None:
-    """Limit memory, and, in case the parent process is gone, processor time."""
+    """Limit memory and processor time; the clock is the parent's, which counts only if this process does not run."""
     if resource is None:
         return
     used = resource.getrusage(resource.RUSAGE_SELF)
-    cpu = int(used.ru_utime + used.ru_stime + seconds) + 2
+    cpu = math.ceil(used.ru_utime + used.ru_stime + seconds)
     for kind, value in ((resource.RLIMIT_AS, start + mebibytes * 2**20), (resource.RLIMIT_CPU, cpu)):
         with suppress(ValueError, OSError):  # a lower one is set already, or the system knows none
             resource.setrlimit(kind, (value, resource.getrlimit(kind)[1]))

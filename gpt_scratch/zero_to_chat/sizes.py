@@ -205,15 +205,27 @@ def make_model_config(size: Size) -> GPTScratchConfig:
     return GPTScratchConfig(**size.config_overrides(), vocab_size=size.vocabulary)
 
 
-def seconds_of_stages(size: Size, tokens_per_second: float) -> dict[str, float]:
+def seconds_of_stages(
+    size: Size, tokens_per_second: float, least_step: float = 0.0, least_token: float = 0.0
+) -> dict[str, float]:
     """How long the stages that train take at a speed, each with [`STARTING`] seconds; short rows and drawing replies cost more a token than
     the rows that were measured.
+
+    Args:
+        least_step: seconds that a training step takes however small the model is: a GPU waits for its kernels to be launched.
+        least_token: the same for a token of all replies that are drawn at once.
     """
-    return {
-        "pretraining": STARTING + size.pretraining_tokens / tokens_per_second,
-        "instructions": STARTING + 1.3 * size.instruction_tokens / tokens_per_second,
-        "reinforcement": STARTING + PASSES / 3 * 1.5 * size.reinforcement_tokens / tokens_per_second,
+    reinforcement = PASSES / 3 * 1.5 * size.reinforcement_tokens / size.reinforcement_steps / tokens_per_second
+    steps = {
+        "pretraining": (size.pretraining_steps, size.pretraining_tokens / size.pretraining_steps / tokens_per_second, least_step),
+        "instructions": (
+            size.instruction_steps,
+            1.3 * size.instruction_tokens / size.instruction_steps / tokens_per_second,
+            least_step,
+        ),
+        "reinforcement": (size.reinforcement_steps, reinforcement, 2 * least_step + REPLY_TOKENS * least_token),
     }
+    return {name: STARTING + number * max(seconds, least) for name, (number, seconds, least) in steps.items()}
 
 
 def as_record(size: Size) -> dict[str, Any]:

@@ -201,7 +201,7 @@ def _evaluation(output: Path, model: str, test_file: str, seed: int, samples: in
 
 def write_tokenizer_text(dialogues: str, path: Path) -> None:
     """What is said in the dialogues, a row each, with the name of the role as the template writes it: to train the tokenizer on."""
-    records = read_conversations(dialogues).records
+    records = read_conversations(dialogues, kept_keys=("category",)).records
     texts = ["\n".join(f"{m['role']}\n{m['content']}" for m in to_messages(record, STYLE)) for record in records]
     with atomic_path(path) as temporary:
         temporary.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
@@ -278,15 +278,16 @@ def _run(output: Path, stage: Stage, heading: str, later: float, say: Callable[[
         )
         try:
             shown = Progress(log, begin, stage, heading, later)
-            status, usage = _wait(process, shown, start, say, lambda s: write_json(record_path, record | {"seconds": before + s}))
+            ended = _wait(process, shown, start, say, lambda s: write_json(record_path, record | {"seconds": before + s}))
         except BaseException:
             process.kill()  # whatever went wrong here: nobody would look after it
             process.wait()
             raise
     record |= {"seconds": before + time.monotonic() - start}
-    record["cpu_seconds"] += usage.ru_utime + usage.ru_stime
-    record["peak_bytes"] = max(record["peak_bytes"], usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    record["cpu_seconds"] += ended.cpu_seconds
+    record["peak_bytes"] = max(record["peak_bytes"], ended.peak_bytes)
     write_json(record_path, record)
+    status = ended.status
     if -status in (signal.SIGTERM, signal.SIGINT):  # a stage that does not train ends by the signal itself
         status = 128 - status
     if status in (PREEMPTED_STATUS, INTERRUPTED_STATUS):
@@ -300,10 +301,19 @@ def _run(output: Path, stage: Stage, heading: str, later: float, say: Callable[[
     say(f"{heading}: {duration(record['seconds'])}")
 
 
+@dataclass
+class Ended:
+    """Exit status of a process and what it took."""
+
+    status: int
+    cpu_seconds: float
+    peak_bytes: int
+
+
 def _wait(
     process: subprocess.Popen, progress: "Progress", start: float, say: Callable[[str], None], note: Callable[[float], None]
-) -> tuple[int, Any]:
-    """Exit status and resources of a process, with progress until it ends. SIGTERM and Ctrl-C are passed on.
+) -> Ended:
+    """Wait for a process, with progress until it ends. SIGTERM and Ctrl-C are passed on.
 
     Args:
         start: by the monotonic clock.
@@ -317,13 +327,15 @@ def _wait(
             process.send_signal(number)
 
     previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    shown = time.monotonic()
+    shown, peak = time.monotonic(), None
     try:
         while True:
+            peak = _peak_bytes(process.pid) or peak
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
             if pid:
                 process.returncode = os.waitstatus_to_exitcode(status)
-                return process.returncode, usage
+                peak = peak or usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+                return Ended(process.returncode, usage.ru_utime + usage.ru_stime, peak)
             time.sleep(min(EVERY, 0.1 + (time.monotonic() - start) / 10))
             if time.monotonic() - shown >= (EVERY if sys.stderr.isatty() else LINE):
                 shown = time.monotonic()
@@ -332,6 +344,18 @@ def _wait(
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _peak_bytes(pid: int) -> int | None:
+    """Peak resident memory of a running process, where there is /proc.
+
+    Not `ru_maxrss`, which begins with the memory of this process: the child has it between fork and exec.
+    """
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
 
 
 class Progress:
@@ -358,7 +382,7 @@ class Progress:
             self.first = self.first or (seconds, now)
             if now > self.first[1]:
                 left = (last - now) * (seconds - self.first[0]) / (now - self.first[1])
-        times = f"{duration(seconds)} so far, about {duration(left)} to go, {duration(left + self.later)} in all"
+        times = f"{duration(seconds)} so far, about {duration(left)} to go, {duration(left + self.later)} for all stages"
         return f"{self.heading}: {where}{times}"
 
 
