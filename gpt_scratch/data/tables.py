@@ -387,7 +387,8 @@ def _objects(text: str, name: str) -> list[Any]:
         except (ValueError, RecursionError) as error:
             raise _no_json(error, name) from error
         values.append(value)
-        place = json.decoder.WHITESPACE.match(text, place).end()
+        while place < len(text) and text[place].isspace():
+            place += 1
     return values
 
 
