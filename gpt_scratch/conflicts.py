@@ -10,6 +10,7 @@ import math
 import re
 from argparse import Namespace
 from collections.abc import Callable, Collection, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import yaml
 from .errors import UserError, check_unicode
 from .ranges import check_ranges
 
+END_OF_TEXT, PADDING = "<|endoftext|>", "<|pad|>"  # of the tokenizers that are trained here
 LATER = ("max_steps", "num_train_epochs")  # one of these may replace the other
 START = {"model_name_or_path": "the checkpoint to start from"}
 NEEDED = {
@@ -60,6 +62,101 @@ def check_length(args: Any) -> None:
             f"--num_train_epochs is {args.num_train_epochs}: training would have no steps or never end; give a finite number above 0"
         )
     check_ranges({name: getattr(args, name) for name in LATER}, "--")
+
+
+# Schedules that need one of these arguments, which TrainingArguments does not look at.
+SCHEDULES = {
+    "cosine_with_min_lr": ("min_lr_rate", "min_lr"), "cosine_warmup_with_min_lr": ("min_lr_rate", "min_lr"),
+    "warmup_stable_decay": ("num_decay_steps",),
+}  # fmt: skip
+# Packages that an optimizer or a logger needs, by a part of its name; the first that fits.
+PACKAGES = {
+    "galore": "galore_torch", "apollo": "apollo_torch", "lomo": "lomo_optim", "grokadamw": "grokadamw", "schedule_free": "schedulefree",
+    "stable_adamw": "optimi", "adamw_torch_xla": "torch_xla", "adamw_torch_npu": "torch_npu", "adamw_anyprecision": "torchdistx",
+    "adamw_torch_4bit": "torchao", "adamw_torch_8bit": "torchao", "paged": "bitsandbytes", "8bit": "bitsandbytes", "bnb": "bitsandbytes",
+    "lion": "bitsandbytes", "ademamix": "bitsandbytes",
+}  # fmt: skip
+LOGGERS = {
+    "tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "mlflow": ("mlflow",), "trackio": ("trackio",),
+    "comet_ml": ("comet_ml",), "neptune": ("neptune",), "codecarbon": ("codecarbon",), "clearml": ("clearml",), "dagshub": ("dagshub",),
+    "dvclive": ("dvclive",), "swanlab": ("swanlab",), "flyte": ("flytekit",), "azure_ml": ("azureml",), "kubeflow": ("kubeflow",),
+}  # fmt: skip
+
+
+def check_training(args: Any) -> None:
+    """What transformers refuses of its `TrainingArguments` once it is imported, or once data and model are there; and what it ignores.
+
+    Args:
+        args: flags, or TrainingArguments.
+
+    Raises:
+        UserError: names the flags.
+    """
+    evaluation, saving = _value(args.eval_strategy), _value(args.save_strategy)
+    for strategy, found, steps in (("eval", evaluation, args.eval_steps), ("save", saving, args.save_steps)):
+        if found == "epoch" and steps not in (None, 500):  # TrainingArguments' default
+            raise UserError(f"--{strategy}_steps has no effect with --{strategy}_strategy epoch: set --{strategy}_strategy steps")
+    for name in ("logging_steps", "eval_steps", "save_steps"):
+        value = getattr(args, name)
+        if value is not None and value > 1 and value != int(value):
+            raise UserError(f"--{name} is {value}: above 1 it must be whole, and below 1 it is a share of all steps")
+    if args.load_best_model_at_end and saving != "best":
+        if evaluation != saving:
+            raise UserError(
+                f"--load_best_model_at_end needs a checkpoint of each evaluation: --eval_strategy is {evaluation}, --save_strategy {saving}"
+            )
+        between = args.eval_steps or args.logging_steps
+        if evaluation == "steps" and abs(args.save_steps / between - round(args.save_steps / between)) > 1e-6:
+            raise UserError(
+                f"--load_best_model_at_end needs a multiple of --eval_steps as --save_steps, and {args.save_steps:g} is none of {between:g}"
+            )
+    if saving == "best" and evaluation == "no":
+        raise UserError("--save_strategy best needs evaluations: set --eval_strategy steps or epoch")
+    for both in (("fp16", "bf16"), ("fp16_full_eval", "bf16_full_eval")):
+        if all(getattr(args, name) for name in both):
+            raise UserError(f"--{both[0]} and --{both[1]} exclude each other")
+    if args.dataloader_prefetch_factor is not None and not args.dataloader_num_workers:
+        raise UserError("--dataloader_prefetch_factor needs --dataloader_num_workers: without workers nothing is loaded ahead")
+    _check_schedule(args, evaluation)
+    optimizer = _value(args.optim)
+    package = next((package for part, package in PACKAGES.items() if part in optimizer), None)
+    if package is not None and find_spec(package) is None:
+        raise UserError(f"--optim {optimizer} needs the package {package}, which is not installed")
+    for name in [args.report_to] if isinstance(args.report_to, str) else args.report_to or []:
+        if name not in ("none", "all", *LOGGERS):
+            raise UserError("--report_to: " + unknown_name(name, ["none", "all", *LOGGERS], "name"))
+        if name in LOGGERS and all(find_spec(package) is None for package in LOGGERS[name]):
+            raise UserError(f"--report_to {name} needs the package {LOGGERS[name][0]}, which is not installed")
+
+
+def _value(choice: Any) -> str:
+    """Of a flag that is text, or an enumeration of transformers."""
+    return str(getattr(choice, "value", choice))
+
+
+def _check_schedule(args: Any, evaluation: str) -> None:
+    for name in ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "accelerator_config", "fsdp_config", "deepspeed"):
+        text = getattr(args, name, None)
+        if not isinstance(text, str):
+            continue
+        if text.lstrip().startswith("{"):
+            try:
+                json.loads(text)
+            except ValueError as error:
+                raise UserError(f"--{name} {text}: not valid JSON ({error})") from error
+        elif name.endswith("_kwargs"):
+            raise UserError(f'--{name} {text}: write a JSON object, such as {{"name": 1}}')
+        elif not Path(text).is_file():
+            raise UserError(f"--{name} {text}: no such file")
+    schedule, needed = _value(args.lr_scheduler_type), SCHEDULES.get(_value(args.lr_scheduler_type), ())
+    given = args.lr_scheduler_kwargs
+    given = json.loads(given) if isinstance(given, str) else given or {}
+    if needed and len(set(needed) & set(given)) != 1:
+        raise UserError(
+            f"--lr_scheduler_type {schedule} needs --lr_scheduler_kwargs with {' or '.join(needed)}: '{{\"{needed[0]}\": 0.1}}'"
+        )
+    if schedule in ("reduce_lr_on_plateau", "greedy") and evaluation == "no":
+        raise UserError(f"--lr_scheduler_type {schedule} needs evaluations: set --eval_strategy steps or epoch")
 
 
 def check_early_stopping(args: Any, training_args: Any) -> None:
@@ -306,9 +403,27 @@ def check_instruction_splits(args: Any) -> None:
         check_fractions(args.split_fractions)
 
 
-def check_preferences(method: str, args: Any) -> None:
-    """Check the flags of finetune_preferences.py.
+# Rewards that are computed, as evaluation/rewards.py has them.
+REWARDS = ("exact_match", "arithmetic", "format", "length")
 
+
+def check_rewards(names: Sequence[str]) -> None:
+    """
+    Raises:
+        UserError: a reward that is unknown, given twice, or of a file that is not there.
+    """
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"--reward {name} is given twice: give it once, with a weight (--reward_weights)")
+        path, colon, _ = name.rpartition(":")
+        if name not in REWARDS and (not colon or not path.endswith(".py")):
+            raise UserError(f"--reward {name} is unknown: use {', '.join(REWARDS)}, or path/to/file.py:function")
+        if name not in REWARDS and not Path(path).is_file():
+            raise UserError(f"--reward {name}: there is no file {path}")
+
+
+def check_preferences(method: str, args: Any, training_args: Any) -> None:
+    """
     Raises:
         UserError: names the flags.
     """
@@ -321,6 +436,10 @@ def check_preferences(method: str, args: Any) -> None:
     for flag in ("reward_model", "reward"):
         if method != "grpo" and getattr(args, flag) is not None:
             raise UserError(f"--{flag} needs the method grpo: it has no effect with {method}")
+    if args.reward:
+        check_rewards(args.reward)
+        if (weights := getattr(training_args, "reward_weights", None)) and len(weights) != len(args.reward):
+            raise UserError(f"--reward_weights has {len(weights)} numbers for {len(args.reward)} of --reward: give one for each")
     if args.validation_file is not None and not args.reward:
         raise UserError("--validation_file is only used with --reward: pairs are split by --split_fractions")
     check_fractions(args.split_fractions)
@@ -354,6 +473,11 @@ def check_generation(args: Any) -> None:
     """
     if args.weights and args.num_beams:
         raise UserError("--weights does not support beam search: leave out --num_beams")
+    for name in ("top_k", "top_p", "min_p"):
+        if args.temperature == 0 and getattr(args, name) is not None:
+            raise UserError(
+                f"--{name} chooses among tokens to sample, and --temperature 0 takes the likeliest one always: leave one of them out"
+            )
     for prompt in args.prompt:
         check_unicode(prompt)
 
@@ -407,6 +531,12 @@ def check_tokenizer(args: Any) -> None:
         raise UserError("--from_files needs --type bpe, and minbpe's .model file or the book's vocabulary and merges")
     if not args.train_file and (args.vocab_size is not None or args.min_frequency is not None):
         raise UserError("--vocab_size and --min_frequency need --train_file: nothing is trained without it")
+    if args.special_tokens and (args.type != "bpe" or not args.train_file):
+        raise UserError("--special_tokens are given to a bpe that is trained here: they have no effect on other tokenizers")
+    for token in args.special_tokens:
+        check_unicode(token)
+        if not token.strip() or args.special_tokens.count(token) > 1 or token in (END_OF_TEXT, PADDING):
+            raise UserError(f"--special_tokens {token!r}: each must be text, given once, and not {END_OF_TEXT} or {PADDING}")
     for example in args.example or []:
         check_unicode(example)
 
@@ -415,7 +545,7 @@ CHECKS: dict[str, Callable[[str | None, Namespace], None]] = {
     "pretrain": lambda _, args: check_pretraining(args, args),
     "finetune_classifier": lambda _, args: check_classification(args, args),
     "finetune_instructions": lambda _, args: check_instructions(args, args),
-    "finetune_preferences": lambda method, args: check_preferences(str(method), args),
+    "finetune_preferences": lambda method, args: check_preferences(str(method), args, args),
     "evaluate_instructions": lambda _, args: check_evaluation(args),
     "classify": lambda _, args: check_classify(args),
     "generate": lambda _, args: check_generation(args),
@@ -445,5 +575,7 @@ def check_flags_of(script: str, method: str | None, values: Mapping[str, Any], c
         CHECKS[script](method, args)
     if "max_steps" in values and "num_train_epochs" in values:
         check_length(args)
+    if "load_best_model_at_end" in values:
+        check_training(args)
     if "resume_from_checkpoint" in values:
         check_resumable(args.output_dir, args.resume_from_checkpoint)

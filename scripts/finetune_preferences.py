@@ -60,7 +60,7 @@ from gpt_scratch.training.run import checkpoint_to_resume, save_trained, write_r
 
 def main(method: str, script_args: PreferenceArguments, training_args: Any) -> dict:
     """Train and return the content of `metrics.json`. Invalid input raises `UserError` before training starts."""
-    check_preferences(method, script_args)
+    check_preferences(method, script_args, training_args)
     data = read_data(script_args)
     resume = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
     check_output_directory(training_args.output_dir, resume)

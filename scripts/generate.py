@@ -44,7 +44,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--temperature",
         type=float,
-        help="0 is greedy, 1 the model's own probabilities (of 50 tokens, without --top_k); default 0, or 1 with top_*",
+        help="0 is greedy, and goes with no top_* or min_p; 1 the model's own probabilities (of 50 tokens, without --top_k); default 0, "
+        "or 1 with top_* or min_p",
     )
     parser.add_argument("--top_k", type=int, help="sample among the k most likely tokens; transformers' default is 50")
     parser.add_argument("--top_p", type=float, help="sample among the most likely tokens that together have probability p")

@@ -29,7 +29,7 @@ from gpt_scratch.conflicts import check_tokenizer
 from gpt_scratch.data.instruction import CHAT_TEMPLATES, set_prompt_style
 from gpt_scratch.data.language_modeling import SPLITS_BY, documents_from_files, split_documents, texts_of
 from gpt_scratch.data.opening import Reading, check_files
-from gpt_scratch.errors import UserError, check_unicode, run_script
+from gpt_scratch.errors import run_script
 from gpt_scratch.files import atomic_directory
 from gpt_scratch.ranges import check_flags
 from gpt_scratch.tokenization.byte_pair import END_OF_TEXT, PADDING, train_byte_level_bpe
@@ -104,12 +104,6 @@ def check_arguments(args: argparse.Namespace) -> None:
         UserError: names the flags.
     """
     check_tokenizer(args)
-    if args.special_tokens and (args.type != "bpe" or not args.train_file):
-        raise UserError("--special_tokens are given to a bpe that is trained here: they have no effect on other tokenizers")
-    for token in args.special_tokens:
-        check_unicode(token)
-        if not token.strip() or args.special_tokens.count(token) > 1 or token in (END_OF_TEXT, PADDING):
-            raise UserError(f"--special_tokens {token!r}: each must be text, given once, and not {END_OF_TEXT} or {PADDING}")
     check_files([*(args.train_file or []), *(args.validation_file or [])])
 
 

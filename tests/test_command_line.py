@@ -37,6 +37,8 @@ def folder(tmp_path, monkeypatch) -> Path:
     (tmp_path / "late.csv").write_text("text,label\n" + "one,a\n" * 20 + "one, two,a\n")
     (tmp_path / "rows.jsonl").write_text('{"body": "a", "label": 1}\n{"body": \n', encoding="utf-8")
     (tmp_path / "alpaca.json").write_text('[{"instruction": "Add.", "output": "3"}]')
+    (tmp_path / "ids.json").write_text('[{"input_ids": [1], "labels": [1]}]')
+    (tmp_path / "tools.json").write_text('[{"instruction": "Add.", "output": "3", "tools": [{"name": "f"}]}]')
     (tmp_path / "others.json").write_text('[{"instruction": "Add.", "output": "3", "note": "4"}]')
     (tmp_path / "pairs.json").write_text('[{"prompt": "Add.", "chosen": "3", "rejected": "4"}]')
     (tmp_path / "runs/written").mkdir()
@@ -146,7 +148,40 @@ WRONG = {
     "convert_checkpoint out": "give the checkpoint to convert, or --download one",
     "convert_checkpoint text.txt out --max_shard_size lots": "size 'lots': write 500MB",
     "train_tokenizer --output_dir out": "give one of --train_file, --word_list and --from_files",
+    # What transformers would refuse after seconds, or once data and model are there
+    "pretrain --train_file text.txt --load_best_model_at_end --eval_strategy steps": "needs a checkpoint of each evaluation: --eval_strategy is steps, --save_strategy epoch",
+    "pretrain --train_file text.txt --load_best_model_at_end --eval_strategy steps --save_strategy steps --eval_steps 30 --save_steps 50": "needs a multiple of --eval_steps as --save_steps, and 50 is none of 30",
+    "pretrain --train_file text.txt --load_best_model_at_end --eval_strategy steps --save_strategy steps --save_steps 55": "and 55 is none of 10",
+    "finetune_classifier --train_file table.csv --save_strategy best --eval_strategy no": "--save_strategy best needs evaluations",
+    "finetune_classifier --train_file table.csv --eval_steps 50": "--eval_steps has no effect with --eval_strategy epoch: set --eval_strategy steps",
+    "pretrain --train_file text.txt --save_steps 50": "--save_steps has no effect with --save_strategy epoch",
+    "pretrain --train_file text.txt --logging_steps 2.5": "--logging_steps is 2.5: above 1 it must be whole",
+    "pretrain --train_file text.txt --bf16 --fp16": "--fp16 and --bf16 exclude each other",
+    "pretrain --train_file text.txt --warmup_steps -1": "--warmup_steps is -1.0: it must be between 0 and",
+    "pretrain --train_file text.txt --gradient_accumulation_steps 0": "--gradient_accumulation_steps is 0: it must be between 1 and",
+    "pretrain --train_file text.txt --optim adam": "invalid choice: 'adam'",
+    "pretrain --train_file text.txt --lr_scheduler_type cosinus": "invalid choice: 'cosinus'",
+    "pretrain --train_file text.txt --lr_scheduler_type reduce_lr_on_plateau --eval_strategy no": "--lr_scheduler_type reduce_lr_on_plateau needs evaluations",
+    "pretrain --train_file text.txt --lr_scheduler_type cosine_with_min_lr": "needs --lr_scheduler_kwargs with min_lr_rate or min_lr",
+    "pretrain --train_file text.txt --lr_scheduler_kwargs {min_lr:1}": "--lr_scheduler_kwargs {min_lr:1}: not valid JSON",
+    "pretrain --train_file text.txt --lr_scheduler_kwargs min_lr=1": "--lr_scheduler_kwargs min_lr=1: write a JSON object",
+    "pretrain --train_file text.txt --deepspeed ds.json": "--deepspeed ds.json: no such file",
+    "pretrain --train_file text.txt --dataloader_prefetch_factor 2": "needs --dataloader_num_workers",
+    "pretrain --train_file text.txt --optim lomo": "--optim lomo needs the package lomo_optim, which is not installed",
+    "pretrain --train_file text.txt --report_to tensorbord": "--report_to: unknown name 'tensorbord'; did you mean 'tensorboard'?",
+    "pretrain --train_file text.txt --report_to clearml": "--report_to clearml needs the package clearml, which is not installed",
+    "finetune_preferences dpo --train_file pairs.json --model_name_or_path runs/model --bf16 true --fp16": "--fp16 and --bf16 exclude each other",
+    "finetune_preferences grpo --train_file alpaca.json --model_name_or_path runs/model --reward exact": "--reward exact is unknown: use exact_match",
+    "finetune_preferences grpo --train_file alpaca.json --model_name_or_path runs/model --reward mine.py:f": "--reward mine.py:f: there is no file mine.py",
+    "finetune_preferences grpo --train_file alpaca.json --model_name_or_path runs/model --reward length --reward_weights 1 2": "--reward_weights has 2 numbers for 1 of --reward",
+    "generate runs/model --temperature 0 --top_k 5": "--top_k chooses among tokens to sample, and --temperature 0 takes the likeliest one always",
+    "generate runs/model --temperature 0 --top_p 1": "--top_p chooses among tokens to sample",
+    "train_tokenizer --train_file text.txt --output_dir out --special_tokens <a> <a>": "--special_tokens '<a>': each must be text, given once",
+    "train_tokenizer --train_file text.txt --output_dir out --type word --special_tokens <a>": "they have no effect on other tokenizers",
     # The first rows of files
+    "finetune_preferences grpo --train_file pairs.json --model_name_or_path runs/model --reward length": "pairs.json row 0: unknown keys 'chosen', 'rejected'",
+    "finetune_preferences grpo --train_file ids.json --model_name_or_path runs/model --reward length": "ids.json row 0: it holds token ids: --reward needs",
+    "finetune_preferences grpo --train_file alpaca.json --validation_file tools.json --model_name_or_path runs/model --reward length": "tools.json row 0: it holds 'tools'",
     "pretrain --train_file table.csv --text_column body": "table.csv has no column 'body': its columns are Text, Label; pass --text_column",
     "pretrain --train_file runs/written/model.pth": "unknown format '.pth'",
     "finetune_classifier --train_file table.csv --label_column stars": "no column 'stars': its columns are Text, Label; pass --label_column",
@@ -181,6 +216,13 @@ RIGHT = [
     "classify runs/model --file table.csv",
     "compare_classifiers --recipes random --train_file text.txt --output_dir x --learning_rate 1e-3 --bf16",
     "generate runs/model --prompt a b --temperature 0.5",
+    "generate runs/model --temperature 0",
+    "generate runs/model --top_k 5 --top_p 0.9",
+    "pretrain --train_file text.txt --load_best_model_at_end",  # evaluation and saving are of each epoch both
+    "pretrain --train_file text.txt --load_best_model_at_end --eval_strategy steps --save_strategy steps --eval_steps 0.1 --save_steps 0.3",
+    "pretrain --train_file text.txt --load_best_model_at_end --eval_strategy steps --save_strategy best --save_steps 7",
+    "pretrain --train_file text.txt --eval_steps 50 --eval_strategy no",  # of a recipe, with the evaluation switched off
+    "finetune_preferences grpo --train_file alpaca.json --model_name_or_path runs/model --reward exact_match length --reward_weights 1 0.1",
     "analyze runs runs/old runs/model --labels a b",
     "benchmark step --shape 4x256",
     "demo --model runs/model --port 8000",

@@ -29,4 +29,4 @@ def test_wrong_sizes(text):
 )
 def test_flags_that_do_not_go_together(method, given, message):
     with pytest.raises(UserError, match=message):
-        check_preferences(method, PreferenceArguments(**given))
+        check_preferences(method, PreferenceArguments(**given), None)

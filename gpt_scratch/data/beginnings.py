@@ -15,7 +15,7 @@ from .classification import read_labelled_texts
 from .opening import TABLE_SUFFIXES, Reading, check_files, muted_notes, suffix_of
 from .preference import read_preferences
 from .readers import read_pieces, texts_of_table
-from .records import normalized, read_records
+from .records import normalized, question, read_records
 
 ROWS = 10
 LARGEST_LIST = 1 << 23  # maximum size of a .json file to check: all its rows are parsed at once
@@ -58,6 +58,9 @@ def _readers(script: str, args: Namespace) -> Iterator[tuple[str, Read]]:
     elif script == "finetune_preferences" and not args.reward:
         for name in _files(args.train_file):
             yield name, partial(read_preferences, name, "train", reading, args.ignore_keys or ())
+    elif script == "finetune_preferences":
+        for name in _files(args.train_file, args.validation_file):
+            yield name, partial(read_records, name, question, "train", reading, args.ignore_keys or (), ())
     elif script in ("finetune_instructions", "evaluate_instructions"):
         flags = ("train_file", "validation_file", "test_file", "data_file", "replies_file")
         kept = [args.reply_key] if "reply_key" in args else []

@@ -22,9 +22,9 @@ from ..conflicts import check_fractions
 from ..errors import UserError, one_line
 from ..progress import bar
 from .examples import Examples
-from .opening import TABLE_SUFFIXES, Faults, Reading, is_glob, print_once, read_lines, suffix_of
+from .opening import TABLE_SUFFIXES, Faults, Reading, is_glob, print_once, read_lines, suffix_of, unknown_format
 from .readers import kind_of
-from .tables import Row, class_names, find_column, read_delimited, read_table, rows_of_lines
+from .tables import Row, class_names, find_column, no_column, read_delimited, read_table, rows_of_lines
 
 if TYPE_CHECKING:  # files are read before these are imported
     import datasets
@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # files are read before these are imported
 SMS_MEMBER = "SMSSpamCollection"  # the file inside UCI's zip
 MAX_UNPACKED_BYTES = 1 << 26  # the collection has half a megabyte
 CONFLICTS = ("refuse", "first", "drop")
+MISSING = {"nan", "none", "null", "na", "n/a", "<na>", "nat"}
 WHOLE_NUMBER = re.compile(r"[+-]?\d+(\.0*)?")
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 
@@ -65,8 +66,8 @@ def read_labelled_texts(
 ) -> LabelledTexts:
     """Read labelled texts from a file, a glob or a `datasets` name.
 
-    `.zip`, files without an extension, and `.tsv` without a header are read as the SMS Spam Collection: `label<TAB>text` lines with
-    literal quotes.
+    `.zip`, `.txt`, files without an extension, and `.tsv` without a header are read as the SMS Spam Collection: `label<TAB>text` lines,
+    quotes literal.
     csv, tsv, jsonl, json, parquet and `datasets` tables need two columns, by default text and label, in any case
     (so `Label,Text` of the published files is found).
 
@@ -82,13 +83,13 @@ def read_labelled_texts(
     reading, faults = reading or Reading(), Faults()
     columns = [column for column in (text_column, label_column) if column]
     suffix = suffix_of(name)
-    if Path(name).is_file() and suffix in ("", ".zip"):
+    if Path(name).is_file() and suffix in ("", ".txt", ".zip"):
         lines = io.StringIO(_sms_text(Path(name)), newline="") if suffix == ".zip" else read_lines(name, reading)
         rows: Iterator[Row] = (
             (name, number, values) for number, values in rows_of_lines(name, iter(lines), True, reading, faults)
         )
     elif Path(name).is_file() and suffix not in TABLE_SUFFIXES:
-        raise UserError(f"{name}: unknown format {suffix!r}; give zip, tsv, csv, jsonl, json or parquet")
+        raise unknown_format(name, "zip, tsv, csv, jsonl, json or parquet")
     elif suffix == ".zip" and not is_glob(name):
         raise UserError(f"{name}: no such file")
     else:
@@ -152,10 +153,9 @@ def _text_and_label(values: Mapping[str, Any], name: str, text_column: str | Non
         default = flag.removesuffix("_column")
         key = find_column(values, name, wanted or default)
         if key is None:
-            columns = ", ".join(map(str, values))
-            raise UserError(f"{name} has no column {wanted or default!r}: its columns are {columns}; pass --{flag}")
+            raise UserError(f"{name} has {no_column(name, values, wanted or default, flag)}")
         keys.append(key)
-    others = [str(column) for column in values if column not in keys]
+    others = [str(column) or "(without a name)" for column in values if column not in keys]
     if others:
         print_once(f"{name}: unused columns: {', '.join(others)}")
     return keys[0], keys[1]
@@ -211,12 +211,22 @@ def _numbers_as_one_class(labels: list[str], name: str) -> list[str]:
 def _report_similar_labels(labels: Sequence[str], name: str) -> None:
     folded: dict[str, set[str]] = {}
     for label in set(labels):
-        folded.setdefault(label.casefold(), set()).add(label)
+        folded.setdefault(_folded(label), set()).add(label)
     for alike in folded.values():
         if len(alike) > 1:
-            print_once(
-                f"{name}: the labels {' and '.join(map(repr, sorted(alike)))} differ only in case and are {len(alike)} classes"
-            )
+            what = "case" if len({label.casefold() for label in alike}) == 1 else "how they are written"
+            named = " and ".join(map(repr, sorted(alike)))
+            print_once(f"{name}: the labels {named} differ only in {what} and are {len(alike)} classes")
+    if missing := sorted(label for label in set(labels) if label.lower() in MISSING):
+        print_once(
+            f"{name}: the label {', '.join(map(repr, missing))} is a class; if it stands for a missing one, leave its cells empty"
+        )
+
+
+def _folded(label: str) -> str:
+    """One form for an accent in one character or two, quotes around a label, and zeros before a number."""
+    folded = unicodedata.normalize("NFKC", label).casefold().strip("'\"` ") or label
+    return folded.lstrip("0") or "0" if folded.isdecimal() else folded
 
 
 def _listed(numbers: Sequence[int], limit: int = 10) -> str:

@@ -9,6 +9,7 @@ import codecs
 import glob
 import gzip
 import lzma
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ READ_BYTES = 1 << 20
 ROW_BYTES = 1 << 28  # maximum size of a row, which is in memory several times
 LARGEST_RATIO = 200  # maximum compression ratio; that of text is 3 to 10
 TEXT_SUFFIXES = {".txt", ".text", ".md", ""}
-TABLE_SUFFIXES = {".jsonl", ".json", ".csv", ".tsv", ".parquet"}
+TABLE_SUFFIXES = {".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"}
 FORMATS = "txt, jsonl, json, csv, tsv or parquet"
 MARKS = {  # byte order marks; UTF-32 before UTF-16, since it starts with the same bytes
     codecs.BOM_UTF8: "utf-8-sig",
@@ -34,6 +35,27 @@ MARKS = {  # byte order marks; UTF-32 before UTF-16, since it starts with the sa
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+# Files that are no text, by their first bytes: read with --encoding latin-1 they would be characters without sense.
+BINARY = {
+    b"PK\x03\x04": "a zip archive, as of Excel and Word: export it as csv or text, or unpack it",
+    b"\xd0\xcf\x11\xe0": "a document of an old Office: export it as csv or text",
+    b"%PDF-": "a PDF: export its text",
+    b"PAR1": "a parquet file: give it the suffix .parquet",
+    b"\x1f\x8b": "compressed by gzip: add .gz to its name",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd: add .zst to its name",
+    b"SQLite format 3": "a database of SQLite: export its table as csv",
+    b"ARROW1": "an Arrow file: give the directory that `datasets` saved, or parquet",
+    b"version https://git-lfs.github.com/spec/": "a pointer of Git LFS, not the file itself: `git lfs pull` fetches it",
+}
+# What to do with a file of a known other format.
+INSTEAD = {
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "export the sheet as csv, encoded in UTF-8"),
+    **dict.fromkeys((".docx", ".doc", ".odt", ".pdf", ".rtf", ".epub"), "export it as plain text"),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), "unpack it"),
+    **dict.fromkeys((".arrow", ".feather"), "give the directory that `datasets` saved, or parquet"),
+    **dict.fromkeys((".jl", ".jsonlines"), "rename it to .jsonl"),
+}
+MARK_IN_TEXT = re.compile("(?<=\n)\ufeff+")
 DELIMITER_NAMES = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "space": " ", "pipe": "|"}
 
 
@@ -195,10 +217,17 @@ def check_files(names: Sequence[str], suffixes: set[str] | None = None) -> list[
         if path.stat().st_size == 0:
             raise UserError(f"{name} is empty")
         if suffix_of(name) not in (suffixes or TEXT_SUFFIXES | TABLE_SUFFIXES):
-            raise UserError(f"{name}: unknown format {suffix_of(name)!r}; give {FORMATS}")
+            raise unknown_format(name, FORMATS)
         if suffix_of(name) == ".parquet" != path.suffix.lower():
             raise UserError(f"{name}: parquet is already compressed internally: decompress the file")
     return found
+
+
+def unknown_format(name: str, formats: str) -> UserError:
+    """The error of a file whose suffix is none that is read."""
+    suffix = suffix_of(name)
+    instead = f"; {INSTEAD[suffix]}" if suffix in INSTEAD else ""
+    return UserError(f"{name}: unknown format {suffix!r}{instead}; give {formats}")
 
 
 def is_glob(name: str) -> bool:
@@ -279,12 +308,13 @@ def read_blocks(name: str) -> Iterator[bytes]:
 
 
 def read_text(name: str, reading: Reading) -> Iterator[str]:
-    """Read the text of a file in chunks of READ_BYTES, without a byte order mark.
+    """The text of a file, READ_BYTES at a time, without byte order marks at its start or, of joined files, at that of a line.
 
     Raises:
         UserError: bytes that cannot be decoded; names their position and the flag that helps.
     """
     decoder, position, lines, pending = None, 0, 1, 0
+    marks, last = 0, "\n"
     for block in _ended(read_blocks(name)):
         if decoder is None:
             encoding = _encoding(block, name, reading)
@@ -295,13 +325,25 @@ def read_text(name: str, reading: Reading) -> Iterator[str]:
             text = decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
             line = lines + error.object[: error.start].count(b"\n")
+            if re.match(rb"\xed[\xa0-\xbf]", error.object[error.start :]):
+                raise UserError(
+                    f"{name}: byte {position - pending + error.start} begins half of a surrogate pair, which is no text (line {line}): "
+                    "write the file again, each character in one piece"
+                ) from error
             raise UserError(
                 f"{name}: byte {position - pending + error.start} is not {_name(encoding)} ({error.reason}, line {line}): give its "
                 "--encoding, such as cp1252 (Windows) or latin-1, or convert the file to UTF-8"
             ) from error
         position += len(block)
         lines += text.count("\n")
-        yield text
+        if "\ufeff" in text:
+            text, found = MARK_IN_TEXT.subn("", last + text)
+            text, marks = text[1:], marks + found
+        if text:
+            last = text[-1]
+            yield text
+    if marks:
+        print_once(f"{name}: byte order marks at the start of {marks:,} line{'s' * (marks > 1)} were left out")
 
 
 def _ended(blocks: Iterator[bytes]) -> Iterator[bytes]:
@@ -317,8 +359,11 @@ def _encoding(head: bytes, name: str, reading: Reading) -> str:
     """Detect the encoding of a file from its first bytes and the flags.
 
     Raises:
-        UserError: its byte order mark contradicts the flag, or it looks like UTF-16 without a mark.
+        UserError: it is no text, begins with the mark of another encoding than is given, or looks like UTF-16 without a mark.
     """
+    for mark, what in BINARY.items():
+        if head.startswith(mark):
+            raise UserError(f"{name} is no text but {what}")
     marked = next((encoding for mark, encoding in MARKS.items() if head.startswith(mark)), None)
     if reading.encoding is not None:
         given = codecs.lookup(reading.encoding).name
@@ -336,7 +381,7 @@ def _encoding(head: bytes, name: str, reading: Reading) -> str:
         return marked
     sample = head[:4096]
     zeros = [sample[start::2].count(0) for start in (0, 1)]
-    if len(sample) >= 4 and max(zeros) > len(sample) // 5 and min(zeros) * 10 < max(zeros):
+    if max(zeros) > max(1, len(sample) // 5) and min(zeros) * 10 < max(zeros):
         order = "le" if zeros[1] > zeros[0] else "be"
         raise UserError(f"{name} looks like UTF-16 without a byte order mark: pass --encoding utf-16-{order}")
     return "utf-8"

@@ -45,8 +45,8 @@ def read_preferences(
 
 def _checked(record: dict[str, Any]) -> dict[str, Any]:
     messages = record.pop("messages", None)
-    record = {key: value for key, value in record.items() if not (key in ("system", "history", "tools") and not value)}
-    refuse_unknown(record, KEYS)
+    record = {key: value for key, value in _of_other_forms(record).items() if value or key not in ("system", "history", "tools")}
+    refuse_unknown(record, KEYS - ({"prompt"} if "instruction" in record else {"input"}))  # of two prompts one would be lost
     check_tools(record)
     for key in ("chosen", "rejected"):
         value = record.get(key)
@@ -76,6 +76,20 @@ def _checked(record: dict[str, Any]) -> dict[str, Any]:
     if any(empty_replies(reply) for reply in replies_of(record).values()):
         raise UserError("'chosen' or 'rejected' is empty: empty replies are not supported")
     return record
+
+
+def _of_other_forms(record: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI's pairs (`input` of messages, `preferred_output`, `non_preferred_output`) and LLaMA-Factory's (`conversations`, each reply an
+    object) under the names that are read here."""
+    given = record.get("input")
+    if isinstance(given, dict) and "preferred_output" in record:
+        others = {key: value for key, value in record.items() if key not in ("input", "preferred_output", "non_preferred_output")}
+        described = {key: value for key, value in given.items() if key not in ("messages", "parallel_tool_calls")}
+        replies = {"chosen": record["preferred_output"], "rejected": record.get("non_preferred_output")}
+        record = {"prompt": given.get("messages"), **described, **others, **replies}
+    if "conversations" in record and not {"prompt", "instruction"} & record.keys():
+        record = {("prompt" if key == "conversations" else key): value for key, value in record.items()}
+    return {key: [value] if key in ("chosen", "rejected") and isinstance(value, dict) else value for key, value in record.items()}
 
 
 def _with_prompt_apart(record: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import UserError
 from .opening import TABLE_SUFFIXES, Faults, Reading, check_files, print_once, read_text, suffix_of
-from .tables import Row, find_column, read_table, rows_of_stream
+from .tables import Row, find_column, no_column, read_table, rows_of_stream
 
 PIECE_CHARACTERS = 1 << 13  # tokenizers are several times faster on short texts, and use all cores for many texts
 LONGEST_PIECE = 1 << 16  # for text without spaces or lines: base64, minified code, some scripts
@@ -98,7 +98,7 @@ def texts_of_rows(
     for name, number, values in rows:
         column = find_column(values, name, text_column)
         if column is None:
-            what = f"no column {text_column!r}: its columns are {', '.join(map(str, values))}; pass --text_column"
+            what = no_column(name, values, text_column, "text_column")
             if number == 0:  # and so in every row
                 raise UserError(f"{name} has {what}")
             faults.add(name, "row", number, what)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import UserError
 from .examples import Examples
-from .opening import Faults, Reading, print_once
+from .opening import Faults, Reading, invalid_place, print_once, replaced
 from .readers import kind_of
 from .tables import RECORD_COLUMNS, read_table
 
@@ -20,7 +20,7 @@ Message = dict[str, Any]
 # ShareGPT's names of roles, and other common names.
 ROLES = {"system": "system", "user": "user", "assistant": "assistant", "tool": "tool", "human": "user", "gpt": "assistant",
          "chatgpt": "assistant", "bot": "assistant", "model": "assistant", "observation": "tool", "function": "tool",
-         "developer": "system", "function_call": "assistant"}  # fmt: skip
+         "developer": "system", "function_call": "assistant", "ai": "assistant", "chatbot": "assistant", "prompter": "user"}  # fmt: skip
 REASONING = ("reasoning_content", "reasoning", "thinking")
 MESSAGE_KEYS = {"role", "content", "tool_calls", "name", "tool_call_id", "weight", *REASONING}
 # Metadata keys of records and messages, without training content.
@@ -29,7 +29,19 @@ DESCRIPTIONS = {
     "category", "categories", "tag", "tags", "topic", "topics", "task", "task_type", "type", "language", "lang", "license", "licence",
     "url", "urls", "link", "created", "created_at", "timestamp", "date", "time", "model", "model_name", "generator", "author",
     "annotator", "prompt_id", "conversation_id", "message_id", "session_id", "length", "num_turns", "score_chosen", "score_rejected",
-    "model_response", "metadata", "meta", "__index_level_0__", "unnamed: 0", "",
+    "model_response", "metadata", "meta", "__index_level_0__", "unnamed: 0", "", "custom_id", "parallel_tool_calls", "title", "subset",
+    "domain", "quality", "difficulty", "intent", "score", "rating", "chosen_score", "rejected_score", "chosen_rating", "rejected_rating",
+    "rating_chosen", "rating_rejected", "chosen_model", "rejected_model", "skip_prompt_formatting", "views", "avatarurl", "user_id",
+}  # fmt: skip
+# Other names of a key, used where the record has none of the keys that mean the same.
+OTHER_NAMES = {
+    "conversation": ("conversations", {"conversations", "messages"}),
+    "functions": ("tools", {"tools"}),
+    "system_prompt": ("system", {"system"}),
+    **dict.fromkeys(("question", "query", "inputs"), ("instruction", {"instruction", "prompt", "input", "messages", "conversations"})),
+    **dict.fromkeys(("response", "answer", "targets"),
+                    ("output", {"output", "completion", "chosen", "rejected", "messages", "conversations"})),
+    "context": ("input", {"input", "messages", "conversations"}),
 }  # fmt: skip
 LISTS = ("messages", "conversations", "history", "tools", "input_ids", "labels", "attention_mask")  # written as JSON text in csv
 FORMS = (
@@ -74,6 +86,7 @@ def read_records(
     reading, faults = reading or Reading(), Faults()
     records, places = [], []
     unused: dict[str, None] = {}
+    renamed: dict[str, str] = {}
     empty = 0
     for file, number, row in islice(read_table(name, split, reading, faults, header=True), max_rows):
         if reading.skip_empty and all(value is None or (isinstance(value, str) and not value.strip()) for value in row.values()):
@@ -81,9 +94,15 @@ def read_records(
             continue
         try:
             record, description = without(row, ignore_keys, kept_keys, unused)
-            record = {**check(record), **description}
+            record = {**check(_by_our_names(record, renamed)), **description}
+            if (place := invalid_place(record)) is not None:  # within JSON that a text held
+                if not reading.replace_invalid:
+                    raise UserError(
+                        f"{place!r} holds half of a surrogate pair, which is no text: fix the row, or pass --replace_invalid"
+                    )
+                record = replaced(record)
         except UserError as error:
-            faults.add(file, "row", number, str(error))
+            faults.add(file, "row", number, str(error) + (f" ({_said_of(renamed)})" if renamed else ""))
             continue
         records.append(record)
         places.append(f"{file} row {number}")
@@ -94,6 +113,8 @@ def read_records(
         print_once(f"{name}: {empty:,} empty rows were skipped")
     if unused:
         print_once(f"{name}: unused keys: {', '.join(map(repr, unused))}")
+    if renamed:
+        print_once(f"{name}: {_said_of(renamed)}")
     return Conversations(records, places)
 
 
@@ -116,7 +137,9 @@ def without(
             description[name] = value
         elif name in ignore_keys:
             unused[name] = None
-        elif name.lower() in DESCRIPTIONS or (name == "text" and _repeats(value, row)):
+        elif not known and value in ("", [], {}):
+            continue
+        elif name.lower().replace("-", "_") in DESCRIPTIONS or _repeats(name, value, row):
             unused[name], description[name] = None, value
         else:
             record[name] = _parsed(value, name) if name in LISTS else value
@@ -128,10 +151,37 @@ def without(
     return record, description
 
 
-def _repeats(value: Any, row: Mapping[str, Any]) -> bool:
-    """Whether a text is the record itself, rendered as a prompt, as in Stanford Alpaca's data."""
+def _said_of(renamed: Mapping[str, str]) -> str:
+    return ", ".join(f"{theirs!r} is read as {ours!r}" for theirs, ours in renamed.items())
+
+
+def _by_our_names(record: dict[str, Any], renamed: dict[str, str]) -> dict[str, Any]:
+    """The record with the keys of [`OTHER_NAMES`] under ours; these are noted in `renamed`."""
+    result: dict[str, Any] = {}
+    for key, value in record.items():
+        ours, same = OTHER_NAMES.get(key.lower(), (key, set()))
+        if ours == key or same & record.keys() or ours in result:
+            result[key] = value
+            continue
+        if ours == "instruction" and "chosen" in record:
+            ours = "prompt"
+        elif ours == "output" and "prompt" in record:
+            ours = "completion"
+        result[ours] = _parsed(value, key) if ours in LISTS else value
+        renamed[key] = ours
+    return result
+
+
+def _repeats(name: str, value: Any, row: Mapping[str, Any]) -> bool:
+    """Whether a text is there again: the record as a prompt, as in Stanford Alpaca's data, or the content of one of its messages."""
+    if not isinstance(value, str):
+        return False
+    messages = row.get("messages", row.get("conversations"))
+    if isinstance(messages, (list, tuple)):
+        contents = [message.get("content", message.get("value")) for message in messages if isinstance(message, Mapping)]
+        return value.strip() in [content.strip() for content in contents if isinstance(content, str)] and "chosen" not in row
     parts = [row.get("instruction"), row.get("output")]
-    return isinstance(value, str) and all(isinstance(part, str) and part in value for part in parts)
+    return name == "text" and all(isinstance(part, str) and part in value for part in parts)
 
 
 def _without(message: Any, ignore_keys: Iterable[str], unused: dict[str, None]) -> Any:
@@ -141,7 +191,7 @@ def _without(message: Any, ignore_keys: Iterable[str], unused: dict[str, None]) 
     for key, value in message.items():
         if key in ignore_keys or (key.lower() in DESCRIPTIONS and value is not None):
             unused[key] = None
-        elif value is not None or key in ("role", "content", "from", "value"):
+        elif value not in (None, [], {}) or key in ("role", "content", "from", "value"):
             kept[key] = value
     return kept
 
@@ -161,7 +211,10 @@ def _parsed(value: Any, key: str) -> Any:
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{key!r} is a string that is not valid JSON ({error})") from error
+        pythons = (
+            "; Python's own form has single quotes: write it by json.dumps" if value.lstrip().startswith(("[{'", "['")) else ""
+        )
+        raise UserError(f"{key!r} is a string that is not valid JSON ({error}){pythons}") from error
 
 
 def normalized(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,6 +271,20 @@ def normalized(record: Mapping[str, Any]) -> dict[str, Any]:
             elif not isinstance(value, str):
                 raise UserError(f"{key!r} is {kind_of(value)}" + (", not text" if value is not None else ""))
     return record
+
+
+def question(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record whose last reply is the reference that a computed reward compares with.
+
+    Raises:
+        UserError: as [`normalized`]; token ids or tools, which TRL's GRPO does not write into prompts.
+    """
+    result = normalized(record)
+    if "input_ids" in result:
+        raise UserError("it holds token ids: --reward needs records of text")
+    if result.get("tools"):
+        raise UserError("it holds 'tools', which TRL's GRPO does not write into prompts: pass --ignore_keys tools")
+    return result
 
 
 def check_tools(record: Mapping[str, Any]) -> None:
@@ -287,9 +354,11 @@ def _checked_message(message: Any, place: str) -> Message:
         if theirs in message and ours not in message:
             message[ours] = message.pop(theirs)
     if not isinstance(message.get("role"), str):
-        raise UserError(f"{place} needs the strings role and content")
+        raise UserError(f"{place} needs the strings role and content; its keys are {', '.join(map(str, message))}")
     if (role := ROLES.get(message["role"].lower())) is None:
         raise UserError(f"{place} has the role {message['role']!r}; use system, user, assistant or tool")
+    if isinstance(message.get("function_call"), Mapping) and "tool_calls" not in message:  # OpenAI's form before tools
+        message["tool_calls"] = [message.pop("function_call")]
     refuse_unknown(message, MESSAGE_KEYS, of=f"{place}: ")
     content = message.get("content")
     if message["role"] == "function_call":
@@ -326,6 +395,8 @@ def _text_of_part(part: Any, place: str) -> str:
         rest = {key for key, value in part.items() if value is not None} - {"type", "text"}
         if part.get("type", "text") in ("text", "input_text", "output_text") and isinstance(part.get("text"), str) and not rest:
             return part["text"]
+        if rest and isinstance(part.get("text"), str):
+            raise UserError(f"{place} has a part with {', '.join(map(repr, sorted(rest)))}, which is not supported: remove it")
         raise UserError(f"{place} has a part of type {str(part.get('type'))!r}: only text is supported")
     raise UserError(f"{place} has a part that is {kind_of(part)}, not an object")
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..conflicts import check_rewards
 from ..errors import UserError, one_line
 from .replies import exact_match
 
@@ -99,18 +100,12 @@ def load_rewards(names: Sequence[str]) -> list[Reward]:
     Raises:
         UserError: an unknown name, one that is given twice, a file that cannot be run, or that has no such function.
     """
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"--reward {name} is given twice: give it once, with a weight (--reward_weights)")
+    check_rewards(names)
     return [Reward(name, REWARDS[name]) if name in REWARDS else _from_file(name) for name in names]
 
 
 def _from_file(name: str) -> Reward:
-    path, colon, function = name.rpartition(":")
-    if not colon or not path.endswith(".py"):
-        raise UserError(f"--reward {name} is unknown: use {', '.join(REWARDS)}, or path/to/file.py:function")
-    if not Path(path).is_file():
-        raise UserError(f"--reward {name}: there is no file {path}")
+    path, _, function = name.rpartition(":")
     spec = importlib.util.spec_from_file_location(f"reward_{Path(path).stem}", path)
     assert spec is not None and spec.loader is not None  # it ends in .py
     module = importlib.util.module_from_spec(spec)

@@ -24,7 +24,7 @@ from ..command_line import (
     known_flags,
     recipe_arguments,
 )
-from ..conflicts import LATER, check_length, read_overrides, refuse_unknown_names, unknown_name
+from ..conflicts import LATER, check_length, check_training, read_overrides, refuse_unknown_names, unknown_name
 from ..errors import UserError, one_line
 from ..files import refuse_existing_run
 from ..ranges import check_ranges
@@ -141,6 +141,7 @@ def parse_arguments(types: Sequence[type], argv: Sequence[str], description: str
     for part in parsed:
         if isinstance(part, TrainingArguments):
             check_length(part)
+            check_training(part)
     return tuple(parsed)
 
 

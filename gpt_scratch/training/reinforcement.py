@@ -16,13 +16,12 @@ from ..data.instruction import (
     Conversations,
     prompt_ids,
     prompt_messages,
-    read_conversations,
     reply_text,
     shared_prompts,
     split_conversations,
 )
 from ..data.opening import Reading
-from ..errors import UserError
+from ..data.records import question, read_records
 from ..evaluation.replies import generate_replies
 from ..evaluation.rewards import Reward, check_references, total
 
@@ -51,19 +50,14 @@ def read_questions(args: Any, rewards: Sequence[Reward]) -> QuestionData:
         UserError: records that cannot be read, or a reference that a reward cannot compare.
     """
     reading, ignored = Reading.of(args), args.ignore_keys or ()
-    train = read_conversations(args.train_file, "train", reading, ignored)
+    train = read_records(args.train_file, question, "train", reading, ignored)
     if args.validation_file is not None:
-        splits = {"train": train, "validation": read_conversations(args.validation_file, "validation", reading, ignored)}
+        splits = {"train": train, "validation": read_records(args.validation_file, question, "validation", reading, ignored)}
     else:
         splits = split_conversations(train, args.split_fractions)
         del splits["test"]
     rows = {}
     for split, part in splits.items():
-        for record, place in zip(part.records, part.places):
-            if "input_ids" in record:
-                raise UserError(f"{place} contains token ids: --reward needs records of text")
-            if record.get("tools"):
-                raise UserError(f"{place} contains 'tools', which TRL's GRPO does not support: pass --ignore_keys tools")
         references = [reply_text(record, args.prompt_style) for record in part.records]
         check_references(rewards, references, part.places)
         prompts = [prompt_messages(record, args.prompt_style) for record in part.records]

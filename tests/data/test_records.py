@@ -64,7 +64,7 @@ def test_every_form_becomes_messages(tmp_path, row, expected):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"instruction": "Hi", "output": "Hello", "context": "x"}, "unknown key 'context', which would be lost: rename, or pass --ignore_keys context"),
+        ({"instruction": "Hi", "output": "Hello", "note": "x"}, "unknown key 'note', which would be lost: rename, or pass --ignore_keys note"),
         ({"instruction": "Hi", "output": "Hello", "a": 1, "b": 2}, "unknown keys 'a', 'b'.*--ignore_keys a b"),
         ({"instruction": "Hi", "output": "Hello", "chosen": "x", "rejected": "y"}, "keys 'chosen', 'rejected'"),
         ({"instruction": "Hi", "output": "Hello", "weight": 0.5}, "'weight' is 0.5"),
@@ -74,7 +74,7 @@ def test_every_form_becomes_messages(tmp_path, row, expected):
         ({"messages": [SYSTEM, USER, REPLY], "system": "Be long."}, "the record has both 'system' and a first message"),
         ({"messages": [USER, REPLY], "conversations": [USER, REPLY]}, "both 'messages' and 'conversations'"),
         ({"messages": [USER, {**REPLY, "mood": "glad"}]}, "messages: message 1: unknown key 'mood'"),
-        ({"messages": [USER, {**REPLY, "function_call": {"name": "x"}}]}, "message 1: unknown key 'function_call'"),
+        ({"messages": [USER, {**REPLY, "function_call": "x"}]}, "message 1: unknown key 'function_call'"),
         ({"messages": [USER, {**REPLY, "weight": 0.5}]}, "message 1 has the weight 0.5"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, REPLY]}, "message 0 has a part of type 'image_url'"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi", "image": "x"}]}, REPLY]}, "message 0 has a part"),
@@ -87,7 +87,7 @@ def test_every_form_becomes_messages(tmp_path, row, expected):
         ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "martian", "value": "x"}]}, "the role 'martian'"),
         ({"input_ids": [1, 2], "labels": [1, 2], "attention_mask": [1, 0]}, "'attention_mask' masks tokens"),
         ({"input_ids": [1, 2], "labels": [1, 2], "position_ids": [0, 0]}, "key 'position_ids'"),
-        ({"prompt": "Hi", "completion": "Hello", "messages": [USER, REPLY]}, "unknown keys 'prompt', 'completion'"),
+        ({"prompt": "Ho", "completion": "Bye", "messages": [USER, REPLY]}, "unknown keys 'prompt', 'completion'"),
     ],
 )  # fmt: skip
 def test_unknown_content_is_refused_by_name(tmp_path, row, message):
@@ -100,7 +100,7 @@ def test_all_faults_of_a_file_in_one_report(tmp_path):
     rows = [
         {"instruction": "a", "output": "b"},
         {"instruction": 3, "output": "b"},
-        {"question": "a"},
+        {"body": "a"},
         {"instruction": "a", "output": None},
     ]
     with pytest.raises(UserError) as caught:
@@ -108,7 +108,7 @@ def test_all_faults_of_a_file_in_one_report(tmp_path):
     told = str(caught.value)
     assert (
         "row 1: 'instruction' is int, not text" in told
-        and "row 2: the keys are question" in told
+        and "row 2: the keys are body" in told
         and "row 3: 'output' is missing" in told
     )
 

@@ -64,7 +64,7 @@ def test_one_record_is_a_row_and_not_rows_under_a_key(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "text,label\na, b,x\nc,y\nd\n", r"a.csv: line 2: 3 fields but the header has 2 \(text, label\): put a text that holds commas in double quotes.*; line 4: 1 field where"),
+        ("a.csv", "text,label\na, b,x\nc,y\nd\n", r"a.csv: line 2: 3 fields but the header has 2 \(text, label\): enclose text with commas in double quotes.*; line 4: 1 field but"),
         ("a.csv", "text\nOne, two\nthree\n", r"line 2: 2 fields but the header has 1 \(text\)"),
         ("a.csv", 'text,label\n"two\nlines",x\na,b,c\n', "line 4: 3 fields"),
         ("a.csv", 'text,label\na,x\n"never closed,y\nb,z\n', "line 3: not valid CSV"),

@@ -43,6 +43,7 @@ def test_settings_are_used(server, question):
     assert ask(temperature=1.5, seed=1)["text"] == ask(temperature=1.5, seed=1)["text"] != ask(temperature=1.5, seed=2)["text"]
     greedy = ask(temperature=0)["text"]
     assert ask(temperature=1.5, seed=1)["text"] != greedy == ask(temperature=1.5, top_p=1e-6)["text"]
+    assert greedy == ask(temperature=0, top_p=1)["text"] == ask(temperature=0, top_p=0.5)["text"]  # as OpenAI's clients send it
     assert ask(frequency_penalty=2)["text"] != greedy
     stop = greedy[10:12]
     stopped = ask(stop=stop)

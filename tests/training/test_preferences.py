@@ -83,7 +83,7 @@ def test_replies_that_grpo_may_write_must_fit_both_models(tokenizer):
     fit_lengths("grpo", settings(), pairs((10, 1, 1), (3, 1, 1)), tokenizer, models)
     with pytest.raises(UserError, match=r"pair 1 .* so 9 of the reward model's \d+ positions .* pass --max_completion_length 9"):
         fit_lengths("grpo", settings(), pairs((3, 1, 1), (11, 1, 1)), tokenizer, models)
-    with pytest.raises(UserError, match=r"so that 0 of the reward model's \d+ positions .* is 10: shorten it"):
+    with pytest.raises(UserError, match=r"so 0 of the reward model's \d+ positions .* is 10: shorten it"):
         fit_lengths("grpo", settings(), pairs((40, 1, 1)), tokenizer, models)
 
 

@@ -24,10 +24,10 @@ def test_rewards_as_trl_calls_them():
 @pytest.mark.parametrize(
     ("share", "words"),
     [
-        (0.0, "below 10% most groups hold no rewarded reply"),
+        (0.0, "below 10%, most groups have no rewarded reply"),
         (0.1, None),
         (0.6, None),
-        (0.7, "above 60% most groups hold rewarded"),
+        (0.7, "above 60%, all replies of most groups are rewarded"),
     ],
 )
 def test_a_start_from_which_nothing_is_learned_is_a_warning(share, words):
