@@ -1,11 +1,14 @@
 """Which format a checkpoint is in: recognized by its files and the names of its tensors, with the reason."""
 
+import re
 from pathlib import Path
 
 from ..errors import UserError, one_line
 from .checkpoint import Checkpoint, Options, drop_ids_outside, join_tokenizer, open_tokenizer
+from .convert import generic
 from .gguf_files import open_gguf
 from .hub_directories import open_hub_directory
+from .hub_files import is_hub_file, open_hub_file
 from .karpathy import is_llama2c_bin, open_lecture, open_llama2c, open_nanogpt, refuse_nanochat
 from .litgpt import open_litgpt
 from .openai import open_openai
@@ -20,6 +23,7 @@ OPENERS = {
     "mistral": open_hub_directory,
     "qwen2": open_hub_directory,
     "qwen3": open_hub_directory,
+    "hub_file": open_hub_file,
     "gguf": open_gguf,
     "book": open_book,
     "nanogpt": open_nanogpt,
@@ -128,17 +132,18 @@ def _kind(path: Path) -> tuple[str, str]:
     names = source.describe()
     if any(".attn.c_q." in name for name in names):
         refuse_nanochat(path, names)
+    if is_hub_file({name: tuple(tensor.shape) for name, tensor in names.items()}):
+        return "hub_file", "since its tensors have the names of transformers, without config.json"
     for start, kind in STARTS.items():
         found = next((name for name in names if name.startswith(start)), None)
         if found:
             return kind, f"since a tensor is called {found}"
-    if any(name.startswith("transformer_blocks.") for name in names):
+    if any(re.match(r"transformer_blocks\.0\.attention\.heads\.\d+\.w_query\.", name) for name in names):
         raise UserError(
-            f"{path} has transformer_blocks with norms after each part (post-norm), which this architecture does not have"
+            f"{path} has the names of a GPT with norms after each part (post-norm), which this architecture does not have"
         )
-    if any(name in names for name in ("wte.weight", "model.embed_tokens.weight", "transformer.wte.weight")):
-        raise UserError(
-            f"{path} holds weights in a layout of transformers, whose config.json is missing: put the file beside it, under "
-            f"the name {'model.safetensors' if path.suffix == '.safetensors' else 'pytorch_model.bin'}, and name that directory"
-        )
-    raise UserError(f"{path} is in no known format; its tensors are {', '.join(list(names)[:5])}")
+    listed = ", ".join(sorted(names, key=lambda name: (generic(name)[0] != name, "0" not in name))[:8])
+    raise UserError(
+        f"{path} is in no known format; its tensors are {listed}{', ...' if len(names) > 8 else ''}: where the model is the same as one of "
+        "the known ones (norms before attention and MLP), give its tensors that one's names: scripts/README.md, Names of your own"
+    )

@@ -281,11 +281,11 @@ def test_broken_nanogpt_is_refused(refused, tmp_path):
 
 def test_unknown_files_are_refused(refused, tmp_path):
     path = tmp_path / "model.pth"
-    assert "post-norm" in refused(save({"transformer_blocks.0.norm1.weight": torch.ones(2)}, path))
+    assert "post-norm" in refused(save({"transformer_blocks.0.attention.heads.0.w_query.weight": torch.ones(2)}, path))
     assert "in no known format; its tensors are fc.weight" in refused(save({"fc.weight": torch.ones(2)}, path))
     assert "holds a list, not a dictionary" in refused(save([torch.ones(2)], path))
     assert "holds no tensors by name" in refused(save({"epoch": 3}, path))
-    assert "whose config.json is missing" in refused(save({"wte.weight": torch.ones(2)}, path))
+    assert "has no matrix model.embed_tokens.weight" in refused(save({"model.embed_tokens.weight": torch.ones(2)}, path))
     assert "the name of a tensor is 0, which is no text" in refused(save({0: torch.ones(2), 1: torch.ones(2)}, path))
     several = {"generator": {"a": torch.ones(2)}, "ema": {"a": torch.ones(2)}, "optimizer": {"a": torch.ones(2)}}
     assert "holds several sets of tensors, generator, ema: save the one to convert" in refused(save(several, path))
