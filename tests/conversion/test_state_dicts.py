@@ -373,6 +373,8 @@ def test_unknown_files_are_refused(refused, tmp_path):
     path = tmp_path / "model.pth"
     assert "post-norm" in refused(save({"transformer_blocks.0.attention.heads.0.w_query.weight": torch.ones(2)}, path))
     assert "in no known format; its tensors are fc.weight" in refused(save({"fc.weight": torch.ones(2)}, path))
+    path.write_bytes(pickle.dumps({"model": [1.0]}, protocol=4))
+    assert "was written by pickle, not by torch.save" in refused(path)
     assert "holds a list, not a dictionary" in refused(save([torch.ones(2)], path))
     assert "holds no tensors by name" in refused(save({"epoch": 3}, path))
     assert "has no matrix model.embed_tokens.weight" in refused(save({"model.embed_tokens.weight": torch.ones(2)}, path))

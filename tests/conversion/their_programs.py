@@ -30,24 +30,27 @@ ROTARY = '{"context_length": 64, "rope_parameters": {"rope_theta": 5000.0}'
 class Program:
     """`write(folder) -> model, file`: the stranger's model with random weights, and its checkpoint in `folder`.
 
-    flags: of convert_checkpoint.py. refused: what the refusal must say, where the function cannot be expressed.
+    flags: of convert_checkpoint.py. refused: what the refusal must say, where the format is unknown or the function cannot be expressed.
+    names: what the refusal asks for, where the function can be expressed: parts of the names of tensors, and what replaces them; None leaves
+        the tensor out.
     """
 
     repository: str
     write: Callable[[Path], tuple[Any, Path]]
     flags: tuple[str, ...] = ()
     refused: str | None = None
+    names: dict[str, str | None] | None = None
     first: Callable[[Any], Any] = staticmethod(lambda output: output)  # the logits of what the model returns
 
 
 PROGRAMS: dict[str, Program] = {}
 
 
-def program(name: str, repository: str, *flags: str, refused: str | None = None, first: Callable[[Any], Any] | None = None):
+def program(name: str, repository: str, *flags: str, **more: Any):
     """Register the function that writes a program's checkpoint; it runs with its clone first on `sys.path`."""
 
     def register(write: Callable[[Path], tuple[Any, Path]]) -> Callable[[Path], tuple[Any, Path]]:
-        PROGRAMS[name] = Program(repository, write, flags, refused, first or (lambda output: output))
+        PROGRAMS[name] = Program(repository, write, flags, **more)
         return write
 
     return register
@@ -315,14 +318,32 @@ def book_qwen3(folder: Path):
 UNKNOWN = "give its tensors that one's names: scripts/README.md"
 
 
-@program("JorgeVanco's GPTModel", "JorgeVanco/GPT-from-scratch", refused=UNKNOWN)
+TO_THE_BOOK: dict[str, str | None] = {
+    "token_embedding": "tok_emb", "position_embedding": "pos_emb", "transformer_blocks": "trf_blocks", ".attention.": ".att.",
+    ".linear.": ".out_proj.", "final_layer_norm": "final_norm", "layer_norm1": "norm1", "layer_norm2": "norm2",
+}  # fmt: skip
+
+
+@program(
+    "JorgeVanco's GPTModel",
+    "JorgeVanco/GPT-from-scratch",
+    *overrides(f"n_heads={H},hidden_act=gelu"),
+    refused=UNKNOWN,
+    names=TO_THE_BOOK,
+)
 def jorge_vanco(folder: Path):
     from src.model.GPTModel import GPTModel  # type: ignore[import-not-found]
 
     return state(GPTModel(BOOK_SIZES), folder / "gpt_model_verdict.pth")
 
 
-@program("pguso's GPTModel", "pguso/gpt-from-scratch", refused=UNKNOWN)
+@program(
+    "pguso's GPTModel",
+    "pguso/gpt-from-scratch",
+    *overrides(f"n_heads={H}"),
+    refused=UNKNOWN,
+    names=TO_THE_BOOK | {"feed_forward.net": "ff.layers", "lm_head": "out_head"},
+)
 def pguso(folder: Path):
     from src.config import ModelConfig  # type: ignore[import-not-found]
     from src.model.gpt import GPTModel  # type: ignore[import-not-found]
@@ -333,7 +354,19 @@ def pguso(folder: Path):
     return model, folder / "checkpoint.pt"
 
 
-@program("FareedKhan-dev's Transformer", "FareedKhan-dev/train-llm-from-scratch", refused=UNKNOWN)
+TO_THE_LECTURE: dict[str, str | None] = {
+    "token_embed": "token_embedding_table", "position_embed": "position_embedding_table", "attn_blocks": "blocks", ".attn.": ".sa.",
+    ".mlp.hidden.": ".ffwd.net.0.", ".mlp.proj.": ".ffwd.net.2.", "layer_norm.": "ln_f.", "pos_idxs": None,
+}  # fmt: skip
+
+
+@program(
+    "FareedKhan-dev's Transformer",
+    "FareedKhan-dev/train-llm-from-scratch",
+    refused=UNKNOWN,
+    names=TO_THE_LECTURE,
+    first=every_position,
+)
 def fareed_khan(folder: Path):
     from src.models.transformer import Transformer  # type: ignore[import-not-found]
 
@@ -341,7 +374,14 @@ def fareed_khan(folder: Path):
     return model, saved({"model_state_dict": model.state_dict(), "step": 3, "config": {"n_head": H}}, folder / "transformer.pt")
 
 
-@program("learn00000's TinyGPT", "learn00000/ZH-mini-gpt2", refused=UNKNOWN)
+@program(
+    "learn00000's TinyGPT",
+    "learn00000/ZH-mini-gpt2",
+    *overrides(f"n_head={H}"),
+    refused=UNKNOWN,
+    names={"wte.": "transformer.wte.", "wpe.": "transformer.wpe.", "blocks.": "transformer.h.", "ln_f.": "transformer.ln_f."},
+    first=every_position,
+)
 def zh_mini_gpt2(folder: Path):
     from dataclasses import asdict
 
@@ -352,7 +392,21 @@ def zh_mini_gpt2(folder: Path):
     return model, saved({"step": 3, "model": model.state_dict(), "gpt_config": asdict(model.config)}, folder / "best.pt")
 
 
-@program("NotShrirang's tinygpt", "NotShrirang/tinygpt", refused=UNKNOWN)
+TO_NANOGPT: dict[str, str | None] = {
+    "token_embedding_table": "transformer.wte", "position_embedding_table": "transformer.wpe", "blocks.": "transformer.h.",
+    "in_proj_weight": "c_attn.weight", "in_proj_bias": "c_attn.bias", ".out_proj.": ".c_proj.", "ffwd.0": "mlp.c_fc", "ffwd.2": "mlp.c_proj",
+    "ln1": "ln_1", "ln2": "ln_2", "ln_f": "transformer.ln_f",
+}  # fmt: skip
+
+
+@program(
+    "NotShrirang's tinygpt",
+    "NotShrirang/tinygpt",
+    *overrides(f"n_head={H},hidden_act=relu"),
+    refused=UNKNOWN,
+    names=TO_NANOGPT,
+    first=every_position,
+)
 def tinygpt(folder: Path):
     from tinygpt.config import GPTConfig  # type: ignore[import-not-found]
     from tinygpt.model import GPTLanguageModel  # type: ignore[import-not-found]
@@ -360,7 +414,20 @@ def tinygpt(folder: Path):
     return state(GPTLanguageModel(GPTConfig(V, T, C, H, L)), folder / "final_model.pt")
 
 
-@program("eric-houzelle's MiniGPT", "eric-houzelle/mini-gpt", refused=UNKNOWN)
+TO_LLAMA: dict[str, str | None] = {
+    "token_emb": "model.embed_tokens", "blocks.": "model.layers.", ".attn.out.": ".self_attn.o_proj.", ".attn.": ".self_attn.",
+    "ln1": "input_layernorm", "ln2": "post_attention_layernorm", ".ff.w.": ".mlp.gate_proj.", ".ff.v.": ".mlp.up_proj.",
+    ".ff.w2.": ".mlp.down_proj.", "ln_f": "model.norm", "head.weight": "lm_head.weight",
+}  # fmt: skip
+
+
+@program(
+    "eric-houzelle's MiniGPT",
+    "eric-houzelle/mini-gpt",
+    *overrides('{"context_length": 64, "rope_parameters": {"rope_theta": 10000.0}, "n_heads": 4, "norm_eps": 1e-6}'),
+    refused=UNKNOWN,
+    names=TO_LLAMA,
+)
 def mini_gpt(folder: Path):
     from model.model import MiniGPT  # type: ignore[import-not-found]
 
@@ -393,7 +460,7 @@ def _free_code_camp():
     return drawn(names["GPTLanguageModel"](V)), names
 
 
-@program("freeCodeCamp's course, the pickled model", "Infatoshi/fcc-intro-to-llms", refused="which only running code of the file could load")
+@program("freeCodeCamp's course, the pickled model", "Infatoshi/fcc-intro-to-llms", refused="was written by pickle, not by torch.save")
 def free_code_camp(folder: Path):
     import pickle
     import types
@@ -422,7 +489,7 @@ def write_one(name: str, clone: Path, folder: Path) -> None:
         model, path = described.write(folder)
         ids = torch.randint(0, V, (3, T), generator=torch.Generator().manual_seed(0))
         logits = None
-        if described.refused is None:
+        if described.refused is None or described.names is not None:
             with torch.no_grad():
                 logits = described.first(model(ids))
     torch.save({"path": str(path), "ids": ids, "logits": logits}, folder / "theirs.pt")
@@ -440,12 +507,19 @@ def check_one(name: str, clones: Path, folder: Path) -> dict[str, Any]:
     if done.returncode:
         return row | {"failed": "their code: " + (done.stderr.strip().splitlines() or ["?"])[-1]}
     theirs = torch.load(folder / "theirs.pt")
-    said = convert([theirs["path"], str(folder / "converted"), *described.flags]).replace(str(folder) + "/", "")
-    flags = " ".join(f"'{flag}'" if " " in flag else flag for flag in described.flags)
-    row["command"] = f"convert_checkpoint.py {Path(theirs['path']).name} DIR {flags}".strip()
+    path, flags = theirs["path"], " ".join(f"'{flag}'" if " " in flag else flag for flag in described.flags)
+    row["command"] = f"convert_checkpoint.py {Path(path).name} DIR {flags}".strip()
+    said = convert([path, str(folder / "converted"), *described.flags]).replace(str(folder) + "/", "")
     if described.refused is not None or said:
-        right = described.refused is not None and described.refused in said
-        return row | {"refused": said} | ({} if right else {"failed": f"expected {described.refused or 'a conversion'}"})
+        row["refused"] = said
+        if described.refused is None or described.refused not in said:
+            return row | {"failed": f"expected {described.refused or 'a conversion'}"}
+        if described.names is None:
+            return row
+        said = convert([str(renamed(path, described.names)), str(folder / "converted"), *described.flags])
+        row["renamed"] = True
+        if said:
+            return row | {"failed": "renamed: " + said}
     from transformers import AutoModelForCausalLM
 
     import gpt_scratch  # noqa: F401  registers the model
@@ -474,6 +548,21 @@ def convert(arguments: list[str]) -> str:
     except SystemExit:
         return error.getvalue().strip().splitlines()[-1]
     return ""
+
+
+def renamed(path: str, names: dict[str, str | None]) -> Path:
+    """The checkpoint with the names of another format, as scripts/README.md shows it."""
+    content = torch.load(path, weights_only=True)
+    content = next((content[key] for key in ("model_state_dict", "model") if key in content), content)
+    tensors = {}
+    for name, tensor in content.items():
+        for theirs, known in names.items():
+            if theirs in name and known is None:
+                break
+            name = name.replace(theirs, known or "")
+        else:
+            tensors[name] = tensor
+    return saved(tensors, Path(path).with_name("renamed.pth"))
 
 
 def _commit(clone: Path) -> str | None:
@@ -510,6 +599,7 @@ def main(arguments: list[str]) -> int:
             row = check_one(name, clones, Path(scratch) / str(i))
             rows.append(row)
             figure = f"{row['difference']:.1e} of {row['largest_logit']:.1f}" if "difference" in row else row.get("refused", "")
+            figure += " (renamed)" if "renamed" in row else ""
             print(f"{'FAILED ' if 'failed' in row else ''}{name}: {figure} {row.get('failed', '')}".rstrip(), flush=True)
     if args.output:
         from gpt_scratch.files import write_json
