@@ -33,7 +33,9 @@ def is_hub_file(shapes: Shapes) -> bool:
     >>> is_hub_file({"transformer.h.0.attn.c_attn.weight": (8, 24)}), is_hub_file({"transformer.h.0.attn.c_attn.weight": (24, 8)})
     (True, False)
     """
-    fused = next((shapes[name] for name in ("transformer.h.0.attn.c_attn.weight", "h.0.attn.c_attn.weight") if name in shapes), ())
+    fused = next(
+        (shapes[name] for name in ("transformer.h.0.attn.c_attn.weight", "h.0.attn.c_attn.weight") if name in shapes), ()
+    )
     return "model.embed_tokens.weight" in shapes or (len(fused) == 2 and fused[0] < fused[1])
 
 
@@ -55,13 +57,21 @@ def open_hub_file(path: Path, options: Options) -> Checkpoint:
     if found := next(filter(EXPERTS.search, shapes), None):
         raise UserError(f"{path} has a mixture of experts ({found}), which cannot be expressed")
     if "score.weight" in shapes:
-        raise UserError(f"{path} is a classifier, whose classes are named in its config.json: put it beside the file, and name the directory")
+        raise UserError(
+            f"{path} is a classifier, whose classes are named in its config.json: put it beside the file, and name the directory"
+        )
     embedding = "wte.weight" if gpt2 else "model.embed_tokens.weight"
-    needed = ("wpe.weight", "h.0.attn.c_attn.weight", "h.0.mlp.c_fc.weight") if gpt2 else [f"model.layers.0.{name}" for name in MATRICES]
+    needed = (
+        ("wpe.weight", "h.0.attn.c_attn.weight", "h.0.mlp.c_fc.weight")
+        if gpt2
+        else [f"model.layers.0.{name}" for name in MATRICES]
+    )
     for name in (embedding, *needed):
         if len(shapes.get(name, ())) != 2:
             kinds = "GPT-2" if gpt2 else "Llama or Qwen"
-            raise UserError(f"{path} has no matrix {name}: it is no complete model of {kinds}, and another needs its config.json beside it")
+            raise UserError(
+                f"{path} has no matrix {name}: it is no complete model of {kinds}, and another needs its config.json beside it"
+            )
     values = (_gpt2 if gpt2 else _llama)(path, shapes, options, notes)
     names = {name: name for name in shapes}
     tied = "lm_head.weight" not in shapes or torch.equal(source.get("lm_head.weight"), source.get(embedding))
@@ -71,7 +81,9 @@ def open_hub_file(path: Path, options: Options) -> Checkpoint:
     config = build_config(values | {"tie_word_embeddings": tied, "drop_rate": 0.0}, options.config_overrides)
     used = RenamedSource(source, names)
     checkpoint = Checkpoint(used, HF_GPT2 if gpt2 else LLAMA, config, "lm", f"the shapes in {path}", notes=notes)
-    layout = "gpt2" if gpt2 else next((name for name in ("llama", "qwen2", "qwen3", "mistral") if not obstacles(config, name)), None)
+    layout = (
+        "gpt2" if gpt2 else next((name for name in ("llama", "qwen2", "qwen3", "mistral") if not obstacles(config, name)), None)
+    )
     if layout is not None:
         checkpoint.reference = lambda: _theirs(used, config, layout)
     return checkpoint
@@ -81,7 +93,9 @@ def _theirs(source: Source, config: GPTScratchConfig, layout: str) -> PreTrained
     """transformers' own model of these tensors."""
     model = getattr(transformers, CLASSES[layout, "lm"])(foreign_config(config, layout, "lm")).float()
     prefix = "transformer." if layout == "gpt2" else ""
-    model.load_state_dict({prefix + name: source.get(name) for name in source.describe()}, strict=False)  # tied or not; masks of old
+    model.load_state_dict(
+        {prefix + name: source.get(name) for name in source.describe()}, strict=False
+    )  # tied or not; masks of old
     return model
 
 
@@ -131,7 +145,9 @@ def _llama(path: Path, shapes: Shapes, options: Options, notes: list[str]) -> di
         raise UserError(f"{path}: heads of {size} do not fit {queries} rows of queries and {keys} of keys")
     eps = 1e-6 if normed else 1e-5
     if "norm_eps" not in given:
-        notes.append(f"norm_eps is not in the file: {eps:g}, as {'Qwen 3' if normed else 'Llama 3'} has; another: --config_overrides norm_eps=...")
+        notes.append(
+            f"norm_eps is not in the file: {eps:g}, as {'Qwen 3' if normed else 'Llama 3'} has; another: --config_overrides norm_eps=..."
+        )
     return {
         "vocab_size": vocabulary,
         "hidden_size": width,

@@ -100,7 +100,9 @@ def test_llama_cpp_reads_the_same_conversation(chat, style, tmp_path):
     template = re.search(r'TEMPLATE """(.*)"""', (tmp_path / "chat.Modelfile").read_text(encoding="utf-8"))[1]
     float32 = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
     runtime = llama_cpp.Llama(str(tmp_path / "chat.gguf"), n_ctx=512, n_threads=1, verbose=False, **float32)
-    formatter = Jinja2ChatFormatter(runtime.metadata["tokenizer.chat_template"], eos_token=chat.eos_token, bos_token=chat.bos_token)
+    formatter = Jinja2ChatFormatter(
+        runtime.metadata["tokenizer.chat_template"], eos_token=chat.eos_token, bos_token=chat.bos_token
+    )
     for pairs in CONVERSATIONS:
         messages = [{"role": role, "content": content} for role, content in pairs]
         ours = apply_chat_template(chat, messages, tokenize=False, add_generation_prompt=True)

@@ -311,7 +311,13 @@ def stock_file(kind, path):
     """A model of transformers, and its state dict as a file alone."""
     from transformers import AutoConfig
 
-    sizes = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": WIDTH,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     theirs = randomize(AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **STOCK[kind][1]))).eval()
     if kind == "llama":
         for module in theirs.modules():  # Llama 3 has 1e-5, and LlamaConfig 1e-6
@@ -355,7 +361,12 @@ def renamed(path, formats_page, file):
 def test_names_of_ones_own_as_the_page_says(convert, refused, tmp_path):
     """The book's model under other names is refused, and converted after the few lines of the page."""
     reference = book()
-    own = {"tok_emb": "token_embedding", "pos_emb": "position_embedding", "trf_blocks": "transformer_blocks", ".att.": ".attention."}
+    own = {
+        "tok_emb": "token_embedding",
+        "pos_emb": "position_embedding",
+        "trf_blocks": "transformer_blocks",
+        ".att.": ".attention.",
+    }
     own |= {"out_proj": "linear", "norm1": "layer_norm1", "norm2": "layer_norm2", "final_norm": "final_layer_norm"}
     state = {}
     for name, tensor in reference.state_dict().items():

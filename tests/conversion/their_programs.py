@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class Program:
     refused: str | None = None
     names: dict[str, str | None] | None = None
     look_alike: bool = False
-    first: Callable[[Any], Any] = staticmethod(lambda output: output)  # the logits of what the model returns
+    first: Callable[[Any], Any] = field(default=lambda output: output)  # the logits of what the model returns
 
 
 PROGRAMS: dict[str, Program] = {}
@@ -141,7 +141,9 @@ def makemore(folder: Path):
 
 @program("Karpathy's lecture, gpt.py", "karpathy/ng-video-lecture", first=every_position)
 def lecture(folder: Path):
-    names = run_until("gpt.py", "class Head", n_embd=C, n_head=H, n_layer=L, block_size=T, vocab_size=V, dropout=0.0, device="cpu")
+    names = run_until(
+        "gpt.py", "class Head", n_embd=C, n_head=H, n_layer=L, block_size=T, vocab_size=V, dropout=0.0, device="cpu"
+    )
     names |= {"device": "cpu"}
     text = Path("gpt.py").read_text(encoding="utf-8")
     exec(text[text.index("class Head") : text.index("model = GPTLanguageModel()")], names)
@@ -152,7 +154,16 @@ def lecture(folder: Path):
 def _llama2c():
     from model import ModelArgs, Transformer  # type: ignore[import-not-found]
 
-    args = {"dim": C, "n_layers": L, "n_heads": H, "n_kv_heads": 2, "vocab_size": V, "multiple_of": 8, "max_seq_len": T, "dropout": 0.0}
+    args = {
+        "dim": C,
+        "n_layers": L,
+        "n_heads": H,
+        "n_kv_heads": 2,
+        "vocab_size": V,
+        "multiple_of": 8,
+        "max_seq_len": T,
+        "dropout": 0.0,
+    }
     model = drawn(Transformer(ModelArgs(**args)))
     return model, args, lambda ids: model(ids, ids)
 
@@ -196,7 +207,13 @@ def _litgpt(folder: Path, **settings: Any):
     return model, folder
 
 
-LLAMA_LIKE = {"rotary_percentage": 1.0, "parallel_residual": False, "bias": False, "norm_class_name": "RMSNorm", "mlp_class_name": "LLaMAMLP"}
+LLAMA_LIKE = {
+    "rotary_percentage": 1.0,
+    "parallel_residual": False,
+    "bias": False,
+    "norm_class_name": "RMSNorm",
+    "mlp_class_name": "LLaMAMLP",
+}
 
 
 @program("litgpt, Llama's shape", "Lightning-AI/litgpt")
@@ -210,7 +227,9 @@ def litgpt_qwen3(folder: Path):
     return _litgpt(folder, **more, **LLAMA_LIKE)
 
 
-@program("litgpt, Pythia's shape", "Lightning-AI/litgpt", refused="parallel_residual=True (it must be False); rotary_percentage=0.25")
+@program(
+    "litgpt, Pythia's shape", "Lightning-AI/litgpt", refused="parallel_residual=True (it must be False); rotary_percentage=0.25"
+)
 def litgpt_pythia(folder: Path):
     return _litgpt(folder)
 
@@ -229,7 +248,13 @@ def nanochat(folder: Path):
 def _minimind(folder: Path, **settings: Any):
     from model.model_minimind import MiniMindConfig, MiniMindForCausalLM  # type: ignore[import-not-found]
 
-    sizes = {"vocab_size": V, "num_attention_heads": H, "num_key_value_heads": 2, "max_position_embeddings": T, "intermediate_size": 48}
+    sizes = {
+        "vocab_size": V,
+        "num_attention_heads": H,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": T,
+        "intermediate_size": 48,
+    }
     model = drawn(MiniMindForCausalLM(MiniMindConfig(hidden_size=C, num_hidden_layers=L, **sizes, **settings)))
     path = saved({name: tensor.half().cpu() for name, tensor in model.state_dict().items()}, folder / "pretrain_32.pth")
     model.load_state_dict(torch.load(path), strict=True)  # it saves halves, and loads them into floats
@@ -250,7 +275,15 @@ def minimind_experts(folder: Path):
 
 
 BOOK = "rasbt/LLMs-from-scratch"
-BOOK_SIZES = {"vocab_size": V, "context_length": T, "emb_dim": C, "n_heads": H, "n_layers": L, "drop_rate": 0.0, "qkv_bias": False}
+BOOK_SIZES = {
+    "vocab_size": V,
+    "context_length": T,
+    "emb_dim": C,
+    "n_heads": H,
+    "n_layers": L,
+    "drop_rate": 0.0,
+    "qkv_bias": False,
+}
 
 
 def _book(file: str, **settings: Any):
@@ -287,7 +320,9 @@ def book_ffn(folder: Path):
 
 @program("the book's experts", BOOK, *overrides(f"n_heads={H}"), refused="a mixture of experts")
 def book_moe(folder: Path):
-    return state(_book("ch04/07_moe/gpt_with_kv_moe.py", hidden_dim=40, num_experts=4, num_experts_per_tok=2), folder / "model.pth")
+    return state(
+        _book("ch04/07_moe/gpt_with_kv_moe.py", hidden_dim=40, num_experts=4, num_experts_per_tok=2), folder / "model.pth"
+    )
 
 
 @program("the book's latent attention", BOOK, *overrides(f"n_heads={H}"), refused="multi-head latent attention")
@@ -449,19 +484,29 @@ def vossenwout(folder: Path):
     from llm_from_scratch.transformer import Transformer  # type: ignore[import-not-found]
 
     model = drawn(Transformer(V, C, T, H, 40, L, 0.0))
-    return model, saved({"model_config": {"n_decoders": L}, "model_state_dict": model.state_dict(), "epoch": 1}, folder / "best.pt")
+    return model, saved(
+        {"model_config": {"n_decoders": L}, "model_state_dict": model.state_dict(), "epoch": 1}, folder / "best.pt"
+    )
 
 
 def _free_code_camp():
     cells = json.loads(Path("v1.ipynb").read_text(encoding="utf-8"))["cells"]
     text = next("".join(cell["source"]) for cell in cells if "class Head" in "".join(cell["source"]))
-    names: dict[str, Any] = {"__name__": "their_notebook", "torch": torch, "nn": torch.nn, "F": torch.nn.functional, "device": "cpu"}
+    names: dict[str, Any] = {
+        "__name__": "their_notebook",
+        "torch": torch,
+        "nn": torch.nn,
+        "F": torch.nn.functional,
+        "device": "cpu",
+    }
     names |= {"n_embd": C, "n_head": H, "n_layer": L, "block_size": T, "dropout": 0.0}
     exec(text[: text.index("model = GPTLanguageModel")], names)
     return drawn(names["GPTLanguageModel"](V)), names
 
 
-@program("freeCodeCamp's course, the pickled model", "Infatoshi/fcc-intro-to-llms", refused="was written by pickle, not by torch.save")
+@program(
+    "freeCodeCamp's course, the pickled model", "Infatoshi/fcc-intro-to-llms", refused="was written by pickle, not by torch.save"
+)
 def free_code_camp(folder: Path):
     import pickle
     import types
@@ -532,7 +577,11 @@ def check_one(name: str, clones: Path, folder: Path) -> dict[str, Any]:
     row |= {"difference": (logits - expected).abs().max().item(), "largest_logit": expected.abs().max().item()}
     same = row["largest_logit"] > 1 and row["difference"] < 1e-5 * max(1.0, row["largest_logit"])
     row |= {"look_alike": True} if described.look_alike else {}
-    return row if same != described.look_alike else row | {"failed": "another function" if described.look_alike is False else "the same function"}
+    return (
+        row
+        if same != described.look_alike
+        else row | {"failed": "another function" if described.look_alike is False else "the same function"}
+    )
 
 
 def convert(arguments: list[str]) -> str:
