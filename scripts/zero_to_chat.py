@@ -1,21 +1,21 @@
-"""From nothing to a chat in one command: tokenizer, pretraining, instruction tuning, reinforcement, evaluation, report, and a conversation.
+"""Train a small chat model from scratch: tokenizer, pretraining, instruction tuning, reinforcement, evaluation, report, conversation.
 
     python scripts/zero_to_chat.py                                       # tiny, half an hour on 2 CPU cores (estimated)
     python scripts/zero_to_chat.py --size small --output_dir runs/chat-small
     python scripts/zero_to_chat.py --dry_run                             # the rule, and the cost of each size here and on a GPU
 
-Each stage is one of the scripts, in a process with its directory and its log in OUTPUT_DIR/logs. A stage that has finished is not run
-again, and after a kill at any moment the same command resumes where it was. Accuracy on held-out questions is measured after each stage.
-OUTPUT_DIR/report.md and report.html say what each was given, took and reached. The model is OUTPUT_DIR/reinforced.
+Each stage runs one of the scripts in a process, with its own directory and a log in OUTPUT_DIR/logs. Finished stages are not repeated, and
+after an interruption the same command resumes. Accuracy on held-out questions is measured after each stage. OUTPUT_DIR/report.md and
+report.html contain inputs, cost and results of each stage. The model is OUTPUT_DIR/reinforced.
 
-Data of your own: --pretraining_file (text), and four files of instruction records (--instruction_file, --reinforcement_file,
---validation_file, --test_file), whose replies must each be the one right answer.
+Own data: --pretraining_file (text), and four files of instruction records (--instruction_file, --reinforcement_file,
+--validation_file, --test_file), each with a single correct answer.
 """
 
 if __name__ == "__main__":
     import _flags
 
-    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+    _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
 
 
 import argparse
@@ -46,6 +46,7 @@ from gpt_scratch.zero_to_chat.stages import DIALOGUES, Files, duration, make_sta
 
 BYTES_A_TOKEN = 3.5  # of English text with these vocabularies, about
 GPU = ("one H100", 400e12)  # bf16 FLOP/s that a well-kept training sustains there: 40 % of the peak
+GPU_LEAST = 0.05, 0.02  # seconds of a training step and of a drawn token there, however small the model is: not measured
 OWN = dict(zip(DIALOGUES, ("instruction_file", "reinforcement_file", "validation_file", "test_file")))
 
 
@@ -70,7 +71,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """
+    """Check the size and the data files.
+
     Raises:
         UserError: a size that is none, or files that belong together and are not all given.
     """
@@ -112,9 +114,11 @@ def sized(args: argparse.Namespace, name: str, files: Files) -> Size:
     return make_size(name, text, counts["train"], counts["reinforcement"])
 
 
-def describe_cost(size: Size, speed: float, here: str) -> str:
-    """Time of the stages that train at a measured speed, and memory."""
-    seconds = seconds_of_stages(size, speed)
+def describe_cost(size: Size, speed: float, here: str, *least: float) -> str:
+    """Time of the stages that train at a speed, and memory; `least` as in [`seconds_of_stages`]."""
+    seconds = seconds_of_stages(size, speed, *least)
+    if least:
+        speed = min(speed, size.pretraining_tokens / size.pretraining_steps / least[0])
     stages = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
     return (
         f"  {here}: {speed:,.0f} tokens/s, {duration(sum(seconds.values()))} ({stages}); a training step takes about "
@@ -137,7 +141,7 @@ def dry_run(args: argparse.Namespace, files: Files) -> str:
                 measured = measured_speed(size), flops
         speed = measured[0] * measured[1] / flops
         lines += [size.describe(), describe_cost(size, speed, "here, from the speed of the first")]
-        lines.append(describe_cost(size, GPU[1] / flops, f"{GPU[0]}, estimated at {GPU[1] / 1e12:.0f} TFLOP/s"))
+        lines.append(describe_cost(size, GPU[1] / flops, f"{GPU[0]}, estimated at up to {GPU[1] / 1e12:.0f} TFLOP/s", *GPU_LEAST))
         if name == "124M":
             plenty = make_size(name, float("inf"))
             hours = plenty.pretraining_tokens * flops / GPU[1] / 3600

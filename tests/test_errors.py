@@ -21,9 +21,9 @@ ENDS = {
     "a full disk": (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run/x"), 2, "error: No space left on device: run/x"),
     "a read-only file system": (OSError(errno.EROFS, os.strerror(errno.EROFS)), 2, "error: Read-only file system"),
     "a folder of others": (PermissionError(errno.EACCES, "Permission denied", "run"), 2, "error: Permission denied: run"),
-    "no memory": (MemoryError(), 2, "error: out of memory: free some, or give smaller files or sizes"),
+    "no memory": (MemoryError(), 2, "error: out of memory: free some memory, or give smaller files or sizes"),
     "Ctrl-C": (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
-    "a panic in Rust": (PanicException("too big"), 2, "error: a library failed, most often on a regular expression in tokenizer.json: too big"),
+    "a panic in Rust": (PanicException("too big"), 2, "error: a library failed, probably on a regular expression in tokenizer.json: too big"),
 }  # fmt: skip
 
 

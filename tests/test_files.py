@@ -35,7 +35,7 @@ def test_a_directory_with_content_is_kept_unless_asked(tmp_path):
     (tmp_path / "out" / "mine").write_text("")
     with pytest.raises(UserError, match="not empty"), atomic_directory(tmp_path / "out"):
         pytest.fail("the block must not run")
-    with pytest.raises(UserError, match="holds 'mine'"), atomic_directory(tmp_path / "out", overwrite=True):
+    with pytest.raises(UserError, match="contains 'mine'"), atomic_directory(tmp_path / "out", overwrite=True):
         pytest.fail("the block must not run")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 

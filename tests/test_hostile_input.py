@@ -39,7 +39,7 @@ for line in sys.stdin:
         if "records" in case["prompt"]:
             encode_conversations(read_conversations(case["model"] + "/records.jsonl"), tokenizer, "alpaca", False, 32)
         elif tokenizer.chat_template:
-            Chat(model, tokenizer, max_new_tokens=3).say(eval(case["prompt"]), stream=False)
+            Chat(model, tokenizer, max_new_tokens=3).reply(eval(case["prompt"]), stream=False)
         else:
             generate_texts(model, tokenizer, [eval(case["prompt"])], max_new_tokens=3)
         message = "nothing was refused"
@@ -115,7 +115,7 @@ CASES = {
     "a prompt of a million characters": ("'One day ' * 125000", "leave no room"),
     "a chat template that loops": ("'One'", "chat template cannot be rendered: it did not finish within 1 seconds"),
     "a chat template with code": ("'One'", "chat template cannot be rendered: access to attribute '__class__'"),
-    "ids out of range": ("records", "records.jsonl row 1: input_ids holds 5000000000, and the tokenizer's ids are 0 to"),
+    "ids out of range": ("records", "records.jsonl row 1: input_ids holds 5000000000, but the tokenizer's ids are 0 to"),
     "labels out of range": ("records", "records.jsonl row 0: labels holds -7"),
     "a prompt of half a surrogate pair": ("'One ' + chr(0xd83d)", "not valid Unicode at character 4"),
 }

@@ -19,7 +19,7 @@ from gpt_scratch.training.pretraining import PretrainingArguments
 TRAINING = (PretrainingArguments, ClassificationArguments, InstructionArguments, PreferenceArguments)
 PARSERS = {
     "generate": ["m"], "chat": ["m"], "classify": ["m"], "evaluate_instructions": [], "train_tokenizer": ["--output_dir", "o"],
-    "analyze": ["temperature", "m", "--text", "a"], "benchmark": ["step"], "measure_roads": ["m", "--text", "t"],
+    "analyze": ["temperature", "m", "--text", "a"], "benchmark": ["step"], "measure_compatibility": ["m", "--text", "t"],
     "compare_classifiers": ["--recipes", "r", "--train_file", "t", "--output_dir", "o"],
 }  # fmt: skip
 BAD = ["nan", "inf", "-inf", "-5", "1e30"]

@@ -1,5 +1,5 @@
-"""A file of tensors in the names of transformers, whose `config.json` is nowhere: `torch.save(model.state_dict())` of GPT-2, Llama, Mistral or Qwen,
-and minimind's `.pth`, which is Qwen 3's layout.
+"""Opens a file of tensors with the names of transformers and without `config.json`: `torch.save(model.state_dict())` of GPT-2, Llama, Mistral
+or Qwen, and minimind's `.pth`, which has Qwen 3's layout.
 
 Sources: transformers' `GPT2LMHeadModel`, `LlamaForCausalLM`, `Qwen2ForCausalLM` and `Qwen3ForCausalLM`; minimind `model/model_minimind.py`.
 """
@@ -53,7 +53,7 @@ def open_hub_file(path: Path, options: Options) -> Checkpoint:
     gpt2 = "model.embed_tokens.weight" not in source.describe()
     source = RenamedSource(source, {name: name.removeprefix("transformer.") if gpt2 else name for name in source.describe()})
     shapes = {name: tuple(tensor.shape) for name, tensor in source.describe().items()}
-    notes = [f"left out, since it is not a weight of the model: {', '.join(map(str, rest))}"] if rest else []
+    notes = [f"ignored, not weights of the model: {', '.join(map(str, rest))}"] if rest else []
     if found := next(filter(EXPERTS.search, shapes), None):
         raise UserError(f"{path} has a mixture of experts ({found}), which cannot be expressed")
     if "score.weight" in shapes:

@@ -1,7 +1,7 @@
-"""Rows of csv, tsv, jsonl, json and parquet files and of `datasets` tables, as dictionaries; all errors are reported at once.
+"""Rows of csv, tsv, jsonl, json and parquet files and of `datasets` tables, as dictionaries; all errors are reported together.
 
-What a file does not say is recognized and printed where it is not what the suffix promises: the delimiter, a header in a tsv, lines in a
-`.json`, a list in a `.jsonl`, rows under one key. A row that does not fit its header is never cut to fit it.
+The format is detected, and printed if it differs from the suffix: the delimiter, a header in a tsv, lines in a `.json`, a list in a
+`.jsonl`, rows under one key. A row that does not match its header is an error.
 """
 
 import csv
@@ -24,17 +24,17 @@ from .opening import (
     check_files,
     invalid_place,
     is_glob,
+    print_once,
     read_lines,
     read_text,
     replaced,
-    say,
     suffix_of,
 )
 
 Row = tuple[str, int, dict[str, Any]]  # file or data set, number (0 is the first), values by column
 DELIMITERS = ",;\t|"
-DELIMITER_WORDS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "|"}
-# Columns that the scripts use: they distinguish a header from a row, and a record from rows under a key.
+DELIMITER_DESCRIPTIONS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "|"}
+# Columns used by the scripts, to distinguish a header from a row, and a record from rows under a key.
 TEXT_COLUMNS = ("text", "label")
 RECORD_COLUMNS = (
     "instruction", "input", "output", "prompt", "completion", "messages", "conversations", "chosen", "rejected", "system", "history",
@@ -51,17 +51,17 @@ def read_table(
     columns: Sequence[str] = (),
     header: bool | None = None,
 ) -> Iterator[Row]:
-    """The rows of a file, of all files of a glob, or of a split of a `datasets` name or directory.
+    """Read the rows of a file, of all files of a glob, or of a split of a `datasets` name or directory.
 
-    A row that cannot be read goes to `faults`, and reading continues; raised after the last row, so that a caller that adds its own
-    has all of them in one report.
+    Invalid rows are added to `faults` and reading continues; they are raised after the last row, so that the faults added by the caller are
+    in the same report.
 
     Args:
-        columns: names that the caller asks for, by which a header is recognized, beside those of the scripts.
-        header: whether the first line of a tsv names the columns; None recognizes it, and without one the columns are label and text.
+        columns: column names of the caller, by which a header is recognized, in addition to those of the scripts.
+        header: whether the first line of a tsv is a header; `None` detects it. Without a header, the columns are label and text.
 
     Raises:
-        UserError: no such file, data set or split, an unknown format, or anything in `faults`.
+        UserError: a missing file, data set or split, an unknown format, or any fault.
     """
     reading, faults = reading or Reading(), Faults() if faults is None else faults
     for name in [names] if isinstance(names, str) else names:
@@ -79,13 +79,13 @@ def read_table(
 
 
 def rows_of_stream(rows: Iterable[Mapping[str, Any]], name: str) -> Iterator[Row]:
-    """The rows of a `datasets` table that is open already."""
+    """The rows of an open `datasets` table."""
     faults = Faults(at_once=True)
     yield from _checked(name, enumerate(rows), Reading(), faults)
 
 
 def _checked(name: str, rows: Iterable[tuple[int, Mapping]], reading: Reading, faults: Faults) -> Iterator[Row]:
-    """One rule for text in every format: a half of a surrogate pair is refused or replaced, all else is kept, also control characters."""
+    """Apply the same rule to text in every format: lone surrogates are refused or replaced, everything else is kept."""
     count = 0
     for number, row in rows:
         values = dict(row)
@@ -95,14 +95,14 @@ def _checked(name: str, rows: Iterable[tuple[int, Mapping]], reading: Reading, f
                     name,
                     "row",
                     number,
-                    f"{place!r} holds half of a surrogate pair, which is no text (often an emoji cut in two): fix the row, or pass "
+                    f"{place!r} contains a lone surrogate, which is invalid text (often half of an emoji): fix the row, or pass "
                     "--replace_invalid",
                 )
                 continue
             values, count = replaced(values), count + 1
         yield name, number, values
     if count:
-        say(f"{name}: halves of surrogate pairs were replaced by U+FFFD in {count:,} rows")
+        print_once(f"{name}: lone surrogates were replaced by U+FFFD in {count:,} rows")
 
 
 # csv and tsv
@@ -123,9 +123,9 @@ def rows_of_lines(
     columns: Sequence[str] = (),
     header: bool | None = None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number and values of the rows of csv, or of tsv: there quotes are text, unless all of them enclose cells.
+    """Number and values of the rows of csv or tsv. In a tsv, quotes are literal unless all of them enclose cells.
 
-    A tsv whose first line names no columns holds label and text, and all that follows the first tab is the text.
+    A tsv without a header contains label and text; everything after the first tab is the text.
     """
     lines = iter(lines)
     head: list[str] = []
@@ -136,13 +136,13 @@ def rows_of_lines(
     default = "\t" if tsv else ","
     delimiter = reading.delimiter or _recognized_delimiter(head, default, columns)
     if delimiter != default:
-        say(f"{name}: columns are separated by {DELIMITER_WORDS.get(delimiter, repr(delimiter))}")
+        print_once(f"{name}: columns are separated by {DELIMITER_DESCRIPTIONS.get(delimiter, repr(delimiter))}")
     first = next((line for line in head if line.strip()), "")
     names = _cells(first, delimiter)
     if header is None and tsv:
         header = _is_header(names, columns) or _is_table(head, delimiter)
         if header:
-            say(f"{name}: its first line is read as the names of the columns: {', '.join(names)}")
+            print_once(f"{name}: the first line is read as the header: {', '.join(names)}")
     header = header is None or header
     literal = tsv and not _quotes_like_a_spreadsheet(head, delimiter)
     dialect: dict[str, Any] = {"delimiter": delimiter, "strict": True}
@@ -154,12 +154,12 @@ def rows_of_lines(
             names.pop()
         twice = [column for i, column in enumerate(names) if column in names[:i]]
         if twice:
-            raise UserError(f"{name}: two columns are called {twice[0]!r}: rename one")
+            raise UserError(f"{name}: two columns are named {twice[0]!r}: rename one")
     else:
         names = ["label", "text"]
     for number, (line_number, cells) in enumerate(rows):
         while len(cells) > len(names) and not cells[-1].strip():
-            cells.pop()  # a spreadsheet pads its rows
+            cells.pop()  # spreadsheets pad rows
         if not header and literal:
             cells = [*cells[:1], *([delimiter.join(cells[1:])] if len(cells) > 1 else [])]
         if len(cells) != len(names):
@@ -171,17 +171,19 @@ def rows_of_lines(
 def _misfit(count: int, names: Sequence[str], delimiter: str, literal: bool) -> str:
     if literal and count == 1:
         return f"no tab: each line must be {'<TAB>'.join(names)}"
-    text = f"{count} field{'s' * (count != 1)} where the header has {len(names)} ({', '.join(names)})"
+    text = f"{count} field{'s' * (count != 1)} but the header has {len(names)} ({', '.join(names)})"
     if count < len(names):
         return f"{text}: fill the row, or pass the right --delimiter"
-    quotes = "" if literal else f"put a text that holds {DELIMITER_WORDS.get(delimiter, repr(delimiter))} in double quotes, or "
+    quotes = (
+        "" if literal else f"enclose text with {DELIMITER_DESCRIPTIONS.get(delimiter, repr(delimiter))} in double quotes, or "
+    )
     return f"{text}: {quotes}pass the right --delimiter, or give jsonl"
 
 
 def read_delimited(
     lines: Iterable[str], name: str, faults: Faults, dialect: Mapping[str, Any]
 ) -> Iterator[tuple[int, list[str]]]:
-    """The rows of csv with the line (1 is the first) that each begins in; blank lines are none. A row that is no csv goes to `faults`."""
+    """The rows of csv with the line (1 is the first) in which each begins; blank lines are skipped, invalid rows added to `faults`."""
     csv.field_size_limit(ROW_BYTES)  # the default of 128 KiB is shorter than a long document
     reader = csv.reader(lines, **dialect)
     while True:
@@ -195,7 +197,7 @@ def read_delimited(
                 name,
                 "line",
                 line,
-                f"not valid CSV ({error}): a quote inside quotes is written twice, and one that opens must close",
+                f"not valid CSV ({error}): quotes inside quotes must be doubled, and every opening quote must be closed",
             )
             continue
         if cells and not (len(cells) == 1 and not cells[0].strip() and dialect["delimiter"] not in cells[0]):
@@ -210,19 +212,19 @@ def _cells(line: str, delimiter: str) -> list[str]:
 
 
 def _is_header(names: Sequence[str], columns: Sequence[str]) -> bool:
-    """Whether the first line of a tsv holds a name that was asked for, or two that the scripts know."""
+    """Whether the first line of a tsv contains a column name of the caller, or two known ones."""
     lower = {name.lower() for name in names}
     return bool(lower & {column.lower() for column in columns}) or len(lower & KNOWN_COLUMNS) > 1
 
 
 def _is_table(head: Sequence[str], delimiter: str) -> bool:
-    """Whether a tsv is of more columns than label and text."""
+    """Whether a tsv has more columns than label and text."""
     counts = {len(_cells(line, delimiter)) for line in head if line.strip()}
     return len(counts) == 1 and counts.pop() > 2
 
 
 def _recognized_delimiter(head: Sequence[str], default: str, columns: Sequence[str]) -> str:
-    """By the header: what cuts it into the most names that are known, else into the most parts; else as csv.Sniffer finds it."""
+    """The delimiter that splits the header into the most known names, else into the most parts; else by csv.Sniffer."""
     first = next((line for line in head if line.strip()), "")
     known = KNOWN_COLUMNS | {column.lower() for column in columns}
     found = {delimiter: _cells(first, delimiter) for delimiter in DELIMITERS if len(_cells(first, delimiter)) > 1}
@@ -243,7 +245,7 @@ def _recognized_delimiter(head: Sequence[str], default: str, columns: Sequence[s
 
 
 def _quotes_like_a_spreadsheet(head: Sequence[str], delimiter: str) -> bool:
-    """Whether quotes in a tsv enclose cells, as spreadsheets write them, and are not a part of the text: every one of them fits."""
+    """Whether all quotes in a tsv enclose cells, as in spreadsheets, and are not part of the text."""
     cells = [cell for line in head for cell in line.rstrip("\r\n").split(delimiter) if '"' in cell]
     return (
         bool(cells)
@@ -261,14 +263,14 @@ def _quotes_like_a_spreadsheet(head: Sequence[str], delimiter: str) -> bool:
 def _rows_of_json(
     name: str, reading: Reading, faults: Faults, columns: Sequence[str], header: bool | None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    # Read by hand and not by datasets' streaming readers: these divide files among loader workers by themselves,
-    # and a single file then goes to the first worker only.
+    # Not read with datasets' streaming readers: these split files among the loader workers, so a single file would
+    # be read by the first worker only.
     suffix = suffix_of(name)
     beginning = next((text.lstrip() for text in read_text(name, reading) if text.strip()), "")
     if beginning.startswith("["):
         yield from _rows_of_list(_parse("".join(read_text(name, reading)), name), name, faults)
         if suffix == ".jsonl":
-            say(f"{name}: read as one list of rows")
+            print_once(f"{name}: read as one list of rows")
         return
     lines = read_lines(name, reading)
     try:
@@ -279,12 +281,12 @@ def _rows_of_json(
     if suffix == ".json" and (value is None or second is None):
         value = _parse("".join(read_text(name, reading)), name)
         if not isinstance(value, dict):
-            raise UserError(f"{name} holds a {type(value).__name__} where a list of objects is expected")
+            raise UserError(f"{name} contains a {type(value).__name__}, expected a list of objects")
         under = _rows_under_a_key(value, name)
         yield from [(0, value)] if under is None else _rows_of_list(under, name, faults)
         return
     if suffix == ".json":
-        say(f"{name}: read as one object a line")
+        print_once(f"{name}: read as one object per line")
     number = 0
     for line_number, line in enumerate(read_lines(name, reading), start=1):
         if not line.strip():
@@ -297,7 +299,7 @@ def _rows_of_json(
             if isinstance(value, dict):
                 yield number, value
             else:
-                faults.add(name, "line", line_number, f"a {type(value).__name__} where a JSON object is expected")
+                faults.add(name, "line", line_number, f"a {type(value).__name__}, expected a JSON object")
         number += 1
 
 
@@ -310,7 +312,7 @@ def _rows_of_list(value: Any, name: str, faults: Faults) -> Iterator[tuple[int, 
 
 
 def _rows_under_a_key(value: Mapping[str, Any], name: str) -> list | None:
-    """The list of objects that an object holds under a key of any name; None where the object is itself a row.
+    """The list of objects under a key of an object; `None` if the object is itself a row.
 
     Raises:
         UserError: several such lists.
@@ -321,8 +323,8 @@ def _rows_under_a_key(value: Mapping[str, Any], name: str) -> list | None:
     if not lists:
         return None
     if len(lists) > 1:
-        raise UserError(f"{name} holds lists of rows under {', '.join(map(repr, lists))}: give one file for each")
-    say(f"{name}: read as the rows under {lists[0]!r}")
+        raise UserError(f"{name} contains lists of rows under {', '.join(map(repr, lists))}: give one file for each")
+    print_once(f"{name}: read as the rows under {lists[0]!r}")
     return value[lists[0]]
 
 
@@ -351,10 +353,10 @@ def _rows_of_parquet(
         with pyarrow.parquet.ParquetFile(name) as file:
             _refuse_unpacking_beyond_reason(file.metadata, name)
             first = 0
-            for batch in file.iter_batches(batch_size=16):  # few rows: one value of a dictionary may fill many with megabytes
+            for batch in file.iter_batches(batch_size=16):  # few rows, since dictionary-encoded values may expand to megabytes
                 if batch.nbytes > ROW_BYTES:
                     raise UserError(
-                        f"{name}: rows {first} to {first + batch.num_rows - 1} hold {batch.nbytes:,} bytes: give long texts as txt files"
+                        f"{name}: rows {first} to {first + batch.num_rows - 1} have {batch.nbytes:,} bytes: give long texts as txt files"
                     )
                 yield from enumerate(batch.to_pylist(), start=first)
                 first += batch.num_rows
@@ -363,14 +365,14 @@ def _rows_of_parquet(
 
 
 def _refuse_unpacking_beyond_reason(footer: pyarrow.parquet.FileMetaData, name: str) -> None:
-    """A part of a column is unpacked page by page, but a page may be all of it."""
+    """Check the compression ratio of each column chunk: chunks are decompressed by page, but a single page may be the whole chunk."""
     for group in range(footer.num_row_groups):
         for column in range(footer.num_columns):
             part = footer.row_group(group).column(column)
             packed, unpacked = part.total_compressed_size, part.total_uncompressed_size
             if unpacked > ROW_BYTES and unpacked > LARGEST_RATIO * packed:
                 raise UserError(
-                    f"{name}: row group {group} of {part.path_in_schema} has {packed:,} bytes that unpack to {unpacked:,}: no text does"
+                    f"{name}: row group {group} of {part.path_in_schema} has {packed:,} bytes that decompress to {unpacked:,}: not text"
                 )
 
 
@@ -384,7 +386,7 @@ READERS = {
 
 
 def load_table(name: str, config_name: str | None, split: str, streaming: bool):
-    """A split of a `datasets` name or directory, or `None` where it has no such split.
+    """Load a split of a `datasets` name or directory; `None` if the split does not exist.
 
     Raises:
         UserError: it cannot be found or read.
@@ -405,7 +407,7 @@ def load_table(name: str, config_name: str | None, split: str, streaming: bool):
 
 
 def class_names(name: str, column: str, split: str = "train") -> list[str] | None:
-    """The names of the classes in the order of their ids, where a column of a `datasets` table or parquet file keeps them.
+    """The class names in the order of their ids, if a column of a `datasets` table or parquet file has them (ClassLabel).
 
     Raises:
         UserError: as [`load_table`].
@@ -424,16 +426,16 @@ def class_names(name: str, column: str, split: str = "train") -> list[str] | Non
 
 
 def find_column(values: Mapping[str, Any], name: str, wanted: str) -> str | None:
-    """The column called `wanted`, in any case and with spaces around it; None where there is none.
+    """The column named `wanted`, in any case and ignoring surrounding spaces; `None` if there is none.
 
     Raises:
-        UserError: several columns differ in case only.
+        UserError: several columns differ only in case.
     """
     if wanted in values:
         return wanted
     found = [column for column in values if str(column).strip().lower() == wanted.strip().lower()]
     if len(found) > 1:
-        raise UserError(f"{name}: the columns {', '.join(map(repr, found))} differ in case or spaces only: rename one")
+        raise UserError(f"{name}: the columns {', '.join(map(repr, found))} differ only in case or spaces: rename one")
     if found:
-        say(f"{name}: the column {found[0]!r} is read as {wanted!r}")
+        print_once(f"{name}: the column {found[0]!r} is read as {wanted!r}")
     return found[0] if found else None

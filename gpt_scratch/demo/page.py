@@ -1,4 +1,4 @@
-"""The page itself, in Gradio: generation, next-token probabilities, attention, tokenizers, classifier, chat.
+"""The page in Gradio: generation, next-token probabilities, attention, tokenizers, classifier, chat.
 
 All input of a visitor is checked in the functions here (see `limits`), since a request can skip the sliders.
 """

@@ -1,7 +1,7 @@
-"""Rewards that are computed and not learned: what a reply is worth, given the question and its reference.
+"""Computed rewards: functions of a question, a reply and a reference.
 
 For GRPO (`training/preferences.py`) and for the best of several replies (`accuracy.py`). A reward is one of [`REWARDS`], or a function of a
-file that the user names. A reply that the end-of-text token did not end gets 0 from each: what is cut off is no answer.
+file given by the user. A reply that does not end with the end-of-text token gets 0 from each, since it is truncated.
 """
 
 import importlib.util
@@ -69,7 +69,8 @@ class Reward:
     function: RewardFunction
 
     def __call__(self, prompt: list[dict[str, Any]], reply: str, reference: str, ended: bool = True) -> float:
-        """
+        """The reward of a reply.
+
         Raises:
             UserError: the user's function fails, or returns no finite number.
         """
@@ -124,7 +125,8 @@ def _from_file(name: str) -> Reward:
 
 
 def check_references(rewards: Sequence[Reward], references: Sequence[str], places: Sequence[str]) -> None:
-    """
+    """Check that the rewards can be computed from the references.
+
     Raises:
         UserError: a reference that no reply could satisfy; names its place.
     """

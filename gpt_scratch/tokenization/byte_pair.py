@@ -1,4 +1,4 @@
-"""Byte-level byte-pair encoding from scratch: training, encoding and decoding in Python, saved as a `tokenizer.json`.
+"""Byte-level byte-pair encoding from scratch: training, encoding and decoding in pure Python, saved as a `tokenizer.json`.
 
 Text is cut into pieces (`pretokenization`), each piece is the bytes of its UTF-8, and the pair of neighbours that is most frequent in
 the training text becomes one token, again and again (Sennrich et al. 2016, section 3.2; on bytes: Radford et al. 2019, section 2.2).

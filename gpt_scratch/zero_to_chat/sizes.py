@@ -30,7 +30,7 @@ from ..training.optimizers import default_learning_rate
 
 DEPTHS = {"tiny": 4, "small": 6, "medium": 8, "124M": 12}
 TOKENS_PER_PARAMETER = 20
-MOST_EPOCHS = 4
+MAX_EPOCHS = 4
 EPOCHS = 3  # of the dialogues: short of all that they teach, so that reinforcement has something to raise
 QUESTIONS_A_STEP, REPLIES = 32, 8  # of reinforcement
 REPLY_TOKENS = 24
@@ -133,7 +133,7 @@ def make_size(name: str, text_tokens: float, dialogues: int | None = None, quest
     parameters = _parameters(depth, shape)
     step = 2 ** round(math.log2(4096 * math.sqrt(parameters / 1e6)))
     rows = max(8, step // shape["positions"])
-    tokens = min(TOKENS_PER_PARAMETER * parameters, MOST_EPOCHS * text_tokens)
+    tokens = min(TOKENS_PER_PARAMETER * parameters, MAX_EPOCHS * text_tokens)
     dialogues = dialogues or 1600 * depth * depth  # 25,600 at depth 4
     questions = questions or 200 * depth * depth  # 3,200 at depth 4
     dialogue_rows = max(16, step // 64)
@@ -205,15 +205,27 @@ def make_model_config(size: Size) -> GPTScratchConfig:
     return GPTScratchConfig(**size.config_overrides(), vocab_size=size.vocabulary)
 
 
-def seconds_of_stages(size: Size, tokens_per_second: float) -> dict[str, float]:
+def seconds_of_stages(
+    size: Size, tokens_per_second: float, least_step: float = 0.0, least_token: float = 0.0
+) -> dict[str, float]:
     """How long the stages that train take at a speed, each with [`STARTING`] seconds; short rows and drawing replies cost more a token than
     the rows that were measured.
+
+    Args:
+        least_step: seconds that a training step takes however small the model is: a GPU waits for its kernels to be launched.
+        least_token: the same for a token of all replies that are drawn at once.
     """
-    return {
-        "pretraining": STARTING + size.pretraining_tokens / tokens_per_second,
-        "instructions": STARTING + 1.3 * size.instruction_tokens / tokens_per_second,
-        "reinforcement": STARTING + PASSES / 3 * 1.5 * size.reinforcement_tokens / tokens_per_second,
+    reinforcement = PASSES / 3 * 1.5 * size.reinforcement_tokens / size.reinforcement_steps / tokens_per_second
+    steps = {
+        "pretraining": (size.pretraining_steps, size.pretraining_tokens / size.pretraining_steps / tokens_per_second, least_step),
+        "instructions": (
+            size.instruction_steps,
+            1.3 * size.instruction_tokens / size.instruction_steps / tokens_per_second,
+            least_step,
+        ),
+        "reinforcement": (size.reinforcement_steps, reinforcement, 2 * least_step + REPLY_TOKENS * least_token),
     }
+    return {name: STARTING + number * max(seconds, least) for name, (number, seconds, least) in steps.items()}
 
 
 def as_record(size: Size) -> dict[str, Any]:

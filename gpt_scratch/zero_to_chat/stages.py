@@ -201,7 +201,7 @@ def _evaluation(output: Path, model: str, test_file: str, seed: int, samples: in
 
 def write_tokenizer_text(dialogues: str, path: Path) -> None:
     """What is said in the dialogues, a row each, with the name of the role as the template writes it: to train the tokenizer on."""
-    records = read_conversations(dialogues).records
+    records = read_conversations(dialogues, kept_keys=("category",)).records
     texts = ["\n".join(f"{m['role']}\n{m['content']}" for m in to_messages(record, STYLE)) for record in records]
     with atomic_path(path) as temporary:
         temporary.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
@@ -237,7 +237,7 @@ def open_output(output: Path, plan: dict[str, Any]) -> None:
             )
 
 
-def run_stages(output: Path, stages: Sequence[Stage], say: Callable[[str], None] = print) -> None:
+def run_stages(output: Path, stages: Sequence[Stage], report: Callable[[str], None] = print) -> None:
     """Run the stages that have not finished, one after the other.
 
     Raises:
@@ -246,13 +246,13 @@ def run_stages(output: Path, stages: Sequence[Stage], say: Callable[[str], None]
     for number, stage in enumerate(stages):
         heading = f"[{number + 1}/{len(stages)}] {stage.name}"
         if stage.done.exists():
-            say(f"{heading}: done")
+            report(f"{heading}: done")
             continue
         later = sum(one.seconds for one in stages[number + 1 :] if not one.done.exists())
-        _run(output, stage, heading, later, say)
+        _run(output, stage, heading, later, report)
 
 
-def _run(output: Path, stage: Stage, heading: str, later: float, say: Callable[[str], None]) -> None:
+def _run(output: Path, stage: Stage, heading: str, later: float, report: Callable[[str], None]) -> None:
     slug = stage.name.replace(" ", "-")
     log, record_path = output / "logs" / f"{slug}.log", output / "stages" / f"{slug}.json"
     for folder in (log.parent, record_path.parent, output / "evaluation"):
@@ -260,7 +260,7 @@ def _run(output: Path, stage: Stage, heading: str, later: float, say: Callable[[
     command = list(stage.command)
     if stage.trains and any(stage.done.parent.glob("checkpoint-*")):
         command += ["--resume_from_checkpoint", "latest"]
-        say(f"{heading}: resuming")
+        report(f"{heading}: resuming")
     if stage.before is not None:
         stage.before()
     record = read_json_object(record_path) if record_path.is_file() else {"seconds": 0.0, "cpu_seconds": 0.0, "peak_bytes": 0}
@@ -278,32 +278,42 @@ def _run(output: Path, stage: Stage, heading: str, later: float, say: Callable[[
         )
         try:
             shown = Progress(log, begin, stage, heading, later)
-            status, usage = _wait(process, shown, start, say, lambda s: write_json(record_path, record | {"seconds": before + s}))
+            ended = _wait(process, shown, start, report, lambda s: write_json(record_path, record | {"seconds": before + s}))
         except BaseException:
             process.kill()  # whatever went wrong here: nobody would look after it
             process.wait()
             raise
     record |= {"seconds": before + time.monotonic() - start}
-    record["cpu_seconds"] += usage.ru_utime + usage.ru_stime
-    record["peak_bytes"] = max(record["peak_bytes"], usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    record["cpu_seconds"] += ended.cpu_seconds
+    record["peak_bytes"] = max(record["peak_bytes"], ended.peak_bytes)
     write_json(record_path, record)
+    status = ended.status
     if -status in (signal.SIGTERM, signal.SIGINT):  # a stage that does not train ends by the signal itself
         status = 128 - status
     if status in (PREEMPTED_STATUS, INTERRUPTED_STATUS):
         raise Preempted(f"stopped in {stage.name}: the same command resumes there", status)
     if status != 0:
-        raise UserError(f"{stage.name} ended with status {status}: {_last_words(log)}; see {log}")
+        raise UserError(f"{stage.name} ended with status {status}: {_last_error(log)}; see {log}")
     if stage.after is not None:
         stage.after()
     if not stage.done.exists():
         raise UserError(f"{stage.name} ended without {stage.done}: see {log}")
-    say(f"{heading}: {duration(record['seconds'])}")
+    report(f"{heading}: {duration(record['seconds'])}")
+
+
+@dataclass
+class Ended:
+    """Exit status of a process and what it took."""
+
+    status: int
+    cpu_seconds: float
+    peak_bytes: int
 
 
 def _wait(
-    process: subprocess.Popen, progress: "Progress", start: float, say: Callable[[str], None], note: Callable[[float], None]
-) -> tuple[int, Any]:
-    """Exit status and resources of a process, with progress until it ends. SIGTERM and Ctrl-C are passed on.
+    process: subprocess.Popen, progress: "Progress", start: float, report: Callable[[str], None], note: Callable[[float], None]
+) -> Ended:
+    """Wait for a process, with progress until it ends. SIGTERM and Ctrl-C are passed on.
 
     Args:
         start: by the monotonic clock.
@@ -317,21 +327,35 @@ def _wait(
             process.send_signal(number)
 
     previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    shown = time.monotonic()
+    shown, peak = time.monotonic(), None
     try:
         while True:
+            peak = _peak_bytes(process.pid) or peak
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
             if pid:
                 process.returncode = os.waitstatus_to_exitcode(status)
-                return process.returncode, usage
+                peak = peak or usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+                return Ended(process.returncode, usage.ru_utime + usage.ru_stime, peak)
             time.sleep(min(EVERY, 0.1 + (time.monotonic() - start) / 10))
             if time.monotonic() - shown >= (EVERY if sys.stderr.isatty() else LINE):
                 shown = time.monotonic()
                 note(shown - start)
-                show_progress(progress.line(shown - start), say)
+                show_progress(progress.line(shown - start), report)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _peak_bytes(pid: int) -> int | None:
+    """Peak resident memory of a running process, where there is /proc.
+
+    Not `ru_maxrss`, which begins with the memory of this process: the child has it between fork and exec.
+    """
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
 
 
 class Progress:
@@ -358,16 +382,16 @@ class Progress:
             self.first = self.first or (seconds, now)
             if now > self.first[1]:
                 left = (last - now) * (seconds - self.first[0]) / (now - self.first[1])
-        times = f"{duration(seconds)} so far, about {duration(left)} to go, {duration(left + self.later)} in all"
+        times = f"{duration(seconds)} so far, about {duration(left)} to go, {duration(left + self.later)} for all stages"
         return f"{self.heading}: {where}{times}"
 
 
-def show_progress(line: str, say: Callable[[str], None]) -> None:
+def show_progress(line: str, report: Callable[[str], None]) -> None:
     """On one line of a terminal, else a line each time."""
     if sys.stderr.isatty():
         print(f"\r{line:<{shutil.get_terminal_size().columns - 1}}", end="\r", file=sys.stderr, flush=True)
     else:
-        say(line)
+        report(line)
 
 
 def duration(seconds: float) -> str:
@@ -383,7 +407,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86400:.1f} days"
 
 
-def _last_words(log: Path) -> str:
+def _last_error(log: Path) -> str:
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     return one_line((errors or lines or ["it printed nothing"])[-1], 400)

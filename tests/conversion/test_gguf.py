@@ -183,7 +183,7 @@ def test_gguf_is_the_same_function(convert, write, capsys, architecture):
     path, state = write(architecture)
     folder = convert(path)
     printed = capsys.readouterr().out
-    assert "format gguf, since its suffix is .gguf" in printed
+    assert "format gguf, its suffix is .gguf" in printed
     assert f"compared with:      {type(REFERENCES[architecture](THETA)).__name__}" in printed
     model = check(folder, architecture, state)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -249,24 +249,32 @@ REFUSED = {
     "a norm that is missing": (
         "llama",
         drop("blk.1.ffn_norm.weight"),
-        "no tensor fills: model.layers.1.post_attention_layernorm.weight",
+        "missing parameters: model.layers.1.post_attention_layernorm.weight",
     ),
-    "the last norm": ("llama", drop("output_norm.weight"), "no tensor fills: model.norm.weight"),
-    "an unknown tensor": ("llama", put("blk.0.attn_sinks.weight", 4), "no place in the model: blk.0.attn_sinks.weight"),
-    "biases of Llama's queries": ("llama", put("blk.0.attn_q.bias", 32), "no place in the model: blk.0.attn_q.bias"),
-    "a qwen2 without a bias": ("qwen2", drop("blk.0.attn_k.bias"), "no tensor fills: model.layers.0.self_attn.k_proj.bias"),
+    "the last norm": ("llama", drop("output_norm.weight"), "missing parameters: model.norm.weight"),
+    "an unknown tensor": ("llama", put("blk.0.attn_sinks.weight", 4), "unexpected tensors: blk.0.attn_sinks.weight"),
+    "biases of Llama's queries": ("llama", put("blk.0.attn_q.bias", 32), "unexpected tensors: blk.0.attn_q.bias"),
+    "a qwen2 without a bias": ("qwen2", drop("blk.0.attn_k.bias"), "missing parameters: model.layers.0.self_attn.k_proj.bias"),
     "another scaling": (
         "llama",
         lambda s, t: t.update({"rope_freqs.weight": np.arange(1, 5, dtype=np.float32)}),
         "rope_freqs.weight is not Llama 3.1's",
     ),
-    "longrope": ("llama", key("llama.rope.scaling.type", "longrope"), "rope.scaling.type='longrope' (none, linear and yarn"),
+    "longrope": (
+        "llama",
+        key("llama.rope.scaling.type", "longrope"),
+        "rope.scaling.type='longrope' (expected none, linear or yarn",
+    ),
     "a sliding window": ("llama", key("llama.attention.sliding_window", 8), "llama.attention.sliding_window=8"),
-    "experts": ("llama", key("llama.expert_count", 8), "llama.expert_count=8 (0 can be expressed)"),
+    "experts": ("llama", key("llama.expert_count", 8), "llama.expert_count=8 (expected 0)"),
     "an unknown key": ("llama", key("llama.logit_scale", 0.5), "unknown keys: llama.logit_scale"),
     "a key of nobody": ("llama", key("mamba.conv_kernel", 4), "unknown keys: mamba.conv_kernel"),
-    "partial rotary": ("llama", key("llama.rope.dimension_count", 4), "llama.rope.dimension_count=4 (the width of a head, 8"),
-    "not causal": ("llama", key("llama.attention.causal", False), "llama.attention.causal=False (True can be expressed)"),
+    "partial rotary": (
+        "llama",
+        key("llama.rope.dimension_count", 4),
+        "llama.rope.dimension_count=4 (expected the head dimension, 8",
+    ),
+    "not causal": ("llama", key("llama.attention.causal", False), "llama.attention.causal=False (expected True)"),
     "sizes by layer": ("llama", key("llama.feed_forward_length", [48, 40]), "feed_forward_length=[48, 40] (a single int"),
     "another vocabulary": ("llama", key("llama.vocab_size", 57), "llama.vocab_size=57 (token_embd.weight has 56 rows)"),
     "a part": ("llama", key("split.count", 3), "split.count=3 (join the parts"),

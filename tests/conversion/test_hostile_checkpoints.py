@@ -76,22 +76,22 @@ def entry(*dimensions: int, size: int = 0) -> bytes:
 
 HEADER = (b"", b"\x08\x01")
 TENSORFLOW = {
-    "5 bytes that claim 4 GB": (lambda: index_of(varint(0xFFFFFFFF), 1), "claims to unpack to 4,294,967,295"),
+    "5 bytes that claim 4 GB": (lambda: index_of(varint(0xFFFFFFFF), 1), "declares 4,294,967,295"),
     "one block named 300,000 times": (lambda: index_of(block([HEADER]), times=300_000), "after one that ends at"),
     "900 MB of zeros packed by snappy": (
         lambda: index_of(bytes(cramjam.snappy.compress_raw(b"\0" * 900_000_000)), 1),
-        "it is none",
+        "it is not an index",
     ),
     "20 MB of zeros packed by snappy": (
         lambda: index_of(bytes(cramjam.snappy.compress_raw(b"\0" * 20_000_000)), 1),
-        "claims to unpack",
+        "declares",
     ),
-    "4,294,967,295 restarts": (lambda: index_of(block([HEADER], restarts=0xFFFFFFFF)), "claims 4,294,967,295 restarts"),
+    "4,294,967,295 restarts": (lambda: index_of(block([HEADER], restarts=0xFFFFFFFF)), "declares 4,294,967,295 restarts"),
     "a name of a megabyte": (lambda: index_of(block([HEADER, (b"x" * 1_000_000, b"")])), "a name of 1,000,000 bytes"),
     "a million variables": (lambda: index_of(block([(b"%d" % i, b"") for i in range(1_000_000)])), "more than 100,000 variables"),
     "a variable twice": (lambda: index_of(block([HEADER, (b"w", entry(0)), (b"w", entry(0))])), "has w twice"),
     "100,000 dimensions": (lambda: index_of(block([HEADER, (b"w", entry(*[2**62] * 100_000))])), "100000 dimensions"),
-    "a dimension of 2^69": (lambda: index_of(block([HEADER, (b"w", entry(0, 2**69))])), "that no tensor has"),
+    "a dimension of 2^69": (lambda: index_of(block([HEADER, (b"w", entry(0, 2**69))])), "an invalid shape"),
 }
 JSONS = {
     "a list": ("[]", "must hold a JSON object"),
@@ -180,16 +180,16 @@ def test_an_index_names_files_beside_it(tmp_path):
     cases = []
     for number, (shards, words) in enumerate(
         [
-            ({"a": "../../outside"}, "no file beside it"),
-            ({"a": "/dev/zero"}, "no file beside it"),
-            ({"a": ".."}, "no file beside it"),
+            ({"a": "../../outside"}, "not a file in the same directory"),
+            ({"a": "/dev/zero"}, "not a file in the same directory"),
+            ({"a": ".."}, "not a file in the same directory"),
             ({"a": "zero"}, "is missing"),  # a link to a device
             ({"a": "fifo"}, "is missing"),
             ({"a": 5}, "no weight_map of tensors to files"),
             (["a"], "no weight_map of tensors to files"),
             ({}, "no weight_map of tensors to files"),
             ("a", "no weight_map of tensors to files"),
-            ({"a": "x" * 5_000}, "no file beside it"),
+            ({"a": "x" * 5_000}, "not a file in the same directory"),
         ]
     ):
         for kind in ("model.safetensors", "pytorch_model.bin"):
@@ -248,8 +248,8 @@ def test_a_pth_is_not_believed_beyond_its_bytes(tmp_path):
     cases = [
         ("packed", repacked(tmp_path / "packed.pth", whole, zipfile.ZIP_DEFLATED, bytes(200_000_000)), "compressed or encrypted"),
         ("encrypted", edited(tmp_path / "encrypted.pth", whole, flag_as_encrypted), "compressed or encrypted"),
-        ("parts that claim more", edited(tmp_path / "more.pth", whole, claim_more), "parts claim"),
-        ("cut short", edited(tmp_path / "short.pth", whole, lambda data: data.__delitem__(slice(-30, None))), "broken"),
+        ("parts that claim more", edited(tmp_path / "more.pth", whole, claim_more), "members declare"),
+        ("truncated", edited(tmp_path / "short.pth", whole, lambda data: data.__delitem__(slice(-30, None))), "damaged"),
         (
             "damaged directory",
             edited(tmp_path / "damaged.pth", whole, lambda data: data.__setitem__(slice(-60, -40), b"\xff" * 20)),
@@ -257,7 +257,7 @@ def test_a_pth_is_not_believed_beyond_its_bytes(tmp_path):
         ),
         ("one number for 10^12", repeated, "times as many"),
         ("a thousand names of one tensor", shared, "times as many"),
-        ("a dictionary that holds itself", loop, "in no known format"),
+        ("a dictionary that holds itself", loop, "an unknown format"),
     ]
     run_cases(cases, 60, 900)
 
@@ -298,17 +298,17 @@ def llama(layers: int, width: int, vocabulary: int) -> bytes:
 
 GGUF = {
     "10^9 layers": (lambda: llama(10**9, 8, 8), "llama.block_count is 1,000,000,000"),
-    "5,000 layers in one tensor": (lambda: llama(5_000, 8, 8), "llama.block_count is 5,000, and it has only 1 tensors"),
+    "5,000 layers in one tensor": (lambda: llama(5_000, 8, 8), "llama.block_count is 5,000, but the file has only 1 tensors"),
     "a width of 10^9": (lambda: llama(1, 10**9, 10**9), ""),
     "a vocabulary of 10^9": (lambda: llama(1, 64, 10**9), "has no "),
     "10^18 settings": (lambda: gguf(counts=(0, 10**18)), "settings"),
     "10^18 tensors": (lambda: gguf(counts=(10**18, 0)), "tensors"),
     "an array of 10^9 bytes": (lambda: gguf([setting(b"a", 9, struct.pack("<IQ", 0, 10**9))]), "elements"),
-    "an array beyond the end": (lambda: gguf([setting(b"a", 9, struct.pack("<IQ", 0, 10**6))]), "beyond its end"),
-    "a string of 2^63 bytes": (lambda: gguf([setting(b"a", 8, struct.pack("<Q", 2**63))]), "beyond its end"),
+    "an array beyond the end": (lambda: gguf([setting(b"a", 9, struct.pack("<IQ", 0, 10**6))]), "the end of the file"),
+    "a string of 2^63 bytes": (lambda: gguf([setting(b"a", 8, struct.pack("<Q", 2**63))]), "the end of the file"),
     "arrays in arrays": (lambda: gguf([setting(b"a", 9, struct.pack("<IQ", 9, 1) * 200_000)]), "an array of the type 9"),
-    "a tensor beyond the end": (lambda: gguf([LLAMA], [tensor(1_000, 1_000)]), "w reaches byte"),
-    "an offset beyond the end": (lambda: gguf([LLAMA], [tensor(1, offset=2**63)]), "w reaches byte"),
+    "a tensor beyond the end": (lambda: gguf([LLAMA], [tensor(1_000, 1_000)]), "w ends at byte"),
+    "an offset beyond the end": (lambda: gguf([LLAMA], [tensor(1, offset=2**63)]), "w ends at byte"),
     "10^9 dimensions": (lambda: gguf([LLAMA], [struct.pack("<Q1sI", 1, b"w", 10**9)]), "1,000,000,000 dimensions"),
     "an unknown type": (lambda: gguf([LLAMA], [tensor(1, kind=999)]), "999"),
     "nothing": (lambda: b"", "cannot be read as GGUF"),

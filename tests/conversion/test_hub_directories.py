@@ -120,7 +120,7 @@ def test_language_models_there_and_back(convert, tmp_path, capsys, name):
     assert torch.equal(greedy(ours), greedy(reference))
     assert ours.config.bos_token_id is ours.config.eos_token_id is None  # not GPT-2's 50256
 
-    assert f"format {reference.config.model_type}, since its config.json says so" in printed
+    assert f"format {reference.config.model_type}, model_type of its config.json" in printed
     back = convert(ours_folder, "--to", reference.config.model_type)
     before, after = load_file(original / "model.safetensors"), load_file(back / "model.safetensors")
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
@@ -239,7 +239,7 @@ def test_a_tokenizer_model_needs_its_package(refused, tmp_path, monkeypatch):
     original = saved(LANGUAGE_MODELS["gpt2"](), tmp_path / "original")
     (original / "tokenizer.model").write_bytes(b"pieces")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "tokenizer.model is read by the package sentencepiece" in refused(original)
+    assert "tokenizer.model needs the package sentencepiece" in refused(original)
 
 
 @pytest.mark.thorough
@@ -266,7 +266,7 @@ CANNOT_COME = {
     "gpt2 unscaled attention": (GPT2Config(**GPT2, scale_attn_weights=False), "scale_attn_weights=False"),
     "qwen of two kinds of layers": (
         Qwen3Config(**LLAMA, use_sliding_window=True, sliding_window=8, max_window_layers=1),
-        "layer_types full_attention, sliding_attention cannot be expressed",
+        "layer_types full_attention, sliding_attention are not supported",
     ),
     "llama longrope": (
         LlamaConfig(
@@ -347,13 +347,13 @@ def test_broken_directories_are_refused(refused, tmp_path):
     assert "already: pass --to" in refused(saved(tiny_model(), tmp_path / "ours"))
     assert "convert" in refused(original, "--to", "gpt2")
     (original / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    assert "model.safetensors is broken or cut short" in refused(original)
+    assert "model.safetensors is damaged or truncated" in refused(original)
     tensors = load_file(saved(LANGUAGE_MODELS["gpt2"](), original) / "model.safetensors")
     name = "transformer.h.0.attn.c_attn.weight"
     save_file(tensors | {name: tensors[name].T.contiguous()}, original / "model.safetensors", metadata={"format": "pt"})
     assert "h.0.attn.c_attn.weight is (96, 32) instead of (32, 96) (in, out)" in refused(original)
     (original / "model.safetensors").unlink()
-    assert "holds no model.safetensors and no pytorch_model.bin" in refused(original)
+    assert "contains neither model.safetensors nor pytorch_model.bin" in refused(original)
     saved(LANGUAGE_MODELS["gpt2"](), original)
     GPT2LMHeadModel.from_pretrained(original).save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
     next((tmp_path / "sharded").glob("*-00002-of-*")).unlink()

@@ -50,7 +50,7 @@ def test_the_same_function(convert, checkpoint, capsys, kind):
     ours = model.generate(start, attention_mask=torch.ones_like(start), max_new_tokens=25, do_sample=False, eos_token_id=None)
     assert torch.equal(ours, greedy(reference, start, 25))
     printed = capsys.readouterr().out
-    assert "compared with:      GPT2LMHeadModel" in printed and "28 foreign tensors" in printed
+    assert "compared with:      GPT2LMHeadModel" in printed and "28 source tensors" in printed
     assert ("variables of the optimizer and counters were skipped" in printed) == (kind == "finetuned")
 
 
@@ -89,7 +89,7 @@ def test_the_tokenizer_comes_along(convert, refused, checkpoint):
     for settings in (model.config, model.generation_config, tokenizer):
         assert settings.eos_token_id == settings.bos_token_id == settings.pad_token_id == eos
     (source / "encoder.json").write_text(json.dumps({token: i for i, token in enumerate([*tokens, "ba"])}), encoding="utf-8")
-    assert "has 65 tokens, and the model's vocab_size is 64" in refused(source)
+    assert "has 65 tokens, but the model's vocab_size is 64" in refused(source)
 
 
 def test_names_of_the_optimizer():
@@ -137,7 +137,7 @@ def test_checkpoints_of_tensorflow_1_and_of_keras_are_refused_by_what_they_are(r
     keras.mkdir()
     graph, variable = b"_CHECKPOINTABLE_OBJECT_GRAPH", b"layer/kernel/.ATTRIBUTES/VARIABLE_VALUE"
     (keras / "ckpt-1.index").write_bytes(index_of(block([HEADER, (graph, b"\x08\x07\x28\x04"), (variable, entry(1, size=4))])))
-    assert "ckpt-1.index is an object checkpoint of TensorFlow 2 (tf.train.Checkpoint, Keras)" in refused(keras)
+    assert "ckpt-1.index is an object-based checkpoint of TensorFlow 2 (tf.train.Checkpoint, Keras)" in refused(keras)
 
 
 def test_damaged_files_are_named(refused, checkpoint):
@@ -146,7 +146,7 @@ def test_damaged_files_are_named(refused, checkpoint):
     whole = second.read_bytes()
     second.write_bytes(whole[:-1])
     message = refused(source)
-    assert f"{second.name} is cut short" in message and "model/" in message
+    assert f"{second.name} is truncated" in message and "model/" in message
     second.unlink()
     message = refused(source)
     assert f"{second.name} is missing" in message and "model/" in message
@@ -157,23 +157,23 @@ def test_damaged_files_are_named(refused, checkpoint):
     message = refused(source)
     assert "model.ckpt.index: the checksum of the block" in message
     index.write_bytes(entries[:-20])
-    assert "model.ckpt.index is cut short" in refused(source)
+    assert "model.ckpt.index is truncated" in refused(source)
     index.unlink()
-    assert "holds neither config.json nor a TensorFlow index" in refused(source)
+    assert "contains neither config.json nor a TensorFlow index" in refused(source)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"n_layer": 3}, ["hparams.json", "model.layers.2."]),
-        ({"n_layer": 1}, ["hparams.json", "model/h1/", "no place"]),
+        ({"n_layer": 1}, ["hparams.json", "model/h1/", "unexpected tensors"]),
         ({"n_embd": 32}, ["hparams.json", "instead of"]),
         ({"n_ctx": 1024}, ["hparams.json", "model/wpe is (32, 16) instead of (1024, 16)"]),
         ({"n_vocab": 65}, ["hparams.json", "model/wte is (64, 16) instead of (65, 16)"]),
         ({"n_head": 3}, ["num_attention_heads 3"]),
         ({"n_head": "2"}, ["hparams.json", "n_head is '2'"]),
         ({"n_ctx": None}, ["hparams.json", "n_ctx is None"]),
-        ({"n_embd": 768, "n_head": 16}, ["hparams.json", "GPT-2 of n_embd 768 has 12", "--config_overrides n_head=16"]),
+        ({"n_embd": 768, "n_head": 16}, ["hparams.json", "GPT-2 with n_embd 768 has 12", "--config_overrides n_head=16"]),
     ],
 )
 def test_wrong_hparams_are_named(refused, checkpoint, changes, words):

@@ -125,7 +125,7 @@ def test_an_interrupted_transfer_resumes(contents, tmp_path):
     with Server(contents, break_off={DATA: stop}).running() as url, pytest.raises(UserError) as caught:
         download_openai_checkpoint("124M", tmp_path, [url])
     assert f"{url}/124M/{DATA}" in str(caught.value)
-    assert f"broke off at byte {stop:,} of {len(contents[DATA]):,}" in str(caught.value)
+    assert f"closed at byte {stop:,} of {len(contents[DATA]):,}" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / DATA).exists()
     assert (tmp_path / f"{DATA}.part").read_bytes() == contents[DATA][:stop]
@@ -172,7 +172,7 @@ def test_each_failing_url_is_named(contents, tmp_path):
         with pytest.raises(UserError) as caught:
             download_openai_checkpoint("124M", tmp_path, [url, gone])
     message = str(caught.value)
-    assert message.startswith("cannot fetch vocab.bpe: ")
+    assert message.startswith("cannot download vocab.bpe: ")
     assert f"{url}/124M/vocab.bpe: HTTP 404 Not Found" in message
     assert f"{gone}/124M/vocab.bpe: " in message and "refused" in message
     assert "\n" not in message
@@ -211,7 +211,9 @@ def test_a_range_that_was_not_asked_for_is_refused(contents, tmp_path):
     server.shift = 1
     with (
         server.running() as url,
-        pytest.raises(UserError, match="asked for the bytes from 5,000 on, .* 'bytes 5001-32511/32512'"),
+        pytest.raises(
+            UserError, match="the server responded with the range 'bytes 5001-32511/32512' to a request for bytes from 5,000 on"
+        ),
     ):
         download_openai_checkpoint("124M", tmp_path, [url])
     assert (tmp_path / f"{DATA}.part").read_bytes() == contents[DATA][:5000]
@@ -246,7 +248,7 @@ def test_a_file_of_a_wrong_size_that_is_there_is_refused(contents, tmp_path):
 def test_a_server_that_states_no_size_is_refused(contents, tmp_path):
     with (
         Server(contents, lengths=False).running() as url,
-        pytest.raises(UserError, match="checkpoint: the server does not state the size"),
+        pytest.raises(UserError, match="checkpoint: the server does not send the size"),
     ):
         download_openai_checkpoint("124M", tmp_path, [url])
     assert files(tmp_path) == {}
@@ -257,7 +259,7 @@ def test_no_room(contents, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=500_000))
     with (
         Server(contents).running() as url,
-        pytest.raises(UserError, match=r"has room for 500,000 bytes, encoder\.json needs 1,042,301 more"),
+        pytest.raises(UserError, match=r"has 500,000 bytes of free space, but encoder\.json needs 1,042,301 more"),
     ):
         download_openai_checkpoint("124M", tmp_path, [url])
 

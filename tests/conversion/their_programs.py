@@ -351,7 +351,7 @@ def book_qwen3(folder: Path):
 
 # ------------------------------------------------------------------------------------------------------- met by chance, named nowhere else
 
-UNKNOWN = "give its tensors that one's names: scripts/README.md"
+UNKNOWN = "rename its tensors to the names of that format"
 
 
 TO_THE_BOOK: dict[str, str | None] = {

@@ -90,7 +90,7 @@ TWINS = {
 @pytest.fixture(params=["the case", "a twin"])
 def case(request, tmp_path, monkeypatch):
     """A function from the name of a case to its file."""
-    monkeypatch.setattr(opening, "_said", set())
+    monkeypatch.setattr(opening, "_printed", set())
     if request.param == "a twin":
 
         def write(name: str) -> str:
@@ -154,8 +154,8 @@ def scripts(script, tmp_path):
 TEXTS = ("pretrain", "train_tokenizer", "classify")
 LABELLED = (*TEXTS, "finetune_classifier")
 RECORDS = ("finetune_instructions", "evaluate_instructions")
-COMMAS = r"{file}: lines 2, 3, 4, 5, 6, 7, 8, 9, 10, 11: \d fields where the header has \d .* in double quotes"
-HALVES = r"{file} row 7: '\w+' holds half of a surrogate pair.*--replace_invalid"
+COMMAS = r"{file}: lines 2, 3, 4, 5, 6, 7, 8, 9, 10, 11: \d fields but the header has \d .* in double quotes"
+HALVES = r"{file} row 7: '\w+' contains a lone surrogate.*--replace_invalid"
 NUMBERS = r"{file}: rows 0, 1, 2, .* is int, not text"
 
 
@@ -210,7 +210,7 @@ def test_labels_are_what_they_are(case, capsys, name, classes):
     assert "label" not in {label for part in splits.texts.values() for label in part.labels}
     if "spaces" in name:
         told = capsys.readouterr().err
-        assert "labels were taken off" in told and "'Ham' and 'ham' differ in case only" in told
+        assert "labels were removed" in told and "'Ham' and 'ham' differ only in case" in told
 
 
 def test_a_spaced_header_is_a_header(case, scripts):
@@ -264,7 +264,7 @@ def new_tokenizer(style: str = "chatml"):
 def test_tools_and_reasoning_without_a_place_are_refused_by_name(case, style, name, what):
     file, tokenizer = case(f"tools-and-reasoning/{name}.json"), new_tokenizer(style)
     data = read_conversations(file)
-    with pytest.raises(UserError, match=rf"rows 0, 1, 2, .* leaves out .*{what}.*--ignore_keys .*30 faults in all"):
+    with pytest.raises(UserError, match=rf"rows 0, 1, 2, .* omits .*{what}.*--ignore_keys .*30 faults in total"):
         encode_conversations(data, tokenizer, style, True, 2000)
     with pytest.raises(UserError, match=what):
         prompt_ids(data.records[0], tokenizer, style)

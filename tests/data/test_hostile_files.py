@@ -111,8 +111,8 @@ def encrypt(path) -> None:
     ("name", "words"),
     [
         ("encrypted", "password required"),
-        ("damaged", "or damaged"),
-        ("an unknown method", "or damaged"),
+        ("damaged", "or is damaged"),
+        ("an unknown method", "or is damaged"),
         ("too large", "unpack to 100,000,000 bytes"),
         ("no such member", "no member SMSSpamCollection"),
         ("no zip", "not a zip file"),

@@ -179,10 +179,10 @@ def test_the_style_is_saved_with_the_tokenizer(tokenizer, tmp_path):
         ('[{"instruction": "a"}]', "row 0: 'output' is missing"),
         ('[{"instruction": "a", "output": "b"}, {"instruction": 3, "output": "b"}]', "row 1: 'instruction' is int"),
         ('[{"question": "a"}]', "row 0: the keys are question"),
-        ('[{"messages": [{"role": "user", "content": "a"}]}]', "row 0: messages hold no reply"),
+        ('[{"messages": [{"role": "user", "content": "a"}]}]', "row 0: messages contain no reply"),
         ('[{"messages": [{"role": "robot", "content": "a"}]}]', "message 0 has the role 'robot'"),
         ('[{"input_ids": [1, 2], "labels": [1]}]', "row 0: 2 input_ids but 1 labels"),
-        ("[]", "holds no records"),
+        ("[]", "contains no records"),
     ],
 )
 def test_broken_files_are_refused_with_their_place(tmp_path, text, message):

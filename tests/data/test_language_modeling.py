@@ -179,12 +179,12 @@ def test_a_split_by_documents_cuts_between_the_nearest_two():
     ],
 )
 def test_one_long_document_is_cut_at_an_end(monkeypatch, capsys, text, percentage, first, where):
-    monkeypatch.setattr(opening, "_said", set())
+    monkeypatch.setattr(opening, "_printed", set())
     documents = documents_of(datasets.Dataset.from_list([{"text": text}]))
     train, validation = split_documents(documents, percentage)
     assert [(row["text"], row["end"]) for row in train] == [(first, False)]
     assert "".join(row["text"] for row in validation) == text[len(first) :] and validation[-1]["end"]
-    assert f"so one is cut at {where}" in capsys.readouterr().err
+    assert f"so one is split at {where}" in capsys.readouterr().err
 
 
 def test_a_split_never_cuts_a_row_where_it_can_be_helped():
@@ -220,11 +220,11 @@ def test_what_was_said_of_a_file_is_said_when_it_comes_from_the_cache(tmp_path, 
     file = tmp_path / "rows.jsonl"
     file.write_text('{"text": "a\\ud83d"}\n{"text": "b"}\n{"text": ""}\n', encoding="utf-8")
     for _ in range(2):
-        monkeypatch.setattr(opening, "_said", set())
+        monkeypatch.setattr(opening, "_printed", set())
         documents = documents_from_files([str(file)], reading=opening.Reading(replace_invalid=True, skip_empty=True))
         assert documents["text"][:] == ["a\ufffd", "b"]
         told = capsys.readouterr().err
-        assert "replaced by U+FFFD in 1 rows" in told and "1 rows with an empty text were left out" in told
+        assert "replaced by U+FFFD in 1 rows" in told and "1 rows with an empty text were skipped" in told
 
 
 def test_counts_account_for_every_token(tokenizer):

@@ -25,7 +25,7 @@ def text_of(path, **flags) -> str:
 @pytest.fixture(autouse=True)
 def say_again(monkeypatch):
     """What is said once in a process is said in each test."""
-    monkeypatch.setattr(opening, "_said", set())
+    monkeypatch.setattr(opening, "_printed", set())
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -57,8 +57,8 @@ def test_a_mark_between_two_blocks_of_a_read(tmp_path, monkeypatch):
         (b"\n\n" + "é".encode("cp1252"), {}, "line 3"),
         (TEXT.encode("utf-16-le"), {}, "looks like UTF-16 without a byte order mark: pass --encoding utf-16-le"),
         ("a line of text\n".encode("utf-16-be"), {}, "pass --encoding utf-16-be"),
-        (TEXT.encode("utf-8-sig"), {"encoding": "latin-1"}, "begins with the mark of UTF-8: leave out --encoding latin-1"),
-        (TEXT.encode("utf-16"), {"encoding": "utf-8"}, "begins with the mark of UTF-16"),
+        (TEXT.encode("utf-8-sig"), {"encoding": "latin-1"}, "has the byte order mark of UTF-8: leave out --encoding latin-1"),
+        (TEXT.encode("utf-16"), {"encoding": "utf-8"}, "has the byte order mark of UTF-16"),
         ("é".encode(), {"encoding": "ascii"}, "byte 0 is not ascii"),
     ],
 )
@@ -97,10 +97,10 @@ def test_packed_files_are_read_as_what_they_hold(tmp_path, suffix):
     assert suffix_of(str(path)) == ".jsonl"
     assert [piece.text for piece in read_pieces([str(path)])] == ["row 0", "row 1", "row 2"]
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(UserError, match=f"a.jsonl{suffix} cannot be unpacked"):
+    with pytest.raises(UserError, match=f"a.jsonl{suffix} cannot be decompressed"):
         list(read_pieces([str(path)]))
     path.write_bytes(b"no archive at all")
-    with pytest.raises(UserError, match="cannot be unpacked"):
+    with pytest.raises(UserError, match="cannot be decompressed"):
         list(read_pieces([str(path)]))
 
 
@@ -122,7 +122,7 @@ def test_an_archive_that_unpacks_beyond_reason_is_refused(tmp_path, suffix):
         for _ in range(300):
             file.write(block)
     assert path.stat().st_size < 2_000_000
-    refused_in_one_line(run_bounded([sys.executable, "-c", READ, path], 60, 900), path.name, "unpacks to more than")
+    refused_in_one_line(run_bounded([sys.executable, "-c", READ, path], 60, 900), path.name, "decompresses to more than")
 
 
 def test_lines_of_each_kind_of_computer(tmp_path, monkeypatch):
@@ -153,12 +153,12 @@ def test_folders_and_globs(tmp_path, capsys):
     assert len(check_files([str(tmp_path / "books" / "**" / "[abc].txt")])) == 3
     (tmp_path / "books" / "rows.csv").write_text("text\nx\n", encoding="utf-8")
     with pytest.raises(
-        UserError, match=r"a folder of 1 csv and 3 txt files|a folder of 3 txt and 1 csv files: say which by a glob"
+        UserError, match=r"a folder of 1 csv and 3 txt files|a folder of 3 txt and 1 csv files: select some with a glob"
     ):
         check_files([str(tmp_path / "books")])
     (tmp_path / "empty").mkdir()
     for name, message in {
-        "empty": "a folder without files to read",
+        "empty": "a folder without readable files",
         "*.text": "no file matches it",
         "none.txt": "no such file",
     }.items():
@@ -180,7 +180,7 @@ def test_faults_are_told_at_once():
     with pytest.raises(UserError) as caught:
         faults.check()
     assert str(caught.value) == (
-        "a.csv: rows 3, 4, 5, 6, 7, 8, 9, 10, 11, 12: empty text; 18 faults in all, of which the first 10 are named"
+        "a.csv: rows 3, 4, 5, 6, 7, 8, 9, 10, 11, 12: empty text; 18 faults in total, the first 10 are shown"
     )
     both = Faults()
     both.add("a.csv", "row", 1, "x")

@@ -37,7 +37,7 @@ TOOLS_TEMPLATE = (
 
 @pytest.fixture(autouse=True)
 def say_again(monkeypatch):
-    monkeypatch.setattr(opening, "_said", set())
+    monkeypatch.setattr(opening, "_printed", set())
 
 
 @pytest.fixture(scope="module")
@@ -93,30 +93,30 @@ def test_every_form_becomes_messages(tmp_path, row, expected):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"instruction": "Hi", "output": "Hello", "context": "x"}, "key 'context' not understood, and would be lost: rename, or pass --ignore_keys context"),
-        ({"instruction": "Hi", "output": "Hello", "a": 1, "b": 2}, "keys 'a', 'b' not understood.*--ignore_keys a b"),
+        ({"instruction": "Hi", "output": "Hello", "context": "x"}, "unknown key 'context', which would be lost: rename, or pass --ignore_keys context"),
+        ({"instruction": "Hi", "output": "Hello", "a": 1, "b": 2}, "unknown keys 'a', 'b'.*--ignore_keys a b"),
         ({"instruction": "Hi", "output": "Hello", "chosen": "x", "rejected": "y"}, "keys 'chosen', 'rejected'"),
         ({"instruction": "Hi", "output": "Hello", "weight": 0.5}, "'weight' is 0.5"),
-        ({"instruction": "Hi", "output": "Hello", "history": "Hi"}, "'history' is a text that is not valid JSON"),
+        ({"instruction": "Hi", "output": "Hello", "history": "Hi"}, "'history' is a string that is not valid JSON"),
         ({"instruction": "Hi", "output": "Hello", "history": [["Hi"]]}, r"'history' must be a list of \[question, answer\]"),
         ({"instruction": "Hi", "output": "Hello", "system": 3}, "'system' is int"),
-        ({"messages": [SYSTEM, USER, REPLY], "system": "Be long."}, "there are 'system' and a first message"),
-        ({"messages": [USER, REPLY], "conversations": [USER, REPLY]}, "'messages' and 'conversations' are both there"),
-        ({"messages": [USER, {**REPLY, "mood": "glad"}]}, "messages: message 1: key 'mood' not understood"),
-        ({"messages": [USER, {**REPLY, "function_call": {"name": "x"}}]}, "message 1: key 'function_call' not understood"),
+        ({"messages": [SYSTEM, USER, REPLY], "system": "Be long."}, "the record has both 'system' and a first message"),
+        ({"messages": [USER, REPLY], "conversations": [USER, REPLY]}, "both 'messages' and 'conversations'"),
+        ({"messages": [USER, {**REPLY, "mood": "glad"}]}, "messages: message 1: unknown key 'mood'"),
+        ({"messages": [USER, {**REPLY, "function_call": {"name": "x"}}]}, "message 1: unknown key 'function_call'"),
         ({"messages": [USER, {**REPLY, "weight": 0.5}]}, "message 1 has the weight 0.5"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, REPLY]}, "message 0 holds a part of type 'image_url'"),
-        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi", "image": "x"}]}, REPLY]}, "message 0 holds a part"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, REPLY]}, "message 0 has a part of type 'image_url'"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi", "image": "x"}]}, REPLY]}, "message 0 has a part"),
         ({"messages": [{"role": "user", "content": None}, REPLY]}, "message 0 needs the strings role and content"),
         ({"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [{"name": 3}]}]}, "a tool call needs a function with a name"),
         ({"messages": [USER, {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": "{"}]}]}, "the arguments of 'f' are not valid JSON"),
-        ({"messages": "Hi"}, "'messages' is a text that is not valid JSON"),
-        ({"messages": []}, "must be a list of messages that is not empty"),
+        ({"messages": "Hi"}, "'messages' is a string that is not valid JSON"),
+        ({"messages": []}, "must be a non-empty list of messages"),
         ({"messages": [USER, REPLY], "tools": [3]}, "'tools' must be a list of objects"),
         ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "martian", "value": "x"}]}, "the role 'martian'"),
         ({"input_ids": [1, 2], "labels": [1, 2], "attention_mask": [1, 0]}, "'attention_mask' masks tokens"),
         ({"input_ids": [1, 2], "labels": [1, 2], "position_ids": [0, 0]}, "key 'position_ids'"),
-        ({"prompt": "Hi", "completion": "Hello", "messages": [USER, REPLY]}, "keys 'prompt', 'completion' not understood"),
+        ({"prompt": "Hi", "completion": "Hello", "messages": [USER, REPLY]}, "unknown keys 'prompt', 'completion'"),
     ],
 )  # fmt: skip
 def test_content_without_a_place_is_refused_by_name(tmp_path, row, message):
@@ -148,7 +148,7 @@ def test_what_only_describes_a_record_is_kept_said_and_not_trained_on(tmp_path, 
     assert data.records == [
         {"id": 3, "category": "greeting", "instruction": "Hi", "output": "Hello", "text": "### Hi\n### Hello"}
     ]
-    assert "keys that are not used: 'id', 'category', 'text', 'note'" in capsys.readouterr().err
+    assert "unused keys: 'id', 'category', 'text', 'note'" in capsys.readouterr().err
     kept = read(tmp_path, {"instruction": "Hi", "output": "Hello", "answer": "x"}, kept_keys=["answer"])
     assert kept.records[0]["answer"] == "x"
 
@@ -157,7 +157,7 @@ def test_empty_rows_of_a_spreadsheet_are_left_out_on_demand(tmp_path, capsys):
     path = tmp_path / "rows.csv"
     path.write_text("instruction;output\nHi;Hello\n;\n\n;\n", encoding="utf-8")
     assert len(read_conversations(str(path), reading=Reading(skip_empty=True))) == 1
-    assert "2 empty rows were left out" in capsys.readouterr().err
+    assert "2 empty rows were skipped" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("style", ["alpaca", "phi3", "chatml"])
@@ -195,12 +195,12 @@ def test_tools_and_reasoning_are_refused_by_templates_without_them(tokenizer, tm
     with pytest.raises(UserError) as caught:
         encode_conversations(data, tokenizer, style, True, 1000)
     told = str(caught.value)
-    assert f"row 0: the chat template of --prompt_style {style} leaves out tool_calls of message 1" in told and "tools" in told
+    assert f"row 0: the chat template of --prompt_style {style} omits tool_calls of message 1" in told and "tools" in told
     assert "row 1: the chat template" in told and "reasoning_content of message 1" in told and "--skip_unusable" in told
     assert encode_conversations(data, tokenizer, style, True, 1000, skip_unusable=True).left_out == 2
     ignored = read(tmp_path, {"messages": [USER, {**REPLY, "reasoning_content": "why"}]}, ignore_keys=["reasoning_content"])
     assert len(encode_conversations(ignored, tokenizer, style, True, 1000).rows) == 1
-    with pytest.raises(UserError, match="leaves out tool_calls"):
+    with pytest.raises(UserError, match="omits tool_calls"):
         prompt_ids(data.records[0], tokenizer, style)
 
 
@@ -268,7 +268,7 @@ def test_a_template_that_drops_a_message_is_refused(tokenizer, tmp_path):
         "{% generation %}{{ m['content'] + eos_token }}{% endgeneration %}{% endif %}{% endfor %}"
     )
     data = read(tmp_path, {"messages": [SYSTEM, USER, REPLY]})
-    with pytest.raises(UserError, match=r"row 0: .* leaves out message 0 \(system\)"):
+    with pytest.raises(UserError, match=r"row 0: .* omits message 0 \(system\)"):
         encode_conversations(data, tokenizer, "tokenizer", True, 100)
 
 
@@ -325,7 +325,7 @@ def test_the_pairs_of_trl(tmp_path):
     table, equal = preference_rows(data, "alpaca")
     assert len(table) == 6 and equal == 0
     path.write_text(json.dumps({"prompt": "Other", "chosen": [USER, good], "rejected": [USER, bad]}), encoding="utf-8")
-    with pytest.raises(UserError, match="begin with messages that are not those of 'prompt'"):
+    with pytest.raises(UserError, match="begin with messages other than those of 'prompt'"):
         read_preferences(str(path))
     path.write_text(
         json.dumps({"system": "Be brief.", "history": [["a", "b"]], "prompt": "Hi", "chosen": "x", "rejected": "y"}),

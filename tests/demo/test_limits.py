@@ -109,7 +109,7 @@ def test_one_generation_ends_in_time(tmp_path, monkeypatch):
 @pytest.mark.fault("a page for others without models, and ports that are none", **BOUNDS)
 def test_flags():
     for flags, message in (
-        (["--host", "0.0.0.0"], "give them with --model"),
+        (["--host", "0.0.0.0"], "give the models with --model"),
         (["--port", "0"], "--port is 0"),
         (["--port", "70000"], "--port is 70000"),
     ):

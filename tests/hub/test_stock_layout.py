@@ -276,7 +276,7 @@ def test_what_computes_something_else_is_not_uploaded(run, refused, logged_in, m
 
     export_weights = stock_layout.export_weights
     monkeypatch.setattr(stock_layout, "export_weights", export_wrongly)
-    assert "verification failed: logits are up to" in refused(run("llama"), "first", "--layout", "llama")
+    assert "verification failed: logits differ from those of" in refused(run("llama"), "first", "--layout", "llama")
     assert hub.requests == []
 
 

@@ -107,7 +107,7 @@ def test_upload_download_and_load_in_processes_of_their_own(folder, hub, client_
     assert printed[-2] == f'load it with from_pretrained("ada/first", trust_remote_code=True, revision="{commit}")'
     command = [sys.executable, "-m", *printed[-1].removeprefix("verify it with python -m ").split()]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 0 and done.stdout.startswith("ada/first: computes what it computed when it was written"), (
+    assert done.returncode == 0 and done.stdout.startswith("ada/first: reproduces the outputs stored when it was written"), (
         done.stderr
     )
     assert hub.repos["ada/first"].private and present(hub, "ada/first") == expected(folder)
@@ -253,7 +253,7 @@ def test_a_model_that_computes_something_else_is_not_uploaded(folder, push, logg
     randomize(tiny_model("gpt2", vocab_size=300), seed=1).save_pretrained(folder)
     for flags in (["--dry_run"], []):
         with pytest.raises(
-            UserError, match="model does not compute what it computed when it was written .*: logits of a plain forward"
+            UserError, match="model does not reproduce the outputs stored when it was written .*: logits without padding"
         ):
             push(folder, "first", *flags)
     assert hub.requests == []

@@ -26,16 +26,16 @@ def make(tokenizer, **settings) -> Chat:
 
 def test_history_is_given_whole_and_the_reply_is_streamed(tokenizer, capsys):
     chat = make(tokenizer)
-    first = chat.say("Hi")
+    first = chat.reply("Hi")
     assert capsys.readouterr().out.strip() == first
     chat.messages.append({"role": "user", "content": "b"})
     assert tokenizer.decode(chat.prompt_ids()) == (
         f"<|user|>\nHi\n<|assistant|>:\n{first}<|endoftext|>\n<|user|>\nb\n<|assistant|>:\n"
     )
     again = make(tokenizer)
-    assert again.say("Hi", stream=False) == first and len(again.messages) == 2
+    assert again.reply("Hi", stream=False) == first and len(again.messages) == 2
     again.reset()
-    assert again.messages == [] and again.say("Hi", stream=False) == first
+    assert again.messages == [] and again.reply("Hi", stream=False) == first
 
 
 @pytest.mark.slow
@@ -45,10 +45,10 @@ def test_a_compiled_conversation_is_the_same_and_compiles_once(tokenizer):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     prepare_for_decoding(fast.model)
-    said = [(chat.say("Hi", stream=False), chat.say("And b?", stream=False)) for chat in (plain, fast)]
+    said = [(chat.reply("Hi", stream=False), chat.reply("And b?", stream=False)) for chat in (plain, fast)]
     assert said[0] == said[1] and torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     with torch._dynamo.config.patch(error_on_recompile=True):
-        assert fast.say("c", stream=False) == plain.say("c", stream=False)
+        assert fast.reply("c", stream=False) == plain.reply("c", stream=False)
 
 
 def test_the_oldest_exchange_is_forgotten_and_the_system_message_stays(tokenizer):
@@ -67,16 +67,14 @@ def test_a_long_message_gets_a_reply_of_what_is_left(tokenizer):
     room = 128 - len(chat.prompt_ids())
     chat.reset()
     assert 0 < room < 60
-    chat.say("x" * 90, stream=False)  # a token more would have no position
+    chat.reply("x" * 90, stream=False)  # a token more would have no position
     assert [message["role"] for message in chat.messages] == ["user", "assistant"]
 
 
 def test_what_cannot_fit_is_refused(tokenizer):
     chat = make(tokenizer)
-    with pytest.raises(
-        UserError, match="a prompt of 135 tokens, and the model's 128 positions leave no room for a reply: shorten it"
-    ):
-        chat.say("x" * 110)
+    with pytest.raises(UserError, match="has 135 tokens, and the model's 128 positions leave no room for a reply: shorten it"):
+        chat.reply("x" * 110)
     assert chat.messages == []  # taken back
     with pytest.raises(UserError, match="between 1 and 127"):
         make(tokenizer, max_new_tokens=128)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import datetime
 from pathlib import Path
@@ -175,7 +176,7 @@ HOSTILE = {
     "a chat template that doubles a string 99 times": (DOUBLE, "more than 512 MiB of memory"),
     "a chat template that pads to 10^9 characters": ("{{ '%0999999999d'|format(1) }}", "more than 512 MiB of memory"),
     "a chat template of a string of 5 GB": ("{{ 'a' * 5000000000 }}", "more than 512 MiB of memory"),
-    "a chat template that writes 30 million characters": ("{{ 'a' * 30000000 }}", "writes more than 16,777,216 characters"),
+    "a chat template that writes 30 million characters": ("{{ 'a' * 30000000 }}", "its output exceeds 16,777,216 characters"),
     "a chat template that calls itself": ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "maximum recursion depth"),
     "a chat template of 10^5 brackets": ("{{ " + "(" * 100_000, "recursion"),
     "a chat template of 2 * 10^4 nested blocks": ("{% if 1 %}" * 20_000, ""),
@@ -230,6 +231,23 @@ def test_a_hostile_template_is_refused_in_bounded_time_and_memory(refusals, name
     told, seconds, own, children = refusals[name]
     assert told.startswith("refused: ") and HOSTILE[name][1] in told and "\n" not in told and "\x1b" not in told
     assert seconds < limit(HOSTILE[name][1]) + 14 and own + children < 1200  # MiB; torch and transformers are about 500 of them
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are suspended by a signal")
+def test_a_rendering_that_is_suspended_is_not_late(monkeypatch):
+    """As by Ctrl-Z, or on a machine whose cores are taken: what is limited is processor time."""
+    monkeypatch.setattr(chat_template, "SECONDS", 0.5)
+    renderer = chat_template.Renderer()
+    process = renderer._running()
+    process.send_signal(signal.SIGSTOP)
+    threading.Timer(1.2, process.send_signal, [signal.SIGCONT]).start()
+    start = time.monotonic()
+    try:
+        kwargs = {"conversations": [[{"role": "user", "content": "Hi"}]], "chat_template": "{{ messages[0].content }}"}
+        assert renderer.call("render_jinja_template", (), kwargs)[0] == ["Hi"]
+        assert time.monotonic() - start > 1
+    finally:
+        renderer.stop()
 
 
 def run_hostile(code: str) -> subprocess.Popen:

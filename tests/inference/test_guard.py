@@ -16,8 +16,8 @@ pytest.importorskip("openai")
     [
         pytest.param({"Host": "evil.example"}, 403, "Host", marks=pytest.mark.fault("a foreign Host header (DNS rebinding)", seconds=2, mebibytes=MEBIBYTES)),
         pytest.param({"Host": "127.0.0.1@evil.example"}, 400, "Host", marks=pytest.mark.fault("a Host header with a user", seconds=2, mebibytes=MEBIBYTES)),
-        pytest.param({"Origin": "http://evil.example"}, 403, "pages of other origins", marks=pytest.mark.fault("a request from another origin", seconds=2, mebibytes=MEBIBYTES)),
-        pytest.param({"Origin": "null"}, 403, "pages of other origins", marks=pytest.mark.fault("a request from a sandboxed page", seconds=2, mebibytes=MEBIBYTES)),
+        pytest.param({"Origin": "http://evil.example"}, 403, "origin is not allowed", marks=pytest.mark.fault("a request from another origin", seconds=2, mebibytes=MEBIBYTES)),
+        pytest.param({"Origin": "null"}, 403, "origin is not allowed", marks=pytest.mark.fault("a request from a sandboxed page", seconds=2, mebibytes=MEBIBYTES)),
         pytest.param({"Content-Type": "text/plain"}, 415, "application/json", marks=pytest.mark.fault("JSON as plain text, which a page may send without asking", seconds=2, mebibytes=MEBIBYTES)),
         pytest.param({"Content-Encoding": "gzip"}, 415, "not compressed", marks=pytest.mark.fault("a compressed request", seconds=2, mebibytes=MEBIBYTES)),
         pytest.param({"Authorization": ""}, 401, "API key", marks=pytest.mark.fault("a request without the API key", seconds=2, mebibytes=MEBIBYTES)),

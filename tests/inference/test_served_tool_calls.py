@@ -102,4 +102,4 @@ def test_a_template_without_tools_refuses_them(server, tmp_path):
     make_model(tmp_path / "model")
     with serving(tmp_path / "model", tmp_path / "log") as running:
         status, error = running.error(CHAT, {"model": running.model, "messages": [ASKED], "tools": [TOOL]})
-    assert status == 400 and "chat template leaves out tools" in error["message"]
+    assert status == 400 and "chat template does not support tools" in error["message"]

@@ -109,7 +109,7 @@ def test_a_field_out_of_bounds_is_refused_by_name(server, chat, case):
 HOSTILE_BODIES = {
     "JSON nested 15,000 deep": (b'{"prompt":' + b"[" * 15_000, 400, "nested"),
     "JSON nested 40 deep": (b'{"prompt":' + b"[" * 40 + b"]" * 40 + b"}", 400, "nested"),
-    "a JSON key given twice": (b'{"model": "a", "model": "b"}', 400, "twice"),
+    "a JSON key given twice": (b'{"model": "a", "model": "b"}', 400, "duplicate"),
     "NaN in JSON": (b'{"temperature": NaN}', 400, "NaN"),
     "an infinite number in JSON": (b'{"temperature": 1e999}', 400, "too large"),
     "an integer of 10,000 digits": (b'{"max_tokens": ' + b"9" * 10_000 + b"}", 400, "digits"),
@@ -195,7 +195,7 @@ def test_keys_flags_and_folders_are_checked_before_anything_is_loaded(tmp_path):
             serve(str(tmp_path), limits=limits)
     with pytest.raises(UserError, match="--port is 70000"):
         serve(str(tmp_path), port=70000)
-    with pytest.raises(UserError, match="holds no config.json"):
+    with pytest.raises(UserError, match="contains no config.json"):
         serve(str(tmp_path), port=0)
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="cannot listen"):
         serve(str(tmp_path), port=taken.getsockname()[1])

@@ -72,12 +72,12 @@ def test_runs_from_nothing_but_their_logs(script, tmp_path):
     for flags, message in [
         ((str(tmp_path),), "neither trainer_state.json nor metrics.json"),
         ((*runs, "--labels", "one"), "1 different labels for 2 runs"),
-        ((runs[0], "--x", "epoch"), "nothing to draw against epoch: a"),
+        ((runs[0], "--x", "epoch"), "nothing to plot against epoch: a"),
     ]:
         with pytest.raises(UserError, match=message):
             run(script, "runs", *flags)
     (tmp_path / "a" / "trainer_state.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(UserError, match="holds no log of a run"):
+    with pytest.raises(UserError, match="does not contain the log of a run"):
         run(script, "runs", runs[0])
 
 
@@ -109,7 +109,9 @@ def test_the_log_of_a_stranger_is_refused_in_one_line(script, tmp_path):
         with pytest.raises(UserError) as refusal:
             run(script, "runs", str(tmp_path))
         assert (
-            "holds no log of a run" in str(refusal.value) and "\n" not in str(refusal.value) and len(str(refusal.value)) < 500
+            "does not contain the log of a run" in str(refusal.value)
+            and "\n" not in str(refusal.value)
+            and len(str(refusal.value)) < 500
         ), name
         with pytest.raises(UserError):
             evaluated_history(str(tmp_path))

@@ -112,7 +112,7 @@ def test_trainer_and_import(script):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--rival", "mine"], "NAME=path/to/file.py:factory is needed"),
+        (["--rival", "mine"], "expected NAME=path/to/file.py:factory"),
         (["--repetitions", "0"], "--repetitions is 0: it must be between 1"),
     ],
 )

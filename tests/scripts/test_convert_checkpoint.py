@@ -82,7 +82,7 @@ def test_an_error_is_one_line_and_status_2(tmp_path):
     weights.write_bytes(weights.read_bytes()[:-100])
     done = python(SCRIPT, "original", "converted", cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: original/model.safetensors is broken or cut short")
+    assert done.stderr.splitlines()[-1].startswith("error: original/model.safetensors is damaged or truncated")
     assert {path.name for path in tmp_path.iterdir()} <= {"original", "hf_home"}
 
 
@@ -94,7 +94,7 @@ def test_an_output_that_is_not_empty_stays(script, tmp_path):
     (tmp_path / "converted" / "mine.txt").write_text("mine", encoding="utf-8")
     arguments = [str(tmp_path / "original"), str(tmp_path / "converted")]
     for more in ([], ["--overwrite"]):
-        with pytest.raises(UserError, match="holds 'mine.txt', which this package did not write"):
+        with pytest.raises(UserError, match="contains 'mine.txt', which this package did not write"):
             module.main(module.parse([*arguments, *more]))
     assert [file.name for file in (tmp_path / "converted").iterdir()] == ["mine.txt"]
     (tmp_path / "converted" / "mine.txt").unlink()
@@ -115,10 +115,10 @@ def test_neither_the_source_nor_the_current_directory_is_replaced(script, tmp_pa
     module = script("convert_checkpoint")
     for source in ("original", "link"):
         with pytest.raises(
-            UserError, match="is the (source|current directory)|holds the current directory|is a link to original"
+            UserError, match="is the (source|current directory)|contains the current directory|is a link to original"
         ):
             module.main(module.parse([source, output, "--overwrite"]))
-    with pytest.raises(UserError, match="is the (source|current directory)|holds the current directory|is a link to original"):
+    with pytest.raises(UserError, match="is the (source|current directory)|contains the current directory|is a link to original"):
         module.main(module.parse(["--download", "124M", "original", output, "--overwrite"]))  # before anything is fetched
     assert {path: path.lstat().st_ino for path in tmp_path.rglob("*")} == before
 

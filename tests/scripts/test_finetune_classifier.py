@@ -189,7 +189,7 @@ def test_files_any_classes_new_weights_and_early_stopping(script, tmp_path):
         (["--train_file", "SMS", "--model_name_or_path", "nowhere"], "nowhere cannot be loaded"),
         (
             ["--train_file", "SMS", "--model_name_or_path", "BASE", "--config_overrides", "n_layer=2"],
-            "only dropout can be changed",
+            "only the dropout of a checkpoint can be changed",
         ),
         (["--train_file", "SMS", "--early_stopping_patience", "1", "--eval_strategy", "no"], "needs evaluations"),
     ],

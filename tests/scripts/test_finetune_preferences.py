@@ -152,23 +152,23 @@ def test_grpo_learns_a_reward_that_is_computed(script, base, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "the first word must be the method"),
-        (["ppo"], "and not 'ppo'"),
+        ([], "the first argument must be the method"),
+        (["ppo"], ", not 'ppo'"),
         (["dpo"], "--train_file is missing"),
         (["dpo", "--train_file", "DATA"], "--model_name_or_path is missing"),
         (["grpo", "--train_file", "DATA", "--model_name_or_path", "BASE"], "needs --reward_model"),
         (["grpo", "--train_file", "DATA", "--model_name_or_path", "BASE", "--reward", "exact"], "--reward exact is unknown"),
         (
             ["grpo", "--train_file", "DATA", "--model_name_or_path", "BASE", "--reward", "length", "--reward_model", "BASE"],
-            "both are given",
+            "not both",
         ),
         (
             ["dpo", "--train_file", "DATA", "--model_name_or_path", "BASE", "--reward", "length"],
-            "--reward is for the method grpo",
+            "--reward needs the method grpo",
         ),
         (
             ["dpo", "--train_file", "DATA", "--model_name_or_path", "BASE", "--validation_file", "DATA"],
-            "read with --reward alone",
+            "only used with --reward",
         ),
         (["grpo", "--train_file", "DATA", "--model_name_or_path", "BASE", "--reward_model", "BASE"], "is not a reward model"),
         (["dpo", "--betta", "1"], "unknown flag 'betta'; did you mean 'beta'"),

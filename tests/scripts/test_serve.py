@@ -83,7 +83,7 @@ def test_chat_streaming_completions_and_the_judge_over_loopback(checkpoint, tmp_
         messages = [{"role": "user", "content": "one two"}]
         settings = {"model": str(path), "messages": messages, "temperature": 0, "max_tokens": 12}
         whole = client.chat.completions.create(**settings).choices[0].message.content
-        assert whole.strip() == Chat(model, tokenizer, max_new_tokens=12).say("one two", stream=False)
+        assert whole.strip() == Chat(model, tokenizer, max_new_tokens=12).reply("one two", stream=False)
         parts = [
             chunk.choices[0].delta.content or ""
             for chunk in client.chat.completions.create(**settings, stream=True)

@@ -64,7 +64,7 @@ def test_splits_follow_the_flags(table, capsys):
     assert {name: part.counts() for name, part in splits.texts.items()} == {
         "train": {"ham": 42, "spam": 15}, "validation": {"ham": 6, "spam": 2}, "test": {"ham": 12, "spam": 4}}  # fmt: skip
     assert splits.copies_removed == 9 and splits.ids == {"ham": 0, "spam": 1} and splits.names == ["ham", "spam"]
-    assert "9 copies of other texts were removed before splitting" in capsys.readouterr().out
+    assert "9 duplicate texts were removed before splitting" in capsys.readouterr().out
     halves = read(table, split_fractions=[0.5, 0.25, 0.25])
     assert [len(part) for part in halves.texts.values()] == [30 + 10, 15 + 6, 15 + 5]
     assert read(table, split_seed=7).texts["test"].texts != splits.texts["test"].texts == read(table).texts["test"].texts
@@ -113,7 +113,7 @@ def test_the_model_follows_the_flags(table, tokenizer, tmp_path):
     model, own = make_model(args, ids, train, seed=1)
     assert (model.config.residual_dropout, model.config.attention_dropout, model.config.num_labels) == (0.4, 0.4, 3)
     assert torch.equal(model.model.norm.weight, base.model.norm.weight) and own.get_vocab() == tokenizer.get_vocab()
-    with pytest.raises(UserError, match="only dropout can be changed"):
+    with pytest.raises(UserError, match="only the dropout of a checkpoint can be changed"):
         make_model(
             ClassificationArguments(model_name_or_path=str(tmp_path / "base"), config_overrides="n_layer=1"), ids, train, 1
         )
@@ -137,7 +137,7 @@ def test_texts_are_cut_at_the_length_of_the_flag(table, tokenizer, flag, positio
         assert description[name] == {
             "rows": len(lengths), "classes": splits.texts[name].counts(), "texts_also_in_train": len(lengths) if name == "train" else 0,
             "texts_cut": cut, "longest": min(max(lengths), limit), "tokens": sum(min(length, limit) for length in lengths)}  # fmt: skip
-        said = f"{name}: {cut} texts are longer than {limit} tokens and were cut" in printed
+        said = f"{name}: {cut} texts are longer than {limit} tokens and were truncated" in printed
         assert said == (cut > 0)
     assert description["copies_removed"] == 9
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
-from gpt_scratch.training.checkpoints import newest_whole_checkpoint
+from gpt_scratch.training.checkpoints import newest_complete_checkpoint
 from gpt_scratch.verify_checkpoint import EQUAL, verify_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -148,7 +148,7 @@ def test_two_processes_resume_exactly(data, tmp_path, name):
     assert process.returncode != 0, told[-3000:]
     found = re.search(r"stopped by SIGTERM after step (\d) of 8", told)
     assert found, told[-3000:]
-    assert newest_whole_checkpoint(str(tmp_path / "stopped")) == str(tmp_path / "stopped" / f"checkpoint-{found[1]}")
+    assert newest_complete_checkpoint(str(tmp_path / "stopped")) == str(tmp_path / "stopped" / f"checkpoint-{found[1]}")
     launch(TORCHRUN, *argv, *stopped, "--resume_from_checkpoint", "latest")
     assert largest_difference(tmp_path / "whole", tmp_path / "stopped") == 0
 

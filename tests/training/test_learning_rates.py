@@ -3,7 +3,7 @@
 import pytest
 
 from gpt_scratch.training.arguments import ScratchTrainingArguments, parse_arguments
-from gpt_scratch.training.classification import ClassificationArguments, what_trains
+from gpt_scratch.training.classification import ClassificationArguments, trainable_scope
 from gpt_scratch.training.optimizers import default_learning_rate, set_default_learning_rate
 
 
@@ -55,7 +55,7 @@ def test_flags_take_precedence(tmp_path, flags, expected):
 
 def test_a_classifier_with_new_weights_trains_all_of_them():
     new, loaded = ClassificationArguments(), ClassificationArguments(model_name_or_path="runs/mine")
-    assert (new.trainable, what_trains(new)) == ("all", "new")
-    assert (loaded.trainable, loaded.train_last_blocks, what_trains(loaded)) == ("last_blocks", 1, "some")
+    assert (new.trainable, trainable_scope(new)) == ("all", "new")
+    assert (loaded.trainable, loaded.train_last_blocks, trainable_scope(loaded)) == ("last_blocks", 1, "some")
     assert ClassificationArguments(trainable="head", model_name_or_path="runs/mine").trainable == "head"
     assert ClassificationArguments(train_last_blocks=3, model_name_or_path="runs/mine").train_last_blocks == 3

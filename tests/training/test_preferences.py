@@ -82,9 +82,7 @@ def test_replies_that_grpo_may_write_must_fit_both_models(tokenizer):
     prompt, _ = template(tokenizer)
     models = {"the model": prompt + 25, "the reward model": prompt + 20}
     fit_lengths("grpo", settings(), pairs((10, 1, 1), (3, 1, 1)), tokenizer, models)
-    with pytest.raises(
-        UserError, match=r"pair 1 .* so that 9 of the reward model's \d+ positions .* pass --max_completion_length 9"
-    ):
+    with pytest.raises(UserError, match=r"pair 1 .* so 9 of the reward model's \d+ positions .* pass --max_completion_length 9"):
         fit_lengths("grpo", settings(), pairs((3, 1, 1), (11, 1, 1)), tokenizer, models)
     with pytest.raises(UserError, match=r"so that 0 of the reward model's \d+ positions .* is 10: shorten it"):
         fit_lengths("grpo", settings(), pairs((40, 1, 1)), tokenizer, models)
@@ -96,7 +94,7 @@ def test_replies_that_grpo_may_write_must_fit_both_models(tokenizer):
         ("dpo", {}, "--train_file is missing"),
         ("dpo", {"train_file": "x"}, "--model_name_or_path is missing"),
         ("grpo", {"train_file": "x", "model_name_or_path": "y"}, "grpo needs --reward_model"),
-        ("dpo", {"train_file": "x", "model_name_or_path": "y", "reward_model": "z"}, "--reward_model is for the method grpo"),
+        ("dpo", {"train_file": "x", "model_name_or_path": "y", "reward_model": "z"}, "--reward_model needs the method grpo"),
     ],
 )
 def test_flags_that_do_not_go_together(method, given, message):

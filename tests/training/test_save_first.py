@@ -91,7 +91,7 @@ def test_a_plot_that_fails_is_a_warning(script, folder, tmp_path, capsys, kind):
         (output / name).mkdir(parents=True)  # where the plot would go
     record = start(script, kind, folder, output)[1]()
     printed = capsys.readouterr().out
-    assert "warning: a plot could not be drawn, and the run continues without it: " in printed
+    assert "warning: a plot could not be drawn and is skipped: " in printed
     assert json.loads((output / "metrics.json").read_text(encoding="utf-8")) == record
     assert (output / "README.md").is_file() and (output / "model.safetensors").is_file()
     assert printed.rstrip().splitlines()[-1].startswith(f"everything is in {output}")

@@ -2,7 +2,17 @@
 
 import pytest
 
-from gpt_scratch.zero_to_chat.sizes import DEPTHS, EPOCHS, QUESTIONS_A_STEP, make_model, make_size, training_bytes, training_flops
+from gpt_scratch.zero_to_chat.sizes import (
+    DEPTHS,
+    EPOCHS,
+    QUESTIONS_A_STEP,
+    STARTING,
+    make_model,
+    make_size,
+    seconds_of_stages,
+    training_bytes,
+    training_flops,
+)
 
 
 @pytest.mark.parametrize("name", ["2", "tiny", "small"])
@@ -38,3 +48,12 @@ def test_the_users_own_data_set_the_steps():
 def test_flops_are_six_a_weight_and_more_for_attention():
     size = make_size("124M", float("inf"))
     assert 6 * size.parameters < training_flops(size) < 8 * size.parameters
+
+
+def test_a_step_takes_its_least_time_however_fast_the_machine_is():
+    size = make_size("tiny", 240_000)
+    fast = seconds_of_stages(size, float("inf"), 0.05, 0.02)
+    assert fast["pretraining"] == pytest.approx(STARTING + 0.05 * size.pretraining_steps)
+    assert fast["reinforcement"] == pytest.approx(STARTING + (0.1 + 24 * 0.02) * size.reinforcement_steps)
+    slow = seconds_of_stages(size, 1000.0, 0.05, 0.02)
+    assert slow == seconds_of_stages(size, 1000.0) and slow["pretraining"] > STARTING + size.pretraining_tokens / 1000.1

@@ -10,7 +10,7 @@ from gpt_scratch.errors import UserError
 @pytest.mark.thorough
 def test_rows_are_measured_and_other_models_rows_are_kept(script, checkpoint, tmp_path):
     pytest.importorskip("gguf")
-    module = script("measure_roads")
+    module = script("measure_compatibility")
     text, output = tmp_path / "text.txt", tmp_path / "compatibility.json"
     text.write_text("The cat sat on the mat, and they're at 12 o'clock. " * 40)
     other = {"model": "other", "road": "original", "what": "", "version": "1"}
@@ -45,7 +45,7 @@ def test_rows_are_measured_and_other_models_rows_are_kept(script, checkpoint, tm
 
 @pytest.mark.thorough
 def test_an_integration_that_fails_is_a_row_and_an_error_at_the_end(script, checkpoint, tmp_path, monkeypatch):
-    module = script("measure_roads")
+    module = script("measure_compatibility")
     (tmp_path / "text.txt").write_text("The cat sat on the mat. " * 40)
 
     def broken(setting):

@@ -1,20 +1,20 @@
-"""Run a model through every integration that is installed here, and write size, perplexity and largest difference of each.
+"""Run a model with every installed library and runtime, and report size, perplexity and the largest difference of logits of each.
 
     pip install -e ".[peft,trl,export,quantization,lm-eval]" -c constraints.txt
-    python scripts/measure_roads.py runs/quickstart --text gpt_scratch/data/samples/stories.jsonl
-    python scripts/measure_roads.py smollm2 --text wikitext.txt --output scripts/benchmark_results/compatibility.json
+    python scripts/measure_compatibility.py runs/quickstart --text gpt_scratch/data/samples/stories.jsonl
+    python scripts/measure_compatibility.py smollm2 --text wikitext.txt --output scripts/benchmark_results/compatibility.json
 
-With --output, rows of other models that the file holds already are kept. The table is written beside it as Markdown. A jsonl text is joined
-from its "text" column.
+With --output, existing rows of other models in the file are kept, and the table is also written as Markdown. The "text" column of a jsonl
+file is used.
 """
 
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # a copy of this file alone, which starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
         pass
     else:
-        _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+        _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
 
 
 import argparse
