@@ -1,5 +1,5 @@
-"""Opens a file of tensors with the names of transformers and without `config.json`: `torch.save(model.state_dict())` of GPT-2, Llama, Mistral
-or Qwen, and minimind's `.pth`, which has Qwen 3's layout.
+"""Opens a file of tensors with the names of transformers and without `config.json`: `torch.save(model.state_dict())` of GPT-2, Llama,
+Mistral or Qwen, and minimind's `.pth`, which has Qwen 3's layout.
 
 Sources: transformers' `GPT2LMHeadModel`, `LlamaForCausalLM`, `Qwen2ForCausalLM` and `Qwen3ForCausalLM`; minimind `model/model_minimind.py`.
 """
