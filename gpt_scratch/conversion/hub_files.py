@@ -127,11 +127,12 @@ def _llama(path: Path, shapes: Shapes, options: Options, notes: list[str]) -> di
     asked = {"max_position_embeddings", "rope_parameters"}
     if lacking := sorted(asked - given.keys()):
         raise UserError(
-            f"{path} has the names of Llama and Qwen and no config.json, and {' and '.join(lacking)} are in no tensor: put config.json beside "
-            f"it and name the directory, or pass them, here as minimind has them: {ROTARY}"
+            f"{path} has the names of Llama and Qwen and no config.json, and {' and '.join(lacking)} are in no tensor: put config.json "
+            f"beside it and name the directory, or pass them, here as minimind has them: {ROTARY}"
         )
     (vocabulary, width), block = shapes["model.embed_tokens.weight"], "model.layers.0."
     queries, keys = (shapes[f"{block}self_attn.{kind}_proj.weight"][0] for kind in "qk")
+    heads: Any
     normed = len(shapes.get(block + "self_attn.q_norm.weight", ())) == 1
     if normed:
         size = max(1, shapes[block + "self_attn.q_norm.weight"][0])
