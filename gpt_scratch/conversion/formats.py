@@ -1,11 +1,14 @@
 """Recognizes the format of a checkpoint by its files and tensor names."""
 
+import re
 from pathlib import Path
 
 from ..errors import UserError, one_line
 from .checkpoint import Checkpoint, Options, drop_ids_outside, join_tokenizer, open_tokenizer
+from .convert import generic
 from .gguf_files import open_gguf
 from .hub_directories import open_hub_directory
+from .hub_files import is_hub_file, open_hub_file
 from .karpathy import is_llama2c_bin, open_lecture, open_llama2c, open_nanogpt, refuse_nanochat
 from .litgpt import open_litgpt
 from .openai import open_openai
@@ -20,6 +23,7 @@ OPENERS = {
     "mistral": open_hub_directory,
     "qwen2": open_hub_directory,
     "qwen3": open_hub_directory,
+    "hub_file": open_hub_file,
     "gguf": open_gguf,
     "book": open_book,
     "nanogpt": open_nanogpt,
@@ -128,15 +132,16 @@ def _kind(path: Path) -> tuple[str, str]:
     names = source.describe()
     if any(".attn.c_q." in name for name in names):
         refuse_nanochat(path, names)
+    if is_hub_file({name: tuple(tensor.shape) for name, tensor in names.items()}):
+        return "hub_file", "its tensors have the names of transformers, and there is no config.json"
     for start, kind in STARTS.items():
         found = next((name for name in names if name.startswith(start)), None)
         if found:
             return kind, f"it has a tensor {found}"
-    if any(name.startswith("transformer_blocks.") for name in names):
-        raise UserError(f"{path} has transformer_blocks with post-norm, which this architecture does not have")
-    if any(name in names for name in ("wte.weight", "model.embed_tokens.weight", "transformer.wte.weight")):
-        raise UserError(
-            f"{path} contains weights of a transformers model without its config.json: put both files into a directory, the weights as "
-            f"{'model.safetensors' if path.suffix == '.safetensors' else 'pytorch_model.bin'}, and give the directory"
-        )
-    raise UserError(f"{path} has an unknown format; its tensors are {', '.join(list(names)[:5])}")
+    if any(re.match(r"transformer_blocks\.0\.attention\.heads\.\d+\.w_query\.", name) for name in names):
+        raise UserError(f"{path} has the tensor names of a GPT with post-norm, which this architecture does not have")
+    listed = ", ".join(sorted(names, key=lambda name: (generic(name)[0] != name, "0" not in name))[:8])
+    raise UserError(
+        f"{path} has an unknown format; its tensors are {listed}{', ...' if len(names) > 8 else ''}: if the model "
+        "computes the same as a known one (pre-norm), rename its tensors to the names of that format: see scripts/README.md, Other names"
+    )

@@ -15,33 +15,14 @@ import numpy as np
 import torch
 
 from ..errors import UserError
-from .checkpoint import PUBLISHED_HEADS, Checkpoint, Options, build_config, open_tokenizer
+from .checkpoint import Checkpoint, Options, build_config, open_tokenizer
 from .sources import CutSource, PairedSource, RenamedSource, Source, StateDictSource
-from .state_dicts import GPT2_VOCABULARY, PADDED_VOCABULARY, PADDING_NOTE, read_state_dict
+from .state_dicts import GPT2_VOCABULARY, HEAD_NAMES, PADDED_VOCABULARY, PADDING_NOTE, heads_of, read_state_dict
 from .weight_maps import LECTURE, LLAMA2C, NANOGPT
 
-HEAD_NAMES = ("n_head", "n_heads", "num_attention_heads")
 MAGIC = 0x616B3432  # "ak42"
 HEADER_BYTES = 256  # of llama2.c's versions from 1 on
 SIZES = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")
-
-
-def heads_of(path: Path, width: int, options: Options, notes: list[str]) -> int:
-    """The number of heads, which cannot be derived from tensors: from the command line, or GPT-2's published sizes.
-
-    Raises:
-        UserError: the number is unknown.
-    """
-    given = [options.config_overrides[name] for name in HEAD_NAMES if name in options.config_overrides]
-    if given:
-        return given[0]
-    if width not in PUBLISHED_HEADS:
-        raise UserError(
-            f"{path}: the number of heads is not in the file, and width {width} is not one of GPT-2's published sizes: "
-            "pass --config_overrides n_head=N"
-        )
-    notes.append(f"the number of heads is not in the file: set to {PUBLISHED_HEADS[width]}, as in GPT-2 of width {width}")
-    return PUBLISHED_HEADS[width]
 
 
 def open_nanogpt(path: Path, options: Options) -> Checkpoint:
@@ -176,6 +157,10 @@ def open_lecture(path: Path, options: Options) -> Checkpoint:
     vocabulary, width = shapes["token_embedding_table.weight"]
     notes = [f"ignored, not weights of the model: {', '.join(map(str, rest))}"] if rest else []
     notes += [f"the matrices of {len(heads)} heads were joined", "dropout is not in the file: set to 0"]
+    notes.append(
+        "pre-norm is assumed, as in the lecture; a post-norm GPT with the same names, as in freeCodeCamp's course, computes something else "
+        "and is not supported"
+    )
     values = {
         "vocab_size": vocabulary,
         "n_embd": width,

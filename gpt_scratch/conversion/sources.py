@@ -25,6 +25,9 @@ OTHER_DTYPES = {
 }
 
 
+SAFE_FILE = (
+    "If you trust its origin, save the weights in the program that wrote it: torch.save(model.state_dict(), 'weights.pth')"
+)
 MAX_SHARED = 4  # how often the tensors of a file may share its bytes: tied weights are stored under two names
 
 
@@ -280,6 +283,15 @@ class LoraSource:
         return (tensor.double() + scaling * (a @ b).T).to(tensor.dtype)
 
 
+def _plain_pickle(path: Path) -> str | None:
+    """What to say of a file that begins as `pickle.dump` writes it, and not with torch's magic number of before 1.6."""
+    with path.open("rb") as file:
+        start = file.read(3)
+    if len(start) < 3 or start[0] != 0x80 or not 2 <= start[1] <= 5 or start[2] == 0x8A:
+        return None
+    return f"{path} was written by pickle, not by torch.save; reading it could run code, and it was not read. {SAFE_FILE}"
+
+
 def load_pickle_safely(path: Path) -> Any:
     """Load a `torch.save` file, memory-mapped if possible; only tensors, numbers, strings and containers.
 
@@ -298,13 +310,13 @@ def load_pickle_safely(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         needed = re.search(r"GLOBAL ([\w.]+)", str(error))
         if needed is None:
-            raise UserError(f"{path} is damaged or was not written by torch.save") from error
+            raise UserError(_plain_pickle(path) or f"{path} is damaged or was not written by torch.save") from error
         raise UserError(
-            f"{path} contains {needed[1]}, which can only be loaded by running code from the file; it was not run. If you trust its "
-            "origin, save the weights in the program that wrote it: torch.save(model.state_dict(), 'weights.pth')"
+            f"{path} contains {needed[1]}, which can only be loaded by running code from the file; it was not run. {SAFE_FILE}"
         ) from error
     except Exception as error:  # torch and zipfile raise many exception types
-        raise UserError(f"{path} is damaged, truncated, or was not written by torch.save ({one_line(error, 160)})") from error
+        damaged = f"{path} is damaged, truncated, or was not written by torch.save ({one_line(error, 160)})"
+        raise UserError(_plain_pickle(path) or damaged) from error
     _refuse_tensors_beyond_the_file(content, path)
     return content
 

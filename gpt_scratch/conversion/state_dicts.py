@@ -26,6 +26,7 @@ GPT2_VOCABULARY = 50257
 PADDED_VOCABULARY = 50304  # the next multiple of 64, which is faster on a GPU; the last 47 rows are unused
 PADDING_NOTE = "the vocabulary was padded from 50,257 to 50,304 rows: the last 47, unused rows were removed"
 WRAPPERS = ("model_state_dict", "model", "state_dict", "model_state", "state")
+HEAD_NAMES = ("n_head", "n_heads", "num_attention_heads")
 PREFIXES = ("_orig_mod.", "module.")  # added to every name by torch.compile and DistributedDataParallel
 
 
@@ -83,6 +84,24 @@ def _stripped(name: str) -> str:
     while name.startswith(PREFIXES):
         name = name.split(".", 1)[1]
     return name
+
+
+def heads_of(path: Path, width: int, options: Options, notes: list[str]) -> int:
+    """The number of heads, which cannot be derived from tensors: from the command line, or GPT-2's published sizes.
+
+    Raises:
+        UserError: the number is unknown.
+    """
+    given = [options.config_overrides[name] for name in HEAD_NAMES if name in options.config_overrides]
+    if given:
+        return given[0]
+    if width not in PUBLISHED_HEADS:
+        raise UserError(
+            f"{path}: the number of heads is not in the file, and width {width} is not one of GPT-2's published sizes: "
+            "pass --config_overrides n_head=N"
+        )
+    notes.append(f"the number of heads is not in the file: set to {PUBLISHED_HEADS[width]}, as in GPT-2 of width {width}")
+    return PUBLISHED_HEADS[width]
 
 
 def open_book(path: Path, options: Options) -> Checkpoint:
@@ -155,8 +174,8 @@ def _book_positions(path: Path, shapes: Mapping[str, tuple[int, ...]], options: 
     if len(shapes.get("pos_emb.weight", ())) == 2:
         if "sliding_window" not in options.config_overrides:
             notes.append(
-                "the book's variant with a sliding window (ch04/06_swa) has the same tensors: for a window in every layer, pass "
-                "--config_overrides sliding_window=N"
+                "the book's variant with a sliding window (ch04/06_swa) has the same tensors: for a window in every layer "
+                "(sliding_window_stride -1), pass --config_overrides sliding_window=N; layers with and without a window cannot be mixed"
             )
         return {"context_length": shapes["pos_emb.weight"][0]}
     given = {GPTScratchConfig.attribute_map.get(name, name) for name in options.config_overrides}

@@ -98,7 +98,8 @@ def read_records(
             if (place := invalid_place(record)) is not None:  # within JSON that a text held
                 if not reading.replace_invalid:
                     raise UserError(
-                        f"{place!r} holds half of a surrogate pair, which is no text: fix the row, or pass --replace_invalid"
+                        f"{place!r} contains a lone surrogate, which is invalid text (often half of an emoji): fix the row, or pass "
+                        "--replace_invalid"
                     )
                 record = replaced(record)
         except UserError as error:

@@ -1,6 +1,8 @@
 """Checkpoints of nanoGPT, minGPT, makemore, the lecture's GPT and llama2.c, against those models in plain torch; nanochat's are refused."""
 
+import json
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -106,7 +108,8 @@ def test_the_lectures_gpt(convert, tmp_path, capsys, layers):
     assert reference.lm_head.bias.abs().max() > 0.1  # large enough to notice a lost bias
     model = check_language_model(convert(save(reference.state_dict(), tmp_path / "model.pt")), reference)
     assert model.config.num_attention_heads == 4 and model.config.lm_head_bias and model.config.hidden_act == "relu"
-    assert "format lecture" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "format lecture" in printed and "post-norm GPT with the same names, as in freeCodeCamp's course" in printed
 
 
 @pytest.mark.parametrize("own_head", [False, True])
@@ -173,3 +176,20 @@ def test_nanogpts_characters_are_converted(convert, tmp_path, capsys):
         check_language_model(folder, reference)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         assert tokenizer("HI there"[:2])["input_ids"] == [ord("H") - 32, ord("I") - 32]
+
+
+def test_the_table_of_their_own_code_is_what_was_measured():
+    """`formats.json` holds every program, none failed, and the page shows its figures."""
+    from their_programs import PROGRAMS
+
+    folder = Path(__file__).parents[2] / "scripts" / "benchmark_results"
+    rows = json.loads((folder / "formats.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["format"] for row in rows] == list(PROGRAMS) and not any("failed" in row for row in rows)
+    lines = (folder / "README.md").read_text(encoding="utf-8").split("<!-- formats.json -->")[1].splitlines()[3:]
+    for row, line in zip(rows, lines, strict=True):
+        cells = line.split(" | ")
+        assert cells[0] == f"| {row['format']}" and row["repository"] in cells[1] and row["commit"][:7] in cells[1]
+        if "difference" not in row:
+            assert "refused: " in cells[3]
+        elif not row.get("look_alike"):
+            assert f"{row['difference']:.1e}, {row['largest_logit']:.1f}" in cells[3]

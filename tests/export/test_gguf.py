@@ -65,6 +65,22 @@ def llama_cpp_logits(path, ids: list[int], text: str | None = None) -> torch.Ten
     return torch.from_numpy(np.array(runtime.scores[: len(ids)]))
 
 
+def llama_cpp_tokens(path, ids: list[int], count: int) -> list[int]:
+    """The most likely tokens after `ids`, by llama.cpp."""
+    import llama_cpp
+
+    float32 = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
+    runtime = llama_cpp.Llama(str(path), n_ctx=64, n_threads=1, verbose=False, **float32)
+    grown = runtime.generate(ids, temp=0.0, repeat_penalty=1.0)
+    return [next(grown) for _ in range(count)]
+
+
+def greedy(model, ids: list[int], count: int) -> list[int]:
+    asked = {"max_new_tokens": count, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    start = torch.tensor([ids])
+    return model.generate(start, attention_mask=torch.ones_like(start), **asked)[0, len(ids) :].tolist()
+
+
 def save_qwen(folder, tokenizer, layout: str):
     """A model of this package that this layout of Qwen can hold, saved there."""
     sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 64, "tie_word_embeddings": layout == "qwen2"}
@@ -112,6 +128,7 @@ def test_llama_cpp_computes_the_same_logits_in_qwens_layouts(export, tokenizer, 
     path, _ = export(tmp_path / "ours")
     ids = torch.randint(0, len(tokenizer), (1, 32), generator=torch.Generator().manual_seed(0))
     assert_equal(llama_cpp_logits(path, ids[0].tolist()), model(ids).logits[0])
+    assert llama_cpp_tokens(path, ids[0, :20].tolist(), 40) == greedy(model, ids[0, :20].tolist(), 40)
 
 
 @pytest.mark.thorough
@@ -136,6 +153,21 @@ def test_llama_cpp_computes_the_same_logits(export, checkpoint, style):
         logits = llama_cpp_logits(path, ids, text)
         # its GELU is a table of 16-bit floats
         assert_equal(logits, model(torch.tensor([ids])).logits[0], tolerance={"gpt2": 4e-3, "llama": 1e-5}[style])
+        assert llama_cpp_tokens(path, ids, 64 - len(ids)) == greedy(model, ids, 64 - len(ids))
+
+
+@torch.no_grad()
+def test_llama_cpp_on_mistrals_shape(export, tokenizer, tmp_path):
+    """Without a window, or with one that covers all positions, Mistral is Llama in GGUF; a shorter window is refused by name."""
+    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, which is compiled when it is installed")
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 64, "head_dim": 16, "sliding_window": 64}
+    model = tiny_model("llama", **sizes)
+    model.save_pretrained(tmp_path / "ours")
+    tokenizer.save_pretrained(tmp_path / "ours")
+    path, _ = export(tmp_path / "ours")
+    ids = torch.randint(0, len(tokenizer), (1, 32), generator=torch.Generator().manual_seed(0))
+    assert_equal(llama_cpp_logits(path, ids[0].tolist()), model(ids).logits[0])
+    assert llama_cpp_tokens(path, ids[0].tolist(), 32) == greedy(model, ids[0].tolist(), 32)
 
 
 @pytest.mark.thorough

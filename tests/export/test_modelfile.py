@@ -80,6 +80,42 @@ def test_the_go_template_writes_what_ours_does(chat, style):
         assert go(template, messages) == ours
 
 
+@pytest.mark.parametrize("style", CHAT_TEMPLATES)
+def test_llama_cpp_reads_the_same_conversation(chat, style, tmp_path):
+    """llama.cpp applies the template in the file, tokenizes what ollama's writes, and answers as ours does."""
+    llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, which is compiled when it is installed")
+    import torch
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+    from gpt_scratch.export.gguf import export_gguf
+    from gpt_scratch.inference.chat_template import apply_chat_template
+
+    chat.chat_template = CHAT_TEMPLATES[style]
+    eos = chat.eos_token_id
+    ids = {"eos_token_id": eos, "bos_token_id": eos, "pad_token_id": eos}
+    model = tiny_model("llama", vocab_size=len(chat), max_position_embeddings=512, **ids)
+    model.save_pretrained(tmp_path / "chat")
+    chat.save_pretrained(tmp_path / "chat")
+    export_gguf(str(tmp_path / "chat"), str(tmp_path / "chat.gguf"), modelfile=True)
+    template = re.search(r'TEMPLATE """(.*)"""', (tmp_path / "chat.Modelfile").read_text(encoding="utf-8"))[1]
+    float32 = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
+    runtime = llama_cpp.Llama(str(tmp_path / "chat.gguf"), n_ctx=512, n_threads=1, verbose=False, **float32)
+    formatter = Jinja2ChatFormatter(
+        runtime.metadata["tokenizer.chat_template"], eos_token=chat.eos_token, bos_token=chat.bos_token
+    )
+    for pairs in CONVERSATIONS:
+        messages = [{"role": role, "content": content} for role, content in pairs]
+        ours = apply_chat_template(chat, messages, tokenize=False, add_generation_prompt=True)
+        assert formatter(messages=messages).prompt == ours == go(template, messages)
+        tokens = chat(ours, add_special_tokens=False)["input_ids"]
+        assert runtime.tokenize(ours.encode(), add_bos=False, special=True) == tokens
+        start = torch.tensor([tokens])
+        asked = {"max_new_tokens": 20, "do_sample": False, "attention_mask": torch.ones_like(start)}
+        reply = model.generate(start, **asked)[0, len(tokens) :]
+        grown = runtime.generate(tokens, temp=0.0, repeat_penalty=1.0)
+        assert [next(grown) for _ in reply] == reply.tolist()
+
+
 def test_an_unsupported_template_is_refused(chat):
     for template, words in (
         ("{% for m in messages %}{{ m['content'] | upper }}{% endfor %}", "leaves out or changes a message"),
