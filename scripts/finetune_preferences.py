@@ -111,7 +111,7 @@ def parse(argv: Sequence[str]) -> tuple[str, PreferenceArguments, Any]:
         UserError: an unknown method or flag.
     """
     if not argv or argv[0] not in METHODS:
-        raise UserError(f"the first word must be the method, {', '.join(METHODS)}" + (f", and not {argv[0]!r}" if argv else ""))
+        raise UserError(f"the first argument must be the method ({', '.join(METHODS)})" + (f", not {argv[0]!r}" if argv else ""))
     return argv[0], *parse_arguments((PreferenceArguments, configuration_class(argv[0])), argv[1:], __doc__)
 
 

@@ -115,8 +115,8 @@ CASES = {
     "a prompt of a million characters": ("'One day ' * 125000", "leave no room"),
     "a chat template that loops": ("'One'", "chat template cannot be rendered: it did not finish within 1 seconds"),
     "a chat template with code": ("'One'", "chat template cannot be rendered: access to attribute '__class__'"),
-    "ids out of range": ("records", "records.jsonl row 1: input_ids holds 5000000000, but the tokenizer's ids are 0 to"),
-    "labels out of range": ("records", "records.jsonl row 0: labels holds -7"),
+    "ids out of range": ("records", "records.jsonl row 1: input_ids contains 5000000000, but the tokenizer's ids are 0 to"),
+    "labels out of range": ("records", "records.jsonl row 0: labels contains -7"),
     "a prompt of half a surrogate pair": ("'One ' + chr(0xd83d)", "not valid Unicode at character 4"),
 }
 

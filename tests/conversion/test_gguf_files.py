@@ -275,7 +275,11 @@ REFUSED = {
         "llama.rope.dimension_count=4 (expected the head dimension, 8",
     ),
     "not causal": ("llama", key("llama.attention.causal", False), "llama.attention.causal=False (expected True)"),
-    "sizes by layer": ("llama", key("llama.feed_forward_length", [48, 40]), "feed_forward_length=[48, 40] (a single int"),
+    "sizes by layer": (
+        "llama",
+        key("llama.feed_forward_length", [48, 40]),
+        "feed_forward_length=[48, 40] (expected a single int",
+    ),
     "another vocabulary": ("llama", key("llama.vocab_size", 57), "llama.vocab_size=57 (token_embd.weight has 56 rows)"),
     "a part": ("llama", key("split.count", 3), "split.count=3 (join the parts"),
     "no context length": ("llama", lambda s, t: s.pop("llama.context_length"), "has no llama.context_length"),

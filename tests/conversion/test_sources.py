@@ -129,7 +129,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(refused, tmp_path):
         assert "model.pth contains posix.mkdir" in message or "model.pth holds nt.mkdir" in message
         assert "not run" in message and "torch.save(model.state_dict()" in message and not target.exists()
     torch.save(book(), path)  # a whole model needs its class to load
-    assert "holds published_layouts.BookGPT" in refused(path)
+    assert "contains published_layouts.BookGPT" in refused(path)
     path.write_bytes(pickle.dumps(Harmful(target), protocol=2))
     assert "mkdir" in refused(path) and not target.exists()
     torch.load(save({"extra": Harmful(target)}, path), weights_only=False)
