@@ -65,7 +65,7 @@ def test_a_tokenizer_given_by_flag_brings_its_special_tokens(convert, refused, t
     assert_old_releases_open(convert(folder, "--to", "gpt2"))
     assert AutoModelForCausalLM.from_pretrained(folder).config.eos_token_id == tokenizer.eos_token_id
     small = saved(gpt2(), tmp_path / "small")
-    assert f"has {len(tokenizer)} tokens, and the model's vocab_size is 61" in refused(
+    assert f"has {len(tokenizer)} tokens, but the model's vocab_size is 61" in refused(
         small, "--tokenizer", str(tmp_path / "tokenizer")
     )
     assert "its tokenizer cannot be loaded" in refused(small, "--tokenizer", str(tmp_path / "nothing"))

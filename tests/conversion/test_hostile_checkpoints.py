@@ -17,7 +17,7 @@ TENSORFLOW = {
     "one block named 300,000 times": (lambda: index_of(block([HEADER]), times=300_000), "after one that ends at"),
     "900 MB of zeros packed by snappy": (
         lambda: index_of(bytes(cramjam.snappy.compress_raw(b"\0" * 900_000_000)), 1),
-        "it is none",
+        "it is not an index",
     ),
     "20 MB of zeros packed by snappy": (
         lambda: index_of(bytes(cramjam.snappy.compress_raw(b"\0" * 20_000_000)), 1),

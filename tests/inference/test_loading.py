@@ -150,14 +150,14 @@ CASES = {
     "a checkpoint of a compiled model (_orig_mod.)": ("lm", tensors(rename_all), "begin with '_orig_mod.'"),
     "a checkpoint without a layer": ("lm", tensors(lambda t: [t.pop(n) for n in list(t) if ".1." in n]), "files: model.layers.1."),
     "a checkpoint with a layer too many": ("lm", tensors(add_tensor), "unexpected tensors in the weights files: model.layers.2.mlp.up_proj.weight"),
-    "a weights file without tensors": ("lm", tensors(dict.clear), "model.safetensors holds no tensors"),
+    "a weights file without tensors": ("lm", tensors(dict.clear), "model.safetensors contains no tensors"),
     "a tensor of another shape": (
         "lm", tensors(lambda t: t.update({"model.norm.weight": torch.ones(31)})), "model.norm.weight has the shape (31,) in the weights file, but (32,)"),
-    "a NaN in the weights": ("lm", tensors(lambda t: poison(t, torch.nan)), "model.norm.weight holds NaN"),
-    "an infinity in bf16 weights": ("lm", tensors(lambda t: poison(t, torch.inf, torch.bfloat16)), "holds infinite values"),
-    "a NaN in sharded weights": ("lm", lambda f: (edit_tensors(f, lambda t: poison(t, torch.nan)), shard(f)), "holds NaN"),
-    "an index of shards that points to /dev/zero": ("lm", lambda f: shard(f, weight_map={"a": "/dev/zero"}), "names '/dev/zero'"),
-    "an index of shards that points outside": ("lm", lambda f: shard(f, weight_map={"a": "../../x"}), "names '../../x'"),
+    "a NaN in the weights": ("lm", tensors(lambda t: poison(t, torch.nan)), "model.norm.weight contains NaN"),
+    "an infinity in bf16 weights": ("lm", tensors(lambda t: poison(t, torch.inf, torch.bfloat16)), "contains infinite values"),
+    "a NaN in sharded weights": ("lm", lambda f: (edit_tensors(f, lambda t: poison(t, torch.nan)), shard(f)), "contains NaN"),
+    "an index of shards that points to /dev/zero": ("lm", lambda f: shard(f, weight_map={"a": "/dev/zero"}), "lists '/dev/zero'"),
+    "an index of shards that points outside": ("lm", lambda f: shard(f, weight_map={"a": "../../x"}), "lists '../../x'"),
     "an index of shards without a map": ("lm", lambda f: shard(f, weight_map=[1]), "no weight_map"),
     "an index of shards that is a list": ("lm", lambda f: (shard(f), text("model.safetensors.index.json", "[]")(f)), "must hold a JSON object"),
     "a shard that is missing": ("lm", lambda f: (shard(f), (f / "part-1.safetensors").unlink()), "part-1.safetensors"),
@@ -189,7 +189,7 @@ CASES = {
     "an adapter of another width": (
         "adapter", tensors(lambda t: t.update({n: torch.zeros(8, 31) for n in t if "q_proj.lora_A" in n}), "adapter_model.safetensors"), "q_proj.lora_A"),
     "an adapter with a NaN": (
-        "adapter", tensors(lambda t: next(iter(t.values())).fill_(torch.nan), "adapter_model.safetensors"), "holds NaN"),
+        "adapter", tensors(lambda t: next(iter(t.values())).fill_(torch.nan), "adapter_model.safetensors"), "contains NaN"),
     "an adapter configuration that is a list": ("adapter", text("adapter_config.json", "[]"), "adapter_config.json must hold a JSON object"),
     "an adapter configuration without a base model": (
         "adapter", lambda f: edit_json(f / "adapter_config.json", base_model_name_or_path=None), "has no base model"),
