@@ -408,7 +408,8 @@ REWARDS = ("exact_match", "arithmetic", "format", "length")
 
 
 def check_rewards(names: Sequence[str]) -> None:
-    """
+    """Check the names of rewards; a file of the user's is not run.
+
     Raises:
         UserError: a reward that is unknown, given twice, or of a file that is not there.
     """

@@ -180,8 +180,8 @@ WRONG = {
     "train_tokenizer --train_file text.txt --output_dir out --type word --special_tokens <a>": "they have no effect on other tokenizers",
     # The first rows of files
     "finetune_preferences grpo --train_file pairs.json --model_name_or_path runs/model --reward length": "pairs.json row 0: unknown keys 'chosen', 'rejected'",
-    "finetune_preferences grpo --train_file ids.json --model_name_or_path runs/model --reward length": "ids.json row 0: it holds token ids: --reward needs",
-    "finetune_preferences grpo --train_file alpaca.json --validation_file tools.json --model_name_or_path runs/model --reward length": "tools.json row 0: it holds 'tools'",
+    "finetune_preferences grpo --train_file ids.json --model_name_or_path runs/model --reward length": "ids.json row 0: it contains token ids: --reward needs",
+    "finetune_preferences grpo --train_file alpaca.json --validation_file tools.json --model_name_or_path runs/model --reward length": "tools.json row 0: it contains 'tools'",
     "pretrain --train_file table.csv --text_column body": "table.csv has no column 'body': its columns are Text, Label; pass --text_column",
     "pretrain --train_file runs/written/model.pth": "unknown format '.pth'",
     "finetune_classifier --train_file table.csv --label_column stars": "no column 'stars': its columns are Text, Label; pass --label_column",

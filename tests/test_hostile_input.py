@@ -108,7 +108,7 @@ CASES = {
     "billions of layers": ("'One'", "num_hidden_layers is 1,000,000,000"),
     "a width beyond all memory": ("'One'", "hidden_size is 1,000,000,000"),
     "a vocabulary beyond all memory": ("'One'", "vocab_size is 1,000,000,000,000"),
-    "a tokenizer that is too large": ("'One'", "cannot be used with this tokenizer"),
+    "a tokenizer that is too large": ("'One'", ": the tokenizer has"),
     "a broken tokenizer": ("'One'", "cannot be loaded"),
     "code without trust": ("'One'", "contains custom code"),
     "a pickle with code": ("'One'", "cannot be loaded"),

@@ -144,6 +144,10 @@ def _llama(path: Path, shapes: Shapes, options: Options, notes: list[str]) -> di
         size = queries // heads if type(heads) is int and heads > 0 else 0
     if not size or queries % size or keys % size:
         raise UserError(f"{path}: heads of {size} do not fit {queries} rows of queries and {keys} of keys")
+    notes.append(
+        "the activation is not in the file: silu, and nothing scales embeddings, residuals or logits, as in Llama, Mistral and Qwen; a "
+        "file of Gemma or Granite has the same names and would become another function"
+    )
     eps = 1e-6 if normed else 1e-5
     if "norm_eps" not in given:
         notes.append(

@@ -43,8 +43,8 @@ BINARY = {
     b"PAR1": "a parquet file: give it the suffix .parquet",
     b"\x1f\x8b": "compressed by gzip: add .gz to its name",
     b"\x28\xb5\x2f\xfd": "compressed by zstd: add .zst to its name",
-    b"SQLite format 3": "a database of SQLite: export its table as csv",
-    b"ARROW1": "an Arrow file: give the directory that `datasets` saved, or parquet",
+    b"SQLite format 3\x00": "a database of SQLite: export its table as csv",
+    b"ARROW1\x00\x00": "an Arrow file: give the directory that `datasets` saved, or parquet",
     b"version https://git-lfs.github.com/spec/": "a pointer of Git LFS, not the file itself: `git lfs pull` fetches it",
 }
 # What to do with a file of a known other format.

@@ -282,9 +282,9 @@ def question(record: Mapping[str, Any]) -> dict[str, Any]:
     """
     result = normalized(record)
     if "input_ids" in result:
-        raise UserError("it holds token ids: --reward needs records of text")
+        raise UserError("it contains token ids: --reward needs records of text")
     if result.get("tools"):
-        raise UserError("it holds 'tools', which TRL's GRPO does not write into prompts: pass --ignore_keys tools")
+        raise UserError("it contains 'tools', which TRL's GRPO does not support: pass --ignore_keys tools")
     return result
 
 

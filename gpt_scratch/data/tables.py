@@ -228,9 +228,10 @@ def _said_delimiter(head: list[str]) -> str | None:
 
 
 def _refuse_other_formats(name: str, first: str) -> None:
-    """
+    """Refuse JSON or a web page under the name of csv.
+
     Raises:
-        UserError: JSON or a web page under the name of csv.
+        UserError: names the format, and what to do.
     """
     start = first.lstrip().lower()
     if start.startswith(('{"', '[{"')):
@@ -240,9 +241,10 @@ def _refuse_other_formats(name: str, first: str) -> None:
 
 
 def _refuse_lines_above_the_header(name: str, head: Sequence[str], delimiter: str, columns: Sequence[str]) -> None:
-    """
+    """Refuse titles and comments above the header.
+
     Raises:
-        UserError: titles or comments stand above the line that names the columns.
+        UserError: names the line of the header.
     """
     known = {*KNOWN_COLUMNS, *(column.lower() for column in columns)}
     first = True
@@ -438,7 +440,7 @@ def _rows_of_pandas(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
             return [{column: part[row] for column, part in value.items()} for row in parts[0]]
         return list(parts) if {str(key).lower() for key in parts[0]} & KNOWN_COLUMNS else None
     texts = [part for key, part in value.items() if str(key).lower() in TEXTS]
-    if texts and all(isinstance(part, list) and len(part) == len(texts[0]) for part in parts) and isinstance(texts[0][:1], list):
+    if texts and all(isinstance(part, list) for part in parts) and len(set(map(len, parts))) == 1:
         return [dict(zip(value, row)) for row in zip(*parts)]
     return None
 

@@ -178,7 +178,7 @@ def check_rows(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, nam
     if max(len(tokenizer), highest + 1) > config.vocab_size:
         what = f"has {len(tokenizer):,} tokens" if len(tokenizer) > config.vocab_size else f"has an id {highest:,}"
         raise UserError(
-            f"{name} cannot be used with this tokenizer: it {what}, but the model's vocab_size is {config.vocab_size:,}: "
+            f"{name}: the tokenizer {what}, but the model's vocab_size is {config.vocab_size:,}: "
             "give the tokenizer that belongs to the model"
         )
 

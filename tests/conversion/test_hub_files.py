@@ -63,6 +63,7 @@ def test_llama_and_qwen_saved_by_torch_alone(convert, tmp_path, capsys, kind):
     model = check_language_model(convert(path, "--config_overrides", STOCK[kind][0]), lambda ids: theirs(ids).logits)
     assert (model.config.qk_norm, model.config.qkv_bias) == (kind == "qwen3", kind == "qwen2")
     printed = capsys.readouterr().out
+    assert "the activation is not in the file: silu" in printed
     assert f"compared with:      {type(theirs).__name__}" in printed and ("norm_eps is not in" in printed) == (kind != "qwen2")
 
 

@@ -210,6 +210,7 @@ SIBLINGS = {
         ("pandas_index.json", talks, json.dumps({"0": ROW, "1": {"instruction": "c", "output": "d"}}), {}, TWO),
         ("pandas_split.json", talks, json.dumps({"columns": ["instruction", "output"], "index": [0, 1], "data": [["a", "b"], ["c", "d"]]}), {}, TWO),
         ("columns.json", talks, json.dumps({"instruction": ["a", "c"], "output": ["b", "d"]}), {}, TWO),
+        ("list_and_number.json", talks, json.dumps({"other": [1], "output": 5}), {}, "row 0: the keys are other, output: expected"),
         ("one_record.json", talks, json.dumps({"messages": [user("a"), reply("b")]}, indent=1), {}, TALK),
         ("squad_like.json", talks, json.dumps({"version": 1, "data": [ROW]}), {}, TALK),
         ("splits.json", talks, json.dumps({"train": [ROW], "test": [ROW]}), {}, "lists of rows under 'train', 'test'"),

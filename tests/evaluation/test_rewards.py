@@ -2,10 +2,15 @@
 
 import pytest
 
+from gpt_scratch import conflicts
 from gpt_scratch.errors import UserError
 from gpt_scratch.evaluation.rewards import REWARDS, check_references, load_rewards, total
 
 ASKED = [{"role": "user", "content": "What is 3 + 4?"}]
+
+
+def test_the_names_checked_before_torch_are_those_of_the_rewards():
+    assert tuple(REWARDS) == conflicts.REWARDS
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_a_new_model_has_a_row_for_each_token_unless_the_user_says_otherwise(tok
     resolve_vocab_size(tokenizer, args, config)
     assert config.vocab_size == len(tokenizer)
     args = PretrainingArguments(config_overrides="vocab_size=50")
-    with pytest.raises(UserError, match="the model of --config_overrides cannot be used with this tokenizer"):
+    with pytest.raises(UserError, match="the model of --config_overrides: the tokenizer has"):
         resolve_vocab_size(tokenizer, args, model_config(args))
 
 
