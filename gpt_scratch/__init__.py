@@ -1,7 +1,7 @@
 """gpt_scratch: a GPT written from scratch that is native to the Hugging Face ecosystem.
 
-Importing it registers the model with transformers' Auto classes, so that `AutoModelForCausalLM.from_pretrained` opens its
-checkpoints without `trust_remote_code`. Every saved checkpoint carries the model's code.
+Importing it registers the model with transformers' Auto classes, so that `AutoModelForCausalLM.from_pretrained` loads its
+checkpoints without `trust_remote_code`. Every saved checkpoint contains the model's code.
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification

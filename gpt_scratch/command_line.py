@@ -1,8 +1,8 @@
-"""The command line of every script: its help, its recipes, and its mistakes, all before torch and transformers are imported.
+"""Prints the help of every script, reads recipes and validates flags before torch and transformers are imported.
 
-Importing these takes seconds. [`check_command_line`] needs neither: `command_line.json` holds the flags of each script as its own parser
-has them (`make flags` writes it, and a test compares). The script's own parser reads the same line again afterwards and decides; it does
-everything where the file was made for other releases, or the flags have changed since.
+Importing these takes seconds. [`check_command_line`] needs neither of them: `command_line.json` contains the flags of each script
+(`make flags` writes it, and a test compares it with the parsers). The script's own parser then parses the command line again. It is used
+alone if the file was written with other releases of the libraries, or if the flags have changed since.
 """
 
 import argparse
@@ -21,13 +21,13 @@ import yaml
 
 from .conflicts import LATER, NumberLoader, check_flags_of, unknown_name
 from .errors import UserError, one_line
-from .files import check_target, refuse_a_run
+from .files import check_target, refuse_existing_run
 from .ranges import check_ranges
 
 PACKAGE = Path(__file__).resolve().parent
 TABLE = PACKAGE / "command_line.json"
-PARENT = "TrainingArguments"  # what the other groups of libraries' flags are subclasses of
-# Where flags are defined besides the script itself. What is defined elsewhere, such as choices, is compared by the test.
+PARENT = "TrainingArguments"  # base class of the libraries' other groups of flags
+# Files that define flags, besides the script itself. Definitions in other files, such as choices, are compared by the test.
 DEFINED_IN = (*(f"training/{name}.py" for name in ("arguments", "pretraining", "classification", "instructions", "preferences",
                                           "distillation")),
               "configuration_gpt_scratch.py", "inference/limits.py", "verify_checkpoint.py", "data/opening.py",
@@ -35,13 +35,13 @@ DEFINED_IN = (*(f"training/{name}.py" for name in ("arguments", "pretraining", "
 DEFINITION = re.compile(
     r"^(?:def parse\b|class (?:\w*Arguments|Limits|Reading|GPTScratchConfig)\b).*?(?=^[^\s)]|\Z)", re.DOTALL | re.MULTILINE
 )
-OFF = {"top_k": 0}  # values of TRL's flags that are outside of the range and switch something off
-OWN_RANGES = ("serve",)  # whose limits have ranges of their own
-PASSED_ON = {"compare_classifiers": "finetune_classifier"}  # scripts that pass unknown flags on to another one
+OFF = {"top_k": 0}  # values of TRL's flags outside of the range that disable a setting
+OWN_RANGES = ("serve",)  # scripts that check the ranges of their flags themselves
+PASSED_ON = {"compare_classifiers": "finetune_classifier"}  # scripts that pass unknown flags on to another script
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Each flag once, by the name it is written with here, the type of its value, and its default."""
+    """Shows each flag once, with its first name, the type of its value and its default."""
 
     def __init__(self, prog: str, **settings: Any):
         super().__init__(prog, max_help_position=36, width=min(140, shutil.get_terminal_size((120, 24)).columns - 2))
@@ -73,7 +73,7 @@ TYPE_NAMES = {"int": "integer", "float": "number", "string_to_bool": "true|false
 
 
 def string_to_bool(text: str) -> bool:
-    """As transformers' parser reads it."""
+    """Parse a boolean as transformers' parser does."""
     if text.lower() not in ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
     return text.lower() in ("yes", "true", "t", "y", "1")
@@ -83,23 +83,23 @@ TYPES: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "string_to
 
 
 class LightParser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser that raises [`UserError`] with a message of one line."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists the flags")
 
 
 def check_command_line(script: str, argv: Sequence[str], description: str | None) -> None:
-    """Print the help of a script and exit, or refuse what can be seen to be wrong without reading a file to its end.
+    """Print the help of a script and exit, or refuse errors that can be found without reading whole files.
 
     Args:
-        script: its name, without folder and suffix.
-        argv: the arguments after it.
-        description: the text above the flags.
+        script: name of the script, without folder and suffix.
+        argv: its arguments.
+        description: text above the flags in the help.
 
     Raises:
-        UserError: an unknown flag or key of a recipe, a wrong value, an input file that is missing or empty, a model that is neither a
-            directory with one nor on the Hub, an output directory that holds a run.
+        UserError: an unknown flag or recipe key, an invalid value, a missing or empty input file, a model that is neither a directory
+            nor a name on the Hub, an output directory that contains a run.
     """
     table = json.loads(TABLE.read_text(encoding="utf-8"))
     if not is_current(table, script):
@@ -108,7 +108,7 @@ def check_command_line(script: str, argv: Sequence[str], description: str | None
     methods = found.get("methods", {})
     method = argv[0] if argv and argv[0] in methods else None
     if methods and method is None and not set(argv) & {"-h", "--help"}:
-        raise UserError(f"the first word must be the method, {', '.join(methods)}" + (f", and not {argv[0]!r}" if argv else ""))
+        raise UserError(f"the first argument must be the method ({', '.join(methods)})" + (f", not {argv[0]!r}" if argv else ""))
     described = methods[method or next(iter(methods))] if methods else found
     recipe = ["[recipe.yaml]"] if described.get("recipe") else []
     choice = [method or "{" + ",".join(methods) + "}"] if methods else []
@@ -119,12 +119,12 @@ def check_command_line(script: str, argv: Sequence[str], description: str | None
     check_flags_of(script, method, values, table["config_names"] if releases() == table["releases"] else None)
     check_reachable(script, values)
     check_inputs(script, values)
-    from .data.beginnings import check_beginnings
+    from .data.beginnings import check_first_rows
 
-    check_beginnings(script, values)
+    check_first_rows(script, values)
     if values.get("output_dir") and not values.get("resume_from_checkpoint") and described.get("recipe"):
-        refuse_a_run(Path(values["output_dir"]))
-    if script in WRITES and values.get("to") != "gguf":  # which is a file
+        refuse_existing_run(Path(values["output_dir"]))
+    if script in WRITES and values.get("to") != "gguf":  # a single file
         read = _strings(values, [*DATA_FILES, *PLACES])
         check_target(values[WRITES[script]], values["overwrite"], [name for name in read if os.path.exists(name)])
 
@@ -132,7 +132,7 @@ def check_command_line(script: str, argv: Sequence[str], description: str | None
 def read_flags(
     parser: argparse.ArgumentParser, argv: list[str], passed_on: str | None = None, table: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The values of flags and of the recipe before them, by a parser that is made for looking alone."""
+    """The values of the flags and of the recipe, without instantiating the script's dataclasses."""
     known = known_flags(parser)
     if is_recipe(argv):
         argv = recipe_arguments(argv[0], known) + argv[1:]
@@ -150,22 +150,22 @@ def read_flags(
 
 
 def is_recipe(argv: Sequence[str]) -> bool:
-    """Whether the first word names a recipe."""
+    """Whether the first argument is a recipe."""
     return bool(argv) and argv[0].endswith((".yaml", ".yml"))
 
 
 def recipe_arguments(path: str, known: Sequence[str]) -> list[str]:
-    """The lines of a recipe as words of a command line.
+    """The entries of a recipe as command-line arguments.
 
     Raises:
-        UserError: it cannot be read, or holds a key that is no flag.
+        UserError: the recipe cannot be read, or contains a key that is not a flag.
     """
     try:
         recipe = yaml.load(Path(path).read_text(encoding="utf-8"), NumberLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"recipe {path} cannot be read: {one_line(error)}") from error
     if not isinstance(recipe, dict):
-        raise UserError(f"recipe {path} must hold `flag: value` lines")
+        raise UserError(f"recipe {path} must contain `flag: value` lines")
     arguments: list[str] = []
     for key, value in recipe.items():
         if key not in known:
@@ -175,7 +175,7 @@ def recipe_arguments(path: str, known: Sequence[str]) -> list[str]:
         if isinstance(value, list):
             arguments += [f"--{key}", *(_as_text(item) for item in value)]
         else:
-            arguments += [f"--{key}={_as_text(value)}"]  # one word, since a value may start with a dash
+            arguments += [f"--{key}={_as_text(value)}"]  # one argument, because a value may start with a dash
     return arguments
 
 
@@ -184,23 +184,23 @@ def _as_text(value: Any) -> str:
 
 
 def known_flags(parser: argparse.ArgumentParser) -> list[str]:
-    """Every name of a flag, without dashes."""
+    """All names of all flags, without dashes."""
     return sorted({option.lstrip("-") for action in parser._actions for option in action.option_strings})
 
 
 # ------------------------------------------------------------------------------------------------------------- files and models
 
 DATA_FILES = ("train_file", "validation_file", "test_file", "data_file", "replies_file", "word_list", "from_files", "file")
-TEXT_IS_A_FILE = ("benchmark", "measure_roads")
-MODELS = ("model", "model_name_or_path", "reward_model")  # with a config.json
+TEXT_IS_A_FILE = ("benchmark", "measure_compatibility")
+MODELS = ("model", "model_name_or_path", "reward_model")  # these must contain a config.json
 PLACES = (*MODELS, "tokenizer_name", "tokenizer", "source", "folder")
-CHECKED_BLOCKS = 8  # of 1 MiB: what is decoded of each file before torch is imported
+CHECKED_BLOCKS = 8  # blocks of 1 MiB of each file that are decoded before torch is imported
 DATA_SUFFIX = re.compile(r"\.(txt|text|md|jsonl?|csv|tsv|parquet|zip)(\.(gz|zst|bz2|xz))?$", re.IGNORECASE)
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def check_reachable(script: str, values: Mapping[str, Any]) -> None:
-    """Refuse a server that others reach and that nobody has allowed.
+    """Refuse a server that other machines can reach without an API key or a fixed list of models.
 
     Raises:
         UserError: names the flag.
@@ -212,20 +212,20 @@ def check_reachable(script: str, values: Mapping[str, Any]) -> None:
         refuse_others(values["host"], allowed, what)
 
 
-# Scripts that write a directory whole, by the flag that names it.
+# Scripts that write a directory atomically, with the flag that names it.
 WRITES = {"convert_checkpoint": "output", "train_tokenizer": "output_dir", "export": "output"}
 
 
 def check_inputs(script: str, values: Mapping[str, Any]) -> None:
-    """Refuse files and directories to be read that are not there.
+    """Check that input files and directories exist.
 
     Raises:
-        UserError: names the first.
+        UserError: names the first one that does not.
     """
     names = [*DATA_FILES, *(["text"] if script in TEXT_IS_A_FILE else [])]
     for name in _strings(values, names):
         path = Path(os.path.expanduser(name))
-        is_a_name = not DATA_SUFFIX.search(name) and not _is_surely_a_path(name)  # of a data set
+        is_a_name = not DATA_SUFFIX.search(name) and not _is_surely_a_path(name)  # of a data set on the Hub on the Hub
         if not path.exists() and not is_a_name and not set("*?[") & set(name):
             raise UserError(f"{name}: no such file")
         if path.is_file() and path.stat().st_size == 0:
@@ -238,7 +238,7 @@ def check_inputs(script: str, values: Mapping[str, Any]) -> None:
 
 
 def check_encoding(values: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Refuse files of text whose beginning is not of the encoding that the flags or a mark name."""
+    """Refuse text files whose first blocks cannot be decoded with the encoding given by flags or a byte order mark."""
     from .data.opening import TABLE_SUFFIXES, TEXT_SUFFIXES, UNPACKERS, Reading, read_text, suffix_of
 
     reading = Reading.of(argparse.Namespace(**values))
@@ -261,14 +261,14 @@ def _is_surely_a_path(name: str) -> bool:
 
 
 def check_place(name: str, is_model: bool) -> None:
-    """Refuse what is neither a directory of a model nor a name on the Hub that can be looked up.
+    """Refuse a name that is neither a directory of a model nor a repository on the Hub.
 
-    Where the Hub cannot be reached and the name is in its cache, the cache is used from then on, without waiting for the Hub again.
+    If the Hub cannot be reached and the name is in the cache, offline mode is enabled, so that later calls do not wait for the Hub.
     """
     path = Path(os.path.expanduser(name))
     if path.exists():
         if is_model and path.is_dir() and not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
-            raise UserError(f"{name} holds no model: there is no config.json in it")
+            raise UserError(f"{name} is not a model directory: it contains no config.json")
         return
     if _is_surely_a_path(name):
         raise UserError(f"{name}: no such file or directory")
@@ -290,7 +290,7 @@ def definitions(script: str) -> str:
 
 
 def releases() -> dict[str, str | None]:
-    """Of the libraries whose flags are in the table; `None` for one that is not installed."""
+    """Versions of the libraries whose flags are in the table; `None` for one that is not installed."""
     found: dict[str, str | None] = {}
     for name in ("transformers", "trl"):
         try:
@@ -301,7 +301,7 @@ def releases() -> dict[str, str | None]:
 
 
 def is_current(table: Mapping[str, Any], script: str) -> bool:
-    """Whether the table holds what the script's own parser would hold here."""
+    """Whether the table agrees with the script's own parser."""
     found = table["scripts"].get(script)
     if found is None:
         return False
@@ -315,7 +315,7 @@ def is_current(table: Mapping[str, Any], script: str) -> bool:
 
 
 def describe_parser(parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """A parser's groups and flags, as JSON has them."""
+    """A parser's groups and flags in JSON form."""
     described: dict[str, Any] = {"groups": []}
     for group in parser._action_groups:
         flags = []
@@ -345,7 +345,7 @@ def _describe_action(action: argparse.Action) -> dict[str, Any]:
         "version": getattr(action, "version", None),
         "nargs": None if kind else action.nargs,
         "const": None if kind else action.const,
-        # page-locked memory depends on the machine
+        # the default of dataloader_pin_memory depends on the machine
         "default": None if kind or action.dest == "dataloader_pin_memory" else _plain(action.default),
         "type": name if name in TYPES else None,
         "choices": None if action.choices is None else [str(choice) for choice in action.choices],
@@ -356,7 +356,7 @@ def _describe_action(action: argparse.Action) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A default as JSON has it; of an enumeration its value."""
+    """A default in JSON form; an enumeration member by its value."""
     value = getattr(value, "value", value)
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
@@ -370,11 +370,11 @@ def build_parser(
     description: str | None,
     first: Sequence[str] = (),
 ) -> LightParser:
-    """A parser that reads and explains what the described one does.
+    """Rebuild a parser from its description.
 
     Args:
-        groups: flags that several scripts have, by the titles of their groups.
-        first: what precedes the flags in the usage line.
+        groups: flags shared by several scripts, by the title of their group.
+        first: positional arguments in the usage line.
     """
     parser = LightParser(prog=prog, description=description, formatter_class=HelpFormatter, allow_abbrev=False, add_help=False)
     usage = [prog, *first]
@@ -389,7 +389,7 @@ def build_parser(
             if not positional:
                 settings["dest"] = flag["dest"]
             if flag.get("help") == argparse.SUPPRESS:
-                settings["help"] = argparse.SUPPRESS  # the object itself is what argparse knows
+                settings["help"] = argparse.SUPPRESS  # argparse compares by identity
             if "type" in flag:
                 settings["type"] = TYPES[flag["type"]]
             place.add_argument(*flag["names"], **settings)
@@ -410,7 +410,7 @@ def build_parser(
 
 
 def flags_of(group: Mapping[str, Any], groups: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The flags of a group: its own, or those that `groups` has by the last word of its title, where a name stands for `PARENT`'s flag."""
+    """The flags of a group: its own, or those in `groups` under the last word of its title; a plain name refers to a flag of `PARENT`."""
     if "flags" in group:
         return group["flags"]
     parent = {flag["names"][0]: flag for flag in groups[PARENT]}

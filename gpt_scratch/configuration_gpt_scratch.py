@@ -1,19 +1,18 @@
 """Configuration of the GPT: sizes, the architecture choices, dropout, initialization and special tokens.
 
 The defaults are GPT-2 small (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", table 2;
-OpenAI's `hparams.json` of the 124M release) without query/key/value biases. Independent choices lead from there
-to the Llama family (Touvron et al. 2023): `position_embedding_type`, `norm_type`, `mlp_type`,
-`num_key_value_heads`, and the three bias switches.
+OpenAI's `hparams.json` of the 124M release) without query/key/value biases. Independent settings turn it into a model
+of the Llama family (Touvron et al. 2023): `position_embedding_type`, `norm_type`, `mlp_type`,
+`num_key_value_heads`, and the three biases.
 
 The names of *Build a Large Language Model (From Scratch)* (`emb_dim`, `n_layers`, ...) and of OpenAI's GPT-2 (`n_embd`,
-`n_layer`, ...) are accepted when a configuration is built and stay readable as attributes; only the standard names
-are written to `config.json`.
+`n_layer`, ...) are accepted as keyword arguments and as attributes; only the standard names are written to `config.json`.
 
-This file is copied into every saved checkpoint, so it imports nothing but torch and transformers.
+This file is copied into every saved checkpoint, so it imports only torch and transformers.
 """
 
 # mypy: no-strict-optional
-# (fields left open are filled in by __init__; their types still say None)
+# (optional fields are filled in by __init__; their types still include None)
 
 import inspect
 import re
@@ -27,10 +26,10 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-VERSION = "0.2.0"  # of this package, and of the code that is copied into checkpoints
+VERSION = "0.2.0"  # of this package, and of the code copied into checkpoints
 
-# Every head can be opened from every checkpoint with `trust_remote_code=True`: save_pretrained alone would list
-# only the class that is being saved, and an LM checkpoint could not be opened as a classifier.
+# Lets every checkpoint be loaded with every head with `trust_remote_code=True`. save_pretrained alone would list
+# only the class that is saved, and a language model could not be loaded as a classifier.
 AUTO_MAP = {
     "AutoConfig": "configuration_gpt_scratch.GPTScratchConfig",
     "AutoModel": "modeling_gpt_scratch.GPTScratchModel",
@@ -38,7 +37,7 @@ AUTO_MAP = {
     "AutoModelForSequenceClassification": "modeling_gpt_scratch.GPTScratchForSequenceClassification",
 }
 
-# Field: its allowed values.
+# Field to its allowed values.
 CHOICES = {
     "position_embedding_type": ("learned", "rope"),
     "norm_type": ("layernorm", "rmsnorm"),
@@ -48,7 +47,7 @@ CHOICES = {
     "problem_type": (None, "regression", "single_label_classification", "multi_label_classification"),
 }
 
-# rope_type: the settings it needs in `rope_parameters`, besides rope_theta.
+# rope_type to its required settings in `rope_parameters`, besides rope_theta.
 ROPE_FACTORS = {
     "default": (),
     "linear": ("factor",),
@@ -58,7 +57,7 @@ ROPE_FACTORS = {
 }
 ROPE_OPTIONS = {"yarn": ("attention_factor", "beta_fast", "beta_slow")}  # optional settings
 
-# Larger than any existing model: building one would hang or run out of memory before it failed.
+# Larger than any existing model: building such a model would hang or run out of memory.
 LARGEST = {
     "num_hidden_layers": 10_000,
     "num_attention_heads": 100_000,
@@ -70,7 +69,7 @@ LARGEST = {
 
 
 class GPTScratchConfigError(ValueError):
-    """A wrong type, an impossible value or a contradiction in a configuration; the message holds the field, the value and the reason."""
+    """A wrong type, an invalid value or a contradiction in a configuration; the message names the field, the value and the reason."""
 
 
 def refuse(reason: str) -> NoReturn:
@@ -78,16 +77,16 @@ def refuse(reason: str) -> NoReturn:
 
 
 def is_newer(version: str, than: str) -> bool:
-    """Whether a release comes after another: `is_newer("0.10.0", "0.9.1")`."""
+    """Whether `version` is later than another: `is_newer("0.10.0", "0.9.1")`."""
     first, second = ([int(number) for number in re.findall(r"\d+", text)[:3]] for text in (version, than))
     return first > second
 
 
 def register_with_peft() -> None:
-    """Where peft is imported: its defaults for Llama, whose module names are those of this model, hold here as well.
+    """Register this model in peft's tables of default target modules, if peft is imported, with the entries of Llama.
 
-    Then `LoraConfig()` needs no `target_modules` (the query and value projections), and neither does any other method of peft with a
-    table of its own. This needs no import of peft, and works by the code in a checkpoint, too.
+    The module names are those of Llama. `LoraConfig()` then needs no `target_modules` (query and value projections), nor do peft's other
+    methods with such a table. peft is not imported here, and it works with the code of a checkpoint, too.
     """
     for name, table in vars(sys.modules.get("peft.utils.constants", object)).items():
         if name.startswith("TRANSFORMERS_MODELS_TO_") and isinstance(table, dict) and "llama" in table:
@@ -100,7 +99,7 @@ class GPTScratchConfig(PretrainedConfig):
 
     Sizes:
         vocab_size (`int`): rows of the token embedding.
-        hidden_size (`int`): width C of the residual stream (book `emb_dim`, GPT-2 `n_embd`).
+        hidden_size (`int`): width C of the hidden states (book `emb_dim`, GPT-2 `n_embd`).
         num_hidden_layers (`int`): number of blocks (`n_layers`, `n_layer`).
         num_attention_heads (`int`): query heads H (`n_heads`, `n_head`).
         num_key_value_heads (`int`, *optional*): key/value heads; fewer than H is grouped-query attention (Ainslie et al.
@@ -113,45 +112,45 @@ class GPTScratchConfig(PretrainedConfig):
     Architecture:
         position_embedding_type (`str`): `"learned"` absolute positions added to the token embedding (GPT-2), or `"rope"`,
             rotary positions in every attention (Su et al. 2021).
-        rope_parameters (`dict`, *optional*): only with `"rope"`: `rope_theta` (default 10000), `rope_type` (`"default"`, or, to stretch
-            the positions, `"linear"`, `"dynamic"`, `"yarn"` or `"llama3"`) and that type's factors, under transformers' names.
+        rope_parameters (`dict`, *optional*): only with `"rope"`: `rope_theta` (default 10000), `rope_type` (`"default"`, or, for longer
+            contexts, `"linear"`, `"dynamic"`, `"yarn"` or `"llama3"`) and the factors of that type, named as in transformers.
         norm_type (`str`): `"layernorm"` (Ba et al. 2016) or `"rmsnorm"` (Zhang & Sennrich 2019).
         norm_eps (`float`): added to the variance inside the square root.
         mlp_type (`str`): `"plain"` (up, activation, down) or `"gated"` (Shazeer 2020).
         hidden_act (`str`): activation of the MLP, any name in `transformers.activations.ACT2FN`. `"gelu_new"` is GPT-2's tanh
-            form, `"gelu"` the exact one (nanoGPT), `"silu"` Llama's.
-        qk_norm (`bool`): an RMS norm over each head's queries and keys, before rotary positions (Henry et al. 2020; Qwen 3),
-            so that attention logits stay bounded at high learning rates.
+            approximation, `"gelu"` is exact (nanoGPT), `"silu"` is Llama's.
+        qk_norm (`bool`): RMS norm of each head's queries and keys, before rotary positions (Henry et al. 2020; Qwen 3),
+            which keeps attention logits bounded at high learning rates.
         qkv_bias (`bool`): biases of the query, key and value projections (GPT-2 `True`; the book and Llama `False`).
         o_bias (`bool`): bias of the attention's output projection.
         mlp_bias (`bool`): biases of the MLP.
         lm_head_bias (`bool`): a bias of the output head (Karpathy's lecture GPT; GPT-2 and Llama have none).
-        sliding_window (`int`, *optional*): every token attends to so many tokens at most, itself and those just before it, in every
-            layer (Mistral 7B v0.1, Jiang et al. 2023, section 2). `None` means all before it.
-        tie_word_embeddings (`bool`): the output head is the token embedding, one tensor (GPT-2 `True`, the book `False`).
+        sliding_window (`int`, *optional*): number of tokens that each token attends to, including itself, in every layer
+            (Mistral 7B v0.1, Jiang et al. 2023, section 2). `None` means all previous tokens.
+        tie_word_embeddings (`bool`): the output head shares the weights of the token embedding (GPT-2 `True`, the book `False`).
 
     Training:
         embedding_dropout, attention_dropout, residual_dropout (`float`): probabilities. The book's `drop_rate` sets all three.
         initialization (`str`): `"gpt2"`: every weight normal(0, `initializer_range`), projections into the residual
             stream scaled by 1/sqrt(2 layers), biases zero. `"pytorch"`: the default of `nn.Linear` and
-            `nn.Embedding`, the initialization of the book's published curves. `"gpt2_zero"`: as `"gpt2"`, but the projections
-            into the residual stream are zero, so that every block starts as the identity (Zhang et al. 2019, Fixup).
+            `nn.Embedding`, used for the book's published curves. `"gpt2_zero"`: as `"gpt2"`, but the projections
+            into the residual stream are zero, so every block starts as the identity (Zhang et al. 2019, Fixup).
         initializer_range (`float`): standard deviation for `"gpt2"`.
 
-        loss_implementation (`str`): `"full"` computes all logits and their cross-entropy. `"chunked"` never keeps them: a
-            training step that is faster and needs far less memory, but returns `logits=None` in training mode.
+        loss_implementation (`str`): `"full"` computes all logits and their cross-entropy. `"chunked"` computes them in chunks: a
+            training step is faster and needs far less memory, but returns `logits=None` in training mode.
 
     Generation and special tokens:
         use_cache (`bool`): return key/value caches outside of training.
-        pad_token_id, bos_token_id, eos_token_id (`int`, *optional*): 50256 is GPT-2's `<|endoftext|>`; `None` where the
-            vocabulary is too small to hold it.
+        pad_token_id, bos_token_id, eos_token_id (`int`, *optional*): 50256 is GPT-2's `<|endoftext|>`; `None` if the
+            vocabulary is too small to contain it.
 
-        gpt_scratch_version (`str`, *optional*): release that wrote this configuration. A newer one than this code causes a warning,
-            or an error if it has a setting that this code does not know.
+        gpt_scratch_version (`str`, *optional*): release that wrote this configuration. If it is newer than this code, a warning is
+            logged; if it has an unknown setting, an error is raised.
 
     Raises:
-        GPTScratchConfigError: a `ValueError` whose message holds the field, the value and the reason. Unknown keywords are kept as
-            attributes, as in every transformers configuration.
+        GPTScratchConfigError: a `ValueError` whose message names the field, the value and the reason. Unknown keyword arguments are
+            stored as attributes, as in every transformers configuration.
 
     >>> from gpt_scratch import GPTScratchConfig
     >>> config = GPTScratchConfig(context_length=256, emb_dim=768, n_heads=12, n_layers=12, drop_rate=0.1, qkv_bias=False)
@@ -272,9 +271,9 @@ class GPTScratchConfig(PretrainedConfig):
             self.base_model_tp_plan = {**self.base_model_tp_plan, "layers.*.mlp.gate_proj": "colwise"}
         self.auto_map = {**(kwargs.pop("auto_map", None) or {}), **AUTO_MAP}
         rope_parameters = self._join_rotary_settings(kwargs)
-        # transformers 4 sets these from its own arguments, and would overwrite what stands here
+        # transformers 4 sets these from its own arguments and would overwrite them
         shared = {name: getattr(self, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings")}
-        if is_newer("4.48.0", TRANSFORMERS):  # whose pipelines load a tokenizer only where the configuration names its class
+        if is_newer("4.48.0", TRANSFORMERS):  # whose pipelines load a tokenizer only if the configuration names its class
             kwargs.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
         super().__init__(**shared, **kwargs)
         self.rope_parameters = rope_parameters
@@ -295,13 +294,13 @@ class GPTScratchConfig(PretrainedConfig):
         if self.intermediate_size is None:
             gated = self.mlp_type == "gated"
             self.intermediate_size = -(-8 * self.hidden_size // (3 * 64)) * 64 if gated else 4 * self.hidden_size
-        # 50256 is a default for GPT-2's vocabulary; in a smaller one it would point outside the embedding.
+        # 50256 is the default for GPT-2's vocabulary; it would be out of range in a smaller one.
         if self.vocab_size <= 50256:
             self.bos_token_id = None if self.bos_token_id == 50256 else self.bos_token_id
             self.eos_token_id = None if self.eos_token_id == 50256 else self.eos_token_id
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it. peft asks for this before it looks up what to adapt, so its tables know this architecture from then on."""
+        """Also registers the model with peft, which calls this before it looks up its target modules."""
         register_with_peft()
         return super().to_dict()
 
@@ -330,11 +329,11 @@ class GPTScratchConfig(PretrainedConfig):
         logger.warning(f"this checkpoint was written by gpt_scratch {written_by}, newer than the installed {VERSION}: {advice}")
 
     def _join_rotary_settings(self, kwargs: dict) -> dict | None:
-        """`rope_parameters` with the names of transformers 4, `rope_theta` and `rope_scaling`, taken out of `kwargs`."""
+        """Merge `rope_theta` and `rope_scaling`, the names of transformers 4, from `kwargs` into `rope_parameters`."""
         theta, scaling = kwargs.pop("rope_theta", None), kwargs.pop("rope_scaling", None)
         partial = kwargs.pop("partial_rotary_factor", None)
         given = {"rope_theta": theta, "rope_scaling": scaling, "partial_rotary_factor": partial}
-        # Not an attribute until the base class is built: from 5.0 on it would fill in defaults and check them.
+        # Not an attribute while the base class is initialized: from 5.0 on it would fill in defaults and validate them.
         rope = self.__dict__.pop("rope_parameters")
         given |= {"rope_parameters": rope}
         if self.position_embedding_type != "rope":
@@ -357,7 +356,7 @@ class GPTScratchConfig(PretrainedConfig):
 
     @classmethod
     def _fields(cls) -> dict[str, inspect.Parameter]:
-        """The settings of an architecture, with their types and defaults."""
+        """The parameters of `__init__` with their types and defaults."""
         parameters = inspect.signature(GPTScratchConfig.__init__).parameters
         return {name: parameters[name] for name in parameters if name not in ("self", "gpt_scratch_version", "kwargs")}
 
@@ -370,11 +369,11 @@ class GPTScratchConfig(PretrainedConfig):
                 refuse(f"{name} is {value!r}, of type {type(value).__name__}: it must be of type {types}")
 
     def _apply_aliases(self, kwargs: dict) -> None:
-        """Move the book's and GPT-2's names from `kwargs` to the fields, before anything is derived from these."""
+        """Move the book's and GPT-2's names from `kwargs` to the fields, before other fields are derived from them."""
         aliases: dict[str, tuple[str, ...]] = {alias: (field,) for alias, field in self.attribute_map.items()}
         aliases["drop_rate"] = ("embedding_dropout", "attention_dropout", "residual_dropout")
         defaults = {name: field.default for name, field in self._fields().items()}
-        # Field: what set it. A field given its default value cannot be distinguished from one that was not given.
+        # Field to the argument that set it. A field passed with its default value looks the same as one not passed.
         given = {name: name for name, default in defaults.items() if getattr(self, name) != default}
         for alias in [alias for alias in aliases if alias in kwargs]:
             value = kwargs.pop(alias)
@@ -405,7 +404,7 @@ class GPTScratchConfig(PretrainedConfig):
                 refuse(f"{name} is {value:,}: more than {LARGEST[name]:,} is surely a mistake")
 
     def validate_architecture(self):
-        """Checks across fields, made when a configuration is built, when a model is built from it, and when it is saved."""
+        """Validate all fields together: when a configuration is built, when a model is built from it, and when it is saved."""
         self._refuse_wrong_types()
         self._refuse_impossible_sizes(self.num_labels)
         if self.num_attention_heads % self.num_key_value_heads:
@@ -443,7 +442,7 @@ class GPTScratchConfig(PretrainedConfig):
                 refuse(f"rope_parameters has no {name}: rope_type {rope_type!r} needs {', '.join(needed)}")
             if name in rope and not (type(rope[name]) in (int, float) and 0 < rope[name] < float("inf")):
                 refuse(f"rope_parameters {name} is {rope[name]!r}: it must be a number above 0")
-        # Several types may state the original length; llama3 uses it.
+        # Several types may have the original length; llama3 uses it.
         for name in rope.keys() - {"rope_type", "original_max_position_embeddings", *needed, *optional}:
             known = ", ".join((*needed, *optional))
             refuse(f"rope_parameters {name} is {rope[name]!r}: rope_type {rope_type!r} knows only {known}")
@@ -457,7 +456,7 @@ class GPTScratchConfig(PretrainedConfig):
 
     @property
     def drop_rate(self) -> float | int | None:
-        """The book's single dropout rate; `None` where the three dropouts differ."""
+        """The book's single dropout rate; `None` if the three rates differ."""
         rates = {self.embedding_dropout, self.attention_dropout, self.residual_dropout}
         return rates.pop() if len(rates) == 1 else None
 
@@ -466,6 +465,6 @@ class GPTScratchConfig(PretrainedConfig):
         self.embedding_dropout = self.attention_dropout = self.residual_dropout = value
 
 
-GPTScratchConfig.register_for_auto_class()  # saving copies this file too
+GPTScratchConfig.register_for_auto_class()  # saving copies this file, too
 
 __all__ = ["GPTScratchConfig", "GPTScratchConfigError"]

@@ -1,7 +1,7 @@
-"""Downloads by huggingface_hub with a bound: a Hub may send no more than it says, and no more than the disk has room for.
+"""Size limits for downloads by huggingface_hub: a response may not exceed its declared size or the free disk space.
 
-huggingface_hub compares a file with its size when it has been written, however long that takes. Its client may be replaced
-(`set_client_factory`), which counts the bytes of each answer while they come.
+huggingface_hub checks the size of a file only after it has been written. Its HTTP client can be replaced (`set_client_factory`); the
+client here counts the bytes of each response while they arrive.
 """
 
 import functools
@@ -21,41 +21,44 @@ try:
 except ImportError:
     import httpx  # type: ignore[no-redef]
 
-ROOM = 1 << 30  # bytes of disk that a download leaves free
-UNCLAIMED = 50 * 2**30  # of an answer that does not say its size, as behind some proxies
-ANSWER = 256 * 2**20  # of an answer that is no download: JSON
+ROOM = 1 << 30  # bytes of disk space that a download leaves free
+UNCLAIMED = 50 * 2**30  # maximum size of a response without Content-Length, as from some proxies
+ANSWER = 256 * 2**20  # maximum size of a JSON response
 
 
 @functools.cache
 def bound_downloads() -> None:
-    """From now on, in this process. Calling it again changes nothing."""
+    """Install the limits in this process. Calling it again has no effect."""
     set_client_factory(bounded_client)
 
 
 def bounded_client() -> Any:
-    """huggingface_hub's own client, whose answers are counted, and which sends the token to the Hub alone.
+    """huggingface_hub's default client, with limits on its responses. The token is sent to the Hub only.
 
-    The Hub may name another host where to confirm a large file.
+    The Hub may redirect the confirmation of a large file to another host.
     """
     try:
         from huggingface_hub.utils._http import default_client_factory  # not public; run with 2.4 on 2026-11-27
     except ImportError:
-        print("note: downloads are not bounded with this release of huggingface_hub", file=sys.stderr)
+        print("note: download sizes are not limited with this release of huggingface_hub", file=sys.stderr)
         return httpx.Client(follow_redirects=True, timeout=constants.DEFAULT_REQUEST_TIMEOUT)
     client = default_client_factory()
     hooks = client.event_hooks
-    client.event_hooks = {"request": [*hooks["request"], _keep_token, _ask_plainly], "response": [*hooks["response"], _bound]}
+    client.event_hooks = {
+        "request": [*hooks["request"], _keep_token, _request_uncompressed],
+        "response": [*hooks["response"], _bound],
+    }
     return client
 
 
 def free_bytes() -> int:
-    """Of the disk of the cache, or of where it will be made."""
+    """Free space on the disk of the Hub's cache."""
     folder = Path(constants.HF_HUB_CACHE).absolute()
     return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.is_dir())).free
 
 
 def _bound(response: Any) -> None:
-    """Of an answer whose body is still to come."""
+    """Response hook that limits the body, which has not been read yet."""
     request = response.request
     if request.method != "GET" or response.status_code not in (200, 206):
         return
@@ -65,11 +68,11 @@ def _bound(response: Any) -> None:
     if _is_answer(request):
         limit = ANSWER
     elif (encoding := response.headers.get("content-encoding", "identity")) != "identity":
-        raise UserError(f"{name}: the Hub packs a file by {one_line(encoding, 20)}, although it was asked not to")
+        raise UserError(f"{name}: the Hub compresses a file with {one_line(encoding, 20)} although identity was requested")
     else:
         free = free_bytes()
         if (claimed or 0) > free - ROOM:
-            raise UserError(f"{name} has {claimed:,} bytes, and {free:,} are free on the disk of {constants.HF_HUB_CACHE}")
+            raise UserError(f"{name} has {claimed:,} bytes, but only {free:,} are free on the disk of {constants.HF_HUB_CACHE}")
         limit = min(UNCLAIMED, free - ROOM) if claimed is None else claimed
     response.stream = _Counted(response.stream, limit, name)
 
@@ -81,18 +84,18 @@ def _keep_token(request: Any) -> None:
 
 
 def _is_answer(request: Any) -> bool:
-    """And no file."""
+    """Whether the response is JSON of the API and not a file."""
     return request.url.path.startswith("/api/")
 
 
-def _ask_plainly(request: Any) -> None:
-    """What unpacks to a thousand times its size could not be counted."""
+def _request_uncompressed(request: Any) -> None:
+    """Request files uncompressed: decompressed bytes could exceed the limit a thousand times."""
     if request.method == "GET" and not _is_answer(request):
         request.headers["accept-encoding"] = "identity"
 
 
 class _Counted(httpx.SyncByteStream):
-    """The stream of an answer, ended where it has more than `limit` bytes."""
+    """The stream of a response; raises after more than `limit` bytes."""
 
     def __init__(self, stream: Any, limit: int, name: str):
         self.stream, self.left, self.limit, self.name = stream, limit, limit, name
@@ -105,5 +108,5 @@ class _Counted(httpx.SyncByteStream):
             yield piece
 
     def close(self) -> None:
-        """As the stream's own."""
+        """Close the wrapped stream."""
         self.stream.close()

@@ -11,19 +11,24 @@ Result = TypeVar("Result")
 
 
 class UserError(ValueError):
-    """Bad input. The message is one line: what is wrong, where (file, row, key, value) and what to do."""
+    """Invalid input. The message is one line: what is wrong, where (file, row, key, value) and what to do."""
 
 
-# Exceptions that Python raises without a message.
-WORDS = {MemoryError: "out of memory", RecursionError: "nested too deeply", EOFError: "it ends early", TimeoutError: "timed out"}
-# Control characters except tab and newline, which a terminal would interpret; marks that change the direction of text; halves of surrogate
-# pairs, which cannot be printed. Joiners and wide spaces, which scripts and emoji need, are kept.
+# Messages for exceptions that Python raises without one.
+DEFAULT_MESSAGES = {
+    MemoryError: "out of memory",
+    RecursionError: "nested too deeply",
+    EOFError: "unexpected end of file",
+    TimeoutError: "timed out",
+}
+# Control characters except tab and newline, which a terminal would interpret; marks that change the text direction; lone surrogates,
+# which cannot be printed. Joiners and wide spaces are kept, since scripts and emoji need them.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def printable(text: str) -> str:
-    r"""Untrusted text, safe to print in a terminal: control characters are shown as Python escapes.
+    r"""Make untrusted text safe to print in a terminal: control characters are replaced by Python escapes.
 
     >>> printable("a\x1b]0;title\x07b")
     'a\\x1b]0;title\\x07b'
@@ -32,24 +37,24 @@ def printable(text: str) -> str:
 
 
 def one_line(error: object, length: int = 300) -> str:
-    r"""The message of an error, or any untrusted text, on one line: printable, without colours, at most `length` characters.
+    r"""The message of an error, or any untrusted text, on one line: printable, without colour codes, at most `length` characters.
 
-    An error without a message gets one.
+    An error without a message gets a default one.
 
     >>> one_line(MemoryError()), one_line(ValueError("a\n  b"))
     ('out of memory', 'a b')
     """
     text = " ".join(printable(_COLOURS.sub("", str(error))).split())
     if not text and isinstance(error, BaseException):
-        text = next((words for kind, words in WORDS.items() if isinstance(error, kind)), type(error).__name__)
+        text = next((words for kind, words in DEFAULT_MESSAGES.items() if isinstance(error, kind)), type(error).__name__)
     return text[:length]
 
 
 def check_unicode(text: str) -> None:
-    """Refuse half of a surrogate pair, as bytes that are not UTF-8 become in an argument: no tokenizer can express it.
+    """Refuse lone surrogates, which Python uses for argument bytes that are not UTF-8: no tokenizer can encode them.
 
     Raises:
-        UserError: names its place.
+        UserError: names the position.
     """
     try:
         text.encode("utf-8")
@@ -58,20 +63,20 @@ def check_unicode(text: str) -> None:
 
 
 def innermost(error: BaseException) -> BaseException:
-    """The first cause of an error that a library has wrapped in its own."""
+    """The original cause of an error that a library has wrapped in its own."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
-PREEMPTED_STATUS = 143  # 128 + SIGTERM, what a shell reports of a program ended by SIGTERM; schedulers take it as "start again"
-# Not a bug: a file system that is full, read-only or forbidden.
+PREEMPTED_STATUS = 143  # 128 + SIGTERM, the status of a program ended by SIGTERM; schedulers restart such jobs
+# Not a bug: the file system is full, read-only, or access is denied.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-INTERRUPTED_STATUS = 130  # 128 + SIGINT, likewise of Ctrl-C
+INTERRUPTED_STATUS = 130  # 128 + SIGINT, the status after Ctrl-C
 
 
 class Preempted(Exception):
-    """Training was stopped from outside (SIGTERM, Ctrl-C) and everything is saved. The message is one line: where, and how to resume."""
+    """Training was stopped by a signal (SIGTERM, Ctrl-C) and everything is saved. The message is one line: where, and how to resume."""
 
     def __init__(self, message: str, status: int = PREEMPTED_STATUS):
         super().__init__(message)
@@ -82,19 +87,19 @@ def run_script(main: Callable[[], Result]) -> Result:
     """Run a script's main function; a [`UserError`] prints as one line on standard error and exits with status 2.
 
     [`Preempted`] prints its line on standard output and exits with status 143, or 130 after Ctrl-C. A full or read-only file system and
-    running out of memory also end in one line and status 2; a bug keeps its traceback. Where the reader of a pipe is gone (`... | head`),
-    the script ends quietly, with status 1.
+    running out of memory also end in one line and status 2; a bug keeps its traceback. If the reader of a pipe has exited (`... | head`),
+    the script ends silently with status 1.
     """
     transformers_logging: Any = sys.modules.get("transformers.utils.logging")
     if transformers_logging is not None:
-        transformers_logging.disable_progress_bar()  # of loading and writing each tensor: progress.py names what takes long
+        transformers_logging.disable_progress_bar()  # of loading and saving tensors; progress.py reports long-running work
     try:
         return main()
     except UserError as error:
         print(f"error: {printable(str(error)).replace(chr(10), ' ')}", file=sys.stderr)
         sys.exit(2)
     except MemoryError as error:
-        print(f"error: {one_line(error)}: free some, or give smaller files or sizes", file=sys.stderr)
+        print(f"error: {one_line(error)}: free some memory, or give smaller files or sizes", file=sys.stderr)
         sys.exit(2)
     except Preempted as stopped:
         print(stopped, flush=True)
@@ -103,7 +108,7 @@ def run_script(main: Callable[[], Result]) -> Result:
         print("stopped by Ctrl-C", file=sys.stderr)
         sys.exit(INTERRUPTED_STATUS)
     except BrokenPipeError:
-        # Python flushes standard output once more at exit, which must not fail again.
+        # Python flushes standard output again at exit, which must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
@@ -114,8 +119,6 @@ def run_script(main: Callable[[], Result]) -> Result:
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        # A panic in Rust is not an `Exception`. The usual cause is a regular expression in tokenizer.json that never ends.
-        print(
-            f"error: a library failed, most often on a regular expression in tokenizer.json: {one_line(error)}", file=sys.stderr
-        )
+        # A Rust panic is not an `Exception`. The usual cause is a regular expression in tokenizer.json that does not terminate.
+        print(f"error: a library failed, probably on a regular expression in tokenizer.json: {one_line(error)}", file=sys.stderr)
         sys.exit(2)

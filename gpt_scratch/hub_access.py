@@ -1,4 +1,4 @@
-"""Whether a name can be looked up on the Hub at all, checked once and quickly, before libraries retry for minutes."""
+"""A quick check whether the Hub can be reached, before libraries retry for minutes."""
 
 import os
 import socket
@@ -10,12 +10,12 @@ from urllib.request import getproxies, proxy_bypass
 
 from .errors import UserError
 
-SECONDS = 4.0  # to find the Hub's address and to connect
-YES = {"1", "ON", "YES", "TRUE"}  # as huggingface_hub reads switches
+SECONDS = 4.0  # timeout for name resolution and connection
+YES = {"1", "ON", "YES", "TRUE"}  # true values in huggingface_hub
 
 
 def refuse_unreachable(name: str) -> None:
-    """Refuse a name on the Hub that is neither in the cache nor can be fetched; where only the cache is left, print a note and use it.
+    """Refuse a name on the Hub that is neither cached nor can be downloaded. If only the cache is available, print a note and use it.
 
     Raises:
         UserError: names the Hub and the reason.
@@ -31,18 +31,18 @@ def refuse_unreachable(name: str) -> None:
         raise UserError(f"{name}: no such directory here, and the Hub cannot be reached ({reason}): give the path of a directory")
     if "HF_HUB_OFFLINE" not in os.environ:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
-        print(f"note: {name} is taken from the Hub's cache, since the Hub cannot be reached ({reason})", file=sys.stderr)
+        print(f"note: using the cached copy of {name}, since the Hub cannot be reached ({reason})", file=sys.stderr)
 
 
 def is_cached(name: str) -> bool:
-    """Whether the Hub's cache holds a repository by this name."""
+    """Whether the Hub's cache contains a repository of this name."""
     home = os.environ.get("HF_HOME", os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"))
     cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
     return (Path(os.path.expandvars(os.path.expanduser(cache))) / f"models--{name.replace('/', '--')}").is_dir()
 
 
 def unreachable() -> str | None:
-    """Why no connection to the Hub, or to the proxy before it, can be made; `None` where one can."""
+    """Why the Hub, or the proxy in front of it, cannot be reached; `None` if it can."""
     url = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     host = url.hostname or ""
     proxy = "" if proxy_bypass(host) else getproxies().get(url.scheme, "")
@@ -57,7 +57,7 @@ def unreachable() -> str | None:
         except OSError as error:
             found[0] = f"{address[0]}: {error.strerror or error}"
 
-    thread = threading.Thread(target=connect, daemon=True)  # looking up an address has no timeout
+    thread = threading.Thread(target=connect, daemon=True)  # name resolution has no timeout
     thread.start()
     thread.join(SECONDS)
     return found[0]

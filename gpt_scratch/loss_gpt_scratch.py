@@ -1,22 +1,22 @@
-"""The losses: next-token cross-entropy, also without keeping the logits, and those of the classifier.
+"""The losses: next-token cross-entropy, full or chunked, and those of the classifier.
 
 The logits of GPT-2 small are the largest tensor of a training step: 1,024 tokens x a vocabulary of 50,257 are 206 MB in fp32, and the usual
-computation (logits, float32 copy, log-softmax, gradient) holds up to four of them. Here head and loss are one function over chunks of
-rows: the logits of a chunk are turned into their own gradient in place, multiplied into the gradients of hidden states and weight, and
-overwritten by the next chunk. The gradients are formed in the forward, while the logits exist, so nothing is computed twice. The idea is
-that of Wijmans et al. 2024 (arXiv:2411.09009) and Liger Kernel (Hsu et al. 2024, arXiv:2410.10989), here in plain torch.
+computation (logits, float32 copy, log-softmax, gradient) needs up to four of them. The chunked loss computes head and loss in one function
+over chunks of rows: the logits of a chunk are replaced in place by their gradient, which is multiplied into the gradients of hidden states
+and weight; the next chunk reuses the memory. The gradients are computed in the forward pass, while the logits exist, so nothing is computed
+twice. The idea is from Wijmans et al. 2024 (arXiv:2411.09009) and Liger Kernel (Hsu et al. 2024, arXiv:2410.10989), here in plain torch.
 
-Rows labelled -100 never reach the head. Sums and statistics are fp32 whatever the dtype of the products.
+Rows labelled -100 are dropped before the head. Sums and statistics are fp32, whatever the dtype of the products.
 
-This file is copied into every saved checkpoint: it imports torch only.
+This file is copied into every saved checkpoint, so it imports only torch.
 """
 
 import torch
 from torch import nn
 
-# For each entry of the vocabulary, 256 rows of logits in fp32, 512 in bf16: fewer make the products inefficient, more only take memory.
+# Per vocabulary entry: 256 rows of logits in fp32, 512 in bf16. Fewer rows make the products inefficient, more only use memory.
 CHUNK_BYTES_PER_ENTRY = 1024
-# On a CPU, pieces that stay in its cache, so that memory is read and written once:
+# On a CPU, chunks that fit in its cache, so that memory is read and written once:
 SOFTMAX_ROWS = 16  # x 50,257 x 4 bytes = 3.2 MB
 VOCABULARY_CHUNK = 4096  # x 768 x 4 bytes = 12.6 MB
 
@@ -34,12 +34,12 @@ def chunked_language_modeling_loss(
     Args:
         hidden_states: (B, T, C), after the final norm.
         weight: of the output head, (V, C).
-        labels: (B, T); position t is scored on label t + 1, and labels of -100 do not count.
+        labels: (B, T); position t predicts label t + 1; labels of -100 are ignored.
         label_smoothing: share of the target that is spread evenly over the vocabulary (Szegedy et al. 2016, section 7).
-        num_items_in_batch: what the summed loss is divided by; without it the number of targets that count.
-        shift_labels: (B, T), labels that are shifted already, in place of `labels`.
+        num_items_in_batch: divisor of the summed loss; by default the number of targets other than -100.
+        shift_labels: (B, T), labels that are shifted already, instead of `labels`.
 
-    It supports one backward only: `retain_graph=True` and second derivatives need `loss_implementation="full"`.
+    It supports a single backward pass: `retain_graph=True` and second derivatives need `loss_implementation="full"`.
     """
     if torch.compiler.is_compiling():  # the compiler fuses the plain formula better than the chunks below
         logits = nn.functional.linear(hidden_states, weight)
@@ -57,14 +57,14 @@ def language_modeling_loss(
     num_items_in_batch: int | torch.Tensor | None = None,
     shift_labels: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The same, from logits (B, T, V)."""
+    """Mean next-token cross-entropy from logits (B, T, V); arguments as in [`chunked_language_modeling_loss`]."""
     logits, targets = logits.flatten(0, -2).float(), _targets(labels, shift_labels, logits.device)
     loss = nn.functional.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
     return _mean(loss, targets, num_items_in_batch)
 
 
 def _targets(labels: torch.Tensor | None, shift_labels: torch.Tensor | None, device: torch.device) -> torch.Tensor:
-    """What each position must predict, (B * T,): the label of the next one, and -100 for the last of a row."""
+    """The target of each position, (B * T,): the label of the next position, and -100 for the last one of a row."""
     if shift_labels is None:
         assert labels is not None
         shift_labels = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
@@ -78,14 +78,14 @@ def _mean(loss: torch.Tensor, targets: torch.Tensor, num_items_in_batch: int | t
 
 
 def problem_type_of(labels: torch.Tensor, num_labels: int) -> str:
-    """What the labels of a classifier mean where `config.problem_type` leaves it open, as transformers reads them."""
+    """The problem type implied by the labels if `config.problem_type` is `None`, as in transformers."""
     if num_labels == 1:
         return "regression"
     return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
 
 
 def classification_loss(logits: torch.Tensor, labels: torch.Tensor, problem_type: str) -> torch.Tensor:
-    """Mean over the rows, a scalar: of the squared error, of the cross-entropy of the class, or of the binary cross-entropy of each.
+    """Mean squared error, cross-entropy or binary cross-entropy over the rows, a scalar.
 
     logits (B, L); labels (B,) or (B, L) floats for "regression", class ids (B,) for "single_label_classification", 0/1 floats (B, L)
     for "multi_label_classification".
@@ -103,7 +103,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, label_smoothing=0.0, pad_multiple=None):
-        # Tensor cores work best with a vocabulary that is a multiple of 128; only this copy has it, never the checkpoint.
+        # Tensor cores work best with a vocabulary that is a multiple of 128; only this copy is padded, never the checkpoint.
         pad_multiple = pad_multiple or (128 if hidden.is_cuda else 1)
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
@@ -126,7 +126,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                     grad_hidden[chunk] = logits @ matrix
                 if grad_weight is not None:
                     _add_product_(grad_weight, logits, rows[chunk])
-        if grad_weight is not None:  # not a view unless it must be: autograd adds the gradient of a tied embedding to it in place
+        if grad_weight is not None:  # not a view if possible: autograd adds the gradient of a tied embedding to it in place
             grad_weight = (grad_weight if len(grad_weight) == V else grad_weight[:V]).to(weight.dtype)
         ctx.gradients = [grad_hidden, grad_weight]
         return total
@@ -135,7 +135,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad_output):
         if ctx.gradients is None:
             raise RuntimeError('the chunked loss keeps its gradients for one backward only: set loss_implementation="full"')
-        gradients, ctx.gradients = ctx.gradients, None  # in place, so that no second gradient of the size of the head exists
+        gradients, ctx.gradients = ctx.gradients, None  # scaled in place: a second gradient of the head would double the memory
         hidden, weight = (None if gradient is None else gradient.mul_(grad_output) for gradient in gradients)
         return hidden, weight, None, None, None
 
@@ -146,12 +146,12 @@ def _padded(matrix: torch.Tensor, multiple: int) -> torch.Tensor:
 
 
 def _loss_and_gradient_(logits: torch.Tensor, targets: torch.Tensor, vocabulary: int, label_smoothing: float) -> torch.Tensor:
-    """The summed loss of a chunk, whose logits (n, V) become its gradient: softmax less the (smoothed) target."""
+    """The summed loss of a chunk; its logits (n, V) are overwritten with the gradient, softmax minus the (smoothed) target."""
     total = logits.new_zeros((), dtype=torch.float32)
     step = len(logits) if logits.is_cuda else SOFTMAX_ROWS
     for start in range(0, len(logits), step):
         part, target = logits[start : start + step], targets[start : start + step].unsqueeze(-1)
-        x = part.float()  # itself where it is fp32
+        x = part.float()  # no copy if it is fp32
         highest = x.amax(-1, keepdim=True)
         wanted = (1 - label_smoothing) * x.gather(-1, target)
         if label_smoothing:
@@ -175,8 +175,8 @@ def _add_product_(total: torch.Tensor, logits: torch.Tensor, rows: torch.Tensor)
         return
     step = total.shape[0] if total.is_cuda else VOCABULARY_CHUNK
     for start in range(0, total.shape[0], step):
-        words = slice(start, start + step)
-        total[words] += logits[:, words].T @ rows
+        chunk = slice(start, start + step)
+        total[chunk] += logits[:, chunk].T @ rows
 
 
 __all__ = [

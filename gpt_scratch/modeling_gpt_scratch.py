@@ -1,8 +1,8 @@
 """A GPT, written by hand: one readable file that covers GPT-2 and the Llama family.
 
 Read it top to bottom: norms, rotary positions, attention, MLP, block, base model, then the two heads. The mathematics is here; key/value
-caches, fused attention kernels, `generate` and checkpoint loading are transformers'. Positions count real tokens, so that padding on
-either side changes nothing, and documents packed into one row do not attend to one another: see `positions_gpt_scratch.py`.
+caches, fused attention kernels, `generate` and checkpoint loading come from transformers. Position ids count real tokens only, so padding
+on either side changes nothing, and documents packed into one row do not attend to each other: see `positions_gpt_scratch.py`.
 
 Sources: GPT-2 (Radford et al. 2019; OpenAI `gpt-2/src/model.py`), Llama (Touvron et al. 2023), rotary positions (Su et al. 2021,
 arXiv:2104.09864), RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467), grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245),
@@ -11,11 +11,11 @@ gated MLPs (Shazeer 2020, arXiv:2002.05202), sliding windows (Jiang et al. 2023,
 Shapes: B batch, T tokens of this call, S tokens seen so far (cache included), C hidden_size, H query heads, K key/value heads,
 D head_dim, I intermediate_size, V vocab_size, L num_labels.
 
-This file is copied into every saved checkpoint: it imports torch, transformers and its neighbours `from .name import x` only.
+This file is copied into every saved checkpoint, so it imports only torch, transformers and the files beside it (`from .name import x`).
 """
 
 # mypy: no-strict-optional
-# (what a configuration leaves open is filled in when it is built; its types still say None)
+# (optional settings are filled in when the configuration is built; their types still include None)
 
 from functools import partial
 from typing import Any
@@ -53,7 +53,7 @@ class GPTScratchLayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # (x - mean) / sqrt(variance + eps) * weight + bias, in one kernel that holds the statistics in fp32
+        # (x - mean) / sqrt(variance + eps) * weight + bias, in one kernel that computes the statistics in fp32
         return nn.functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
@@ -75,11 +75,11 @@ NORMS: dict[str, type[nn.Module]] = {"layernorm": GPTScratchLayerNorm, "rmsnorm"
 
 
 def rotary_embedding(config, position_ids: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines of every position, each (B, 1, T, D), ready to broadcast over the heads.
+    """Cosines and sines of the positions, each (B, 1, T, D), to be broadcast over the heads.
 
-    Pair i of a head turns by theta^(-2i/D) radians per position (Su et al. 2021, section 3.2.2); the scaled types, which stretch that
-    to longer contexts, are transformers'. Computed at each call: a cached table would be a buffer, which a meta-device load leaves
-    uninitialized. The angles are fp32 whatever `dtype` is, since bf16 cannot tell position 1000 from 1001.
+    Pair i of a head is rotated by theta^(-2i/D) radians per position (Su et al. 2021, section 3.2.2). The scaled types for longer
+    contexts come from transformers. The table is computed in each call: a buffer would stay uninitialized after loading on the meta
+    device. The angles are always fp32, because bf16 cannot represent both position 1000 and 1001.
     """
     if config.rope_parameters["rope_type"] == "default":
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=position_ids.device) / config.head_dim
@@ -92,7 +92,7 @@ def rotary_embedding(config, position_ids: torch.Tensor, dtype: torch.dtype) -> 
 
 
 def apply_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn pair (i, i + D/2) of each head by its angle: Llama's "half split" layout in the checkpoints of the Hub.
+    """Rotate pair (i, i + D/2) of each head by its angle: the "half split" layout of Llama checkpoints on the Hub.
 
     x (B, heads, T, D) -> the same shape.
     """
@@ -105,17 +105,17 @@ def eager_attention_forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention written out: softmax(Q K^T * scaling + mask) V (Vaswani et al. 2017, equation 1).
 
-    query (B, H, T, D), key and value (B, K, S, D), boolean or additive mask (B, 1, T, S), `None` for the causal one -> output
-    (B, T, H, D), weights (B, H, T, S). Every key/value head serves H/K query heads in a row. The softmax runs in fp32.
+    query (B, H, T, D), key and value (B, K, S, D), boolean or additive mask (B, 1, T, S), `None` for causal attention -> output
+    (B, T, H, D), weights (B, H, T, S). Each key/value head is shared by H/K consecutive query heads. The softmax runs in fp32.
     """
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scores = query @ key.transpose(-1, -2) * scaling  # (B, H, T, S)
-    if attention_mask is None:  # query t of the last T tokens sees the keys up to its own
+    if attention_mask is None:  # query t of the last T tokens attends to the keys up to its own position
         T, S = scores.shape[-2:]
         attention_mask = torch.ones(T, S, dtype=torch.bool, device=scores.device).tril(S - T)
     if attention_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)  # not -inf: padding may see nothing
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)  # not -inf: a padding row may be fully masked
     else:
         scores = scores + attention_mask
     weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
@@ -126,7 +126,7 @@ def eager_attention_forward(
 class GPTScratchAttention(nn.Module):
     """Causal multi-head self-attention with optional grouped key/value heads and rotary positions.
 
-    Any function of transformers' table computes it. `set_attn_implementation` works only where transformers finds the text
+    Any function of `ALL_ATTENTION_FUNCTIONS` can compute it. `set_attn_implementation` works only if transformers finds the text
     `ALL_ATTENTION_FUNCTIONS.get_interface(` or `ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]` in this file.
     """
 
@@ -152,7 +152,7 @@ class GPTScratchAttention(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, attention_mask=None, position_embeddings=None, past_key_values=None, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(B, T, C) -> (B, T, C), and the weights where the attention function returns any; cosines and sines (B, 1, T, D)."""
+        """(B, T, C) -> (B, T, C), and the weights if the attention function returns them; cosines and sines (B, 1, T, D)."""
         B, T, _ = hidden_states.shape
         # (B, T, heads * D) -> (B, heads, T, D); a view, nothing is copied
         query = self.q_proj(hidden_states).view(B, T, -1, self.head_dim).transpose(1, 2)
@@ -164,11 +164,11 @@ class GPTScratchAttention(nn.Module):
             cos, sin = position_embeddings
             query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
         if past_key_values is not None:
-            # kwargs in one piece: a static cache reads cache_position from it, a paged cache exchanges its settings
+            # kwargs as one object: a static cache reads cache_position from it, a paged cache modifies its settings
             key, value = past_key_values.update(key, value, self.layer_idx, kwargs)  # (B, K, S, D)
         attend = attention_function(self.config._attn_implementation, eager_attention_forward)
         kwargs |= {"dropout": self.attention_dropout if self.training else 0.0, "scaling": self.scaling}
-        kwargs |= {"sliding_window": self.config.sliding_window}  # for flash attention; the others find it in the mask
+        kwargs |= {"sliding_window": self.config.sliding_window}  # for flash attention; for the others the mask contains it
         output, weights = attend(self, query, key, value, attention_mask, **kwargs)
         return self.o_proj(output.reshape(B, T, -1)), weights  # (B, T, H, D) -> (B, T, C)
 
@@ -183,7 +183,7 @@ class GPTScratchMLP(nn.Module):
             self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
-        # GPT-2's GELU, 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), as one kernel: transformers' "gelu_new" takes seven
+        # GPT-2's GELU, 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), in one kernel; transformers' "gelu_new" needs seven
         self.act_fn = ACT2FN["gelu_pytorch_tanh" if config.hidden_act == "gelu_new" else config.hidden_act]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -211,18 +211,18 @@ class GPTScratchBlock(nn.Module):
         self.post_attention_layernorm = norm(config.hidden_size, eps=config.norm_eps)
         self.mlp = GPTScratchMLP(config)
         self.dropout = nn.Dropout(config.residual_dropout)
-        # What these two write adds up in the residual stream, layer by layer: see _init_weights.
+        # The outputs of these two are summed in the residual stream over all layers: see _init_weights.
         self.self_attn.o_proj.adds_to_residual = self.mlp.down_proj.adds_to_residual = True  # type: ignore[assignment]
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(B, T, C) -> (B, T, C), and the attention weights (B, H, T, S) where the attention function returns any."""
+        """(B, T, C) -> (B, T, C), and the attention weights (B, H, T, S) if the attention function returns them."""
         attention_output, weights = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
         hidden_states = hidden_states + self.dropout(attention_output)
         return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states))), weights
 
 
 class GPTScratchPreTrainedModel(AnyRelease, PreTrainedModel):
-    """What the base model and both heads share: initialization, and what transformers may ask of them."""
+    """Base class of the model and both heads: weight initialization and the features declared to transformers."""
 
     config_class = GPTScratchConfig
     config: GPTScratchConfig
@@ -233,7 +233,7 @@ class GPTScratchPreTrainedModel(AnyRelease, PreTrainedModel):
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = _can_compile_fullgraph = True
 
     def __init__(self, config: GPTScratchConfig):
-        config.validate_architecture()  # once more: from_pretrained(..., hidden_act="...") changes it after it was built
+        config.validate_architecture()  # again: from_pretrained(..., hidden_act="...") changes it after it was built
         super().__init__(config)
 
     @torch.no_grad()
@@ -241,10 +241,10 @@ class GPTScratchPreTrainedModel(AnyRelease, PreTrainedModel):
         """Initialize the parameters of one module.
 
         "gpt2" is OpenAI's, normal with standard deviation 0.02: "We scale the weights of residual layers at initialization by a factor
-        of 1/sqrt(N) where N is the number of residual layers" (Radford et al. 2019, section 2.3), N = 2 layers. "gpt2_zero" has zeros in
-        their place. "pytorch" is the default of nn.Linear and nn.Embedding.
+        of 1/sqrt(N) where N is the number of residual layers" (Radford et al. 2019, section 2.3), N = 2 layers. "gpt2_zero" sets these
+        to zero. "pytorch" is the default of nn.Linear and nn.Embedding.
         """
-        init = nn.init  # by this name: transformers patches its functions to skip what was loaded
+        init = nn.init  # looked up here: transformers patches these functions to skip loaded weights
         if isinstance(module, nn.Linear | nn.Embedding) and self.config.initialization == "pytorch":
             module.reset_parameters()
         elif isinstance(module, nn.Linear | nn.Embedding):
@@ -261,7 +261,7 @@ class GPTScratchPreTrainedModel(AnyRelease, PreTrainedModel):
 
 
 class GPTScratchModel(GPTScratchPreTrainedModel):
-    """Embeddings, blocks and the final norm, without a head: token ids in, hidden states out."""
+    """The base model without a head: embeddings, blocks and the final norm; token ids in, hidden states out."""
 
     def __init__(self, config: GPTScratchConfig):
         super().__init__(config)
@@ -271,7 +271,7 @@ class GPTScratchModel(GPTScratchPreTrainedModel):
         self.dropout = nn.Dropout(config.embedding_dropout)
         self.layers = nn.ModuleList(GPTScratchBlock(config, layer_idx) for layer_idx in range(config.num_hidden_layers))
         self.norm = NORMS[config.norm_type](config.hidden_size, eps=config.norm_eps)
-        self.gradient_checkpointing = False  # transformers sets it, with _gradient_checkpointing_func beside it
+        self.gradient_checkpointing = False  # set by transformers, together with _gradient_checkpointing_func
         self.post_init()
 
     def forward(
@@ -289,16 +289,16 @@ class GPTScratchModel(GPTScratchPreTrainedModel):
         **kwargs: Any,
     ) -> BaseModelOutputWithPast | tuple:
         r"""
-        input_ids (`torch.LongTensor`, (B, T)): token ids; or `inputs_embeds` (B, T, C) in their place.
+        input_ids (`torch.LongTensor`, (B, T)): token ids; or pass `inputs_embeds` (B, T, C) instead.
         attention_mask (`torch.Tensor`, (B, S) or a prepared (B, 1, T, S)): 1 for tokens, 0 for padding, on either side.
-        position_ids (`torch.LongTensor`, (B, T) or (1, T)): by default the number of real tokens before each one. Where they restart or
-            jump, and no cache is given, another document begins, which does not attend to the one before.
-        past_key_values (`Cache`): keys and values of earlier calls, extended in place. `cache` is the same, as in transformers 5.24.
+        position_ids (`torch.LongTensor`, (B, T) or (1, T)): by default the number of real tokens before each one. Without a cache, a new
+            document starts where they restart or jump; it does not attend to the previous one.
+        past_key_values (`Cache`): keys and values of earlier calls, updated in place. Transformers 5.24 calls it `cache`.
 
-        Returns last_hidden_state (B, T, C), the cache, and on request hidden_states and attentions (eager only).
+        Returns last_hidden_state (B, T, C), the cache, and optionally hidden_states and attentions (eager only).
 
-        Raises `ValueError` for arguments that contradict each other, and for sequences longer than `max_position_embeddings` where
-        positions are learned; `TypeError` for an unknown argument.
+        Raises `ValueError` for contradictory arguments, and for sequences longer than `max_position_embeddings` if positions are
+        learned; `TypeError` for an unknown argument.
         """
         past_key_values = only_cache(past_key_values, cache, kwargs)
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
@@ -314,7 +314,7 @@ class GPTScratchModel(GPTScratchPreTrainedModel):
         if self.config.position_embedding_type == "learned":
             refuse_positions_beyond(self.config.max_position_embeddings, position_ids)
         if use_cache and past_key_values is None:
-            past_key_values = DynamicCache()  # of all keys: `generate` makes one that keeps the window only
+            past_key_values = DynamicCache()  # keeps all keys; `generate` creates one that keeps only the sliding window
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         position_embeddings = None
         if self.config.position_embedding_type == "learned":
@@ -325,7 +325,7 @@ class GPTScratchModel(GPTScratchPreTrainedModel):
         kwargs |= {"attention_mask": mask, "position_embeddings": position_embeddings, "position_ids": position_ids}
         kwargs |= {"past_key_values": past_key_values}
         all_states, all_weights = [hidden_states], []
-        # Sliced, since early-exit assisted decoding lowers num_hidden_layers for a while.
+        # Sliced because early-exit assisted decoding temporarily lowers num_hidden_layers.
         for block in self.layers[: self.config.num_hidden_layers]:
             if checkpointing:
                 hidden_states, weights = self._gradient_checkpointing_func(partial(block.__call__, **kwargs), hidden_states)
@@ -346,7 +346,7 @@ class GPTScratchModel(GPTScratchPreTrainedModel):
 
 
 class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):
-    """The language model: hidden states times the (tied or own) output embedding gives next-token logits."""
+    """The language model: a linear head, optionally tied to the token embedding, computes next-token logits."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -356,7 +356,7 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = GPTScratchModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
-        # Of the run and not of the model: training scripts set them here, where no checkpoint keeps them.
+        # Settings of a training run: the scripts set them on the model, so that they are not saved in the configuration.
         self.loss_implementation = config.loss_implementation
         self.label_smoothing = 0.0  # in training mode only
         self.post_init()
@@ -377,24 +377,24 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
         r"""
-        As [`GPTScratchModel.forward`], and:
+        Arguments of [`GPTScratchModel.forward`], and:
 
-        labels (`torch.LongTensor`, (B, T)): token ids, usually `input_ids` itself: shifted here, once, so that position t is scored on
-            token t + 1; -100 does not count. `shift_labels`, in kwargs, are shifted already.
-        logits_to_keep (`int` or `torch.Tensor`): compute logits for the last n positions, or for these; 0 for all.
-        num_items_in_batch (`int` or `torch.Tensor`): the summed loss is divided by it: the number of scored tokens over all accumulated
+        labels (`torch.LongTensor`, (B, T)): token ids, usually `input_ids`. They are shifted here, so that position t predicts token
+            t + 1; -100 is ignored. `shift_labels` in kwargs are shifted already.
+        logits_to_keep (`int` or `torch.Tensor`): compute logits for the last n positions, or for these indices; 0 for all.
+        num_items_in_batch (`int` or `torch.Tensor`): divisor of the summed loss, the number of target tokens over all accumulated
             batches and processes. Without it, the loss is the mean over this batch.
 
-        Returns loss (scalar, fp32) where labels are given and logits (B, T, V); these are `None` in training mode with labels and
+        Returns loss (scalar, fp32) if labels are given, and logits (B, T, V), which are `None` in training mode with labels and
         `loss_implementation` "chunked".
         """
-        shift_labels = kwargs.pop("shift_labels", None)  # by name, Trainer would take it for a label that every batch must have
+        shift_labels = kwargs.pop("shift_labels", None)  # not a named argument: Trainer would expect it in every batch
         kwargs |= {"cache": cache, "return_dict": True}
         outputs = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **kwargs)
         hidden_states, logits, loss = outputs.last_hidden_state, None, None
         scored = labels is not None or shift_labels is not None
         smoothing = self.label_smoothing if self.training else 0.0
-        # Past the module, the head's weight is taken only where no adapter and no quantization has replaced it, and no bias is added.
+        # The chunked loss reads the head's weight directly: only if the head is a plain nn.Linear (no adapter, not quantized) without bias.
         chunked = self.loss_implementation == "chunked" and type(self.lm_head) is nn.Linear and self.lm_head.bias is None
         if scored and self.training and chunked:
             loss = chunked_language_modeling_loss(
@@ -409,9 +409,7 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):
         return self.as_asked(CausalLMOutputWithPast(loss=loss, logits=logits, **others), return_dict)
 
     def prepare_inputs_for_generation(self, input_ids, *args, inputs_embeds=None, **kwargs):
-        """As transformers' own, and checked outside of a forward that may be compiled: tokens that `generate` does not hand to `forward`
-        again must be in the cache, and the learned positions must reach far enough.
-        """
+        """Also checks, outside of a possibly compiled forward, that the cache contains the skipped tokens and that positions suffice."""
         inputs = super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
         positions = inputs.get("position_ids")
         if positions is not None and self.config.position_embedding_type == "learned":
@@ -421,10 +419,10 @@ class GPTScratchForCausalLM(GPTScratchPreTrainedModel, GenerationMixin):
 
 
 class GPTScratchForSequenceClassification(GPTScratchPreTrainedModel):
-    """A classifier: one linear layer on the last real token, the only one that has seen the whole text."""
+    """A classifier: a linear layer on the last real token, the only one that attends to the whole text."""
 
-    # Its loss is a mean over the rows of the batch. Trainer would take **kwargs as a promise to divide by
-    # num_items_in_batch, and stop dividing accumulated losses itself.
+    # The loss is a mean over the rows of the batch. Because of **kwargs, Trainer would assume that forward divides by
+    # num_items_in_batch, and would no longer divide accumulated losses itself.
     accepts_loss_kwargs = False
 
     def __init__(self, config: GPTScratchConfig):
@@ -449,13 +447,13 @@ class GPTScratchForSequenceClassification(GPTScratchPreTrainedModel):
         **kwargs: Any,
     ) -> SequenceClassifierOutputWithPast | tuple:
         r"""
-        As [`GPTScratchModel.forward`], and:
+        Arguments of [`GPTScratchModel.forward`], and:
 
         labels: class ids (B,) for `problem_type` "single_label_classification", 0/1 floats (B, L) for
             "multi_label_classification", floats (B,) or (B, L) for "regression".
 
-        Returns loss (scalar, a mean over rows) where labels are given and logits (B, L). Raises `ValueError` where the last token of each
-        of several rows cannot be known: no attention_mask, and no pad token in the configuration (or embeddings in place of ids).
+        Returns loss (scalar, mean over rows) if labels are given, and logits (B, L). Raises `ValueError` if the last token of several
+        rows cannot be found: without an attention_mask, and without a pad token in the configuration or with embeddings as input.
         """
         knows_padding = input_ids is not None and self.config.pad_token_id is not None
         if attention_mask is None and past_key_values is None and cache is None and knows_padding:
@@ -473,8 +471,8 @@ class GPTScratchForSequenceClassification(GPTScratchPreTrainedModel):
         return self.as_asked(SequenceClassifierOutputWithPast(loss=loss, logits=logits, **others), return_dict)
 
 
-# Saving copies this file and its neighbours beside the weights. Here and not in the package, so that a model whose code came from a
-# checkpoint takes it along: transformers 4.46 does not do that by itself.
+# Saving copies this file and those beside it into the checkpoint. Registered here and not in the package, so that a model whose code was
+# loaded from a checkpoint is saved with its code, too: transformers 4.46 does not do this itself.
 GPTScratchModel.register_for_auto_class("AutoModel")
 GPTScratchForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 GPTScratchForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")

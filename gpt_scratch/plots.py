@@ -1,4 +1,4 @@
-"""Plots of a run, drawn from the log that Trainer keeps, and the figure on which every plot of this package is drawn."""
+"""Plots of a run from Trainer's log, and the figure used by every plot of this package."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,8 +13,8 @@ History: TypeAlias = Sequence[Mapping[str, float]]
 
 
 def curve_style(key: str) -> dict[str, str]:
-    """Colour and line of a column of Trainer's log, the same in every plot: training blue and dashed, validation orange, the loss measured
-    on training rows green and dotted.
+    """Colour and line style of a column of Trainer's log, the same in every plot: training blue and dashed, validation orange, evaluated
+    training loss green and dotted.
     """
     if key.startswith("train_eval"):
         return {"color": "C2", "linestyle": ":"}
@@ -24,19 +24,19 @@ def curve_style(key: str) -> dict[str, str]:
 
 
 def series(history: History, key: str, x: str = "step") -> tuple[list[float], list[float]]:
-    """The pairs (x, value) of all log entries that hold both."""
+    """The pairs (x, value) of all log entries that have both."""
     points = [(entry[x], entry[key]) for entry in history if key in entry and x in entry]
     return [point[0] for point in points], [point[1] for point in points]
 
 
 def plot_losses(history: History, path: str | Path, title: str = "", warning_step: float | None = None) -> list[Path]:
-    """Training and validation loss against steps, with tokens seen on a second axis; as PNG and PDF.
+    """Plot training and validation loss against steps, with tokens seen on a second axis; PNG and PDF.
 
     Args:
         history: `trainer.state.log_history`.
-        path: without a suffix; `.png` and `.pdf` are written, whole or not at all.
+        path: without a suffix; `.png` and `.pdf` are written atomically.
         title: heading.
-        warning_step: step from which validation loss rose while training loss fell, marked by a line.
+        warning_step: step from which validation loss rises while training loss falls, marked by a line.
 
     Returns the two files.
     """
@@ -67,7 +67,7 @@ def plot_losses(history: History, path: str | Path, title: str = "", warning_ste
 
 
 def save_lines(history: History, labels: Mapping[str, str], x: str, path: str | Path, x_label: str, y_label: str) -> list[Path]:
-    """One line for each key of `labels` that the log holds, against its column `x`; as PNG and PDF."""
+    """Plot one line for each key of `labels` in the log against its column `x`; PNG and PDF."""
     figure, axes = new_figure()
     for key, label in labels.items():
         xs, values = series(history, key, x)
@@ -82,8 +82,8 @@ def save_lines(history: History, labels: Mapping[str, str], x: str, path: str | 
 
 
 def new_figure(size: tuple[float, float] = (7, 4.2), grid: tuple[int, int] | None = None):
-    """A figure with one set of axes, or with rows x columns of them. Not pyplot's: that keeps every figure of a long run and may
-    look for a display.
+    """A figure with one set of axes, or with a grid of rows x columns. pyplot is not used: it keeps all figures in memory and may need a
+    display.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -94,9 +94,9 @@ def new_figure(size: tuple[float, float] = (7, 4.2), grid: tuple[int, int] | Non
 
 
 def save_figure(figure, path: str | Path, suffixes: Sequence[str] = (".png", ".pdf")) -> list[Path]:
-    """Write `path` with each suffix, each file whole or not at all; returns the files.
+    """Write the figure to `path` with each suffix, atomically; returns the files.
 
-    All text in the figure is taken literally: a `$` in a name begins no formula.
+    All text in the figure is literal: a `$` in a name does not start a formula.
     """
     from matplotlib.text import Text
     from matplotlib.ticker import LogFormatter
@@ -109,7 +109,7 @@ def save_figure(figure, path: str | Path, suffixes: Sequence[str] = (".png", ".p
         for label in axis.get_ticklabels(which="both")
     }
     for text in figure.findobj(Text):
-        text.set_parse_math(text in powers)  # the powers of ten of a logarithmic axis are formulas
+        text.set_parse_math(text in powers)  # tick labels of a logarithmic axis are formulas
     written = []
     for suffix in suffixes:
         target = Path(f"{path}{suffix}")
@@ -120,8 +120,8 @@ def save_figure(figure, path: str | Path, suffixes: Sequence[str] = (".png", ".p
 
 
 def plot_or_warn(plot: Callable[..., Any], *args: Any) -> None:
-    """Call `plot(*args)`. What goes wrong in a plot of a training run is a warning, since a plot must not cost the run."""
+    """Call `plot(*args)`; errors become a warning, so that a failed plot does not end a training run."""
     try:
         plot(*args)
     except Exception as error:
-        print(f"warning: a plot could not be drawn, and the run continues without it: {one_line(innermost(error))}")
+        print(f"warning: a plot could not be drawn and is skipped: {one_line(innermost(error))}")

@@ -2,7 +2,7 @@
 
 Shapes: B batch, T tokens of this call, S tokens seen so far (cache included).
 
-This file is copied into every saved checkpoint: it imports torch and its neighbours only.
+This file is copied into every saved checkpoint, so it imports only torch and the files beside it.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from .releases_gpt_scratch import fixed_length, keys_within
 
 
 def values_are_known(tensor: torch.Tensor) -> bool:
-    """Whether Python may branch on the values of `tensor`: not under a tracer, on the meta device or under a fake tensor mode."""
+    """Whether Python code may branch on the values of `tensor`: not while tracing, on the meta device or with fake tensors."""
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     return not traced and type(tensor) is torch.Tensor and not tensor.is_meta
 
@@ -26,22 +26,21 @@ def mask_and_positions(
     implementation: str | None,
     window: int | None = None,
 ) -> tuple[Any, torch.Tensor]:
-    """The mask as the attention function takes it, and positions (B, T) or (1, T).
+    """The mask in the form that the attention function expects, and position ids (B, T) or (1, T).
 
     Args:
-        tokens: ids (B, T) or embeddings (B, T, C); only their number and device count.
+        tokens: ids (B, T) or embeddings (B, T, C); only their shape and device are used.
         attention_mask: (B, S), nonzero for real tokens, or a prepared mask, which is returned unchanged.
-        position_ids: of the caller, or None.
+        position_ids: passed by the caller, or `None`.
         cache: keys and values of earlier tokens, or None.
-        implementation: of attention, as `config._attn_implementation` names it.
-        window: how many tokens each one attends to at most, itself included; `None` for all.
+        implementation: name of the attention function, `config._attn_implementation`.
+        window: sliding window, the number of tokens that each token attends to, including itself; `None` for all.
 
-    Returns `None` for the mask where plain causal attention suffices. Raises `ValueError` for packed documents that flash attention would
-    mix.
+    The mask is `None` if plain causal attention suffices. Raises `ValueError` for packed documents that flash attention would mix.
     """
     implementation, T = implementation or "eager", tokens.shape[1]
     prepared = attention_mask is not None and not (isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2)
-    paged = cache is not None and "flash" in implementation  # such a cache may not have one length for all rows
+    paged = cache is not None and "flash" in implementation  # the rows of such a cache may differ in length
     if position_ids is not None and (prepared or paged):
         return attention_mask, position_ids
     past_length = 0 if cache is None else cache.get_seq_length()
@@ -62,14 +61,14 @@ def mask_and_positions(
         )
     if implementation not in ("eager", "sdpa", "flex_attention"):
         if window is not None and cache is not None and attention_mask is not None:
-            count, _ = keys_within(cache, columns)  # a cache may have dropped what lies before the window
+            count, _ = keys_within(cache, columns)  # a cache may have dropped the keys before the window
             attention_mask = attention_mask[:, -count:]
-        return attention_mask, position_ids  # made causal by the kernel, or by another library's attention, such as vLLM's
+        return attention_mask, position_ids  # the kernel, or another library's attention such as vLLM's, applies the causal mask
     if window is not None and (cache is not None or window < T):
         key_length, first = (T, 0) if cache is None else keys_within(cache, columns)
         return causal_mask(columns, key_length, attention_mask, documents, implementation, window, first), position_ids
     longest = fixed_length(cache)
-    # Without a mask eager attention and sdpa are causal, flex attention is not.
+    # Without a mask, eager attention and sdpa are causal; flex attention is not.
     if attention_mask is documents is longest is None and (T == 1 or (implementation != "flex_attention" and past_length == 0)):
         return None, position_ids
     key_length = past_length + T if longest is None else longest
@@ -77,8 +76,8 @@ def mask_and_positions(
 
 
 def refuse_positions_beyond(limit: int, position_ids: torch.Tensor) -> None:
-    """Raise `ValueError` for positions beyond a table of `limit` learned ones."""
-    # Under a tracer values are unknown; the length of the call still is not.
+    """Raise `ValueError` for positions beyond a table of `limit` learned position embeddings."""
+    # While tracing, the values are unknown, but the length of the input is known.
     last = int(position_ids.max()) + 1 if values_are_known(position_ids) else position_ids.shape[1]
     if last > limit:
         raise ValueError(
@@ -88,11 +87,11 @@ def refuse_positions_beyond(limit: int, position_ids: torch.Tensor) -> None:
 
 
 def count_positions(columns: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """Positions of the new tokens, (B, T) or (1, T): the number of real tokens before each one; padding counts as 0.
+    """Positions of the new tokens, (B, T) or (1, T): the number of real tokens before each one; leading padding has position 0.
 
     Args:
-        columns: (T,), index of each new token in its row, padding and cached tokens included.
-        attention_mask: (B, S), nonzero for real tokens; a prepared mask of four dimensions holds no positions.
+        columns: (T,), index of each new token in its row, counting padding and cached tokens.
+        attention_mask: (B, S), nonzero for real tokens; a prepared 4-dimensional mask is ignored.
 
     >>> count_positions(torch.arange(4), torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0]])).tolist()
     [[0, 0, 1, 2], [0, 1, 1, 1]]
@@ -103,10 +102,10 @@ def count_positions(columns: torch.Tensor, attention_mask: torch.Tensor | None) 
 
 
 def find_documents(position_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-    """Which document of its row each token belongs to, as a number, (B, T); `None` where every row holds only one.
+    """A document number for each token, (B, T); `None` if every row contains a single document.
 
-    A position less the number of real tokens before it is the same throughout a document, and another in the next, where
-    positions restart.
+    The difference between a token's position and the number of real tokens before it is constant within a document, and changes in the
+    next one because positions restart.
 
     Args:
         position_ids: (B, T).
@@ -120,7 +119,7 @@ def find_documents(position_ids: torch.Tensor, attention_mask: torch.Tensor | No
         attention_mask = torch.ones_like(position_ids)
     documents = position_ids - attention_mask.long().cumsum(-1)
     if not values_are_known(documents):
-        return documents  # right for one document too
+        return documents  # also correct for a single document
     padding = attention_mask == 0
     highest, lowest = documents.masked_fill(padding, -(2**31)).amax(-1), documents.masked_fill(padding, 2**31).amin(-1)
     return None if bool((highest <= lowest).all()) else documents
@@ -135,20 +134,20 @@ def causal_mask(
     window: int | None = None,
     first: int = 0,
 ) -> Any:
-    """What each new token may attend to: real tokens of its own document up to itself, in the window. A padding token attends to itself
-    too, so that no row of the softmax is empty.
+    """The causal mask: each new token attends to real tokens of its own document up to itself, within the window. A padding token also
+    attends to itself, so that no row of the softmax is empty.
 
     Args:
         columns: (T,), index of each new token in its row.
         key_length: S, the number of keys.
-        attention_mask: (B, up to S), nonzero for real tokens; columns beyond its end are still to come.
-        documents: (B, T) from `find_documents`, only where S = T.
-        implementation: of attention, as `config._attn_implementation` names it.
-        window: how many tokens each one attends to at most, itself included; `None` for all.
-        first: column of the first key, where a cache has dropped those before it.
+        attention_mask: (B, up to S), nonzero for real tokens; later columns are tokens of a static cache that are not generated yet.
+        documents: (B, T) from `find_documents`, only if S = T.
+        implementation: name of the attention function, `config._attn_implementation`.
+        window: sliding window, the number of tokens that each token attends to, including itself; `None` for all.
+        first: column of the first key, if a cache has dropped earlier ones.
 
     Returns:
-        A boolean mask (B, 1, T, S), or (1, 1, T, S) where all rows are alike; for flex attention its `BlockMask`.
+        A boolean mask (B, 1, T, S), or (1, 1, T, S) if it is the same for all rows; a `BlockMask` for flex attention.
 
     >>> causal_mask(torch.arange(1, 3), 3, torch.tensor([[0, 1, 1]]))[0, 0].int().tolist()
     [[0, 1, 0], [0, 1, 1]]
@@ -186,7 +185,7 @@ def causal_mask(
 
 
 def real_span(input_ids: torch.Tensor, pad_token_id: int) -> torch.Tensor:
-    """An attention mask from ids, (B, T): 1 from the first to the last token that is not padding; a pad id inside is a token.
+    """An attention mask from ids, (B, T): 1 from the first to the last token that is not padding; a pad id in between is a token.
 
     >>> real_span(torch.tensor([[0, 5, 0, 6, 0]]), 0).tolist()
     [[0, 1, 1, 1, 0]]
@@ -198,7 +197,7 @@ def real_span(input_ids: torch.Tensor, pad_token_id: int) -> torch.Tensor:
 def last_real_token(attention_mask: torch.Tensor | None, hidden_states: torch.Tensor) -> torch.Tensor:
     """Index of the last real token of each row of `hidden_states`, (B, T, C) -> (B,).
 
-    Raises `ValueError` where it cannot be known: several rows without a mask of two dimensions (B, S).
+    Raises `ValueError` if it cannot be found: several rows without a 2-dimensional mask (B, S).
 
     >>> last_real_token(torch.tensor([[1, 1, 1, 0], [0, 0, 1, 1]]), torch.zeros(2, 4, 1)).tolist()
     [2, 3]

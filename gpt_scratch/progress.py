@@ -1,4 +1,4 @@
-"""Work that may take long, with a name: a bar in a terminal, a line in a log; neither where it takes no time."""
+"""Progress of long-running work: a bar in a terminal, a line in a log, nothing if it is quick."""
 
 import sys
 import threading
@@ -9,11 +9,11 @@ from typing import TypeVar
 from tqdm import tqdm
 
 Item = TypeVar("Item")
-SECONDS = 2.0  # work that is done earlier is not shown
+SECONDS = 2.0  # delay before anything is shown
 
 
 def bar(items: Iterable[Item], name: str, unit: str = "it", total: int | None = None) -> Iterator[Item]:
-    """`items`, with a bar on standard error while they are worked on; where that is no terminal, one line with the name."""
+    """Iterate over `items` with a progress bar on standard error; if that is not a terminal, print one line with the name."""
     if sys.stderr.isatty():
         yield from tqdm(items, desc=name, unit=unit, total=total, delay=SECONDS, leave=False, dynamic_ncols=True)
     else:
@@ -23,7 +23,7 @@ def bar(items: Iterable[Item], name: str, unit: str = "it", total: int | None = 
 
 @contextmanager
 def named(name: str) -> Iterator[None]:
-    """Work without steps: its name on standard error when it takes longer than `SECONDS`."""
+    """Context manager for work without steps: prints its name on standard error if it takes longer than `SECONDS`."""
     timer = threading.Timer(SECONDS, lambda: print(f"{name} ...", file=sys.stderr, flush=True))
     timer.daemon = True
     timer.start()

@@ -1,4 +1,4 @@
-"""Where a figure comes from: the command, the commit, the versions and the hardware that made it."""
+"""Provenance of a result: the command, commit, versions and hardware that produced it."""
 
 import os
 import platform
@@ -14,13 +14,13 @@ import torch
 
 from .configuration_gpt_scratch import VERSION
 
-PROJECT_PAGE = ""  # the project's address; empty while there is none, since a link must lead somewhere
-# Their versions are read from the packages' metadata: importing them costs 90 MB.
+PROJECT_PAGE = ""  # URL of the project; empty while there is none, so that no dead links are written
+# Versions are read from the packages' metadata: importing them would take 90 MB.
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "accelerate")
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions, hardware and the command of this run, so that a figure can be traced to it. Holds no path of this machine."""
+    """Versions, hardware and command of this run, so that results can be traced to it. Contains no path of this machine."""
     cuda = torch.cuda.is_available()
     return {
         "command": shlex.join([os.path.basename(sys.argv[0]), *(_without_folder(word) for word in sys.argv[1:])]),
@@ -38,14 +38,14 @@ def _without_folder(word: str) -> str:
 
 
 def without_folders(value: Any) -> Any:
-    """A setting, or a list of them, without the folders of this machine: of an absolute path the last name is left."""
+    """A setting, or a list of settings, with absolute paths replaced by their last component."""
     if isinstance(value, list):
         return [without_folders(item) for item in value]
     return _without_folder(value) if isinstance(value, str) else value
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that the package runs from; `None` where it is installed from a wheel."""
+    """The commit of the checkout that the package runs from; `None` if it is installed from a wheel."""
     folder = Path(__file__).resolve().parent
     found = subprocess.run(
         ["git", "-C", str(folder), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""The numbers that flags and settings may have, in one table: values outside are ignored or misread by libraries, or fail hours later."""
+"""The allowed ranges of all numeric flags and settings: values outside are ignored by libraries, or fail hours later."""
 
 import argparse
 import math
@@ -60,10 +60,10 @@ Flags = TypeVar("Flags", bound=argparse.Namespace)
 
 
 def check_ranges(values: Mapping[str, Any], prefix: str = "") -> None:
-    """Refuse numbers outside of their ranges, and any that is NaN or infinite; lists by each of their items.
+    """Refuse numbers outside of their range, NaN and infinite values; lists are checked by item.
 
     Raises:
-        UserError: names the value, after `prefix` ("--" for flags), and what is allowed.
+        UserError: names the setting, after `prefix` ("--" for flags), the value and the range.
     """
     for name, value in values.items():
         for number in value if isinstance(value, (list, tuple)) else [value]:
@@ -75,7 +75,7 @@ def check_ranges(values: Mapping[str, Any], prefix: str = "") -> None:
 
 
 def check_flags(args: Flags) -> Flags:
-    """What argparse returned, unchanged.
+    """Check the ranges of parsed flags and return them unchanged.
 
     Raises:
         UserError: a number out of range.
@@ -93,5 +93,5 @@ def _allowed(lowest: float, highest: float) -> str:
 
 
 def _end(value: float) -> str:
-    """A bound that is the float next to a whole number excludes that."""
+    """Format a bound; the float next to an integer means that the integer is excluded."""
     return f"{value:,}" if value == round(value) else f"{round(value):,} (excluded)"

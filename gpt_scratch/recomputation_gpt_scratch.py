@@ -1,9 +1,9 @@
-"""Activation recomputation: the backward computes cheap activations again, so that the forward need not keep them.
+"""Activation recomputation: cheap activations are computed again in the backward pass instead of being saved in the forward pass.
 
-Autograd keeps what a product needs for its gradients. An activation function between two products makes that large, and costs next
-to nothing to repeat; `recomputed` keeps only its arguments.
+Autograd saves the inputs of every matrix product. The output of an activation function between two products is large and cheap to
+recompute; `recomputed` saves only the inputs of the function.
 
-This file is copied into every saved checkpoint: it imports torch only.
+This file is copied into every saved checkpoint, so it imports only torch.
 """
 
 from collections.abc import Callable
@@ -19,12 +19,12 @@ def recomputed(
     *arguments: torch.Tensor,
     others: tuple[torch.Tensor, ...] = (),
 ) -> AbstractContextManager:
-    """Within it, autograd keeps `arguments` in place of `result`, and calls `function` on them again in the backward.
+    """A context manager in which autograd saves `arguments` instead of `result`, and calls `function` on them again in the backward pass.
 
-    For a result that is large and cheap: the activations of the MLPs are a quarter of what a layer keeps, and a hundredth of its time.
-    (`torch.utils.checkpoint` would fetch the weights anew in the backward, which may be others by then.) `arguments` and `others`,
-    the other activations that are used within, are kept as autograd keeps any tensor, through the hooks of gradient checkpointing or
-    offloading where these are set. The compiler makes this choice for itself.
+    For results that are large and cheap to compute: the activations of the MLPs take a quarter of the saved memory of a layer, and a
+    hundredth of its time. (`torch.utils.checkpoint` would read the weights again in the backward pass, and they may have changed.)
+    `arguments` and `others`, the other activations used inside, are saved like any tensor, through the saved-tensor hooks of gradient
+    checkpointing or offloading. Under `torch.compile` the compiler decides what to recompute.
     """
     trained = all(x.requires_grad for x in arguments)
     if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not trained:
@@ -33,9 +33,9 @@ def recomputed(
 
 
 class Keep(torch.autograd.Function):
-    """A node that holds tensors for the backward; its `saved_tensors` gives them back, and refuses those changed in place.
+    """A node that saves tensors for the backward pass; its `saved_tensors` returns them, and raises if one was changed in place.
 
-    What it returns has to be kept: before torch 2.13 the node alone does not hold them.
+    Keep a reference to its output: before torch 2.13 the node alone does not keep the tensors alive.
     """
 
     @staticmethod
@@ -49,7 +49,7 @@ class Keep(torch.autograd.Function):
 
 
 class Recomputed(torch.autograd.graph.saved_tensors_hooks):
-    """See `recomputed`. Tensors that it was not given, the weights of a product, stay as they are."""
+    """See `recomputed`. Other tensors, the weights of a product, are saved unchanged."""
 
     def __init__(
         self,
@@ -61,11 +61,11 @@ class Recomputed(torch.autograd.graph.saved_tensors_hooks):
         super().__init__(self.pack, self.unpack)
         self.function, self.dtype, self.result = function, result.dtype, memory(result)
         self.arguments = Keep.apply(*arguments)
-        # a node for each, since gradient checkpointing lets a kept tensor be fetched only once
+        # a node for each, because gradient checkpointing allows a saved tensor to be unpacked only once
         self.others = {memory(tensor): Keep.apply(tensor) for tensor in others if tensor.requires_grad}
 
     def pack(self, tensor: torch.Tensor) -> tuple[Any, Any]:
-        if memory(tensor) == self.result:  # itself or a view of it
+        if memory(tensor) == self.result:  # the result or a view of it
             return self.arguments, tensor.shape
         if memory(tensor) in self.others:
             return self.others[memory(tensor)], (tensor.shape, tensor.stride(), tensor.storage_offset())
@@ -79,7 +79,7 @@ class Recomputed(torch.autograd.graph.saved_tensors_hooks):
             (tensor,) = kept.grad_fn.saved_tensors
             same = (tensor.shape, tensor.stride(), tensor.storage_offset()) == what
             return tensor if same else tensor.as_strided(*what)
-        if kept._version != what:  # autograd's own check, which hooks switch off
+        if kept._version != what:  # autograd's own check, which saved-tensor hooks disable
             raise RuntimeError("a weight was changed in place between the forward and the backward that needs it")
         return kept
 
@@ -90,9 +90,9 @@ class Recomputed(torch.autograd.graph.saved_tensors_hooks):
             self.unpack_hook,
             self.arguments,
             self.others,
-        )  # the graph holds what was packed: no cycle must keep it longer
+        )  # the graph owns the packed tensors: a reference cycle would keep them alive longer
 
 
 def memory(tensor: torch.Tensor) -> int:
-    """Equal for views of the same memory while that is held, also of tensors without any (meta, fake), whose addresses are all 0."""
+    """Equal for views of the same storage while it is alive; also for tensors without memory (meta, fake), whose addresses are all 0."""
     return id(tensor.untyped_storage())

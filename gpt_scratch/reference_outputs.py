@@ -1,8 +1,8 @@
-"""What a model computes, in a small file beside it: a few fixed rows of tokens, their highest logits, their greedy continuation.
+"""Reference outputs of a model in a small file beside its weights: a few fixed prompts, their top logits and greedy continuations.
 
-`reference_outputs.json` is what `verify_checkpoint.py` compares a checkpoint with, on any machine and with any version. Everything in it
-comes from plain forwards of one row in float32, without padding and without a cache, one for each token that is added, so that no error
-of a cache or of a mask can get into it.
+`verify_checkpoint.py` compares a checkpoint with its `reference_outputs.json`, on any machine and with any version. The outputs are
+computed by forward passes of single rows in float32, without padding and without a cache, one pass per generated token, so that no bug of
+a cache or a mask affects them.
 
 The file, with n tokens of continuation (n = 0 and one row of logits for a classifier) and the k highest logits:
 
@@ -28,11 +28,11 @@ from .verify_checkpoint import FILE, FORMAT, load
 
 LENGTHS = (24, 7, 1)  # tokens of the rows
 NEW_TOKENS = 8
-TOP = 5  # logits that are kept of a language model; of a classifier, all
+TOP = 5  # number of stored logits of a language model; of a classifier, all are stored
 
 
 def write_reference_outputs(folder: Path) -> None:
-    """Write the file for a checkpoint directory: what its files compute when they are loaded again.
+    """Load a checkpoint directory and write its reference outputs.
 
     Raises:
         ValueError: weights are missing, or the logits are not finite.
@@ -45,7 +45,7 @@ def write_reference_outputs(folder: Path) -> None:
 
 
 def save_reference_outputs(folder: Path, outputs: dict[str, Any]) -> None:
-    """Write what [`reference_outputs`] returned, one prompt or batch a line."""
+    """Write the result of [`reference_outputs`], one prompt or batch per line."""
     lines = []
     for key, value in outputs.items():
         listed = isinstance(value, list) and value
@@ -57,13 +57,13 @@ def save_reference_outputs(folder: Path, outputs: dict[str, Any]) -> None:
 
 @torch.inference_mode()
 def reference_outputs(model: PreTrainedModel, dtype: str, stock: bool = False) -> dict[str, Any]:
-    """What `model` computes.
+    """Compute the reference outputs of `model`.
 
     Args:
         model: a language model or a classifier, in float32 and evaluation mode, on the CPU.
         dtype: of the weights in the checkpoint.
-        stock: the checkpoint that is written is one of transformers' own classes. Those do not derive positions from the mask, and
-            classify batches only where there is a pad token.
+        stock: the checkpoint uses a class of transformers. These do not derive positions from the mask, and classify batches only
+            with a pad token.
 
     Raises:
         ValueError: logits that are not finite.
@@ -88,19 +88,19 @@ def reference_outputs(model: PreTrainedModel, dtype: str, stock: bool = False) -
 
 
 def new_tokens(config: PreTrainedConfig) -> int:
-    """Tokens of each continuation: eight, or half of the positions."""
+    """Length of the continuations in tokens: eight, or half of the positions."""
     return max(1, min(NEW_TOKENS, config.max_position_embeddings // 2))
 
 
 def prompts(config: PreTrainedConfig) -> list[list[int]]:
-    """Fixed rows of tokens, spread over the vocabulary, that leave room for the continuation. The pad token does not occur."""
+    """Fixed prompts with tokens from the whole vocabulary, short enough for the continuation. They do not contain the pad token."""
     longest = max(1, config.max_position_embeddings - new_tokens(config))
     rows = [[(i * 7919 + 104729 * length) % config.vocab_size for i in range(min(length, longest))] for length in LENGTHS]
     return [[(token + (token == config.pad_token_id)) % config.vocab_size for token in row] for row in rows]
 
 
 def _continue(model: PreTrainedModel, ids: list[int], count: int) -> tuple[list[int], list[int], torch.Tensor]:
-    """The row, its greedy continuation of `count` tokens, and the logits that each token was chosen from, (count, V); (1, L) for 0."""
+    """The row, its greedy continuation of `count` tokens, and the logits of each step, (count, V), or (1, L) if `count` is 0."""
     grown, logits = list(ids), []
     for _ in range(max(count, 1)):
         row = torch.tensor([grown])
@@ -117,7 +117,7 @@ def _prompt(ids: list[int], continuation: list[int], logits: torch.Tensor, class
 
 
 def _rounded(value: float) -> float:
-    return float(f"{value:.9g}")  # enough digits to distinguish any two float32 numbers
+    return float(f"{value:.9g}")  # enough digits to represent float32 exactly
 
 
 def _batches(rows: list[list[int]], config: PreTrainedConfig, stock: bool) -> list[dict[str, Any]]:
@@ -146,7 +146,7 @@ def _batches(rows: list[list[int]], config: PreTrainedConfig, stock: bool) -> li
 
 @contextmanager
 def _exact_products() -> Iterator[None]:
-    """Training may have allowed faster products, which some machines make less exact."""
+    """Disable faster but less precise matrix products, which training may have enabled."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -1,6 +1,6 @@
-"""What differs between the releases of transformers that the model runs on, 4.46 to 5.24: each name with the release beside it.
+"""Compatibility with transformers 4.46 to 5.24: everything that differs between releases, with the release that changed it.
 
-This file is copied into every saved checkpoint: it imports torch and transformers only.
+This file is copied into every saved checkpoint, so it imports only torch and transformers.
 """
 
 import inspect
@@ -17,21 +17,21 @@ from transformers.modeling_utils import PreTrainedModel
 
 try:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-except ImportError:  # before 4.48: attention is always written out
+except ImportError:  # before 4.48: always eager attention
     ALL_ATTENTION_FUNCTIONS = {}
-# 5.24 renamed the key/value cache in outputs, in `generate` and in every model of its own; `forward` takes both names here.
+# 5.24 renamed the key/value cache in outputs, in `generate` and in its own models; `forward` accepts both names here.
 CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
-# What a cache takes to say how many keys it gives: the number of new tokens, or until 5.3 their columns.
+# The argument of `Cache.get_mask_sizes`: the number of new tokens, or until 5.3 their columns.
 MASK_SIZES_BY_LENGTH = "query_length" in inspect.signature(getattr(Cache, "get_mask_sizes", Cache.__init__)).parameters
 
-# What `forward` passes on to attention functions and caches without reading it. Any other argument that it does not name is refused.
+# Arguments that `forward` passes on to attention functions and caches. Any other unknown argument is an error.
 HANDED_ON = {
     "cache_position",  # (T,), where a static cache writes: from `generate` before 5.4
-    "cu_seq_lens_q",  # these four: where the documents of a flattened batch begin, for flash attention; position_ids say it too
+    "cu_seq_lens_q",  # these four: document boundaries of a flattened batch, for flash attention; position_ids contain them, too
     "cu_seq_lens_k",
     "max_length_q",
     "max_length_k",
-    "read_index",  # and what follows: the paged cache of `generate_batch`
+    "read_index",  # this and the following: the paged cache of `generate_batch`
     "write_index",
     "block_table",
     "block_tables",
@@ -41,15 +41,15 @@ HANDED_ON = {
     "max_seqlen_k",
     "is_causal",
     "attention_instances",  # vLLM's attention layers
-    "seq_idx",  # the document of each token, from TRL's collators; position_ids say it too
-    "tokenizer",  # of stop_strings: `generate` of 5.24 leaves it among the model's arguments
+    "seq_idx",  # the document of each token, from TRL's collators; position_ids contain it, too
+    "tokenizer",  # for stop_strings: `generate` of 5.24 does not remove it from the model's arguments
 }
 
 
 class AnyRelease:
-    """What a model needs besides its own code to be loaded and saved alike on every release; comes before `PreTrainedModel`."""
+    """Mixin with the methods that make loading and saving work the same on every release; list it before `PreTrainedModel`."""
 
-    # asked by transformers 4 only
+    # read by transformers 4 only
     _supports_cache_class = _supports_static_cache = _supports_quantized_cache = _supports_flash_attn_2 = True
 
     def get_input_embeddings(self) -> torch.nn.Module:
@@ -67,19 +67,19 @@ class AnyRelease:
         self.lm_head = new_embeddings
 
     def as_asked(self, outputs: Any, return_dict: bool | None) -> Any:
-        """The outputs, or a tuple of them where the argument, or else the configuration, asks for that."""
+        """The outputs, or a tuple of them if `return_dict`, or by default the configuration, is false."""
         wanted = self.config.return_dict if return_dict is None else return_dict  # type: ignore[attr-defined]
         return outputs if wanted else outputs.to_tuple()
 
     def save_pretrained(self, save_directory, **kwargs: Any) -> None:
-        """As transformers' own, but under the model's own names, also where foreign ones were read through a key mapping."""
+        """As in transformers, but always with the model's own weight names, even if the weights were loaded with a key mapping."""
         if "save_original_format" in inspect.signature(PreTrainedModel.save_pretrained).parameters:  # from 5.0 on
             kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
 
     def tie_weights(self, *args: Any, missing_keys: set[str] | None = None, **kwargs: Any) -> None:
-        """As transformers' own, but 5.3.0 forgets that the tied head of code from a checkpoint has not been loaded."""
-        if missing_keys is not None:  # given from 5.0 on, after loading
+        """As in transformers, with a fix for 5.3.0, which does not report the tied head of a model with remote code as missing."""
+        if missing_keys is not None:  # passed from 5.0 on, after loading
             for name, source in getattr(self, "all_tied_weights_keys", {}).items():
                 if self.get_parameter(name).is_meta and not self.get_parameter(source).is_meta:  # type: ignore[attr-defined]
                     missing_keys.add(name)
@@ -88,15 +88,15 @@ class AnyRelease:
 
 
 def attention_function(implementation: str | None, eager: Callable) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
-    """The attention function of this name: `eager`, or one of transformers' table."""
+    """The attention function of this name: `eager`, or one of transformers' `ALL_ATTENTION_FUNCTIONS`."""
     return eager if implementation in ("eager", None) or not ALL_ATTENTION_FUNCTIONS else ALL_ATTENTION_FUNCTIONS[implementation]
 
 
 def refuse_lost_tokens(inputs: dict[str, Any], input_ids: torch.Tensor) -> None:
-    """Refuse a step of `generate` whose `inputs` for `forward` leave out tokens of `input_ids` (B, T) that no cache holds.
+    """Refuse a step of `generate` whose `inputs` for `forward` lack tokens of `input_ids` (B, T) that are not in the cache either.
 
     Raises:
-        ValueError: the release passes the cache in a way that the model does not know.
+        ValueError: this release passes the cache under a name that the model does not know.
     """
     cache, new = inputs.get("past_key_values", inputs.get("cache")), inputs.get("input_ids")
     cached = 0 if cache is None else cache.get_seq_length()
@@ -108,9 +108,9 @@ def refuse_lost_tokens(inputs: dict[str, Any], input_ids: torch.Tensor) -> None:
 
 
 def only_cache(past_key_values: Cache | None, cache: Cache | None, kwargs: dict[str, Any]) -> Cache | None:
-    """The key/value cache by either of its names.
+    """The key/value cache, passed under either name.
 
-    Before 5.24, `generate_batch` gave the name `cache` to its paged cache, which the attention function fills: it is passed on.
+    Before 5.24, `generate_batch` passed its paged cache as `cache`. The attention function fills that cache, so it stays in `kwargs`.
     """
     if cache is not None and CACHE != "cache" and "read_index" in kwargs:
         kwargs["cache"] = cache
@@ -121,7 +121,7 @@ def only_cache(past_key_values: Cache | None, cache: Cache | None, kwargs: dict[
 
 
 def fixed_length(cache: Cache | None) -> int | None:
-    """Number of keys in a static cache, filled or not; `None` for a cache that grows."""
+    """Capacity of a static cache in tokens; `None` for a dynamic cache."""
     if cache is None:
         return None
     old_name = hasattr(cache, "get_max_cache_shape")  # until 5.15
@@ -130,9 +130,9 @@ def fixed_length(cache: Cache | None) -> int | None:
 
 
 def keys_within(cache: Cache, columns: torch.Tensor) -> tuple[int, int]:
-    """How many keys attention sees when tokens at `columns` (T,) join those in `cache`, and the column of the first of them.
+    """The number of keys after tokens at `columns` (T,) have been added to `cache`, and the column of the first key.
 
-    From 4.56 on, `generate` gives a model with a window a cache that drops what lies before it. Earlier ones keep all keys.
+    From 4.56 on, `generate` creates a cache that drops keys before the sliding window. Earlier releases keep all keys.
     """
     if not hasattr(cache, "get_mask_sizes"):  # until 4.52
         longest = fixed_length(cache)
@@ -141,13 +141,13 @@ def keys_within(cache: Cache, columns: torch.Tensor) -> tuple[int, int]:
 
 
 def scaled_rotary_frequencies(config, position_ids: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Rotary frequencies, fp32, (D/2,), and the factor of cosines and sines, for a scaled `rope_type`, as transformers computes them.
+    """Rotary frequencies, fp32, (D/2,), and the factor of cosines and sines, for a scaled `rope_type`, computed by transformers.
 
-    "dynamic" depends on the longest sequence of the call, which is read from `position_ids` (B, T).
+    "dynamic" depends on the longest sequence of the call, which is derived from `position_ids` (B, T).
     """
     rope = config.rope_parameters
     original = rope.get("original_max_position_embeddings", config.max_position_embeddings)
-    read = SimpleNamespace(  # what the function reads from a configuration: rope_theta and rope_scaling until 4.57
+    read = SimpleNamespace(  # the attributes that transformers reads: rope_theta and rope_scaling until 4.57
         rope_parameters=rope,
         rope_scaling=rope,
         rope_theta=rope["rope_theta"],
@@ -155,7 +155,7 @@ def scaled_rotary_frequencies(config, position_ids: torch.Tensor) -> tuple[torch
         hidden_size=config.hidden_size,
         num_attention_heads=config.num_attention_heads,
         partial_rotary_factor=1.0,
-        # yarn stretches from its original length, which 4.46 reads under this name
+        # the original length of yarn, which 4.46 reads under this name
         max_position_embeddings=original if rope["rope_type"] == "yarn" else config.max_position_embeddings,
         standardize_rope_params=lambda: None,
     )
@@ -171,16 +171,16 @@ def refuse_contradictions(
     past_key_values: Cache | None,
     others: dict[str, Any],
 ) -> None:
-    """Refuse arguments of `forward` that nothing would use, or that contradict each other.
+    """Refuse arguments of `forward` that would be ignored or contradict each other.
 
     Args:
         input_ids: (B, T), or `inputs_embeds` (B, T, C).
-        others: the arguments that `forward` does not name.
+        others: the keyword arguments of `forward`.
 
     Raises:
-        TypeError: an unknown name.
-        ValueError: both or neither of the first two; a mask of earlier tokens without the cache that holds them; document bounds without
-            positions; attention that is not causal.
+        TypeError: an unknown argument.
+        ValueError: both or neither of the first two; a mask that covers earlier tokens without a cache; document boundaries without
+            position_ids; attention that is not causal.
     """
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("give exactly one of input_ids and inputs_embeds")

@@ -1,20 +1,20 @@
-"""Does a checkpoint still compute what it computed when it was written: here, with these versions, with and without the cache?
+"""Verify that a checkpoint still computes the outputs stored when it was written, on this machine and with these versions.
 
     python -m gpt_scratch.verify_checkpoint runs/quickstart
     python -m gpt_scratch.verify_checkpoint user/name --revision main --trust_remote_code
 
-The answer is one line. The exit status is that of `diff`: 0 equal, 1 different, 2 where the checkpoint cannot be loaded or holds nothing to
-compare with. It is loaded as a user loads it, run in float32 on the CPU, and compared with its `reference_outputs.json`, which was computed
-by plain forwards of single rows, without padding and without a cache (`reference_outputs.py`):
+The result is one line. The exit status is that of `diff`: 0 equal, 1 different, 2 if the checkpoint cannot be loaded or has no reference
+outputs. It is loaded as a user loads it, run in float32 on the CPU, and compared with its `reference_outputs.json`, which was computed
+by forward passes of single rows, without padding and without a cache (`reference_outputs.py`):
 
-- logits of a plain forward, of rows padded on the right, and of rows padded on the left;
-- greedy tokens and their logits through `generate`, without the cache, with it, and with it from prompts padded on the left.
+- logits of a forward pass without padding, with padding on the right, and with padding on the left;
+- greedy tokens and their logits from `generate`, without the cache, with the cache, and with the cache and left-padded prompts.
 
-Logits count as equal within 1e-5 of the largest one, or within 1e-5 where all are below one. Two tokens closer than that are a tie, and
-either of them is accepted.
+Logits are equal if they differ by at most 1e-5 times the largest one, or 1e-5 if all are below one. Two tokens closer than that are a tie,
+and either of them is accepted.
 
-With `--trust_remote_code` the code in the checkpoint runs, in a process that cannot import this package; without it, this package's.
-This file imports nothing of the package, so that it also runs alone: `python verify_checkpoint.py user/name --trust_remote_code`.
+With `--trust_remote_code` the code in the checkpoint runs, in a process that cannot import this package; without it, the code of this
+package. This file does not import the package, so it also runs alone: `python verify_checkpoint.py user/name --trust_remote_code`.
 """
 
 import argparse
@@ -40,20 +40,20 @@ from transformers.utils import cached_file
 
 FILE = "reference_outputs.json"
 FORMAT = 1
-LOADED = ("*.json", "*.py", "*.safetensors", "*.bin")  # what a model is loaded from
-TOLERANCE = 1e-5  # of the largest logit
+LOADED = ("*.json", "*.py", "*.safetensors", "*.bin")  # files needed to load a model
+TOLERANCE = 1e-5  # relative to the largest logit
 AUTO = {"lm": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification}
 USE_CACHE = {"no cache": False, "cache": True}
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
-MAX_BYTES, MAX_ROWS, MAX_LENGTH = 2**20, 64, 1024  # of the file, of its tables, of a row of tokens; ours has 4 KB, 8 and 24
+MAX_BYTES, MAX_ROWS, MAX_LENGTH = 2**20, 64, 1024  # file size, rows of its tables, tokens of a row; ours has 4 KB, 8 and 24
 EQUAL, DIFFERENT, UNKNOWN = 0, 1, 2
-# Runs this file where the package cannot be imported, whatever the folder it is started in.
+# Runs this file in a process that cannot import the package, from any working directory.
 ALONE = "import runpy, sys; sys.modules['gpt_scratch'] = None; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """An exit status, and the line that says why, without the checkpoint's name."""
+    """An exit status and a line with the reason, without the checkpoint's name."""
 
     status: int
     line: str
@@ -61,12 +61,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One way of computing the stored outputs.
+    """The result of computing the stored outputs in one way.
 
-    difference: the largest of any logit, of equal ones and those of the first step that differs.
-    step: the first whose logits differ; `None` where all are equal.
-    token: the first token that is another one, where logits differ; `None` where there is none.
-    failure: what was raised instead, in one line.
+    difference: largest difference of any logit, up to and including the first step that differs.
+    step: the first step whose logits differ; `None` if all are equal.
+    token: the first generated token that differs; `None` if none does.
+    failure: the exception that was raised instead, in one line.
     """
 
     difference: float = 0.0
@@ -80,23 +80,23 @@ class Comparison:
 
 
 def verify_checkpoint(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Verdict:
-    """Load a checkpoint and compare what it computes with what it computed when it was written.
+    """Load a checkpoint and compare its outputs with the stored ones.
 
     Args:
         name: directory or Hub name.
         revision: branch, tag or commit on the Hub.
-        trust_remote_code: run the checkpoint's own code, in a process of its own where this package is imported in this one.
+        trust_remote_code: run the checkpoint's own code, in a separate process if this package is imported in this one.
     """
     if revision is not None and Path(name).is_dir():
-        return Verdict(UNKNOWN, "--revision is for names on the Hub, and this is a directory")
-    if sys.modules.get("gpt_scratch"):  # else this file runs alone
+        return Verdict(UNKNOWN, "--revision is for names on the Hub, but this is a directory")
+    if sys.modules.get("gpt_scratch"):  # otherwise this file runs alone
         from gpt_scratch.downloads import bound_downloads
 
         bound_downloads()
         if trust_remote_code:
             try:
                 folder = name if Path(name).is_dir() else snapshot_download(name, revision=revision, allow_patterns=LOADED)
-            except Exception as error:  # a wrong name, no network, more bytes than the Hub said
+            except Exception as error:  # a wrong name, no network, a download over its declared size
                 return Verdict(UNKNOWN, f"cannot be fetched: {one_line(error)}")
             return _verify_alone(folder)
     try:
@@ -105,25 +105,25 @@ def verify_checkpoint(name: str, revision: str | None = None, trust_remote_code:
         return Verdict(UNKNOWN, str(error))
     try:
         model = load(name, reference["head"], revision, trust_remote_code)
-    except Exception as error:  # a wrong name, a broken file, code for another version: each raises another kind
+    except Exception as error:  # a wrong name, a broken file, code for another version: many exception types
         if not trust_remote_code and "trust_remote_code" in str(error):
-            return Verdict(UNKNOWN, "needs code that is not installed here: --trust_remote_code runs the code in the checkpoint")
+            return Verdict(
+                UNKNOWN, "needs code that is not installed: pass --trust_remote_code to run the code in the checkpoint"
+            )
         written = reference["versions"]["transformers"]
-        return Verdict(
-            UNKNOWN, f"cannot be loaded with {_versions()}, and was written by transformers {written}: {one_line(error)}"
-        )
+        return Verdict(UNKNOWN, f"cannot be loaded with {_versions()} (written by transformers {written}): {one_line(error)}")
     return verify_model(model, reference)
 
 
 def verify_model(model: PreTrainedModel, reference: dict[str, Any]) -> Verdict:
-    """Compare what a model in float32 computes with what [`read_reference`] returned. Its generation settings are lost."""
-    return _judge(reference, {way: _attempt(compute, model) for way, compute in _ways(reference).items()})
+    """Compare the outputs of a model in float32 with those from [`read_reference`]. Its generation settings are overwritten."""
+    return _judge(reference, {way: _attempt(compute, model) for way, compute in _computations(reference).items()})
 
 
 def _verify_alone(name: str) -> Verdict:
-    """A directory: downloads have a bound here, and not in a process that cannot import the package."""
+    """Verify a directory in a separate process. Only directories: downloads are limited in this process, but not in the other one."""
     command = [sys.executable, "-c", ALONE, __file__, name, "--trust_remote_code"]
-    with tempfile.TemporaryDirectory() as modules:  # the code is copied there before it is run
+    with tempfile.TemporaryDirectory() as modules:  # transformers copies the code there
         environment = os.environ | {"HF_MODULES_CACHE": modules}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
     line = ["", *(done.stderr if done.returncode else done.stdout).strip().splitlines()][-1]
@@ -134,14 +134,14 @@ def _verify_alone(name: str) -> Verdict:
 
 
 def find_reference(name: str, revision: str | None = None) -> Path:
-    """The file beside the weights, fetched where `name` is one on the Hub.
+    """The path of `reference_outputs.json`, downloaded if `name` is on the Hub.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the file does not exist.
     """
     if Path(name).is_dir():
         if not (Path(name) / FILE).is_file():
-            raise ValueError(f"there is no {FILE}: what the model computed when it was written is not known")
+            raise ValueError(f"there is no {FILE}: the outputs of the model when it was written are unknown")
         return Path(name) / FILE
     try:
         return Path(cached_file(name, FILE, revision=revision or "main"))
@@ -150,12 +150,12 @@ def find_reference(name: str, revision: str | None = None) -> Path:
 
 
 def load(name: str | Path, head: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A checkpoint as a user loads it, then in float32 and ready to be evaluated.
+    """Load a checkpoint as a user does, and convert it to float32 and evaluation mode.
 
     Raises:
-        ValueError: weights that the model lacks, or that it has no place for.
+        ValueError: missing or unexpected weights.
     """
-    # Without a dtype, since that argument has two names; older versions load in float32, newer ones as the weights are.
+    # Without a dtype, since that argument has two names; older versions load float32, newer ones the dtype of the weights.
     model, report = AUTO[head].from_pretrained(
         name, revision=revision or "main", trust_remote_code=trust_remote_code, output_loading_info=True
     )
@@ -166,12 +166,12 @@ def load(name: str | Path, head: str, revision: str | None = None, trust_remote_
 
 
 def one_line(error: object, length: int = 300) -> str:
-    """An untrusted message on one line, without control characters, cut to `length`."""
+    """An untrusted message on one line, without control characters, truncated to `length`."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)) or type(error).__name__
     return " ".join("".join(character if character.isprintable() else " " for character in text).split())[:length]
 
 
-# Reading the file, which may come from anybody.
+# Reading the file, which is untrusted.
 
 
 def _is_text(value: Any) -> bool:
@@ -222,33 +222,35 @@ BATCH: Fields = {
 
 
 def read_reference(path: Path) -> dict[str, Any]:
-    """What `reference_outputs.py` wrote, every key and value checked.
+    """Read and validate a file written by `reference_outputs.py`.
 
     Raises:
-        ValueError: not a file of that form; names the key.
+        ValueError: an invalid file; names the key.
     """
     if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{FILE} has {path.stat().st_size:,} bytes: such files have a few thousand")
+        raise ValueError(f"{FILE} has {path.stat().st_size:,} bytes, expected a few thousand")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{FILE} is not JSON: {one_line(error)}") from error
     if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
-        raise ValueError(f"{FILE} has format {one_line(repr(content['format']), 20)}, and this version reads {FORMAT}: update it")
+        raise ValueError(
+            f"{FILE} has format {one_line(repr(content['format']), 20)}, but this version reads {FORMAT}: upgrade it"
+        )
     _check(content, FIELDS, FILE)
     _check(content["versions"], VERSIONS, f"{FILE}: versions")
     for i, prompt in enumerate(content["prompts"]):
         _check(prompt, PROMPT, f"{FILE}: prompt {i}")
         steps = len(content["prompts"][0]["continuation"]) if content["head"] == "lm" else 1
         if len(prompt["top_ids"]) != max(steps, 1) or len(prompt["continuation"]) != (steps if content["head"] == "lm" else 0):
-            raise ValueError(f"{FILE}: prompt {i}: its rows are not one for each token of the continuation")
+            raise ValueError(f"{FILE}: prompt {i}: expected one row for each token of the continuation")
         if len(prompt["top_ids"][0]) != len(prompt["top_logits"][0]) or len(prompt["top_ids"]) != len(prompt["top_logits"]):
-            raise ValueError(f"{FILE}: prompt {i}: top_ids and top_logits are of different shapes")
+            raise ValueError(f"{FILE}: prompt {i}: top_ids and top_logits have different shapes")
     for i, batch in enumerate(content["batches"]):
         _check(batch, BATCH, f"{FILE}: batch {i}")
         shapes = {(len(batch[key]), len(batch[key][0])) for key in ("input_ids", "attention_mask", "position_ids") if batch[key]}
         if len(shapes) != 1 or len(batch["input_ids"]) != len(content["prompts"]):
-            raise ValueError(f"{FILE}: batch {i}: its tables must have one shape, with a row for each prompt")
+            raise ValueError(f"{FILE}: batch {i}: the tables must have the same shape, with one row for each prompt")
     return content
 
 
@@ -262,11 +264,11 @@ def _check(value: Any, fields: Fields, where: str) -> None:
             raise ValueError(f"{where}: {key} has the wrong form")
 
 
-# Computing it again. n steps of a language model, one of a classifier; k logits of each are stored.
+# Recomputing the outputs: n steps of a language model, one of a classifier; k logits of each are stored.
 
 
-def _ways(reference: dict[str, Any]) -> dict[str, Callable[[PreTrainedModel], list[Comparison]]]:
-    """Each way of computing the stored outputs, by a name that `_judge` puts into words."""
+def _computations(reference: dict[str, Any]) -> dict[str, Callable[[PreTrainedModel], list[Comparison]]]:
+    """The ways of computing the stored outputs, by name (see `WHERE`)."""
     ways: dict[str, Callable[[PreTrainedModel], list[Comparison]]] = {"plain": partial(_compare_rows, reference)}
     for batch in reference["batches"]:
         ways[batch["padding"]] = partial(_compare_batch, reference, batch)
@@ -279,18 +281,18 @@ def _ways(reference: dict[str, Any]) -> dict[str, Callable[[PreTrainedModel], li
 
 
 def _attempt(compute: Callable[[PreTrainedModel], list[Comparison]], model: PreTrainedModel) -> Comparison:
-    """The one that differs first, or the largest difference of equal ones."""
+    """The first comparison that differs, or else the one with the largest difference."""
     try:
         with torch.inference_mode():
             comparisons = compute(model)
-    except Exception as error:  # whatever the model or transformers raise, it does not compute what it did
+    except Exception as error:  # whatever the model or transformers raise
         return Comparison(failure=one_line(error))
     different = [comparison for comparison in comparisons if not comparison.equal]
     return different[0] if different else max(comparisons, key=lambda comparison: comparison.difference)
 
 
 def compare(prompt: dict[str, Any], logits: torch.Tensor, allowed: float, tokens: Sequence[int] | None = None) -> Comparison:
-    """Logits (n, V) or (n, L) with those stored, and generated tokens (n,) as far as they go without a tie."""
+    """Compare logits (n, V) or (n, L) with the stored ones, and generated tokens (n,) up to the first tie."""
     largest = 0.0
     for step in range(len(prompt["top_ids"])):
         expected = torch.tensor(prompt["top_logits"][step])
@@ -303,12 +305,12 @@ def compare(prompt: dict[str, Any], logits: torch.Tensor, allowed: float, tokens
         if tokens is not None and tokens[step] != prompt["continuation"][step]:
             if not logits[step].max() - logits[step][tokens[step]] <= allowed:
                 return Comparison(largest, step, step)
-            break  # a tie: from here on the two continue different texts
+            break  # a tie: from here on the two texts differ
     return Comparison(largest)
 
 
 def row_logits(model: PreTrainedModel, prompt: dict[str, Any]) -> torch.Tensor:
-    """By one forward of the row without padding: (n, V) after the prompt and each token of its continuation, or (1, L)."""
+    """Logits from one forward pass without padding: (n, V) after the prompt and each token of its continuation, or (1, L)."""
     ids = torch.tensor([prompt["input_ids"] + prompt["continuation"][:-1]])
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     return logits[0, len(prompt["input_ids"]) - 1 :] if logits.ndim == 3 else logits
@@ -344,7 +346,7 @@ def _compare_generated(
 ) -> list[Comparison]:
     ids, mask = torch.tensor(batch["input_ids"]), torch.tensor(batch["attention_mask"])
     count = len(prompts[0]["continuation"])
-    # In the place of the model's own settings, of which nothing is left: no sampling, no end of text, no penalty.
+    # Replaces all of the model's own settings: no sampling, no end of text, no penalty.
     model.generation_config = GenerationConfig(
         max_new_tokens=count,
         do_sample=False,
@@ -358,7 +360,7 @@ def _compare_generated(
     return [compare(*of_row[:2], _allowed(reference), of_row[2]) for of_row in zip(prompts, logits, tokens)]
 
 
-# The answer.
+# The verdict.
 
 
 def _versions() -> str:
@@ -366,54 +368,54 @@ def _versions() -> str:
 
 
 def _judge(reference: dict[str, Any], found: dict[str, Comparison]) -> Verdict:
-    """One line about all ways of computing."""
+    """Summarize all comparisons in one line."""
     written = f"{reference['date']}, transformers {reference['versions']['transformers']}, torch {reference['versions']['torch']}"
     different = {way: comparison for way, comparison in found.items() if not comparison.equal}
     largest, lm = reference["largest_logit"], reference["head"] == "lm"
     if different:
         why = _explain(different, largest)
-        return Verdict(DIFFERENT, f"does not compute what it computed when it was written ({written}): {why}")
+        return Verdict(DIFFERENT, f"does not reproduce the outputs stored when it was written ({written}): {why}")
     ways = "greedy tokens equal with and without the cache, " if lm else ""
-    padded = "padded or not" if reference["batches"] else "one row at a time"
+    padded = "with and without padding" if reference["batches"] else "one row at a time"
     difference = max(comparison.difference for comparison in found.values())
     return Verdict(
         EQUAL,
-        f"computes what it computed when it was written ({written}) with {_versions()}: {ways}{padded}, logits within {difference:.2g} "
-        f"of up to {largest:.3g}",
+        f"reproduces the outputs stored when it was written ({written}) with {_versions()}: {ways}{padded}, logits differ by at most "
+        f"{difference:.2g} (the largest is {largest:.3g})",
     )
 
 
 def _explain(different: dict[str, Comparison], largest: float) -> str:
-    if "plain" in different:  # and with it all others
-        what = _in_words("plain", different["plain"], largest)
-        return f"{what}; other weights, other code, or {_versions()} compute something else"
-    found = "; ".join(_in_words(way, comparison, largest) for way, comparison in different.items())
+    if "plain" in different:  # then all others differ, too
+        what = _describe("plain", different["plain"], largest)
+        return f"{what}; the weights or the code have changed, or {_versions()} compute different outputs"
+    found = "; ".join(_describe(way, comparison, largest) for way, comparison in different.items())
     if all(way.startswith("cache") for way in different):
         if len(different) > 1:
-            found = _in_words("cache", different["cache"], largest)
+            found = _describe("cache", different["cache"], largest)
         who = f"the model's code and transformers {transformers.__version__}"
-        return f"{found}; without the cache all is equal: {who} disagree about the cache"
+        return f"{found}; without the cache all outputs are equal: {who} disagree about the cache"
     if not {"no cache", "cache"} & different.keys() and all(comparison.failure is None for comparison in different.values()):
-        return f"{found}; without padding all is equal: the attention mask is ignored"
+        return f"{found}; without padding all outputs are equal: the attention mask is ignored"
     return f"{found}; with {_versions()}"
 
 
 WHERE = {
-    "plain": "of a plain forward",
-    "left": "of rows padded on the left",
-    "right": "of rows padded on the right",
+    "plain": "without padding",
+    "left": "with left padding",
+    "right": "with right padding",
     "no cache": "without the cache",
     "cache": "with the cache",
-    "cache, padded": "with the cache from prompts padded on the left",
+    "cache, padded": "with the cache and left padding",
 }
 
 
-def _in_words(way: str, comparison: Comparison, largest: float) -> str:
+def _describe(way: str, comparison: Comparison, largest: float) -> str:
     if comparison.failure is not None:
         return f"no outputs {WHERE[way]}: {comparison.failure}"
     size = f"{comparison.difference:.2g} (the largest is {largest:.3g})"
     if comparison.token is not None:
-        return f"greedy tokens {WHERE[way]} differ from the {_ordinal(comparison.token)} one on, logits by {size}"
+        return f"greedy tokens {WHERE[way]} differ from the {_ordinal(comparison.token)} token on, logits by {size}"
     assert comparison.step is not None  # or it would be equal
     where = "" if way in ("plain", "left", "right") else f" from the {_ordinal(comparison.step)} token on"
     return f"logits {WHERE[way]} differ by {size}{where}"
@@ -428,12 +430,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="directory or Hub name")
     parser.add_argument("--revision", help="branch, tag or commit on the Hub; default: main")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run the checkpoint's own code, as a stranger would")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the code in the checkpoint")
     return parser.parse_args(argv)
 
 
 def _refused(name: str) -> Verdict | None:
-    """A name that is no directory while the Hub cannot be reached, before libraries retry for half a minute."""
+    """Refuse a name on the Hub that cannot be reached, before libraries retry for half a minute."""
     if not sys.modules.get("gpt_scratch"):  # this file runs alone
         return None
     from gpt_scratch.command_line import check_place
@@ -447,7 +449,7 @@ def _refused(name: str) -> Verdict | None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print the line, and return the exit status."""
+    """Print the verdict and return the exit status."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     warnings.simplefilter("ignore")

@@ -1,6 +1,6 @@
-"""HTTP by the standard library whose connections can be ended at a deadline.
+"""HTTP requests of the standard library with an overall deadline.
 
-A timeout of `urllib` applies to each read: a server that sends a byte now and then, in its headers too, never reaches it.
+The timeout of `urllib` applies to each read: a server that sends single bytes, even of its headers, never exceeds it.
 """
 
 import contextlib
@@ -12,13 +12,13 @@ from collections.abc import Callable
 
 
 class Deadline(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
-    """A handler for [`urllib.request.build_opener`], and a context: its connections are shut down `seconds` after it is entered.
+    """A handler for [`urllib.request.build_opener`] and a context manager that shuts its connections down after `seconds`.
 
     Args:
-        seconds: until then; leaving the context, or [`Deadline.cancel`], cancels it.
+        seconds: time limit, from entering the context; leaving the context, or [`Deadline.cancel`], cancels it.
 
     Attributes:
-        expired: whether it has passed.
+        expired: whether the deadline has passed.
     """
 
     def __init__(self, seconds: float):
@@ -56,9 +56,9 @@ class Deadline(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
         return Connection
 
     def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        """As the base class, with connections that the deadline can end."""
+        """Open with connections that the deadline can shut down."""
         return self.do_open(self._connection(http.client.HTTPConnection), req)  # type: ignore[arg-type]
 
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        """As the base class, with connections that the deadline can end."""
+        """Open with connections that the deadline can shut down."""
         return self.do_open(self._connection(http.client.HTTPSConnection), req)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Beside the scripts: their flags are read before torch and transformers are imported, so that `--help` and mistakes take no time."""
+"""Checks the flags of the scripts before torch and transformers are imported, so that `--help` and errors appear at once."""
 
 import importlib.util
 import sys
@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def check(script: str, description: str | None) -> None:
-    """Print the help or refuse the command line, and exit; or else return, with the package imported as ever.
+    """Print the help or an error and exit, or return with the package imported as usual.
 
-    The package's own `__init__` is what imports torch and transformers: it runs last.
+    The `__init__` of the package imports torch and transformers, so it is executed last.
     """
     spec = importlib.util.find_spec("gpt_scratch")
     assert spec is not None and spec.loader is not None

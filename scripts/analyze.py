@@ -1,4 +1,4 @@
-"""A look inside a model or a run.
+"""Inspect a model or training runs.
 
     python scripts/analyze.py attention runs/quickstart --text "One day, Anna went to the river." --layer 0 --head 1
     python scripts/analyze.py tokens runs/quickstart --text "One day, Anna went to the river." --top 5
@@ -7,19 +7,19 @@
     python scripts/analyze.py summary runs/quickstart --batch 8 --flops 1e11
     python scripts/analyze.py runs runs/quickstart runs/other --labels first second --x num_input_tokens_seen
 
-attention: every head as a grid, one head with its tokens, the flow through all layers (rollout), entropies.
-tokens: each token's rank and surprise, as coloured text. lens: what each layer would say. temperature: sampling settings.
-summary: parameters, memory, arithmetic, time. runs: curves of finished runs, from trainer_state.json alone.
-Pictures go to --output (PNG and SVG; runs: PNG and PDF), figures to the terminal, or as JSON with --json.
+attention: maps of all heads, one head with its tokens, rollout over all layers, entropies.
+tokens: rank and surprise of each token, as coloured text. lens: predictions of each layer. temperature: sampling settings.
+summary: parameters, memory, FLOPs, time. runs: curves of finished runs, from trainer_state.json.
+Plots are written to --output (PNG and SVG; runs: PNG and PDF), numbers to the terminal, or as JSON with --json.
 """
 
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # a copy of this file alone, which starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
         pass
     else:
-        _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+        _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
 
 
 import argparse
@@ -46,11 +46,11 @@ from gpt_scratch.analysis.attention import (
 from gpt_scratch.analysis.next_token import (
     lens_table,
     logit_lens,
-    next_token_places,
     plot_lens,
     plot_surprise,
     plot_temperatures,
     sampling_distribution,
+    score_tokens,
     write_surprise_html,
 )
 from gpt_scratch.analysis.runs import plot_histories, read_history
@@ -103,7 +103,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Print the figures, write the pictures; returns the figures."""
+    """Print the results and write the plots; returns the results."""
     if args.subject != "summary":
         args.output = prepare_output(args.output, args.subject)
     if args.subject == "runs":
@@ -163,7 +163,7 @@ def attention(args, model, tokenizer, ids, tokens) -> tuple[dict[str, Any], list
 
 def next_tokens(args, model, tokenizer, ids, tokens) -> tuple[dict[str, Any], list[Path]]:
     """Rank and surprise of each token."""
-    places, after = next_token_places(model, tokenizer, ids, args.top)
+    places, after = score_tokens(model, tokenizer, ids, args.top)
     if not args.json:
         for place in places:
             figures = "" if place.rank is None else f"rank {place.rank:>6}  {place.surprise:5.1f} bits  "
@@ -206,9 +206,9 @@ def temperature(args, model, tokenizer, ids, tokens) -> tuple[dict[str, Any], li
     )
 
 
-def shortened(text: str, most: int = 60) -> str:
-    """The end of a text, which is what comes next depends on most."""
-    return text if len(text) <= most else f"...{text[-most:]}"
+def shortened(text: str, length: int = 60) -> str:
+    """The last `length` characters of a text, on which the next token depends most."""
+    return text if len(text) <= length else f"...{text[-length:]}"
 
 
 SUBJECTS = {"attention": attention, "tokens": next_tokens, "lens": lens, "temperature": temperature}

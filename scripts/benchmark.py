@@ -1,33 +1,33 @@
-"""Speed and memory against transformers' GPT-2, and against any other GPT by --rival, alternating in one run.
+"""Benchmark speed and memory against transformers' GPT-2, and any other GPT with --rival, run alternately.
 
     python scripts/benchmark.py step                                    # 124M, 4x256, fp32, eager
     python scripts/benchmark.py step --shape 2x1024 8x128 --bf16 --compile
     python scripts/benchmark.py memory --shape 4x256 1x1024
     python scripts/benchmark.py generation --batch 1 8 --compile
-    python scripts/benchmark.py perplexity --model runs/quickstart --text held-out.txt  # what bf16 and int8 weights cost
+    python scripts/benchmark.py perplexity --model runs/quickstart --text held-out.txt  # quality with bf16 and int8 weights
     python scripts/benchmark.py length                                  # time and memory from 256 to 4,096 tokens
     python scripts/benchmark.py vocabulary --n_layer 2                  # time and memory for vocabularies from 4,096 to 128,256
-    python scripts/benchmark.py ceilings                                # what the machine itself can do now
-    python scripts/benchmark.py trainer                                 # Trainer over a bare loop
+    python scripts/benchmark.py ceilings                                # peak throughput of this machine
+    python scripts/benchmark.py trainer                                 # overhead of Trainer
     python scripts/benchmark.py data --text input.txt --tokenizer runs/tokenizer     # from text to batches
     python scripts/benchmark.py padding --bf16                          # short texts of varying length
     python scripts/benchmark.py import
     RAYON_NUM_THREADS=1 python scripts/benchmark.py tokenizers --text input.txt --vocab_sizes 1000 8000
-    python scripts/benchmark.py loss --baseline runs/gpt2-1 runs/gpt2-2 --candidate runs/modern-1     # time to the loss where the first end
+    python scripts/benchmark.py loss --baseline runs/gpt2-1 runs/gpt2-2 --candidate runs/modern-1     # time to the loss of the baseline
     python scripts/benchmark.py step --rival nanogpt=adapter.py:build   # build(sizes) -> module(input_ids, labels) -> loss
 
-A rival's module shifts the labels itself and may bring its own optimizer (`configure_optimizer()`, in place of fused AdamW); `sizes` has
+A rival's module shifts the labels itself and may have its own optimizer (`configure_optimizer()`, instead of fused AdamW); `sizes` has
 n_layer, n_head, n_embd, vocab_size, n_positions. Prints a table and, with --output, writes it as JSON with environment, versions, threads
-and load. Seconds depend on the machine and its load; compare ratios.
+and load. Absolute times depend on the machine and its load; compare the speedups.
 """
 
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # a copy of this file alone, which starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
         pass
     else:
-        _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+        _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
 
 
 import argparse

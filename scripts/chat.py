@@ -1,4 +1,4 @@
-"""Talk with a finetuned model in the terminal.
+"""Chat with a finetuned model in the terminal.
 
     python scripts/chat.py runs/instruct
     python scripts/chat.py runs/instruct --weights int8
@@ -10,10 +10,10 @@
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # a copy of this file alone, which starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
         pass
     else:
-        _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+        _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
 
 
 import argparse
@@ -43,7 +43,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Hold the conversation on standard input and output."""
+    """Run the conversation on standard input and output."""
     use_fast_fp32_matmul()
     model, tokenizer = load_language_model(args.model, args.dtype)
     if args.weights:
@@ -67,7 +67,7 @@ def main(args: argparse.Namespace) -> None:
             print("(forgotten)")
         elif text:
             try:
-                chat.say(text)
+                chat.reply(text)
             except UserError as error:
                 print(f"({printable(str(error))})")
             except KeyboardInterrupt:

@@ -5,18 +5,18 @@ python scripts/classify.py runs/spam --file messages.txt > labels.jsonl
 python scripts/classify.py runs/spam --file messages.csv --text_column message --output labels.csv
 tail -f inbox.txt | python scripts/classify.py runs/spam --batch_size 1
 
-Standard output, and an --output of any other name, is jsonl with the scores of all classes, as it is ready. An --output that ends in
-.csv or .tsv holds all columns that were read, then label and score (predicted_label and predicted_score where these names are taken).
-An empty text gets an empty label; how many there were is said at the end.
+Results are written as jsonl with the scores of all classes, as soon as they are available. If --output ends in .csv or .tsv, it contains
+all input columns, then label and score (predicted_label and predicted_score if these names exist). An empty text gets an empty label; their
+number is printed at the end.
 """
 
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # a copy of this file alone, which starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
         pass
     else:
-        _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+        _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
 
 
 import argparse

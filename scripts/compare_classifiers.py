@@ -1,4 +1,4 @@
-r"""Train the spam classifier by several recipes and seeds, and print them side by side with a baseline.
+r"""Train the spam classifier with several recipes and seeds, and compare them with a baseline.
 
     python scripts/compare_classifiers.py --recipes random --train_file SMSSpamCollection.tsv --split published --output_dir runs/spam
     python scripts/compare_classifiers.py --recipes last_block last_two_blocks all lora head random --seeds 123 1 2 \
@@ -6,16 +6,16 @@ r"""Train the spam classifier by several recipes and seeds, and print them side 
 
 A recipe is a file of scripts/configs/spam, by name, or a path. Each run is one of scripts/finetune_classifier.py, in
 OUTPUT_DIR/SPLIT/RECIPE-SEED; a run whose metrics.json exists is not repeated, so an interrupted comparison resumes where it stopped.
-Flags that are not of this script go to every run. Writes OUTPUT_DIR/SPLIT/comparison.md and comparison.json.
+Other flags are passed to every run. Writes OUTPUT_DIR/SPLIT/comparison.md and comparison.json.
 """
 
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # a copy of this file alone, which starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
         pass
     else:
-        _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+        _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
 
 
 import argparse

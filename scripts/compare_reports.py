@@ -1,4 +1,4 @@
-"""Set the reports of two runs of scripts/zero_to_chat.py side by side.
+"""Compare the reports of two runs of scripts/zero_to_chat.py.
 
     python scripts/compare_reports.py runs/chat-tiny runs/chat-small
     python scripts/compare_reports.py runs/chat-tiny runs/chat-small --output comparison.md
@@ -9,7 +9,7 @@ Prints a Markdown table: sizes, accuracy after each stage and by kind with inter
 if __name__ == "__main__":
     import _flags
 
-    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+    _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
 
 
 import argparse

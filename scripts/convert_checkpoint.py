@@ -1,4 +1,4 @@
-"""Bring a GPT from another format into a directory that AutoModelForCausalLM loads, with a proof that it computes the same; or back again.
+"""Convert a GPT from another format to a directory for AutoModelForCausalLM, or back, and verify that the outputs are equal.
 
 python scripts/convert_checkpoint.py gpt2/124M converted/gpt2-124m                 # OpenAI's TensorFlow checkpoint
 python scripts/convert_checkpoint.py --download 124M converted/gpt2-124m           # fetched first, into ./124M
@@ -12,10 +12,10 @@ python scripts/convert_checkpoint.py converted/mine stock --to gpt2             
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # a copy of this file alone, which starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
         pass
     else:
-        _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+        _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
 
 
 import argparse
@@ -68,7 +68,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> dict:
-    """Convert and verify; returns the proof. On any error nothing is left in the output directory's place."""
+    """Convert and verify; returns the verification results. The output directory is written atomically."""
     check_conversion(args)
     args.source = args.source or args.download
     max_shard_bytes = parse_size(args.max_shard_size)

@@ -1,19 +1,19 @@
-"""A page in the browser to try trained models: generation, next tokens, attention, tokenizers, classifier and chat.
+"""A web page to try trained models: generation, next-token probabilities, attention, tokenizers, classifier and chat.
 
     python scripts/demo.py --model runs/quickstart
     python scripts/demo.py --model runs/quickstart runs/spam HuggingFaceTB/SmolLM2-135M-Instruct --port 8080
 
-The same as `python -m gpt_scratch.demo`. The page is at http://127.0.0.1:7860, for this machine alone, and loads other models by name.
---host 0.0.0.0 opens it to the network, with the models given here alone.
+The same as `python -m gpt_scratch.demo`. The page is at http://127.0.0.1:7860, only on this machine, and can load other models by name.
+--host 0.0.0.0 makes it available on the network, only with the models given here.
 """
 
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # a copy of this file alone, which starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
         pass
     else:
-        _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+        _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
 
 
 import sys

@@ -1,20 +1,20 @@
-r"""Train a smaller model on text and on what a larger one makes of it, with HF Trainer.
+r"""Knowledge distillation: train a smaller model on text and on the predictions of a larger one, with Trainer.
 
     python scripts/distill.py --teacher runs/chat-small/pretrained --train_file gpt_scratch/data/samples/stories.jsonl --block_size 128 \
         --config_overrides n_embd=64,n_layer=2,n_head=2 --max_steps 300 --output_dir runs/student
 
-The same student without its teacher, for as many steps, to compare:
+For comparison, the same student without a teacher:
 
     python scripts/distill.py --hard_loss 1 ... --output_dir runs/student-alone
 
-Flags are those of scripts/pretrain.py, with --teacher, --teacher_temperature and --hard_loss. The tokenizer is the teacher's. The
-validation loss is that of the text alone, so that it compares with any other model's.
+Flags are those of scripts/pretrain.py, and --teacher, --teacher_temperature and --hard_loss. The tokenizer is the teacher's. The validation
+loss is that of the text only, so it is comparable with that of other models.
 """
 
 if __name__ == "__main__":
     import _flags
 
-    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+    _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
 
 
 import sys
@@ -53,7 +53,7 @@ from gpt_scratch.training.run import checkpoint_to_resume, save_trained, write_r
 
 
 def main(script_args: DistillationArguments, training_args: ScratchTrainingArguments) -> dict:
-    """Train the student, and return what `metrics.json` holds. Bad input raises `UserError` before training starts."""
+    """Train the student and return the content of `metrics.json`. Invalid input raises `UserError` before training starts."""
     check_arguments_of_teacher(script_args)
     check_arguments(script_args, training_args)
     config = model_config(script_args)

@@ -1,37 +1,37 @@
-r"""Replies of a finetuned model to held-out prompts, how good they are, and the verdict of another model.
+r"""Evaluate replies of a finetuned model to held-out prompts, with metrics and optionally another model as judge.
 
 Replies, exact match, ROUGE-L, loss and perplexity:
 
     python scripts/evaluate_instructions.py --model runs/instruct --data_file runs/instruct/test.json --output replies.json
 
-With a judge behind any OpenAI-compatible server (key in the variable JUDGE_API_KEY), here scripts/serve.py:
+With a judge on an OpenAI-compatible server (key in the variable JUDGE_API_KEY), here scripts/serve.py:
 
     python scripts/serve.py DIRECTORY_OF_THE_JUDGE --port 8000
     python scripts/evaluate_instructions.py --model runs/instruct --data_file runs/instruct/test.json --output replies.json \
         --judge_url http://127.0.0.1:8000/v1 --judge_model DIRECTORY_OF_THE_JUDGE
 
-Replies that were written before, judged by Ollama:
+Existing replies, judged by Ollama:
 
     python scripts/evaluate_instructions.py --replies_file replies.json --judge_api ollama --judge_url http://localhost:11434 \
         --judge_model llama3 --rubric 1-5
 
-Several replies to each question, by majority and the best by a reward:
+Several replies to each question, with majority voting and best-of-n by a reward:
 
     python scripts/evaluate_instructions.py --model runs/chat --data_file gpt_scratch/data/samples/dialogues_test.jsonl \
         --prompt_style chatml --output replies.json --samples 16 --best_of format
 
-Replies are written as a list of the records with `model_response`, the published format; figures to NAME.metrics.json; the judge's answers
-to NAME.verdicts.jsonl, one by one as they come: a run that was killed resumes there. Where records name their kind (--kind_key), accuracy
-is given for each, with Wilson's intervals; a reply is right if it equals the reference but for case and ended by itself.
+Replies are written as a list of the records with `model_response`, the published format; metrics to NAME.metrics.json; the judge's answers
+one by one to NAME.verdicts.jsonl, from which an interrupted run resumes. If records have a kind (--kind_key), accuracy is also reported by
+kind, with Wilson intervals; a reply is correct if it equals the reference, ignoring case, and ends with the end-of-text token.
 """
 
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # a copy of this file alone, which starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
         pass
     else:
-        _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+        _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
 
 
 import argparse

@@ -1,20 +1,20 @@
-"""Write a model for other runtimes, read it back and compare: ONNX for ONNX Runtime, GGUF for llama.cpp and what is built on it.
+"""Export a model to ONNX (ONNX Runtime) or GGUF (llama.cpp, ollama), read it back and compare the outputs.
 
 python scripts/export.py onnx runs/quickstart exported/quickstart-onnx
 python scripts/export.py gguf runs/quickstart exported/quickstart.gguf
 python scripts/export.py gguf runs/quickstart exported/quickstart-q8_0.gguf --type q8_0
 python scripts/export.py gguf runs/chat exported/chat.gguf --modelfile && ollama create chat -f exported/chat.Modelfile
 
-The output is written whole or not at all: not where what was read back does not compute what the model does.
+The output is written atomically, and only if its outputs equal those of the model.
 """
 
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # a copy of this file alone, which starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
         pass
     else:
-        _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+        _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
 
 
 import argparse

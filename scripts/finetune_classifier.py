@@ -1,4 +1,4 @@
-r"""Finetune a classifier with HF Trainer: SMS spam, or any labelled texts.
+r"""Finetune a classifier with Trainer: SMS spam, or any labelled texts.
 
 The book's spam classifier, from a converted checkpoint, on the published split:
 
@@ -6,7 +6,7 @@ The book's spam classifier, from a converted checkpoint, on the published split:
         --trainable last_blocks --train_last_blocks 1 --num_train_epochs 5 --learning_rate 5e-5 --weight_decay 0.1 \
         --output_dir runs/spam
 
-From random weights, on the split without copies:
+From random weights, on the deduplicated split:
 
     python scripts/finetune_classifier.py scripts/configs/spam/random.yaml --train_file SMSSpamCollection.tsv \
         --output_dir runs/spam-small
@@ -23,10 +23,10 @@ merged model, with --trainable lora), tokenizer, card, metrics.json, the plots a
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # a copy of this file alone, which starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
         pass
     else:
-        _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+        _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
 
 
 import sys
@@ -60,8 +60,8 @@ from gpt_scratch.training.classification import (
     plot_confusion,
     plot_curves,
     read_splits,
+    trainable_scope,
     warn_of_missed_classes,
-    what_trains,
     write_mistakes,
 )
 from gpt_scratch.training.finetuning import describe_trainable
@@ -71,7 +71,7 @@ from gpt_scratch.training.run import checkpoint_to_resume, save_adapter, save_tr
 
 
 def main(script_args: ClassificationArguments, training_args: ScratchTrainingArguments) -> dict:
-    """Finetune, and return what `metrics.json` holds. Bad input raises `UserError` before training starts."""
+    """Finetune and return the content of `metrics.json`. Invalid input raises `UserError` before training starts."""
     check_classification(script_args, training_args)
     splits = read_splits(script_args)
     resume = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
@@ -82,7 +82,7 @@ def main(script_args: ClassificationArguments, training_args: ScratchTrainingArg
     data = encode_splits(script_args, splits, model, tokenizer)
     model = choose_trainable(model, script_args)
     trainable = describe_trainable(model)
-    set_default_learning_rate(training_args, trainable[1], what_trains(script_args))
+    set_default_learning_rate(training_args, trainable[1], trainable_scope(script_args))
     grouped = training_args.train_sampling_strategy == "group_by_length"
     share = padding_share(data.rows["train"]["length"], training_args.per_device_train_batch_size, grouped)
     print(f"padding: {share:.1%} of the tokens in training batches{' grouped by length' if grouped else ''}")

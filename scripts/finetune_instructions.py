@@ -1,4 +1,4 @@
-r"""Finetune a language model to follow instructions, with HF Trainer.
+r"""Finetune a language model to follow instructions, with Trainer.
 
 The published recipe on another model: 85/10/5 in the order of the file, batch 8, 2 epochs, AdamW 5e-5:
 
@@ -18,10 +18,10 @@ NEFTune's noise; every other flag of `TrainingArguments` works, too.
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # a copy of this file alone, which starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
         pass
     else:
-        _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+        _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
 
 
 import sys
@@ -58,7 +58,7 @@ from gpt_scratch.training.run import checkpoint_to_resume, save_adapter, save_tr
 
 
 def main(script_args: InstructionArguments, training_args: ScratchTrainingArguments) -> dict:
-    """Finetune, and return what `metrics.json` holds. Bad input raises `UserError` before training starts."""
+    """Finetune and return the content of `metrics.json`. Invalid input raises `UserError` before training starts."""
     check_instructions(script_args, training_args)
     splits = read_splits(script_args)
     resume = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)

@@ -1,11 +1,11 @@
-r"""Train a finetuned model on pairs of replies, with TRL: DPO, or a reward model and then GRPO.
+r"""Preference training of a finetuned model with TRL: DPO, or a reward model and GRPO.
 
 The published DPO, on another model:
 
     python scripts/finetune_preferences.py dpo scripts/configs/preferences/dpo.yaml --train_file instruction-data-with-preference.json \
         --model_name_or_path runs/instruct --output_dir runs/dpo
 
-The whole chain of RLHF:
+RLHF with a reward model:
 
     python scripts/finetune_preferences.py reward scripts/configs/preferences/reward.yaml \
         --train_file instruction-data-with-preference.json --model_name_or_path runs/instruct --output_dir runs/reward
@@ -13,23 +13,23 @@ The whole chain of RLHF:
         --train_file instruction-data-with-preference.json --model_name_or_path runs/instruct --reward_model runs/reward \
         --output_dir runs/grpo
 
-GRPO on a reward that is computed, without a reward model:
+GRPO with a computed reward, without a reward model:
 
     python scripts/finetune_preferences.py grpo scripts/configs/preferences/grpo_exact_match.yaml --reward exact_match \
         --train_file gpt_scratch/data/samples/dialogues_reinforcement.jsonl \
         --validation_file gpt_scratch/data/samples/dialogues_validation.jsonl --model_name_or_path runs/chat --output_dir runs/grpo
 
-The first word is the method; every flag of TRL's DPOConfig, RewardConfig or GRPOConfig works. A margin is TRL's: beta times
+The first argument is the method; every flag of TRL's DPOConfig, RewardConfig or GRPOConfig works. A margin is TRL's: beta times
 the difference of the log-probability ratios, summed over the tokens of a reply.
 """
 
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # a copy of this file alone, which starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
         pass
     else:
-        _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+        _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
 
 
 import sys
@@ -59,8 +59,8 @@ from gpt_scratch.training.run import checkpoint_to_resume, save_trained, write_r
 
 
 def main(method: str, script_args: PreferenceArguments, training_args: Any) -> dict:
-    """Train, and return what `metrics.json` holds. Bad input raises `UserError` before training starts."""
-    check_preferences(method, script_args)
+    """Train and return the content of `metrics.json`. Invalid input raises `UserError` before training starts."""
+    check_preferences(method, script_args, training_args)
     data = read_data(script_args)
     resume = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)
     check_output_directory(training_args.output_dir, resume)
@@ -89,7 +89,7 @@ def main(method: str, script_args: PreferenceArguments, training_args: Any) -> d
 
 
 def success_of(trainer: Any, args: PreferenceArguments, data: Any) -> dict:
-    """How far the trainer's model reaches the rewards; nothing without them."""
+    """The success rate of the trainer's model; empty without computed rewards."""
     if not args.reward:
         return {}
     return measure_success(
@@ -111,7 +111,7 @@ def parse(argv: Sequence[str]) -> tuple[str, PreferenceArguments, Any]:
         UserError: an unknown method or flag.
     """
     if not argv or argv[0] not in METHODS:
-        raise UserError(f"the first word must be the method, {', '.join(METHODS)}" + (f", and not {argv[0]!r}" if argv else ""))
+        raise UserError(f"the first argument must be the method ({', '.join(METHODS)})" + (f", not {argv[0]!r}" if argv else ""))
     return argv[0], *parse_arguments((PreferenceArguments, configuration_class(argv[0])), argv[1:], __doc__)
 
 

@@ -1,4 +1,4 @@
-"""Continue text with a language model of this package, or with any other causal model that transformers loads.
+"""Generate text with a language model of this package, or any other causal language model of transformers.
 
     python scripts/generate.py runs/quickstart --prompt "One day, Anna"
     python scripts/generate.py runs/quickstart --prompt "Tom" "Mia" --temperature 0.8 --top_k 50 --seed 7
@@ -6,16 +6,16 @@
     python scripts/generate.py runs/quickstart --prompt "One day" --stream --stop "." "!"
     python scripts/generate.py runs/large --prompt "One day" --max_new_tokens 500 --weights int8
 
-Without sampling flags the most likely token is taken at each step. Several prompts run as one batch.
+Without sampling flags, decoding is greedy. Several prompts run as one batch.
 """
 
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # a copy of this file alone, which starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
         pass
     else:
-        _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+        _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
 
 
 import argparse
@@ -42,7 +42,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--temperature",
         type=float,
-        help="0 is greedy, 1 the model's own probabilities (of 50 tokens, without --top_k); default 0, or 1 with top_*",
+        help="0 is greedy, and goes with no top_* or min_p; 1 the model's own probabilities (of 50 tokens, without --top_k); default 0, "
+        "or 1 with top_* or min_p",
     )
     parser.add_argument("--top_k", type=int, help="sample among the k most likely tokens; transformers' default is 50")
     parser.add_argument("--top_p", type=float, help="sample among the most likely tokens that together have probability p")

@@ -1,11 +1,11 @@
-r"""Pretrain a GPT with HF Trainer on text files or a `datasets` data set.
+r"""Pretrain a GPT with Trainer on text files or a `datasets` data set.
 
-A small model on a text of your own, tokenizer included (CPU, a minute or two):
+A small model and tokenizer on your own text (CPU, a minute or two):
 
     python scripts/pretrain.py --train_file my_text.txt --vocab_size 1000 --block_size 64 \
         --config_overrides n_embd=128,n_layer=4,n_head=4 --num_train_epochs 10 --output_dir runs/mine
 
-A recipe, with flags on top:
+A recipe with overriding flags:
 
     python scripts/pretrain.py scripts/configs/the_verdict_124m.yaml --train_file the-verdict.txt --output_dir runs/verdict
 
@@ -15,17 +15,17 @@ Several GPUs, and resuming after an interruption:
     python scripts/pretrain.py ... --resume_from_checkpoint latest
 
 Every flag of transformers' `TrainingArguments` works. The output directory is a Hub repository: safetensors, config, the model's
-code, tokenizer, generation config, card, with `metrics.json`, `trainer_state.json`, `samples.jsonl` and the loss curve, and what the
-model computes in `reference_outputs.json`, which scripts/verify_checkpoint.py compares later.
+code, tokenizer, generation config and model card, with `metrics.json`, `trainer_state.json`, `samples.jsonl`, the loss curve, and
+`reference_outputs.json` for scripts/verify_checkpoint.py.
 """
 
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # a copy of this file alone, which starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
         pass
     else:
-        _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+        _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
 
 
 import sys
@@ -60,7 +60,7 @@ from gpt_scratch.training.run import checkpoint_to_resume, save_trained, write_r
 
 
 def main(script_args: PretrainingArguments, training_args: ScratchTrainingArguments) -> dict:
-    """Pretrain, and return what `metrics.json` holds. Bad input raises `UserError` before training starts."""
+    """Pretrain and return the content of `metrics.json`. Invalid input raises `UserError` before training starts."""
     check_arguments(script_args, training_args)
     config = model_config(script_args)
     resume = checkpoint_to_resume(training_args.output_dir, training_args.resume_from_checkpoint)

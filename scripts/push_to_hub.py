@@ -1,14 +1,14 @@
-"""Put a directory that a training script or `save_pretrained` wrote on the Hugging Face Hub, and prove that it loads from there.
+"""Upload a directory of a training script or `save_pretrained` to the Hugging Face Hub, and verify that it loads from there.
 
     hf auth login                                                      # once; or set HF_TOKEN
     python scripts/push_to_hub.py runs/quickstart my-first-gpt --dry_run
     python scripts/push_to_hub.py runs/quickstart my-first-gpt --private
     python scripts/push_to_hub.py runs/quickstart my-first-gpt --update --revision v2
-    python scripts/push_to_hub.py runs/quickstart my-first-gpt-stock --layout gpt2   # for those who may not run foreign code
+    python scripts/push_to_hub.py runs/quickstart my-first-gpt-stock --layout gpt2   # needs no trust_remote_code
 
-Shows what would go up, checks it for tokens and paths of this machine and that it still computes its reference_outputs.json, uploads it as
-one commit, downloads that commit into an empty directory, compares every checksum, loads it in a fresh process without this package, and
-compares what it computes there. After an interruption the same command resumes where it stopped. Then anybody loads it:
+Lists the files, scans them for secrets and local paths, verifies reference_outputs.json, uploads them as one commit, downloads that commit
+into an empty directory, compares all checksums, loads it in a new process without this package, and compares the outputs. After an
+interruption, the same command resumes. Then anyone can load it:
 
     AutoModelForCausalLM.from_pretrained("user/my-first-gpt", trust_remote_code=True, revision="the commit printed at the end")
 """
@@ -16,10 +16,10 @@ compares what it computes there. After an interruption the same command resumes 
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # a copy of this file alone, which starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
         pass
     else:
-        _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+        _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
 
 
 import argparse

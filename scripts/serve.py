@@ -1,24 +1,24 @@
-r"""Serve a model of this package over the OpenAI API: transformers' own server, behind limits.
+r"""Serve a model with the OpenAI API: transformers' server with request limits.
 
     python scripts/serve.py runs/instruct --port 8000
     curl http://127.0.0.1:8000/v1/chat/completions -H "Content-Type: application/json" \
         -d '{"model": "runs/instruct", "messages": [{"role": "user", "content": "Name a colour."}], "max_tokens": 50}'
     transformers chat runs/instruct http://127.0.0.1:8000/v1
 
-    python scripts/serve.py runs/instruct --weights int8     # weights in fewer bytes, a faster step; or float32, bfloat16, int4
+    python scripts/serve.py runs/instruct --weights int8     # faster generation with int8 weights; or float32, bfloat16, int4
     GPT_SCRATCH_API_KEY=... python scripts/serve.py runs/instruct --host 0.0.0.0
 
-Chat (also streamed), completions, responses; clients name the model as it was named here. It listens on this machine only, unless --host
-says otherwise: then every request needs the API key. What requests may hold: gpt_scratch/inference/README.md.
+Chat, completions and responses, optionally streamed; clients use the model name given here. By default it listens only on this machine;
+with another --host, every request needs the API key. For the supported request fields see gpt_scratch/inference/README.md.
 """
 
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # a copy of this file alone, which starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
         pass
     else:
-        _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+        _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
 
 
 import argparse

@@ -1,4 +1,4 @@
-"""Train a tokenizer, from scratch, on text files; or bring along one of minbpe's or of the book's.
+"""Train a tokenizer from scratch on text files, or convert one of minbpe or the book.
 
     python scripts/train_tokenizer.py --train_file my_text.txt --vocab_size 4000 --output_dir runs/tokenizer
     python scripts/train_tokenizer.py --type word --train_file the-verdict.txt --output_dir runs/words
@@ -15,10 +15,10 @@ whole words; character (nanoGPT's shakespeare_char) has single characters. The o
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # a copy of this file alone, which starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
         pass
     else:
-        _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+        _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
 
 
 import argparse
@@ -29,7 +29,7 @@ from gpt_scratch.conflicts import check_tokenizer
 from gpt_scratch.data.instruction import CHAT_TEMPLATES, set_prompt_style
 from gpt_scratch.data.language_modeling import SPLITS_BY, documents_from_files, split_documents, texts_of
 from gpt_scratch.data.opening import Reading, check_files
-from gpt_scratch.errors import UserError, check_unicode, run_script
+from gpt_scratch.errors import run_script
 from gpt_scratch.files import atomic_directory
 from gpt_scratch.ranges import check_flags
 from gpt_scratch.tokenization.byte_pair import END_OF_TEXT, PADDING, train_byte_level_bpe
@@ -82,7 +82,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> TokenizerReport:
-    """Make the tokenizer, save it, print and return its figures on held-out text."""
+    """Create and save the tokenizer; print and return its report on held-out text."""
     check_arguments(args)
     read = [*(args.train_file or []), *(args.validation_file or []), *(args.from_files or []), args.word_list]
     with atomic_directory(args.output_dir, args.overwrite, read) as directory:
@@ -104,12 +104,6 @@ def check_arguments(args: argparse.Namespace) -> None:
         UserError: names the flags.
     """
     check_tokenizer(args)
-    if args.special_tokens and (args.type != "bpe" or not args.train_file):
-        raise UserError("--special_tokens are given to a bpe that is trained here: they have no effect on other tokenizers")
-    for token in args.special_tokens:
-        check_unicode(token)
-        if not token.strip() or args.special_tokens.count(token) > 1 or token in (END_OF_TEXT, PADDING):
-            raise UserError(f"--special_tokens {token!r}: each must be text, given once, and not {END_OF_TEXT} or {PADDING}")
     check_files([*(args.train_file or []), *(args.validation_file or [])])
 
 

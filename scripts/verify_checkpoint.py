@@ -1,20 +1,20 @@
-"""Say in one line whether a checkpoint still computes what it computed when it was written, here and with these versions.
+"""Verify that a checkpoint reproduces the outputs stored when it was written, on this machine and with these versions.
 
     python scripts/verify_checkpoint.py runs/quickstart
     python scripts/verify_checkpoint.py user/name --revision v1
-    python scripts/verify_checkpoint.py user/name --trust_remote_code     # by the code in the checkpoint, as anybody else loads it
+    python scripts/verify_checkpoint.py user/name --trust_remote_code     # with the code in the checkpoint
 
-The same as `python -m gpt_scratch.verify_checkpoint`, which says what is compared, and how. Every script of this package that writes a
-model writes the file that it is compared with. The exit status is 0 for equal, 1 for different, 2 where that cannot be determined.
+The same as `python -m gpt_scratch.verify_checkpoint`; see there for what is compared. Every script of this package that writes a model also
+writes the reference outputs. The exit status is 0 for equal, 1 for different, 2 if that cannot be determined.
 """
 
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # a copy of this file alone, which starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
         pass
     else:
-        _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+        _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
 
 
 import sys

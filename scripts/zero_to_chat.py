@@ -1,21 +1,21 @@
-"""From nothing to a chat in one command: tokenizer, pretraining, instruction tuning, reinforcement, evaluation, report, and a conversation.
+"""Train a small chat model from scratch: tokenizer, pretraining, instruction tuning, reinforcement, evaluation, report, conversation.
 
     python scripts/zero_to_chat.py                                       # tiny, half an hour on 2 CPU cores (estimated)
     python scripts/zero_to_chat.py --size small --output_dir runs/chat-small
     python scripts/zero_to_chat.py --dry_run                             # the rule, and the cost of each size here and on a GPU
 
-Each stage is one of the scripts, in a process with its directory and its log in OUTPUT_DIR/logs. A stage that has finished is not run
-again, and after a kill at any moment the same command resumes where it was. Accuracy on held-out questions is measured after each stage.
-OUTPUT_DIR/report.md and report.html say what each was given, took and reached. The model is OUTPUT_DIR/reinforced.
+Each stage runs one of the scripts in a process, with its own directory and a log in OUTPUT_DIR/logs. Finished stages are not repeated, and
+after an interruption the same command resumes. Accuracy on held-out questions is measured after each stage. OUTPUT_DIR/report.md and
+report.html contain inputs, cost and results of each stage. The model is OUTPUT_DIR/reinforced.
 
-Data of your own: --pretraining_file (text), and four files of instruction records (--instruction_file, --reinforcement_file,
---validation_file, --test_file), whose replies must each be the one right answer.
+Own data: --pretraining_file (text), and four files of instruction records (--instruction_file, --reinforcement_file,
+--validation_file, --test_file), each with a single correct answer.
 """
 
 if __name__ == "__main__":
     import _flags
 
-    _flags.check(__file__, __doc__)  # --help and mistakes, before torch and transformers are imported
+    _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
 
 
 import argparse
@@ -71,7 +71,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """
+    """Check the size and the data files.
+
     Raises:
         UserError: a size that is none, or files that belong together and are not all given.
     """

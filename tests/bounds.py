@@ -1,4 +1,4 @@
-"""Run a command or a piece of Python within bounds of time and memory, and say what it took: for tests of hostile input.
+"""Run a command or a piece of Python within bounds of time and memory, and measure both: for tests of hostile input.
 
 Torch maps far more address space than it uses, so no limit is set on that: the resident memory of the process and its children is watched, and all of
 them are killed at the bound.
@@ -81,7 +81,7 @@ def run_bounded(
 ) -> Outcome:
     """Run `command` (for Python code: `[sys.executable, "-c", code]`); it and its children are killed at either bound.
 
-    On a loaded machine a command waits for its turn, so that the time is that of the processor, or four times as long by the clock.
+    The bound is on processor time, or on four times as much wall time, since a command waits for its turn on a loaded machine.
     """
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | (env or {})
     start, peak, exceeded = time.monotonic(), 0, None

@@ -6,7 +6,6 @@
 """
 
 import argparse
-import importlib.util
 import json
 import sys
 from collections.abc import Callable
@@ -15,8 +14,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from modules import SCRIPTS, load_script
+
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ROOT / "scripts"
 sys.path.insert(0, str(ROOT))
 
 from gpt_scratch import GPTScratchConfig, command_line  # noqa: E402
@@ -41,7 +41,7 @@ class _FoundError(BaseException):
 
 
 def parser_of(parse: Callable[[], Any]) -> argparse.ArgumentParser:
-    """The parser that a function asks."""
+    """The parser that a function calls."""
 
     def found(parser: argparse.ArgumentParser, *args: Any, **kwargs: Any):
         raise _FoundError(parser)
@@ -56,14 +56,6 @@ def parser_of(parse: Callable[[], Any]) -> argparse.ArgumentParser:
 
 def script_names() -> list[str]:
     return sorted(path.stem for path in SCRIPTS.glob("[!_]*.py"))
-
-
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def make_table() -> dict[str, Any]:
@@ -85,7 +77,7 @@ def make_table() -> dict[str, Any]:
             }
             scripts[name], needs = {"methods": methods}, ["transformers", "trl"]
         else:
-            module = load(name)
+            module = load_script(name)
             scripts[name] = command_line.describe_parser(parser_of(partial(module.parse, [])))
             needs = ["transformers"] if name in command_line.PASSED_ON else []
         scripts[name] |= {"needs": needs, "definitions": command_line.definitions(name)}

@@ -1,23 +1,22 @@
 """Fixtures shared by all tests. Nothing here needs a network, and real data is optional."""
 
-import importlib.util
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import pytest
 from faults_table import table_of
+from modules import load_script
+from project_home import home  # noqa: F401
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported: a test that reaches out fails at once
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-_cache = tempfile.TemporaryDirectory(prefix="gpt_scratch-tests-")  # what earlier versions of the code left behind proves nothing
+_cache = tempfile.TemporaryDirectory(prefix="gpt_scratch-tests-")  # a cache of its own: an old one could hide an error
 os.environ["HF_DATASETS_CACHE"] = _cache.name
 # Two workers with two threads each, on two cores, wait for each other: up to 7 times the time. And the number of threads is not measured.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 SHARED = Path(os.environ.get("GPT_SCRATCH_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
@@ -58,15 +57,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def script():
     """A function that imports `scripts/NAME.py` as a module."""
-
-    def load(name: str):
-        spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-        return module
-
-    return load
+    return load_script
 
 
 def _memory(field: str) -> float:
@@ -89,7 +80,7 @@ def bounds_of_a_fault(request):
     start, busy = time.monotonic(), sum(os.times()[:4])
     yield
     seconds, busy = time.monotonic() - start, sum(os.times()[:4]) - busy
-    # On a loaded machine a test waits for its turn: then what it computed itself, with the processes that it started, is what counts.
+    # On a loaded machine a test waits for its turn: then its processor time counts, with that of the processes it started.
     seconds = seconds if seconds > 8 * mark.kwargs["seconds"] else min(seconds, busy)
     assert seconds <= mark.kwargs["seconds"], f"took {seconds:.1f} s, its mark says {mark.kwargs['seconds']}"
     if measurable and "mebibytes" in mark.kwargs:

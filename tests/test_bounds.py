@@ -1,4 +1,4 @@
-"""The bounds that tests of hostile input are held to do hold: a command is killed at its time and at its memory, its children too."""
+"""The bounds of tests of hostile input hold: a command and its children are killed at its time and at its memory."""
 
 import sys
 

@@ -81,7 +81,7 @@ def test_names_stay_settable():
     assert (config.attention_dropout, config.residual_dropout, config.max_position_embeddings) == (0.0, 0.0, 512)
 
 
-def test_what_is_left_open_follows_from_what_is_given():
+def test_defaults_follow_from_the_given_settings():
     plain = GPTScratchConfig(hidden_size=96, num_attention_heads=4)
     assert (plain.num_key_value_heads, plain.head_dim, plain.intermediate_size) == (4, 24, 384)
     gated = GPTScratchConfig(hidden_size=768, num_attention_heads=12, num_key_value_heads=4, mlp_type="gated", head_dim=32)
@@ -271,7 +271,7 @@ def test_a_value_changed_later_is_refused_when_saved(tmp_path):
         (3, {}, "error"),
     ],
 )
-def test_a_configuration_newer_than_this_code_says_so(written_by, extra, outcome, caplog, monkeypatch):
+def test_a_configuration_of_a_newer_release_is_refused_as_such(written_by, extra, outcome, caplog, monkeypatch):
     monkeypatch.setattr("gpt_scratch.configuration_gpt_scratch.logger", logging.getLogger("seen"))
     settings = {**GPTScratchConfig().to_dict(), **extra, "gpt_scratch_version": written_by}
     if outcome == "error":

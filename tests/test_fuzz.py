@@ -1,4 +1,4 @@
-"""Whatever a configuration or a file holds, it works or is refused by one clear line; never by another exception, never slowly.
+"""Any configuration or file works or is refused in one clear line; never by another exception, never slowly.
 
 Examples are drawn by hypothesis from the same seed each time.
 """
@@ -176,7 +176,7 @@ def test_data_files(folder, content, suffix):
         works_or_is_refused(label_ids, data.labels)
 
 
-def test_nesting_that_no_parser_follows(folder):
+def test_deep_nesting_is_refused(folder):
     deep = "[" * 200_000
     for name in ("deep.json", "deep.jsonl", "encoder.json", "vocab.bpe"):
         (folder / name).write_text(deep, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Broken and hostile models and prompts: one clear line each, quickly, in little memory, and nothing executed.
+"""Broken and hostile models and prompts are refused in one clear line, quickly, in little memory, and nothing is executed.
 
 All cases run in one process of their own whose memory is limited, each with its time taken.
 """
@@ -39,7 +39,7 @@ for line in sys.stdin:
         if "records" in case["prompt"]:
             encode_conversations(read_conversations(case["model"] + "/records.jsonl"), tokenizer, "alpaca", False, 32)
         elif tokenizer.chat_template:
-            Chat(model, tokenizer, max_new_tokens=3).say(eval(case["prompt"]), stream=False)
+            Chat(model, tokenizer, max_new_tokens=3).reply(eval(case["prompt"]), stream=False)
         else:
             generate_texts(model, tokenizer, [eval(case["prompt"])], max_new_tokens=3)
         message = "nothing was refused"
@@ -108,15 +108,15 @@ CASES = {
     "billions of layers": ("'One'", "num_hidden_layers is 1,000,000,000"),
     "a width beyond all memory": ("'One'", "hidden_size is 1,000,000,000"),
     "a vocabulary beyond all memory": ("'One'", "vocab_size is 1,000,000,000,000"),
-    "a tokenizer that is too large": ("'One'", "cannot be used with this tokenizer"),
+    "a tokenizer that is too large": ("'One'", ": the tokenizer has"),
     "a broken tokenizer": ("'One'", "cannot be loaded"),
     "code without trust": ("'One'", "contains custom code"),
     "a pickle with code": ("'One'", "cannot be loaded"),
     "a prompt of a million characters": ("'One day ' * 125000", "leave no room"),
     "a chat template that loops": ("'One'", "chat template cannot be rendered: it did not finish within 1 seconds"),
     "a chat template with code": ("'One'", "chat template cannot be rendered: access to attribute '__class__'"),
-    "ids out of range": ("records", "records.jsonl row 1: input_ids holds 5000000000, and the tokenizer's ids are 0 to"),
-    "labels out of range": ("records", "records.jsonl row 0: labels holds -7"),
+    "ids out of range": ("records", "records.jsonl row 1: input_ids contains 5000000000, but the tokenizer's ids are 0 to"),
+    "labels out of range": ("records", "records.jsonl row 0: labels contains -7"),
     "a prompt of half a surrogate pair": ("'One ' + chr(0xd83d)", "not valid Unicode at character 4"),
 }
 

@@ -17,7 +17,7 @@ def tiny_model(style: str, **settings):
 
 
 def greedy_by_hand(model, ids: torch.Tensor, new_tokens: int) -> torch.Tensor:
-    """The most likely token, again and again, from whole forward passes without a cache."""
+    """The most likely token at each step, from whole forward passes without a cache."""
     with torch.no_grad():
         for _ in range(new_tokens):
             logits = model(ids, use_cache=False).logits[:, -1]
@@ -35,7 +35,7 @@ def greedy(model, ids: torch.Tensor, new_tokens: int = 8, **settings) -> torch.T
 def test_greedy_equals_the_loop_by_hand(style, attention, length):
     model, ids = tiny_model(style, attention=attention), token_ids(2, length)
     expected = greedy_by_hand(model, ids, 8)
-    assert len(set(expected[0].tolist())) > 3  # not one token over and over
+    assert len(set(expected[0].tolist())) > 3  # not a single repeated token
     for settings in ({}, {"use_cache": False}, {"cache_implementation": "static"}):
         assert torch.equal(greedy(model, ids, **settings), expected), settings
 

@@ -257,7 +257,7 @@ def test_remote_code_where_the_package_is_not_installed(tmp_path):
     assert run_python(REMOTE, tmp_path).endswith("all equal\n")
 
 
-def test_a_tied_head_that_was_not_loaded_is_tied_though_nobody_calls_it_missing():
+def test_a_tied_head_that_is_not_reported_as_missing_is_tied():
     """transformers 5.3.0 takes it off the list of missing tensors for code from a checkpoint, and then left it without memory."""
     model = tiny_model("gpt2")
     model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight, device="meta"))

@@ -58,8 +58,8 @@ def test_the_loss_of_uniform_logits_is_the_log_of_the_vocabulary():
     assert model(token_ids(2, 5), labels=token_ids(2, 5)).loss.item() == pytest.approx(math.log(61), abs=1e-6)
 
 
-def test_learning_by_heart_predicts_the_next_token():
-    """Trained on one sequence, the model continues it: a shift too many or too few would continue another one."""
+def test_overfitting_one_sequence_predicts_its_next_tokens():
+    """Trained on one sequence, the model continues it: with labels shifted twice or not at all it would continue another one."""
     model, ids = tiny_model("gpt2", vocab_size=12).train(), torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(60):

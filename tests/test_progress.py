@@ -1,4 +1,4 @@
-"""Long work has a name; work that is done at once has none."""
+"""Long work is reported by name; quick work is not."""
 
 import io
 import sys

@@ -1,4 +1,4 @@
-"""The checks of `make quality`, before each commit, are the same."""
+"""pre-commit runs the checks of `make quality`."""
 
 import re
 from pathlib import Path

@@ -19,7 +19,7 @@ from gpt_scratch.training.pretraining import PretrainingArguments
 TRAINING = (PretrainingArguments, ClassificationArguments, InstructionArguments, PreferenceArguments)
 PARSERS = {
     "generate": ["m"], "chat": ["m"], "classify": ["m"], "evaluate_instructions": [], "train_tokenizer": ["--output_dir", "o"],
-    "analyze": ["temperature", "m", "--text", "a"], "benchmark": ["step"], "measure_roads": ["m", "--text", "t"],
+    "analyze": ["temperature", "m", "--text", "a"], "benchmark": ["step"], "measure_compatibility": ["m", "--text", "t"],
     "compare_classifiers": ["--recipes", "r", "--train_file", "t", "--output_dir", "o"],
 }  # fmt: skip
 BAD = ["nan", "inf", "-inf", "-5", "1e30"]
@@ -37,7 +37,7 @@ def test_every_number_of_the_training_scripts_has_a_range(kind):
 
 
 def test_every_number_of_the_other_scripts_has_a_range(script, monkeypatch):
-    """Their parsers are caught as they are made; whoever adds a flag finds this. serve.py has ranges of its own, in `inference/limits.py`."""
+    """Their parsers are collected as they are made, so that new flags are included. serve.py has ranges of its own, in `inference/limits.py`."""
     made: list[argparse.ArgumentParser] = []
     init = argparse.ArgumentParser.__init__
     monkeypatch.setattr(
@@ -98,7 +98,7 @@ def test_the_message_states_the_range(kind, flags, words, tmp_path):
 
 
 @pytest.mark.parametrize("flags", ["--beta nan", "--learning_rate inf", "--seed -1", "--per_device_train_batch_size 0"])
-def test_those_of_preferences_too(flags, tmp_path):
+def test_flags_of_preferences_are_refused_by_name(flags, tmp_path):
     with pytest.raises(UserError, match=flags.split()[0].removeprefix("--")):
         parse_arguments(
             (PreferenceArguments, configuration_class("dpo")), ["--output_dir", str(tmp_path), "--use_cpu", *flags.split()]

@@ -1,4 +1,4 @@
-"""What a model computes is written beside it: exactly, without a trace of the machine; a file of another form is refused."""
+"""The outputs that are written beside a model: exact, without traces of the machine; a file of another form is refused."""
 
 import copy
 import math
@@ -62,8 +62,8 @@ def set_to(*path, value):
 
 
 BROKEN = [
-    (set_to("format", value=2), "has format 2, and this version reads 1: update it"),
-    (set_to("format", value=[1]), "has format [1], and"),
+    (set_to("format", value=2), "has format 2, but this version reads 1: upgrade it"),
+    (set_to("format", value=[1]), "has format [1], but"),
     (lambda content: content.pop("head"), "reference_outputs.json: key 'head' is missing"),
     (lambda content: content.pop("format"), "reference_outputs.json: key 'format' is missing"),
     (set_to("notes", value=1), "reference_outputs.json: key 'notes' is unknown"),
@@ -77,14 +77,14 @@ BROKEN = [
     (set_to("prompts", 1, "input_ids", value=[1, -1]), "prompt 1: input_ids has the wrong form"),
     (set_to("prompts", 1, "input_ids", value=[1] * 5000), "prompt 1: input_ids has the wrong form"),
     (set_to("prompts", 1, "input_ids", value=[True]), "prompt 1: input_ids has the wrong form"),
-    (set_to("prompts", 2, "continuation", value=[1]), "prompt 2: its rows are not one for each token"),
-    (set_to("prompts", 0, "top_logits", value=[[1.0]] * 8), "prompt 0: top_ids and top_logits are of different shapes"),
+    (set_to("prompts", 2, "continuation", value=[1]), "prompt 2: expected one row for each token"),
+    (set_to("prompts", 0, "top_logits", value=[[1.0]] * 8), "prompt 0: top_ids and top_logits have different shapes"),
     (set_to("prompts", 0, "top_logits", 1, value=[1.0]), "prompt 0: top_logits has the wrong form"),
     (set_to("prompts", 0, "top_ids", value=[]), "prompt 0: top_ids has the wrong form"),
     (set_to("batches", value=[None]), "batch 0 is not an object"),
     (set_to("batches", 1, "attention_mask", 0, 0, value=2), "batch 1: attention_mask has the wrong form"),
-    (set_to("batches", 1, "input_ids", value=[[1]]), "batch 1: its tables must have one shape"),
-    (set_to("batches", 0, "position_ids", value=[[1]]), "batch 0: its tables must have one shape"),
+    (set_to("batches", 1, "input_ids", value=[[1]]), "batch 1: the tables must have the same shape"),
+    (set_to("batches", 0, "position_ids", value=[[1]]), "batch 0: the tables must have the same shape"),
 ]
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_model, save_model
 from tiny_models import assert_equal, randomize, tiny_model, token_ids
-from transformers import DynamicCache, MistralConfig, MistralForCausalLM, StaticCache
+from transformers import DynamicCache, GenerationConfig, GenerationMixin, MistralConfig, MistralForCausalLM, StaticCache
 
 from gpt_scratch.configuration_gpt_scratch import GPTScratchConfigError
 
@@ -106,6 +106,23 @@ def test_generation_beyond_the_window_is_mistrals(settings, mistral):
     assert torch.equal(model.generate(ids, **asked), mistral.generate(ids, **asked))
 
 
+@pytest.mark.thorough
+@pytest.mark.skipif(not hasattr(GenerationMixin, "generate_batch"), reason="this transformers has no continuous batching")
+@torch.no_grad()
+def test_continuous_batching_sees_the_window():
+    model, prompts = ours(), [token_ids(1, length)[0].tolist() for length in (9, 5, 14)]
+    settings = GenerationConfig(
+        max_new_tokens=12, do_sample=False, eos_token_id=-1, pad_token_id=0, num_blocks=64, max_batch_tokens=64
+    )
+    batch = model.generate_batch(inputs=prompts, generation_config=settings, progress_bar=False).values()
+    got = [result.generated_tokens for result in sorted(batch, key=lambda result: int(result.request_id.split("_")[-1]))]
+    asked = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    for prompt, tokens in zip(prompts, got, strict=True):
+        start = torch.tensor([prompt])
+        alone = model.generate(start, attention_mask=torch.ones_like(start), **asked)
+        assert tokens == alone[0, len(prompt) :].tolist()
+
+
 def test_training_sees_the_window_too():
     model, ids = ours().train(), token_ids(2, LENGTH)
     embedded = model.model.embed_tokens(ids).detach().requires_grad_()
@@ -118,7 +135,7 @@ def test_training_sees_the_window_too():
 @pytest.mark.parametrize(
     ("value", "reason"), [(0, "at least 1"), (-4, "at least 1"), (2.5, "of type float"), (True, "of type bool")]
 )
-def test_a_window_that_is_none_is_refused(value, reason):
+def test_an_invalid_window_is_refused(value, reason):
     with pytest.raises(GPTScratchConfigError, match=f"sliding_window is {value}.*{reason}"):
         ours(window=value)
 

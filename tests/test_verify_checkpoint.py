@@ -1,4 +1,4 @@
-"""Verification passes what is equal, names what is not, and reads nothing that it does not understand.
+"""Verification accepts what is equal, names what is not, and refuses what it does not understand.
 
 Faults are planted in subclasses, so that they do not depend on how the model is written.
 """
@@ -33,7 +33,7 @@ from gpt_scratch.verify_checkpoint import DIFFERENT, EQUAL, UNKNOWN, Verdict, co
 
 ROOT = Path(__file__).resolve().parents[1]
 STYLES = ("gpt2", "llama")
-WRITTEN = r"does not compute what it computed when it was written \(\d{4}-\d\d-\d\d, transformers [\w.]+, torch [\w.+]+\): "
+WRITTEN = r"does not reproduce the outputs stored when it was written \(\d{4}-\d\d-\d\d, transformers [\w.]+, torch [\w.+]+\): "
 
 
 def differs(verdict: Verdict, line: str) -> bool:
@@ -46,8 +46,8 @@ def test_a_forward_that_ignores_the_cache(style):
     verdict = verify_model(fault(IgnoresTheCache, style), expected(style))
     assert differs(
         verdict,
-        r"greedy tokens with the cache differ from the second one on, logits by \d\.\d \(the largest is \d\.\d+\); without the cache all "
-        r"is equal: the model's code and transformers [\w.]+ disagree about the cache",
+        r"greedy tokens with the cache differ from the second token on, logits by \d\.\d \(the largest is \d\.\d+\); without the cache all "
+        r"outputs are equal: the model's code and transformers [\w.]+ disagree about the cache",
     ), verdict.line
 
 
@@ -55,14 +55,14 @@ def test_an_argument_that_is_refused():
     verdict = verify_model(fault(RefusesTheCache, "gpt2"), expected("gpt2"))
     assert differs(
         verdict,
-        r"no outputs with the cache: forward\(\) got an unexpected keyword argument; without the cache all is equal: the model's code and "
+        r"no outputs with the cache: forward\(\) got an unexpected keyword argument; without the cache all outputs are equal: the model's code and "
         r"transformers [\w.]+ disagree about the cache",
     ), verdict.line
 
 
 def test_a_small_error_of_the_cache():
     verdict = verify_model(fault(RoundsWithTheCache, "gpt2"), expected("gpt2"))
-    line = r"logits with the cache differ by 0\.001 \(the largest is \d\.\d+\) from the first token on; without the cache all is equal: .*"
+    line = r"logits with the cache differ by 0\.001 \(the largest is \d\.\d+\) from the first token on; without the cache all outputs are equal: .*"
     assert differs(verdict, line), verdict.line
 
 
@@ -72,8 +72,8 @@ def test_a_mask_that_is_ignored(style):
     verdict = verify_model(fault(IgnoresTheMask, style), expected(style))
     assert differs(
         verdict,
-        r"logits of rows padded on the left differ by \d\.\d \(the largest is \d\.\d+\); greedy tokens with the cache from prompts padded on "
-        r"the left differ from the first one on, logits by \d\.\d \(the largest is \d\.\d+\); without padding all is equal: the "
+        r"logits with left padding differ by \d\.\d \(the largest is \d\.\d+\); greedy tokens with the cache and "
+        r"left padding differ from the first token on, logits by \d\.\d \(the largest is \d\.\d+\); without padding all outputs are equal: the "
         r"attention mask is ignored",
     ), verdict.line
 
@@ -82,8 +82,8 @@ def test_a_classifier_that_looks_at_the_padding():
     verdict = verify_model(fault(ClassifiesThePadding, "gpt2"), expected("gpt2", GPTScratchForSequenceClassification))
     assert differs(
         verdict,
-        r"logits of rows padded on the right differ by \d\.\d+ \(the largest is \d\.\d+\); logits of rows padded on the left differ by \d\.\d+ "
-        r"\(the largest is \d\.\d+\); without padding all is equal: the attention mask is ignored",
+        r"logits with right padding differ by \d\.\d+ \(the largest is \d\.\d+\); logits with left padding differ by \d\.\d+ "
+        r"\(the largest is \d\.\d+\); without padding all outputs are equal: the attention mask is ignored",
     ), verdict.line
 
 
@@ -110,8 +110,8 @@ def test_other_weights_and_another_function(style, change):
     verdict = verify_model(model, expected(style))
     assert differs(
         verdict,
-        r"logits of a plain forward differ by [\d.]+ \(the largest is \d\.\d+\); other weights, other code, or transformers [\w.]+ and torch "
-        r"[\w.+]+ compute something else",
+        r"logits without padding differ by [\d.]+ \(the largest is \d\.\d+\); the weights or the code have changed, or transformers [\w.]+ and torch "
+        r"[\w.+]+ compute different outputs",
     ), verdict.line
 
 
@@ -123,8 +123,8 @@ def test_what_is_equal(style, cls, attention):
     verdict = verify_model(model, expected(style, cls))
     greedy = "greedy tokens equal with and without the cache, " if cls is GPTScratchForCausalLM else ""
     assert verdict.status == EQUAL and re.fullmatch(
-        r"computes what it computed when it was written \(\d{4}-\d\d-\d\d, transformers [\w.]+, torch [\w.+]+\) with transformers [\w.]+ and "
-        rf"torch [\w.+]+: {greedy}padded or not, logits within [\d.e-]+ of up to \d\.\d+",
+        r"reproduces the outputs stored when it was written \(\d{4}-\d\d-\d\d, transformers [\w.]+, torch [\w.+]+\) with transformers [\w.]+ and "
+        rf"torch [\w.+]+: {greedy}with and without padding, logits differ by at most [\d.e-]+ \(the largest is \d\.\d+\)",
         verdict.line,
     ), verdict.line
 
@@ -182,7 +182,7 @@ def test_a_stock_model_with_learned_positions():
     model = randomize(GPT2LMHeadModel(GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=64))).eval()
     assert verify_model(model, reference_outputs(model, "float32", stock=True)).status == EQUAL
     verdict = verify_model(model, reference_outputs(model, "float32"))
-    assert verdict.status == DIFFERENT and "rows padded on the left" in verdict.line
+    assert verdict.status == DIFFERENT and "left padding" in verdict.line
 
 
 def test_weights_that_are_missing_are_named(tmp_path):
@@ -201,17 +201,17 @@ def test_tokens_that_the_model_does_not_have(tmp_path):
     content["prompts"][0]["top_ids"][0][0] = 70_000
     save_reference_outputs(folder, content)
     verdict = verify_checkpoint.verify_checkpoint(str(folder))
-    assert differs(verdict, "no outputs of a plain forward: index 70000 is out of bounds .*"), verdict.line
+    assert differs(verdict, "no outputs without padding: index 70000 is out of bounds .*"), verdict.line
 
 
 def test_nothing_to_compare_with(tmp_path):
     assert verify_checkpoint.verify_checkpoint(str(tmp_path)) == Verdict(
-        UNKNOWN, "there is no reference_outputs.json: what the model computed when it was written is not known"
+        UNKNOWN, "there is no reference_outputs.json: the outputs of the model when it was written are unknown"
     )
     verdict = verify_checkpoint.verify_checkpoint("ada/nowhere", "v1")
     assert verdict.status == UNKNOWN and verdict.line.startswith("reference_outputs.json cannot be fetched: ")
     verdict = verify_checkpoint.verify_checkpoint(str(tmp_path), "v1")
-    assert verdict == Verdict(UNKNOWN, "--revision is for names on the Hub, and this is a directory")
+    assert verdict == Verdict(UNKNOWN, "--revision is for names on the Hub, but this is a directory")
 
 
 def test_a_name_is_refused_at_once_where_the_hub_cannot_be_reached(capsys):
@@ -255,7 +255,7 @@ def test_the_script_runs_the_code_in_the_checkpoint(faulty):
     assert verify_checkpoint.verify_checkpoint(str(faulty)).status == EQUAL  # this package's code has no such fault
     done = run(SCRIPT, "model", "--trust_remote_code", cwd=faulty.parent)
     assert done.returncode == DIFFERENT and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith("error: model: does not compute what it computed when it was written")
+    assert done.stderr.startswith("error: model: does not reproduce the outputs stored when it was written")
     assert "no outputs with the cache: generate() continues with 1 of" in done.stderr
     assert "disagree about the cache" in done.stderr
 
@@ -264,19 +264,21 @@ def test_the_script_runs_the_code_in_the_checkpoint(faulty):
 def test_the_script_and_the_file_alone(faulty):
     done = run(SCRIPT, "model", cwd=faulty.parent)
     assert done.returncode == EQUAL and done.stderr == "", done.stderr
-    assert done.stdout.startswith("model: computes what it computed when it was written") and done.stdout.count("\n") == 1
+    assert done.stdout.startswith("model: reproduces the outputs stored when it was written") and done.stdout.count("\n") == 1
     done = run(FILE, "model", "--trust_remote_code", cwd=faulty.parent)
     assert done.returncode == DIFFERENT and "disagree about the cache" in done.stderr and done.stderr.count("\n") == 1
-    done = run(FILE, "model", cwd=faulty.parent)  # the package is not there, and nobody has trusted the code
+    done = run(FILE, "model", cwd=faulty.parent)  # the package is not there, and the code is not trusted
     assert done.returncode == UNKNOWN
     assert (
         done.stderr
-        == "error: model: needs code that is not installed here: --trust_remote_code runs the code in the checkpoint\n"
+        == "error: model: needs code that is not installed: pass --trust_remote_code to run the code in the checkpoint\n"
     )
     (faulty / "right.py").rename(faulty / "modeling_gpt_scratch.py")
     for command in (SCRIPT, FILE):
         done = run(command, "model", "--trust_remote_code", cwd=faulty.parent)
-        assert done.returncode == EQUAL and done.stderr == "" and done.stdout.startswith("model: computes what it"), done.stderr
+        assert done.returncode == EQUAL and done.stderr == "" and done.stdout.startswith("model: reproduces the outputs"), (
+            done.stderr
+        )
     for status in (9, 0):
         (faulty / "modeling_gpt_scratch.py").write_text(f"import os; os._exit({status})", encoding="utf-8")
         done = run(SCRIPT, "model", "--trust_remote_code", cwd=faulty.parent)

@@ -1,1 +1,1 @@
-"""A look inside: attention, next-token probabilities, what a model costs, and what its run looked like."""
+"""Model inspection: attention maps, next-token probabilities, model cost, and plots of training runs."""

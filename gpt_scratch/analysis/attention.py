@@ -1,4 +1,4 @@
-"""Attention maps of a text: every layer and head, how spread out each is, and what flows from where through all layers."""
+"""Attention maps of a text for every layer and head, their entropy, and attention rollout over the layers."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ SUFFIXES = (".png", ".svg")
 
 @contextmanager
 def eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """For a while the attention that gives its weights; the faster ones never hold them."""
+    """Context manager that switches to eager attention, the only implementation that returns the attention weights."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
@@ -26,7 +26,7 @@ def eager_attention(model: PreTrainedModel) -> Iterator[None]:
 
 @torch.no_grad()
 def attention_maps(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
-    """Attention weights of one text, (layers, H, T, T): how much each token (row) takes from each one before it (column).
+    """Attention weights of one text, (layers, H, T, T): rows are attending tokens, columns the attended ones.
 
     Args:
         input_ids: (1, T).
@@ -37,12 +37,12 @@ def attention_maps(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Ten
 
 
 def attention_entropy(maps: torch.Tensor) -> torch.Tensor:
-    """Mean entropy of the rows in nats, (layers, H): 0 where each token looks at one other, log of the position where it looks at all."""
+    """Mean entropy of the rows in nats, (layers, H): 0 if each token attends to a single one, log(position) if to all equally."""
     return -torch.xlogy(maps, maps).sum(-1).mean(-1)
 
 
 def attention_rollout(maps: torch.Tensor) -> torch.Tensor:
-    """How much of each token (column) has reached each position (row) after every layer, (layers, T, T); rows sum to 1.
+    """Attention rollout: contribution of each token (column) to each position (row) after every layer, (layers, T, T); rows sum to 1.
 
     Heads are averaged, and the residual connection counts as half (Abnar & Zuidema 2020, arXiv:2005.00928, section 3).
     """
@@ -55,12 +55,12 @@ def attention_rollout(maps: torch.Tensor) -> torch.Tensor:
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """Each token as a person can read it: a space at its edge as `·`, a line break as `⏎`."""
+    """Each token in readable form: a leading or trailing space as `·`, a line break as `⏎`."""
     return [printable(tokenizer.decode([token])).replace(" ", "·").replace("\n", "⏎") for token in ids]
 
 
 def attention_figure(weights: torch.Tensor, tokens: Sequence[str], title: str = ""):
-    """One map (T, T) with its tokens on both axes and a colour bar."""
+    """Figure of one map (T, T) with its tokens on both axes and a colour bar."""
     side = 1.6 + 0.28 * len(tokens)
     figure, axes = new_figure(size=(side + 1, side))
     image = axes.imshow(weights.float().cpu(), cmap="viridis", vmin=0)
@@ -74,16 +74,16 @@ def attention_figure(weights: torch.Tensor, tokens: Sequence[str], title: str = 
 
 
 def plot_attention(weights: torch.Tensor, tokens: Sequence[str], path: str | Path, title: str = "") -> list[Path]:
-    """[`attention_figure`] as PNG and SVG."""
+    """Save [`attention_figure`] as PNG and SVG."""
     return save_figure(attention_figure(weights, tokens, title), path, SUFFIXES)
 
 
 def plot_attention_grid(
     maps: torch.Tensor, tokens: Sequence[str], path: str | Path, layers: Sequence[int] | None = None, title: str = ""
 ) -> list[Path]:
-    """Every head of the given layers (all by default), a row per layer, with its entropy above it; PNG and SVG.
+    """Plot every head of the given layers (default: all), one row per layer, each with its entropy; PNG and SVG.
 
-    All maps have one colour scale. At the left and at the bottom stand the tokens, or their positions where there are more than 24.
+    All maps share one colour scale. The axes at the left and the bottom show the tokens, or positions if there are more than 24.
 
     Raises:
         UserError: a layer that the model does not have.
@@ -115,10 +115,10 @@ def plot_attention_grid(
 
 
 def check_indices(what: str, indices: Sequence[int], count: int) -> None:
-    """Refuse what is not there.
+    """Check that layer or head indices are in range.
 
     Raises:
-        UserError: names it.
+        UserError: names the first index that is not.
     """
     for index in indices:
         if not 0 <= index < count:

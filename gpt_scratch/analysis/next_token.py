@@ -15,26 +15,26 @@ from ..modeling_gpt_scratch import GPTScratchForCausalLM
 from ..plots import new_figure, save_figure
 from .attention import token_texts
 
-MOST_SURPRISE = 16.0  # bits; colours are full from here
+MAX_SURPRISE = 16.0  # bits; the colour scale ends here
 
 
 @dataclass(frozen=True)
-class Place:
-    """A token of the text and what the model had expected in its place; rank counts from 1, surprise is -log2 of the probability."""
+class ScoredToken:
+    """A token of the text and the model's predictions at its position; rank starts at 1, surprise is -log2 of the probability."""
 
     token: str
     token_id: int
-    rank: int | None  # None for the first token, which nothing precedes
+    rank: int | None  # None for the first token, which has no prediction
     probability: float | None
     surprise: float | None
     expected: tuple[tuple[str, float], ...]
 
 
 @torch.no_grad()
-def next_token_places(
+def score_tokens(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor, top: int = 5
-) -> tuple[list[Place], tuple[tuple[str, float], ...]]:
-    """Each token of a text, (1, T), with its rank and surprise and the `top` most likely ones in its place; and those after the last."""
+) -> tuple[list[ScoredToken], tuple[tuple[str, float], ...]]:
+    """Rank, surprise and the `top` most likely alternatives of each token of a text, (1, T); and the `top` predictions after the last."""
     logits = model(input_ids=input_ids, use_cache=False).logits[0].float()  # (T, V)
     probabilities = logits.softmax(-1)
     likely = probabilities.topk(min(top, probabilities.shape[-1]))
@@ -43,19 +43,19 @@ def next_token_places(
     ]
     ids = input_ids[0].tolist()
     texts = token_texts(tokenizer, ids)
-    places = [Place(texts[0], ids[0], None, None, None, ())]
+    places = [ScoredToken(texts[0], ids[0], None, None, None, ())]
     surprises = -logits.log_softmax(-1) / torch.log(torch.tensor(2.0))
     for t in range(1, len(ids)):
         row = probabilities[t - 1]
         rank = int((row > row[ids[t]]).sum()) + 1
-        places.append(Place(texts[t], ids[t], rank, row[ids[t]].item(), surprises[t - 1, ids[t]].item(), expected[t - 1]))
+        places.append(ScoredToken(texts[t], ids[t], rank, row[ids[t]].item(), surprises[t - 1, ids[t]].item(), expected[t - 1]))
     return places, expected[-1]
 
 
 def sampling_distribution(
     logits: torch.Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> torch.Tensor:
-    """The probabilities that `generate` draws from, (..., V): logits / temperature, then the k most likely, then the nucleus of mass p.
+    """The distribution that `generate` samples from, (..., V): temperature, then top-k, then top-p (nucleus).
 
     The nucleus (Holtzman et al. 2020, arXiv:1904.09751, section 3.1) is the smallest set of most likely tokens that reaches p.
 
@@ -91,12 +91,12 @@ def logit_lens(model: GPTScratchForCausalLM, input_ids: torch.Tensor) -> torch.T
     if not isinstance(model, GPTScratchForCausalLM):
         raise UserError(f"the logit lens reads this package's language models, not {type(model).__name__}: convert it first")
     states = model(input_ids=input_ids, output_hidden_states=True, use_cache=False).hidden_states
-    normed = [*(model.model.norm(state) for state in states[:-1]), states[-1]]  # transformers gives the last one normed
+    normed = [*(model.model.norm(state) for state in states[:-1]), states[-1]]  # the last one is already normed
     return torch.cat([model.lm_head(state) for state in normed])
 
 
-def write_surprise_html(places: Sequence[Place], path: str | Path, title: str = "") -> Path:
-    """The text as HTML: a token's background is redder the less it was expected; hovering shows the figures."""
+def write_surprise_html(places: Sequence[ScoredToken], path: str | Path, title: str = "") -> Path:
+    """Write the text as HTML: the background of a token is redder the higher its surprise; a tooltip shows the numbers."""
     spans = []
     heading = html.escape(printable(title))
     for place in places:
@@ -105,7 +105,7 @@ def write_surprise_html(places: Sequence[Place], path: str | Path, title: str = 
         if place.surprise is None:
             spans.append(f"<span>{shown}</span>")
             continue
-        share = min(place.surprise / MOST_SURPRISE, 1.0)
+        share = min(place.surprise / MAX_SURPRISE, 1.0)
         expected = ", ".join(f"{token} {probability:.1%}" for token, probability in place.expected)
         tooltip = html.escape(f"rank {place.rank}, {place.surprise:.1f} bits; expected: {expected}", quote=True)
         spans.append(f'<span style="background: rgba(220, 60, 30, {share:.2f})" title="{tooltip}">{shown}</span>')
@@ -116,7 +116,7 @@ def write_surprise_html(places: Sequence[Place], path: str | Path, title: str = 
         '<body style="font: 16px/1.7 Georgia, serif; max-width: 48em; margin: 2em auto">'
         f"<h1>{heading}</h1><p>{len(scored)} tokens, {mean:.2f} bits each on average. Surprise: 0 bits "
         '<span style="background: linear-gradient(90deg, rgba(220, 60, 30, 0), rgba(220, 60, 30, 1)); padding: 0 4em"></span> '
-        f"{MOST_SURPRISE:g} bits or more.</p>"
+        f"{MAX_SURPRISE:g} bits or more.</p>"
         f'<p style="white-space: pre-wrap">{"".join(spans)}</p></body></html>\n'
     )
     with atomic_path(path) as temporary:
@@ -124,12 +124,12 @@ def write_surprise_html(places: Sequence[Place], path: str | Path, title: str = 
     return Path(path)
 
 
-def plot_surprise(places: Sequence[Place], path: str | Path, line_width: int = 90, title: str = "") -> list[Path]:
-    """The same as a picture, PNG and SVG."""
+def plot_surprise(places: Sequence[ScoredToken], path: str | Path, line_width: int = 90, title: str = "") -> list[Path]:
+    """Plot the same as PNG and SVG."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, Normalize
 
-    lines: list[list[Place]] = [[]]
+    lines: list[list[ScoredToken]] = [[]]
     for place in places:
         if sum(len(other.token) for other in lines[-1]) + len(place.token) > line_width:
             lines.append([])
@@ -140,7 +140,7 @@ def plot_surprise(places: Sequence[Place], path: str | Path, line_width: int = 9
     axes.set_xlim(0, width)
     axes.set_ylim(len(lines), 0)
     colors = LinearSegmentedColormap.from_list("surprise", ["white", "#dc3d1e"])
-    scale = Normalize(0, MOST_SURPRISE)
+    scale = Normalize(0, MAX_SURPRISE)
     for row, line in enumerate(lines):
         column = 0
         for place in line:
@@ -149,7 +149,7 @@ def plot_surprise(places: Sequence[Place], path: str | Path, line_width: int = 9
             axes.text(column, row + 0.5, place.token, family="monospace", fontsize=9, va="center", parse_math=False)
             column += len(place.token)
     bar = figure.colorbar(ScalarMappable(scale, colors), ax=axes, orientation="horizontal", aspect=40, shrink=0.8)
-    bar.set_label(f"surprise of each token in bits, {MOST_SURPRISE:g} or more in full colour", fontsize=8)
+    bar.set_label(f"surprise of each token in bits, {MAX_SURPRISE:g} or more in full colour", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     axes.set_title(title, fontsize=9, parse_math=False)
     return save_figure(figure, path, (".png", ".svg"))
@@ -165,10 +165,10 @@ def plot_temperatures(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> list[Path]:
-    """Bars of the most likely tokens of one distribution, (V,), the most likely first, at several temperatures, each with its own top-k
-    and nucleus as [`sampling_distribution`]; PNG and SVG.
+    """Bar plot of the most likely tokens of one distribution, (V,), at several temperatures, with top-k and top-p as in
+    [`sampling_distribution`]; PNG and SVG.
 
-    With the nine logits of *Build a Large Language Model (From Scratch)*, section 5.3.1, it is that section's figure, sorted.
+    With the nine logits of *Build a Large Language Model (From Scratch)*, section 5.3.1, it reproduces that section's figure, sorted.
     """
     chosen = logits.topk(min(top, len(logits))).indices
     figure, axes = new_figure()
@@ -186,7 +186,7 @@ def plot_temperatures(
 
 
 def lens_table(lens: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> list[list[tuple[str, float]]]:
-    """The most likely token and its probability after each layer, for each position: (layers + 1) x T pairs."""
+    """The most likely token and its probability after each layer and at each position: (layers + 1) x T pairs."""
     probabilities, ids = nn.functional.softmax(lens.float(), dim=-1).max(-1)
     return [list(zip(token_texts(tokenizer, row_ids), row)) for row_ids, row in zip(ids.tolist(), probabilities.tolist())]
 
@@ -194,7 +194,7 @@ def lens_table(lens: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> list[l
 def plot_lens(
     lens: torch.Tensor, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str], path: str | Path, title: str = ""
 ) -> list[Path]:
-    """The most likely next token of every position after every layer, coloured by its probability; PNG and SVG."""
+    """Plot the most likely next token at every position after every layer, coloured by its probability; PNG and SVG."""
     cells = lens_table(lens, tokenizer)
     figure, axes = new_figure(size=(2.7 + 0.8 * len(tokens), 1.7 + 0.32 * len(cells)))
     image = axes.imshow([[probability for _, probability in row] for row in cells], cmap="Blues", vmin=0, vmax=1, aspect="auto")

@@ -1,4 +1,4 @@
-"""When a run began to overfit, read from the log that Trainer keeps."""
+"""Detects overfitting in Trainer's log."""
 
 from itertools import pairwise
 
@@ -8,7 +8,7 @@ from ..plots import History
 def overfitting_step(history: History, evaluations: int = 3) -> float | None:
     """The first step at which validation loss had risen `evaluations` times in a row while training loss fell; or `None`.
 
-    Training loss is `train_eval_loss` where it was measured, else the `loss` logged last before each evaluation.
+    Training loss is `train_eval_loss` if it was measured, else the last `loss` logged before each evaluation.
 
     >>> rows = [{"loss": 5 - i, "step": i} | {"eval_loss": v, "step": i} for i, v in enumerate([4, 3, 3.1, 3.2, 3.3])]
     >>> overfitting_step(rows)

@@ -1,7 +1,7 @@
-"""What a model costs before anything is run: parameters, memory, arithmetic, time.
+"""The cost of a model, computed before anything runs: parameters, memory, FLOPs, time.
 
-Weights, gradients and optimizer state are exact. Activations are counted, not estimated by a formula: a forward on tensors without
-memory (`FakeTensorMode`) shows every tensor that autograd would keep. What the allocator and the libraries add is not in it.
+Weights, gradients and optimizer state are exact. Activations are counted, not estimated by a formula: a forward pass on fake tensors
+(`FakeTensorMode`) records every tensor that autograd would save. Overhead of the allocator and of libraries is not included.
 """
 
 from typing import Any
@@ -33,7 +33,7 @@ def parameters_by_part(model: PreTrainedModel) -> dict[str, int]:
 
 
 def activation_bytes(config: GPTScratchConfig, model_class: type[PreTrainedModel], batch: int, length: int) -> int:
-    """Bytes that a training forward of the body keeps for the backward, fp32, without the head and its loss."""
+    """Bytes that a training forward pass saves for the backward pass, fp32, without the head and the loss."""
     kept: dict[int, int] = {}
     with FakeTensorMode():
         model = model_class(config).train()
@@ -54,10 +54,10 @@ def activation_bytes(config: GPTScratchConfig, model_class: type[PreTrainedModel
 
 
 def flops_per_token(model: PreTrainedModel, length: int) -> tuple[int, int]:
-    """Floating-point operations per token, forward and backward together with forward, at sequences of `length` tokens.
+    """Floating-point operations per token of a forward pass, and of a training step (forward and backward), for sequences of `length`.
 
-    Two per weight of every matrix product, and 4 T H D per layer for attention scores and mixing, halved since the mask leaves half of
-    them; the backward takes twice the forward (Chowdhery et al. 2022, PaLM, appendix B, which does not halve).
+    Two per weight of every matrix product, and 4 T H D per layer for attention scores and weighted sums, halved because of the causal
+    mask; the backward pass takes twice the forward pass (Chowdhery et al. 2022, PaLM, appendix B, which does not halve).
     """
     c = model.config
     embeddings = sum(p.numel() for name, p in model.named_parameters() if "embed_" in name)
@@ -71,12 +71,12 @@ def flops_per_token(model: PreTrainedModel, length: int) -> tuple[int, int]:
 def summarize_model(
     model: PreTrainedModel, batch: int = 8, length: int | None = None, tokens: float | None = None, flops: float | None = None
 ) -> dict[str, Any]:
-    """The whole table.
+    """All figures as a dictionary.
 
     Args:
-        batch, length: of a training batch and of the key/value cache, in rows and tokens; `length` by default the model's positions.
-        tokens: to train on, for the time; by default 20 per parameter (Hoffmann et al. 2022, Chinchilla).
-        flops: that the device sustains per second, for the time: its peak times a utilization.
+        batch, length: rows and tokens of a training batch and of the key/value cache; `length` defaults to the model's positions.
+        tokens: training tokens, for the estimated time; default 20 per parameter (Hoffmann et al. 2022, Chinchilla).
+        flops: sustained FLOP/s of the device, for the estimated time: its peak times the utilization.
     """
     config: Any = model.config
     length = length or config.max_position_embeddings
@@ -93,7 +93,7 @@ def summarize_model(
         "activations": activation_bytes(config, type(model), batch, length),
     }
     if getattr(model, "lm_head", None) is not None:
-        memory["logits, full loss"] = 2 * logits  # and their log-softmax, which the backward keeps
+        memory["logits, full loss"] = 2 * logits  # and their log-softmax, which is saved for the backward pass
         memory["logits, chunked loss"] = min(logits, CHUNK_BYTES_PER_ENTRY * config.vocab_size)
     cache = 2 * config.num_hidden_layers * positions * config.num_key_value_heads * config.head_dim * every[0].itemsize
     result: dict[str, Any] = {
@@ -115,7 +115,7 @@ def summarize_model(
 
 
 def summary_table(summary: dict[str, Any]) -> str:
-    """The same as lines of text."""
+    """The figures as a text table."""
 
     def mib(count: float) -> str:
         return f"{count / 2**20:,.1f} MiB"

@@ -1,1 +1,1 @@
-"""Speed and memory compared with other implementations, on the same work in the same run."""
+"""Benchmarks of speed and memory against other implementations, with the same workload in the same process."""

@@ -19,7 +19,7 @@ BATCH = 32
 
 
 def run_clm_blocks(file: str, tokenizer: PreTrainedTokenizerBase, block_size: int) -> datasets.Dataset:
-    """Lines tokenized, concatenated and cut as transformers' examples/pytorch/language-modeling/run_clm.py does it; the rest is dropped."""
+    """Tokenize, concatenate and chunk lines as in transformers' examples/pytorch/language-modeling/run_clm.py; drop the remainder."""
     lines = datasets.load_dataset("text", data_files={"train": [file]}, split="train", keep_linebreaks=True)
     tokenized = lines.map(lambda rows: tokenizer(rows["text"], verbose=False), batched=True, remove_columns=["text"])
 
@@ -33,13 +33,13 @@ def run_clm_blocks(file: str, tokenizer: PreTrainedTokenizerBase, block_size: in
 
 
 def our_blocks(file: str, tokenizer: PreTrainedTokenizerBase, block_size: int) -> TokenBlocks:
-    """As scripts/pretrain.py does it, with blocks that do not overlap."""
+    """Blocks as in scripts/pretrain.py, without overlap."""
     tokenized = tokenize_documents(documents_from_files([file]), tokenizer)
     return TokenBlocks(tokenized, block_size, stride=block_size, end_id=tokenizer.eos_token_id)
 
 
 def data_pipeline(file: str, tokenizer: PreTrainedTokenizerBase, block_size: int, repetitions: int) -> list[dict[str, Any]]:
-    """Seconds until the blocks are there ("prepare") and for reading them once in batches of 32 ("read"); nothing is cached before."""
+    """Seconds to prepare the blocks ("prepare") and to read them once in batches of 32 ("read"), with an empty cache."""
     tokens: dict[str, int] = {}
 
     def contender(name: str, blocks_of: Callable[[str, PreTrainedTokenizerBase, int], Any]) -> Contender:

@@ -1,4 +1,4 @@
-"""Generation: milliseconds a token, how much of the memory's bandwidth that is, and what fewer bytes cost in quality."""
+"""Benchmarks of generation: milliseconds per token, share of the memory bandwidth, and perplexity with reduced-precision weights."""
 
 import copy
 import math
@@ -16,7 +16,7 @@ from .harness import Contender, Sizes, ceilings, device, measure, summarize
 
 @torch.no_grad()
 def same_weights(sizes: Sizes) -> tuple[Any, Any]:
-    """transformers' GPT-2 and this package's, computing the same function."""
+    """GPT-2 of transformers and of this package with the same weights."""
     torch.manual_seed(0)
     theirs: Any = GPT2LMHeadModel(GPT2Config(**vars(sizes))).eval()
     ours: Any = GPTScratchForCausalLM(GPTScratchConfig(**vars(sizes), qkv_bias=True)).eval()
@@ -33,12 +33,12 @@ def same_weights(sizes: Sizes) -> tuple[Any, Any]:
 
 
 def generation(sizes: Sizes, batch: int, prompt: int, new_tokens: int, repetitions: int, compiled: bool) -> list[dict[str, Any]]:
-    """Milliseconds a token (prompt included), greedy, against transformers in fp32; whether the tokens are the same."""
+    """Milliseconds per token (prompt included) of greedy decoding, against transformers in fp32, and whether the tokens are equal."""
     theirs, ours = same_weights(sizes)
     ids = torch.randint(sizes.vocab_size, (batch, prompt), device=device())
     settings: dict[str, Any] = {"max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0}
     for model in (theirs, ours):
-        model.generation_config.eos_token_id = None  # every text has its full length
+        model.generation_config.eos_token_id = None  # always generate the full length
     tokens: dict[str, torch.Tensor] = {}
 
     def contender(name: str, model: Any, fast: bool, **more: Any) -> Contender:
@@ -51,15 +51,15 @@ def generation(sizes: Sizes, batch: int, prompt: int, new_tokens: int, repetitio
 
         return Contender(name, run)
 
-    taking_part = [contender("transformers", theirs, False), contender("transformers, fast fp32", theirs, True)]
-    taking_part.append(contender("gpt_scratch", ours, True))
+    selected = [contender("transformers", theirs, False), contender("transformers, fast fp32", theirs, True)]
+    selected.append(contender("gpt_scratch", ours, True))
     if compiled:
         use_fast_fp32_matmul()
         for weights in WEIGHTS:
             model = prepare_for_decoding(copy.deepcopy(ours), weights)
-            taking_part.append(contender(f"gpt_scratch, prepared, {weights}", model, True, **generation_settings(model)))
+            selected.append(contender(f"gpt_scratch, prepared, {weights}", model, True, **generation_settings(model)))
     speed = next(row["median"] for row in ceilings() if row["ceiling"] == "read") * 1e9
-    rows = summarize(measure(taking_part, repetitions), "transformers")
+    rows = summarize(measure(selected, repetitions), "transformers")
     weight_bytes = {"bfloat16": 2, "int8": 1, "int4": 0.625}  # int4 with its scales
     for row in rows:
         per_token = row["median_s"] / new_tokens
@@ -75,7 +75,7 @@ def generation(sizes: Sizes, batch: int, prompt: int, new_tokens: int, repetitio
 
 @torch.inference_mode()
 def perplexity_of_weights(model: GPTScratchForCausalLM, rows: list[torch.Tensor]) -> dict[str, float]:
-    """Perplexity of a trained model on rows of ids, (1, T) each, with its weights kept in each of `WEIGHTS`."""
+    """Perplexity of a trained model on rows of ids, (1, T) each, with its weights in each format of `WEIGHTS`."""
     result = {}
     for weights in WEIGHTS:
         small = prepare_for_decoding(copy.deepcopy(model), weights)

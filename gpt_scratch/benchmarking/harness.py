@@ -1,4 +1,4 @@
-"""Fair measurements on a shared machine: contenders take turns, and are compared repetition by repetition."""
+"""Timing on a shared machine: contenders are run alternately and compared within each repetition."""
 
 import importlib.util
 import os
@@ -22,7 +22,7 @@ from ..training.precision import use_fast_fp32_matmul
 
 @dataclass(frozen=True)
 class Sizes:
-    """A GPT-2 by its sizes; the defaults are GPT-2 small."""
+    """Sizes of a GPT-2; the defaults are GPT-2 small."""
 
     n_layer: int = 12
     n_head: int = 12
@@ -33,17 +33,17 @@ class Sizes:
 
 @dataclass
 class Contender:
-    """Something to time: `run` does the work once and may return the seconds of its parts."""
+    """An implementation to time: `run` executes the workload once and may return the seconds of its parts."""
 
     name: str
     run: Callable[[], dict[str, float] | None]
 
 
 def measure(contenders: Sequence[Contender], repetitions: int, warmup: int = 1) -> dict[str, dict[str, list[float]]]:
-    """Seconds of each contender and each of its parts ("total" always), one value per repetition, taken in turns."""
+    """Seconds of each contender and each of its parts (always including "total"), one value per repetition, run alternately."""
     times: dict[str, dict[str, list[float]]] = {contender.name: {"total": []} for contender in contenders}
     for repetition in range(warmup + repetitions):
-        # reversed every other time, so that no contender always follows the same one
+        # reversed in every other repetition, so that no contender always runs after the same one
         for contender in contenders if repetition % 2 else reversed(contenders):
             synchronize()
             start = time.perf_counter()
@@ -57,7 +57,7 @@ def measure(contenders: Sequence[Contender], repetitions: int, warmup: int = 1) 
 
 
 def summarize(times: dict[str, dict[str, list[float]]], reference: str) -> list[dict[str, Any]]:
-    """A row per contender and part: median, lowest, and how many times faster than `reference` (median and range of the pairs)."""
+    """A row per contender and part: median, minimum, and speedup over `reference` (median and range over the repetitions)."""
     rows = []
     for name, parts in times.items():
         for part, seconds in parts.items():
@@ -75,7 +75,7 @@ def summarize(times: dict[str, dict[str, list[float]]], reference: str) -> list[
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown, the columns of the first row; floats with four significant digits."""
+    """The rows as a Markdown table with the columns of the first row; floats with four significant digits."""
     columns = list(rows[0])
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for row in rows:
@@ -85,13 +85,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def synchronize() -> None:
-    """Wait for the GPU, where there is one."""
+    """Wait for the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def machine() -> dict[str, Any]:
-    """What else affects the figures: processor, threads, load."""
+    """The state of the machine that affects the figures: processor, threads, load."""
     model = "unknown"
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -105,10 +105,10 @@ def machine() -> dict[str, Any]:
 
 
 def ceilings(repetitions: int = 15) -> list[dict[str, Any]]:
-    """What this machine can do now, which bounds every ratio: GFLOP/s of a matrix product (1024 x 768 by 768 x 3072), GB/s of reading.
+    """Peak throughput of this machine at this time: GFLOP/s of a matrix product (1024 x 768 by 768 x 3072), GB/s of memory reads.
 
     Returns:
-        Rows "fp32 product", the same through oneDNN ("fast", see `training.precision`), "bf16 product", and "read".
+        Rows "fp32 product", the same with oneDNN ("fast", see `training.precision`), "bf16 product", and "read".
     """
     x, weight = torch.randn(1024, 768, device=device()), torch.randn(3072, 768, device=device())
     many = torch.ones(2**26, device=device())
@@ -146,12 +146,12 @@ def ceilings(repetitions: int = 15) -> list[dict[str, Any]]:
 
 
 def device() -> str:
-    """Where everything runs."""
+    """The device of all benchmarks."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-# A rival's factory: sizes -> module that returns the loss for (input_ids, labels), labels equal to the ids and shifted inside.
-# A method `configure_optimizer()` of it makes its optimizer.
+# Factory of a contender: sizes -> module that returns the loss for (input_ids, labels); labels equal the ids and are shifted inside.
+# An optional method `configure_optimizer()` of the module creates its optimizer.
 Factory = Callable[[Sizes], nn.Module]
 
 
@@ -179,15 +179,15 @@ def gpt_scratch(sizes: Sizes, loss_implementation: str = "chunked") -> nn.Module
 
 
 def load_rival(text: str) -> tuple[str, Factory]:
-    """NAME=path/to/file.py:factory; the file's folder is importable while it loads.
+    """Load a contender from NAME=path/to/file.py:factory; the file's folder is on `sys.path` while it is loaded.
 
     Raises:
-        UserError: not of that form, no such file or function.
+        UserError: not of that form, or the file or function does not exist.
     """
     name, _, place = text.partition("=")
     path, _, function = place.rpartition(":")
     if not name or not function or not Path(path).is_file():
-        raise UserError(f"--rival {text}: NAME=path/to/file.py:factory is needed, with a file that exists")
+        raise UserError(f"--rival {text}: expected NAME=path/to/file.py:factory with an existing file")
     sys.path.insert(0, str(Path(path).resolve().parent))
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     assert spec is not None and spec.loader is not None

@@ -1,7 +1,7 @@
-"""Examples per second on short texts of varying length: what padding costs, and what grouping by length and packing save.
+"""Training throughput on short texts of varying length: with padding, with grouping by length, and with packing.
 
-Lengths are drawn as SMS have them: lognormal, mean 26 tokens, at most 77. For each method, `BATCHES` batches are timed, evenly
-spread over the batches of an epoch by their width, so that they stand for the epoch.
+Lengths are distributed like those of SMS: lognormal, mean 26 tokens, at most 77. For each method, `BATCHES` batches are timed. They are
+evenly spaced among the batches of an epoch sorted by width, so that they are representative of the epoch.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,16 +32,16 @@ def lengths(count: int = EXAMPLES, seed: int = 0) -> list[int]:
 
 
 def spread_evenly(batches: Sequence[Any], width: Callable[[Any], int], count: int = BATCHES) -> list[Any]:
-    """`count` batches from the middles of equal parts of all, ordered by width."""
+    """`count` batches, evenly spaced among all batches sorted by width."""
     ordered = sorted(batches, key=width)
     return [ordered[int((i + 0.5) * len(ordered) / count)] for i in range(min(count, len(ordered)))]
 
 
 def padding_waste(sizes: Sizes, task: str, bf16: bool, repetitions: int) -> list[dict[str, Any]]:
-    """Forward and backward of batches of 8 examples; the rows hold `examples_per_second` and the share of padding.
+    """Time forward and backward passes of batches of 8 examples; the rows contain `examples_per_second` and the share of padding.
 
     Args:
-        task: "classification", or "instruction", where the second half of each example is the reply and has labels.
+        task: "classification", or "instruction", with labels on the second half of each example (the reply).
     """
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(1, sizes.vocab_size, (n,), generator=generator).tolist() for n in lengths()]
@@ -57,7 +57,7 @@ def padding_waste(sizes: Sizes, task: str, bf16: bool, repetitions: int) -> list
         batches = {name: [_padded([rows[i] for i in part]) for part in parts] for name, parts in chosen.items()}
     else:
         batches = _instruction_batches(rows, chosen, generator)
-    # Examples are counted by their tokens, so that it makes no difference which of them a way happened to draw.
+    # Examples are counted by their tokens, so that it does not matter which examples a method has selected.
     mean = sum(map(len, rows)) / len(rows)
     examples = {name: sum(float(batch["attention_mask"].sum()) for batch in parts) / mean for name, parts in batches.items()}
     names = {f"transformers, {name}": (theirs, name) for name in batches if name == "padded to the longest"}
@@ -89,7 +89,7 @@ def padding_waste(sizes: Sizes, task: str, bf16: bool, repetitions: int) -> list
 def _instruction_batches(
     rows: list[list[int]], chosen: dict[str, list[Any]], generator: torch.Generator
 ) -> dict[str, list[Batch]]:
-    """The batches of `chosen`, lists of row numbers, and as many of packed rows, with about as many tokens as 8 examples have."""
+    """The batches of `chosen`, lists of row numbers, and the same number of packed batches with about as many tokens as 8 examples."""
     labelled = [{"input_ids": row, "labels": [-100] * (len(row) // 2) + row[len(row) // 2 :], "length": len(row)} for row in rows]
     collate = InstructionCollator(PADDING)
     batches = {name: [collate([labelled[i] for i in part]) for part in parts] for name, parts in chosen.items()}

@@ -1,6 +1,6 @@
-"""The peak memory of two training steps, measured in this process alone; called by `training.peak_memory` with its settings as JSON.
+"""Measures the peak memory of a training step in a separate process; started by `training.peak_memory` with its settings as JSON.
 
-Prints `resident_mib`, what is there before a step (libraries, weights, optimizer state), and `above_mib`, what the peak adds.
+Prints `resident_mib`, the memory before the step (libraries, weights, optimizer state), and `above_mib`, the additional peak.
 """
 
 import json
@@ -17,8 +17,8 @@ from .training import Step, contenders
 
 def main(settings: dict) -> None:
     """Two steps make the optimizer state; the third is measured."""
-    taking_part = contenders({settings["name"]: load_rival(settings["rival"])[1]} if settings["rival"] else {})
-    factory, fast = taking_part[settings["name"]]
+    selected = contenders({settings["name"]: load_rival(settings["rival"])[1]} if settings["rival"] else {})
+    factory, fast = selected[settings["name"]]
     step = Step(factory, Sizes(**settings["sizes"]), settings["batch"], settings["length"], settings["bf16"], False, fast)
     if torch.cuda.is_available():
         for _ in range(2):
@@ -28,7 +28,7 @@ def main(settings: dict) -> None:
         step()
         peak = torch.cuda.max_memory_allocated()
     else:
-        # The state is made without a step, so that the peak of the process is that of a step above what is then resident.
+        # The optimizer state is created without a step, so that the peak of the process is the peak of the measured step.
         for group in step.optimizer.param_groups:
             for parameter in group["params"]:
                 step.optimizer.state[parameter] = {
@@ -40,7 +40,7 @@ def main(settings: dict) -> None:
         before = int(resident) * resource.getpagesize()
         step()
         step()
-        # Not getrusage: its peak is inherited from the process that started this one, and that may have been the larger.
+        # Not getrusage: its peak is inherited from the parent process, which may have been larger.
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         peak = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
     print(json.dumps({"resident_mib": round(before / 2**20), "above_mib": round((peak - before) / 2**20)}))

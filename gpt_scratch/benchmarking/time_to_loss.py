@@ -1,4 +1,4 @@
-"""Time to a given loss: finished pretraining runs compared by the steps they needed and the seconds of a step."""
+"""Time to a target loss: compares finished pretraining runs by the number of steps and the seconds per step."""
 
 import statistics
 from collections.abc import Sequence
@@ -11,21 +11,21 @@ from ..errors import UserError
 
 
 def evaluated_history(folder: str) -> list[dict[str, Any]]:
-    """What Trainer logged in a run's directory.
+    """Trainer's log of a run, given its directory.
 
     Raises:
-        UserError: there is no log with evaluations in it.
+        UserError: the directory contains no log with evaluations.
     """
     history = read_history(folder)
     if not any("eval_loss" in entry for entry in history):
-        raise UserError(f"{folder} holds no eval_loss: run with --eval_strategy steps")
+        raise UserError(f"{folder}: the log contains no eval_loss: train with --eval_strategy steps")
     if not all(earlier["step"] <= later["step"] for earlier, later in pairwise(history)):
-        raise UserError(f"{folder}: the steps of its log are not in order, as those of a run are")
+        raise UserError(f"{folder}: the steps in its log are not in ascending order")
     return history
 
 
 def steps_to(history: Sequence[dict[str, Any]], target: float) -> float | None:
-    """Steps until the validation loss is first at `target`, linear between evaluations; None if it never is."""
+    """Steps until the validation loss first reaches `target`, interpolated between evaluations; `None` if it never does."""
     evaluations = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
     if evaluations[0][1] <= target:
         return float(evaluations[0][0])
@@ -36,7 +36,7 @@ def steps_to(history: Sequence[dict[str, Any]], target: float) -> float | None:
 
 
 def seconds_per_step(history: Sequence[dict[str, Any]]) -> float:
-    """Median over the intervals between two logs without an evaluation in between, so that neither it nor a pause counts."""
+    """Median over the intervals between two log entries without an evaluation in between."""
     evaluated = {entry["step"] for entry in history if "eval_loss" in entry}
     logs = [(entry["step"], entry["train_runtime"]) for entry in history if "loss" in entry and "train_runtime" in entry]
     rates = [
@@ -63,7 +63,7 @@ def time_to_loss(baseline: Sequence[str], candidates: Sequence[str]) -> list[dic
     rows = []
     for folder, history in histories.items():
         evaluations = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
-        # The seeds of a baseline end on both sides of their mean: where one never reaches it, its whole run counts.
+        # Some baseline runs end above the mean of their losses: for these, the whole run counts.
         steps = evaluations[-1][0] if folder in baseline else steps_to(history, target)
         rate = min(rates[other] for other in (baseline if folder in baseline else candidates))
         rows.append(

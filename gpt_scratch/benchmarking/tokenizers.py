@@ -1,6 +1,6 @@
 """Speed of the from-scratch byte-pair tokenizer against the Rust library `tokenizers`, on one core.
 
-Both are measured in one process, in turn, and compared repetition by repetition: on a shared machine only such ratios mean something.
+Both run alternately in one process and are compared within each repetition, because absolute times on a shared machine vary.
 """
 
 import os
@@ -18,24 +18,24 @@ from ..tokenization.byte_pair import train_byte_pair
 def benchmark_tokenizers(text: str, vocab_sizes: tuple[int, ...] = (1000, 8000), repetitions: int = 7) -> list[dict[str, Any]]:
     """Time training, encoding and decoding of `text`.
 
-    Encoding is measured against `PreTrainedTokenizerFast.__call__`, which also computes masks and offsets, and against the bare
-    `tokenizers.Tokenizer.encode`; of the whole text at once and of a list of its lines. From scratch "cold" is with an empty cache and
-    "warm" with that of an earlier pass; the Rust library's own cache is warm throughout.
+    Encoding is compared with `PreTrainedTokenizerFast.__call__`, which also computes masks and offsets, and with
+    `tokenizers.Tokenizer.encode`, for the whole text and for a list of its lines. For the from-scratch tokenizer, "cold" means an empty
+    cache and "warm" the cache of a previous pass; the cache of the Rust library is always warm.
 
     Args:
-        text: what to train on and to encode.
-        vocab_sizes: vocabularies to train, in tokens.
+        text: to train on and to encode.
+        vocab_sizes: vocabulary sizes to train.
         repetitions: measurements of each, at least 5.
 
     Returns:
         One row per task and vocabulary: `task`, `vocab_size`, `ours` and `theirs` (median seconds), `megabytes_per_second` (ours), and
-        `ratio` (ours / theirs, less is faster) with `ratio_low` and `ratio_high`, the quartiles over the repetitions.
+        `ratio` (ours / theirs, lower is faster) with its quartiles `ratio_low` and `ratio_high` over the repetitions.
 
     Raises:
-        UserError: several threads are allowed, which would compare one core with many; merges or ids that are not equal.
+        UserError: `tokenizers` may use several threads; or merges or ids differ.
     """
     if os.environ.get("RAYON_NUM_THREADS") != "1":
-        raise UserError("set RAYON_NUM_THREADS=1 before Python starts: tokenizers would use all cores")
+        raise UserError("set RAYON_NUM_THREADS=1 before Python starts, or tokenizers uses all cores")
     return [row for vocab_size in vocab_sizes for row in _benchmark(text, vocab_size, repetitions)]
 
 
@@ -45,7 +45,7 @@ def _benchmark(text: str, vocab_size: int, repetitions: int) -> Iterator[dict[st
     lines = text.splitlines(keepends=True)
     ids = tokenizer.encode(text)
     if rust.get_vocab() != {token: id for id, token in tokenizer.tokens.items()} or fast(text)["input_ids"] != ids:
-        raise UserError("the two tokenizers differ: there is nothing to compare")
+        raise UserError("the two tokenizers give different ids: they cannot be compared")
 
     def encode_cold() -> None:
         tokenizer.clear_cache()

@@ -1,4 +1,4 @@
-"""Training steps: seconds, peak memory, growth with length, and what Trainer adds to a bare loop."""
+"""Benchmarks of training steps: seconds, peak memory, scaling with length, and the overhead of Trainer."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ from .harness import Contender, Factory, Sizes, device, gpt_scratch, measure, su
 
 
 class Step:
-    """A model, its optimizer (fused AdamW, or what a rival's `configure_optimizer` returns), and one step on random tokens."""
+    """A model, its optimizer (fused AdamW, or that of the model's `configure_optimizer`), and one training step on random tokens."""
 
     def __init__(self, factory: Factory, sizes: Sizes, batch: int, length: int, bf16: bool, compiled: bool, fast_matmul: bool):
         torch.manual_seed(0)
@@ -30,7 +30,7 @@ class Step:
         self.bf16, self.fast_matmul = bf16, fast_matmul
 
     def fused_adamw(self) -> torch.optim.Optimizer:
-        """What Trainer takes by default."""
+        """Trainer's default optimizer."""
         return torch.optim.AdamW(self.model.parameters(), lr=1e-4, weight_decay=0.1, fused=True)
 
     def __call__(self) -> dict[str, float]:
@@ -57,7 +57,7 @@ FAST_TRANSFORMERS, FULL_LOSS = "transformers, fast fp32", "gpt_scratch, full los
 
 
 def contenders(rivals: dict[str, Factory]) -> dict[str, tuple[Factory, bool]]:
-    """The contenders, and whether fp32 products go through oneDNN, a setting that every user can make."""
+    """The contenders, and whether each uses oneDNN for fp32 products, a setting that is available to every user."""
     return {
         "transformers": (transformers_gpt2, False),
         FAST_TRANSFORMERS: (transformers_gpt2, True),
@@ -76,13 +76,12 @@ def training_step(
     rivals: dict[str, Factory],
     without: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """Seconds of a step, by contender (but for those in `without`) and part, against transformers as it comes."""
-    taking_part = {name: contender for name, contender in contenders(rivals).items() if name not in without}
+    """Seconds of a step, by contender (except those in `without`) and part, relative to transformers with default settings."""
+    selected = {name: contender for name, contender in contenders(rivals).items() if name not in without}
     if bf16:
-        taking_part.pop(FAST_TRANSFORMERS, None)  # nothing is left in fp32 that it would speed up
+        selected.pop(FAST_TRANSFORMERS, None)  # no fp32 products are left
     steps = [
-        Contender(name, Step(factory, sizes, batch, length, bf16, compiled, fast))
-        for name, (factory, fast) in taking_part.items()
+        Contender(name, Step(factory, sizes, batch, length, bf16, compiled, fast)) for name, (factory, fast) in selected.items()
     ]
     rows = summarize(measure(steps, repetitions), "transformers")
     setting = {"shape": f"{batch}x{length}", "dtype": "bf16" if bf16 else "fp32", "compiled": compiled}
@@ -98,7 +97,7 @@ def peak_memory(
     repetitions: int = 1,
     without: Sequence[str] = (FAST_TRANSFORMERS,),
 ) -> list[dict[str, Any]]:
-    """MiB above weights and optimizer state at the peak of a step, each contender in a process of its own."""
+    """Peak memory of a step in MiB, excluding weights and optimizer state, each contender in a separate process."""
     rows = []
     for name in [*contenders({}), *rivals]:
         if name in without:
@@ -151,7 +150,7 @@ class _Rows(torch.utils.data.Dataset):
 
 
 def trainer_overhead(sizes: Sizes, batch: int, length: int, steps: int, repetitions: int) -> list[dict[str, Any]]:
-    """Seconds of `steps` steps by Trainer and by a bare loop with the same model, optimizer, clipping and schedule."""
+    """Seconds of `steps` steps with Trainer and with a plain training loop with the same model, optimizer, clipping and schedule."""
     step = Step(gpt_scratch, sizes, batch, length, bf16=False, compiled=False, fast_matmul=True)
     use_fast_fp32_matmul()
     model: Any = step.model.model
@@ -180,7 +179,7 @@ def trainer_overhead(sizes: Sizes, batch: int, length: int, steps: int, repetiti
 
 
 def import_time(repetitions: int) -> list[dict[str, Any]]:
-    """Seconds of `import gpt_scratch` in a fresh process, against importing GPT2LMHeadModel from transformers."""
+    """Seconds of `import gpt_scratch` in a new process, compared with importing GPT2LMHeadModel from transformers."""
 
     def run(code: str) -> Contender:
         def fresh_process() -> None:

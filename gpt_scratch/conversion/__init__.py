@@ -1,1 +1,1 @@
-"""Weights from other formats to this package and back: one weight map a format, read lazily, written whole, verified."""
+"""Conversion of checkpoints between this package and other formats, with one weight map per format, and verification."""

@@ -1,4 +1,4 @@
-"""What a recognized checkpoint is: its tensors, their weight map, the configuration and tokenizer that go with them."""
+"""A recognized checkpoint: its tensors, weight map, configuration and tokenizer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 20, 1600: 25}  # GPT-2's four sizes:
 
 @dataclass
 class Options:
-    """What a file does not hold, from the command line."""
+    """Options of the command line, for settings that a file does not contain."""
 
     config_overrides: dict[str, Any] = field(default_factory=dict)
     lora_alpha: float | None = None
@@ -33,8 +33,8 @@ class Checkpoint:
     """A recognized checkpoint, ready to be converted.
 
     head: "lm" or "classifier".
-    sizes_from: where the sizes were read, for errors about shapes.
-    reference: builds the model of transformers that the same weights belong to; `None` where it has no class for the format.
+    sizes_from: where the sizes come from, for errors about shapes.
+    reference: builds transformers' model with the same weights; `None` if transformers has no class for the format.
     """
 
     source: Source
@@ -51,10 +51,10 @@ class Checkpoint:
 
 
 def build_config(values: dict[str, Any], overrides: dict[str, Any]) -> GPTScratchConfig:
-    """A configuration from the checkpoint's settings and the user's.
+    """Build a configuration from the checkpoint's settings and the user's overrides.
 
     Raises:
-        UserError: an impossible value.
+        UserError: an invalid value.
     """
     try:
         check_sizes(values | overrides)
@@ -64,10 +64,10 @@ def build_config(values: dict[str, Any], overrides: dict[str, Any]) -> GPTScratc
 
 
 def open_tokenizer(name: str, config: GPTScratchConfig) -> PreTrainedTokenizerBase:
-    """A tokenizer by directory or Hub name, or nanoGPT's `meta.pkl`.
+    """Load a tokenizer from a directory, the Hub or nanoGPT's `meta.pkl`.
 
     Raises:
-        UserError: it cannot be opened, or has more tokens than the model.
+        UserError: it cannot be loaded, or has more tokens than the model.
     """
     if (Path(name) / "encoder.json").is_file():
         tokenizer: PreTrainedTokenizerBase = load_gpt2_tokenizer(name, model_max_length=config.max_position_embeddings)
@@ -80,13 +80,13 @@ def open_tokenizer(name: str, config: GPTScratchConfig) -> PreTrainedTokenizerBa
 
 
 def join_tokenizer(checkpoint: Checkpoint, has_special_ids: bool) -> None:
-    """Let the tokenizer, the configuration and the generation settings agree on special tokens and the longest input.
+    """Synchronize the special tokens and the maximum length of tokenizer, configuration and generation settings.
 
-    The pad token is the configuration's, or else the end of text: padding is identified by the attention mask here, never by its id.
+    The pad token is the configuration's, or else the end-of-text token: padding is identified by the attention mask, never by its id.
 
     Args:
         checkpoint: with a tokenizer.
-        has_special_ids: the source's own configuration named the special tokens; otherwise the tokenizer's are used.
+        has_special_ids: whether the source's own configuration has special tokens; otherwise the tokenizer's are used.
     """
     tokenizer, config = checkpoint.tokenizer, checkpoint.config
     assert tokenizer is not None
@@ -100,7 +100,7 @@ def join_tokenizer(checkpoint: Checkpoint, has_special_ids: bool) -> None:
 
 
 def drop_ids_outside(checkpoint: Checkpoint) -> None:
-    """Take special tokens that the vocabulary does not have out of the configuration and the generation settings; a note says so."""
+    """Remove special tokens outside of the vocabulary from the configuration and the generation settings, with a note."""
     size, dropped = checkpoint.config.vocab_size, set[int]()
     for settings in filter(None, (checkpoint.config, checkpoint.generation_config)):
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):

@@ -1,4 +1,4 @@
-"""The engine: every foreign tensor used exactly once, every parameter covered exactly once, read and written one tensor at a time."""
+"""Conversion of weights: every source tensor is used exactly once, every parameter is set exactly once, one tensor at a time."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -21,13 +21,13 @@ from .stock_layouts import foreign_config, inverted, save_config
 from .weight_maps import SAME, Layout, WeightMap
 
 MODELS: dict[str, type[PreTrainedModel]] = {"lm": GPTScratchForCausalLM, "classifier": GPTScratchForSequenceClassification}
-MOST_BROKEN = 10  # tensors that cannot be read, in an error message
-LISTED = 6  # names in an error message, at most
+MAX_BROKEN = 10  # unreadable tensors listed in an error message
+LISTED = 6  # names listed in an error message
 
 
 @dataclass(frozen=True)
 class Part:
-    """Where one parameter comes from: part `index` of the foreign tensor `key`, or zeros where `key` is `None`."""
+    """The source of one parameter: part `index` of the source tensor `key`, or zeros if `key` is `None`."""
 
     key: str | None
     layout: Layout
@@ -35,18 +35,17 @@ class Part:
 
 
 def plan(source: Source, weight_map: WeightMap, expected: Mapping[str, torch.Tensor]) -> dict[str, Part]:
-    """For every parameter of `expected` the part of `source` that holds it, in the order of `expected`.
+    """Map every parameter of `expected` to a part of a tensor of `source`, in the order of `expected`.
 
-    A norm's bias that a format does not have (nanoGPT's bias=False) is zero.
+    Norm biases that a format does not have (nanoGPT's bias=False) are zero.
 
     Args:
-        source: foreign names.
-        weight_map: foreign names to ours.
+        source: tensors with the names of their format.
+        weight_map: names of the format to ours.
         expected: our names and tensors on the meta device, without tied copies.
 
     Raises:
-        UserError: lists tensors that the map or the model does not have, parameters that no tensor or two tensors fill, and
-            wrong shapes or types.
+        UserError: lists unexpected tensors, missing and duplicate parameters, and wrong shapes or types.
     """
     found: dict[str, Part] = {}
     unknown, twice, wrong = [], [], []
@@ -71,9 +70,9 @@ def plan(source: Source, weight_map: WeightMap, expected: Mapping[str, torch.Ten
     missing = [name for name in expected if name not in found and not name.endswith("norm.bias")]
     problems = {
         "wrong shapes or types": wrong,
-        "tensors that have no place in the model": unknown,
-        "parameters that no tensor fills": missing,
-        "parameters that two tensors fill": twice,
+        "unexpected tensors": unknown,
+        "missing parameters": missing,
+        "parameters set by two tensors": twice,
     }
     found_problems = [f"{what}: {_listed(names)}" for what, names in problems.items() if names]
     if found_problems:
@@ -87,7 +86,7 @@ def _listed(names: list[str]) -> str:
 
 
 def generic(key: str) -> tuple[str, str]:
-    """A key with its layer number as `{}`, and the number.
+    """A key with its layer number replaced by `{}`, and the number.
 
     >>> generic("trf_blocks.3.ff.layers.0.weight"), generic("model/h7/ln_1/g"), generic("wte.weight")
     (('trf_blocks.{}.ff.layers.0.weight', '3'), ('model/h{}/ln_1/g', '7'), ('wte.weight', ''))
@@ -97,7 +96,7 @@ def generic(key: str) -> tuple[str, str]:
 
 
 def parameters_of(config: Any, head: str) -> dict[str, torch.Tensor]:
-    """Our parameters on the meta device, by name; a tied head is left out."""
+    """Our parameters on the meta device, by name, without a tied head."""
     with torch.device("meta"):
         model = MODELS[head](config)
     tied = {"lm_head.weight"} if head == "lm" and config.tie_word_embeddings else set()
@@ -105,22 +104,22 @@ def parameters_of(config: Any, head: str) -> dict[str, torch.Tensor]:
 
 
 def common_dtype(source: Source, keys: Iterable[str]) -> torch.dtype:
-    """The narrowest dtype that holds these tensors of `source` without rounding."""
+    """The smallest dtype that represents these tensors of `source` without rounding."""
     described = source.describe()
     return reduce(torch.promote_types, {described[key].dtype for key in keys})
 
 
 def import_weights(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None, max_shard_bytes: int) -> int:
-    """Write a foreign checkpoint's weights, configuration, code, generation settings and tokenizer as ours.
+    """Write weights, configuration, code, generation settings and tokenizer of a checkpoint in our format.
 
     Args:
-        checkpoint: as [`recognize`] found it.
-        folder: empty.
-        dtype: of what is written; `None` keeps the checkpoint's.
-        max_shard_bytes: data of one file.
+        checkpoint: as returned by [`recognize`].
+        folder: empty directory.
+        dtype: of the written weights; `None` keeps the checkpoint's.
+        max_shard_bytes: maximum size of one file.
 
     Returns:
-        The number of foreign tensors that were found again, bit for bit, in what was written.
+        The number of source tensors that were read back and are equal, bit for bit.
 
     Raises:
         UserError: tensors that do not fit, or a tensor that cannot be read.
@@ -132,8 +131,8 @@ def import_weights(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | No
     except UserError as error:
         raise UserError(f"the tensors do not fit the sizes in {checkpoint.sizes_from}: {error}") from error
     dtype = dtype or common_dtype(source, {part.key for part in parts.values() if part.key is not None})
-    last: dict[str, torch.Tensor] = {}  # query, key and value lie in one foreign tensor: it is read once
-    broken: dict[str, str] = {}  # key, and what is wrong with it: all are listed, not the first
+    last: dict[str, torch.Tensor] = {}  # query, key and value are in one source tensor, which is read only once
+    broken: dict[str, str] = {}  # key to its problem: all are listed, not only the first
 
     def read(name: str) -> torch.Tensor:
         part = parts[name]
@@ -155,11 +154,11 @@ def import_weights(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | No
     write_safetensors(folder, {name: expected[name].shape for name in parts}, read, dtype, max_shard_bytes)
     last.clear()
     if broken:
-        listed, more = list(broken.values())[:MOST_BROKEN], len(broken) - MOST_BROKEN
+        listed, more = list(broken.values())[:MAX_BROKEN], len(broken) - MAX_BROKEN
         raise UserError("; ".join(listed) + (f"; and {more} more of {len(broken)} such tensors" if more > 0 else ""))
     config.dtype, config.architectures = dtype, [model.__name__]
     config.save_pretrained(folder)
-    custom_object_save(model, str(folder))  # the model's code
+    custom_object_save(model, str(folder))  # copies the model's code
     if checkpoint.tokenizer is not None:
         save_tokenizer(checkpoint.tokenizer, folder)
     if checkpoint.head == "lm":
@@ -170,29 +169,31 @@ def import_weights(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | No
 def _non_finite(key: str, tensor: torch.Tensor, dtype: torch.dtype) -> str:
     count = int((~tensor.to(dtype).isfinite()).sum())
     if bool(tensor.isfinite().all()):
-        return f"{key} has values beyond {str(dtype).removeprefix('torch.')}'s largest: choose another --dtype"
+        return f"{key} has values beyond the range of {str(dtype).removeprefix('torch.')}: choose another --dtype"
     kind = "NaN" if bool(tensor.isnan().any()) else "infinite values"
     return f"{key} has {kind} ({count:,} of {tensor.numel():,} values): the training that wrote it had failed"
 
 
 def _save_generation_config(checkpoint: Checkpoint, folder: Path) -> None:
-    """The source's own settings, completed by the configuration's special tokens."""
+    """Write the source's generation settings, with the configuration's special tokens added."""
     settings = checkpoint.generation_config or GenerationConfig()
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if getattr(settings, name) is None:
             setattr(settings, name, getattr(checkpoint.config, name))
     try:
         settings.save_pretrained(folder)
-    except ValueError:  # transformers refuses to write contradictions, e.g. a temperature without sampling, that it used to write
+    except (
+        ValueError
+    ):  # transformers refuses to save contradictory settings, e.g. a temperature without sampling, that it used to save
         settings.do_sample = True
         try:
             settings.save_pretrained(folder)
         except (ValueError, TypeError) as error:
-            raise UserError(f"generation_config.json of the source cannot be written again: {one_line(error)}") from error
+            raise UserError(f"generation_config.json of the source cannot be saved: {one_line(error)}") from error
 
 
 def compare_written(folder: Path, source: Source, weight_map: WeightMap, dtype: torch.dtype) -> int:
-    """Read back what was written, reassemble each foreign tensor and compare it, bit for bit; returns how many are equal.
+    """Read back the written files, reassemble each source tensor and compare it bit for bit; returns the number of equal tensors.
 
     Raises:
         UserError: names a tensor that differs.
@@ -208,21 +209,21 @@ def compare_written(folder: Path, source: Source, weight_map: WeightMap, dtype: 
         original = source.get(key).to(dtype).reshape(again.shape)
         bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]  # NaN equals NaN, 0 differs from -0
         if not torch.equal(again.contiguous().view(bits), original.contiguous().view(bits)):
-            raise UserError(f"{key} was written wrongly: it does not come back from {folder.name}")
+            raise UserError(f"{key} was written incorrectly: the tensor read back from {folder.name} differs")
         count += 1
     return count
 
 
 def weights_of(folder: Path) -> SafetensorsSource:
-    """The safetensors of a directory, in one file or in shards."""
+    """The safetensors weights of a directory, in one file or in shards."""
     index = folder / "model.safetensors.index.json"
     return SafetensorsSource(index if index.is_file() else folder / "model.safetensors")
 
 
 def export_weights(checkpoint: Checkpoint, folder: Path, target: str, dtype: torch.dtype | None, max_shard_bytes: int) -> None:
-    """Write one of our checkpoints in the stock layout of `target`, one of `LAYOUTS`.
+    """Write one of our checkpoints in the stock layout `target`, one of `LAYOUTS`.
 
-    Biases that only the target has are zeros.
+    Biases that only the target has are zero.
 
     Raises:
         UserError: settings that the target cannot express; names each.
@@ -234,10 +235,10 @@ def export_weights(checkpoint: Checkpoint, folder: Path, target: str, dtype: tor
     rules = inverted(target, config, checkpoint.head)
     unused = ours.keys() - {name for _, names in rules.values() for name in names}
     if unused:
-        raise UserError(f"{target} has no place for {_listed(sorted(unused))}")
+        raise UserError(f"{target} has no parameters for {_listed(sorted(unused))}")
 
     def described(name: str) -> torch.Tensor:
-        # A bias that is not there is as long as the rows of its weight.
+        # A missing bias has as many elements as its weight has rows.
         return ours[name] if name in ours else ours[name.removesuffix("bias") + "weight"][:, 0]
 
     def read(name: str) -> torch.Tensor:

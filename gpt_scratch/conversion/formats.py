@@ -1,11 +1,14 @@
-"""Which format a checkpoint is in: recognized by its files and the names of its tensors, with the reason."""
+"""Recognizes the format of a checkpoint by its files and tensor names."""
 
+import re
 from pathlib import Path
 
 from ..errors import UserError, one_line
 from .checkpoint import Checkpoint, Options, drop_ids_outside, join_tokenizer, open_tokenizer
+from .convert import generic
 from .gguf_files import open_gguf
 from .hub_directories import open_hub_directory
+from .hub_files import is_hub_file, open_hub_file
 from .karpathy import is_llama2c_bin, open_lecture, open_llama2c, open_nanogpt, refuse_nanochat
 from .litgpt import open_litgpt
 from .openai import open_openai
@@ -20,6 +23,7 @@ OPENERS = {
     "mistral": open_hub_directory,
     "qwen2": open_hub_directory,
     "qwen3": open_hub_directory,
+    "hub_file": open_hub_file,
     "gguf": open_gguf,
     "book": open_book,
     "nanogpt": open_nanogpt,
@@ -30,7 +34,7 @@ OPENERS = {
 }
 FORMATS = tuple(OPENERS)
 MODEL_TYPES = tuple(kind for kind, opener in OPENERS.items() if opener is open_hub_directory)
-# How the names of tensors begin, in the order of asking.
+# Prefixes of tensor names, in the order in which they are tried.
 STARTS = {
     "trf_blocks.": "book",
     "blocks.0.sa.heads.": "lecture",
@@ -43,10 +47,10 @@ HUB_FILES = ["*.json", "*.txt", "*.jinja", "tokenizer.model"]
 
 
 def recognize(name: str, options: Options, wanted: str = "auto") -> Checkpoint:
-    """Open a path or a Hub repository in the format that it is in.
+    """Open a path or a Hub repository in its format.
 
     Raises:
-        UserError: an unknown format, a broken file, or a setting that neither the file nor an option gives.
+        UserError: an unknown format, a broken file, or a required setting that neither the file nor an option contains.
     """
     path = Path(name)
     if not path.exists() and not _index_of(path).is_file():
@@ -54,7 +58,7 @@ def recognize(name: str, options: Options, wanted: str = "auto") -> Checkpoint:
     if wanted == "auto":
         kind, reason = _kind(path)
     else:
-        kind, reason = wanted, "as asked for"
+        kind, reason = wanted, "as requested"
         found = _model_type(path) if OPENERS[kind] is open_hub_directory else kind
         if found != kind:
             raise UserError(f"{path} is not in the format {kind}: its config.json says {found}")
@@ -69,7 +73,7 @@ def recognize(name: str, options: Options, wanted: str = "auto") -> Checkpoint:
 
 
 def without_tokenizer(vocab_size: int) -> str:
-    """What to do where the source has no tokenizer. It is printed before the weights are written, so that nothing is done twice.
+    """Advice for a source without a tokenizer. It is printed before the weights are written, so that no work is repeated.
 
     >>> without_tokenizer(65)
     'the source has no tokenizer: --tokenizer adds one to the directory'
@@ -79,7 +83,7 @@ def without_tokenizer(vocab_size: int) -> str:
 
 
 def _from_hub(name: str) -> Path:
-    """A snapshot of a repository; safetensors, or pickled weights where it has no others."""
+    """Download a repository: safetensors, or pickled weights if there are no others."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -87,12 +91,12 @@ def _from_hub(name: str) -> Path:
         if not list(path.glob("*.safetensors")):
             path = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, "pytorch_model*.bin"]))
     except Exception as error:  # no such name, not found, no access, no network
-        raise UserError(f"{name} is not a local path, and cannot be fetched from the Hub: {one_line(error, 150)}") from error
+        raise UserError(f"{name} is not a local path and cannot be downloaded from the Hub: {one_line(error, 150)}") from error
     return path
 
 
 def _index_of(path: Path) -> Path:
-    """The index file of a TensorFlow checkpoint's prefix."""
+    """The index file of a TensorFlow checkpoint, given its prefix."""
     return path.with_name(path.name + ".index")
 
 
@@ -106,39 +110,38 @@ def _model_type(path: Path) -> str:
 
 def _kind(path: Path) -> tuple[str, str]:
     if path.suffix == ".gguf":
-        return "gguf", "since its suffix is .gguf"
+        return "gguf", "its suffix is .gguf"
     if path.suffix == ".index" or _index_of(path).is_file() or (path.is_dir() and list(path.glob("*.index"))):
-        return "openai", "since there is the index of a TensorFlow checkpoint"
+        return "openai", "it has the index of a TensorFlow checkpoint"
     if path.is_dir():
         if (path / "config.json").is_file():
-            return _model_type(path), "since its config.json says so"
+            return _model_type(path), "model_type of its config.json"
         if (path / "lit_model.pth").is_file():
-            return "litgpt", "since it holds lit_model.pth"
-        raise UserError(f"{path} holds neither config.json nor a TensorFlow index: name the file with the weights itself")
+            return "litgpt", "it contains lit_model.pth"
+        raise UserError(f"{path} contains neither config.json nor a TensorFlow index: give the file with the weights")
     if path.name == "lit_model.pth":
-        return "litgpt", "since its name is lit_model.pth"
+        return "litgpt", "its name is lit_model.pth"
     if is_v1_checkpoint(path):
         raise UserError(
             f"{path} is a TensorFlow checkpoint of the old V1 format, one file without an index: in TensorFlow, restore it and save it "
             "with tf.compat.v1.train.Saver(write_version=tf.compat.v1.train.SaverDef.V2)"
         )
     if is_llama2c_bin(path):
-        return "llama2c", "since it is a .bin that torch has not written"
+        return "llama2c", "it is a .bin that was not written by torch.save"
     source, _ = read_state_dict(path)
     names = source.describe()
     if any(".attn.c_q." in name for name in names):
         refuse_nanochat(path, names)
+    if is_hub_file({name: tuple(tensor.shape) for name, tensor in names.items()}):
+        return "hub_file", "its tensors have the names of transformers, and there is no config.json"
     for start, kind in STARTS.items():
         found = next((name for name in names if name.startswith(start)), None)
         if found:
-            return kind, f"since a tensor is called {found}"
-    if any(name.startswith("transformer_blocks.") for name in names):
-        raise UserError(
-            f"{path} has transformer_blocks with norms after each part (post-norm), which this architecture does not have"
-        )
-    if any(name in names for name in ("wte.weight", "model.embed_tokens.weight", "transformer.wte.weight")):
-        raise UserError(
-            f"{path} holds weights in a layout of transformers, whose config.json is missing: put the file beside it, under "
-            f"the name {'model.safetensors' if path.suffix == '.safetensors' else 'pytorch_model.bin'}, and name that directory"
-        )
-    raise UserError(f"{path} is in no known format; its tensors are {', '.join(list(names)[:5])}")
+            return kind, f"it has a tensor {found}"
+    if any(re.match(r"transformer_blocks\.0\.attention\.heads\.\d+\.w_query\.", name) for name in names):
+        raise UserError(f"{path} has the tensor names of a GPT with post-norm, which this architecture does not have")
+    listed = ", ".join(sorted(names, key=lambda name: (generic(name)[0] != name, "0" not in name))[:8])
+    raise UserError(
+        f"{path} has an unknown format; its tensors are {listed}{', ...' if len(names) > 8 else ''}: if the model "
+        "computes the same as a known one (pre-norm), rename its tensors to the names of that format: see scripts/README.md, Other names"
+    )

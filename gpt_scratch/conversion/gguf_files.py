@@ -1,10 +1,10 @@
 """GGUF files of GPT-2, the Llama family and Qwen 2 and 3: every key and every tensor is used, or refused by name.
 
-Keys and tensors are named in ggml's docs/gguf.md; how llama.cpp's `convert_hf_to_gguf.py` fills them is what is undone here: matrices lie
-(out, in), and the rows of Llama's queries and keys are in the order of neighbouring pairs. Quantized values become float32.
+Keys and tensors are documented in ggml's docs/gguf.md. The conversion of llama.cpp's `convert_hf_to_gguf.py` is reversed here: matrices
+are (out, in), and the rows of Llama's queries and keys are ordered by adjacent pairs. Quantized values become float32.
 
-The reference of the proof is another reader, transformers' own. It ignores what it does not know, so what changes the function and is
-expressed here is added to its configuration: scaled rotary positions, the width of Qwen's heads, GPT-2's sizes.
+The result is verified against transformers' own GGUF reader. That reader ignores unknown keys, so settings that change the outputs are
+added to its configuration: scaled rotary positions, the head dimension of Qwen, the sizes of GPT-2.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ from .sources import PairedSource, RenamedSource, Source
 from .weight_maps import GGUF_GPT2, GGUF_LLAMA
 
 ARCHITECTURES = ("gpt2", "llama", "qwen2", "qwen3")
-# Keys after the name of the architecture, and our setting.
+# Keys, without the prefix of the architecture, and our settings.
 SIZES = {
     "context_length": "max_position_embeddings",
     "embedding_length": "hidden_size",
@@ -33,7 +33,7 @@ SIZES = {
     "attention.head_count": "num_attention_heads",
 }
 OPTIONAL = {"attention.head_count_kv": "num_key_value_heads", "attention.key_length": "head_dim", "vocab_size": "vocab_size"}
-# Keys that may be there with this value only: any other is a function that nothing here computes.
+# Keys that must have this value: any other value changes the outputs in a way that this architecture does not support.
 NEUTRAL: dict[str, Any] = {
     "attention.causal": True,
     "use_parallel_residual": False,
@@ -42,28 +42,28 @@ NEUTRAL: dict[str, Any] = {
     "pooling_type": 0,
     "rope.scaling.attn_factor": 1.0,
 }
-ABOUT = ("tensor_data_layout", "rope.scaling.finetuned")  # say nothing of the function
-# Of the file and of the tokenizer, which transformers reads; GGUF.* are the reader's own counts.
+ABOUT = ("tensor_data_layout", "rope.scaling.finetuned")  # do not affect the outputs
+# Keys of the file and of the tokenizer, which transformers reads; GGUF.* are counters of the reader.
 OTHERS = ("general.", "tokenizer.", "quantize.", "GGUF.")
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # of every Llama 3.1 to 3.3
 
 
 class GGUFSource:
-    """The tensors of a GGUF file, in float32, as nn.Linear has them. `reader`: a `gguf.GGUFReader`, which maps the file."""
+    """The tensors of a GGUF file in float32, in the layout of nn.Linear. `reader`: a `gguf.GGUFReader`, which maps the file."""
 
     def __init__(self, reader: Any):
         self.tensors = {tensor.name: tensor for tensor in reader.tensors}
 
     def describe(self) -> dict[str, torch.Tensor]:
-        """Shape of every tensor; the file lists its axes from the last to the first."""
+        """Shape of every tensor; the file stores the axes in reverse order."""
         shapes = {name: [int(size) for size in reversed(tensor.shape)] for name, tensor in self.tensors.items()}
         return {name: torch.empty(shape, dtype=torch.float32, device="meta") for name, shape in shapes.items()}
 
     def get(self, name: str) -> torch.Tensor:
-        """One tensor, dequantized now.
+        """Read and dequantize one tensor.
 
         Raises:
-            UserError: a type that is no weight's.
+            UserError: a type that is not a weight type.
         """
         import gguf
 
@@ -76,11 +76,11 @@ class GGUFSource:
 
 
 def open_gguf(path: Path, options: Options) -> Checkpoint:
-    """A GGUF file of one of `ARCHITECTURES`; quantized weights are dequantized to float32.
+    """Open a GGUF file of one of `ARCHITECTURES`; quantized weights are dequantized to float32.
 
     Raises:
-        UserError: the gguf package is missing, or the file cannot be read, is of another architecture, or has a key that cannot be
-            expressed; names each such key.
+        UserError: the gguf package is missing, the file cannot be read, or has another architecture or unsupported keys; names each
+            key.
     """
     reader, source, values = _open(path)
     architecture = values.pop("architecture")
@@ -108,11 +108,11 @@ def open_gguf(path: Path, options: Options) -> Checkpoint:
 
 
 def _open(path: Path) -> tuple[Any, GGUFSource, dict[str, Any]]:
-    """The reader, the tensors, and the settings with "architecture"."""
+    """The reader, the tensors, and the settings, including "architecture"."""
     if importlib.util.find_spec("gguf") is None:
-        raise UserError('GGUF files are read through the gguf package: pip install "gpt_scratch[gguf]"')
+        raise UserError('reading GGUF files needs the gguf package: pip install "gpt_scratch[gguf]"')
     if not path.is_file():
-        raise UserError(f"{path}: the file is missing")
+        raise UserError(f"{path} is missing")
     check_gguf(path)
     import gguf
 
@@ -120,11 +120,11 @@ def _open(path: Path) -> tuple[Any, GGUFSource, dict[str, Any]]:
         reader = gguf.GGUFReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items()}
     except Exception as error:  # whatever gguf and numpy raise
-        raise UserError(f"{path} is damaged, or no GGUF file: {one_line(error)}") from error
+        raise UserError(f"{path} is damaged or not a GGUF file: {one_line(error)}") from error
     architecture = fields.get("general.architecture")
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
-        raise UserError(f"{path} holds a model of the architecture {architecture!r}; {known} can be converted from GGUF")
+        raise UserError(f"{path} contains a model of the architecture {architecture!r}; {known} can be converted from GGUF")
     source = GGUFSource(reader)
     values = _settings(path, architecture, fields, source)
     values["tie_word_embeddings"] = "output.weight" not in source.tensors
@@ -134,10 +134,10 @@ def _open(path: Path) -> tuple[Any, GGUFSource, dict[str, Any]]:
 
 
 def _settings(path: Path, architecture: str, fields: dict[str, Any], source: GGUFSource) -> dict[str, Any]:
-    """The keys of the architecture in our terms.
+    """Translate the keys of the architecture into our settings.
 
     Raises:
-        UserError: lists missing keys, unknown ones and those of a value that cannot be expressed.
+        UserError: lists missing keys, unknown keys and unsupported values.
     """
     prefix, shapes = architecture + ".", {name: tuple(tensor.shape) for name, tensor in source.describe().items()}
     left = {name.removeprefix(prefix): value for name, value in fields.items() if name.startswith(prefix)}
@@ -153,7 +153,7 @@ def _settings(path: Path, architecture: str, fields: dict[str, Any], source: GGU
     def take(name: str, kind: type, default: Any = None) -> Any:
         value = left.pop(name, default)
         if value is not default and type(value) is not kind:
-            refused.append(f"{prefix}{name}={str(value)[:60]} (a single {kind.__name__} can be expressed)")
+            refused.append(f"{prefix}{name}={str(value)[:60]} (expected a single {kind.__name__})")
             return default
         return float(str(np.float32(value))) if kind is float and value is not None else value
 
@@ -166,17 +166,17 @@ def _settings(path: Path, architecture: str, fields: dict[str, Any], source: GGU
     width = values.get("head_dim") or (values["hidden_size"] or 0) // (values["num_attention_heads"] or 1)
     for name in ("attention.value_length", "rope.dimension_count"):
         if (size := take(name, int, width)) != width:
-            refused.append(f"{prefix}{name}={size} (the width of a head, {width}, can be expressed)")
+            refused.append(f"{prefix}{name}={size} (expected the head dimension, {width})")
     window = take("attention.sliding_window", int)
-    if window and window < (
-        values["max_position_embeddings"] or 0
-    ):  # llama.cpp has none for these architectures, and its files do not use it
-        refused.append(f"{prefix}attention.sliding_window={window} (runtimes disagree about it; none can be expressed)")
+    if window and window < (values["max_position_embeddings"] or 0):  # llama.cpp does not support it for these architectures
+        refused.append(
+            f"{prefix}attention.sliding_window={window} (runtimes disagree about it; only files without it are supported)"
+        )
     if architecture != "gpt2":
         values["rope_parameters"] = _rotary(take, width, source, refused)
     for name, neutral in NEUTRAL.items():
         if left.pop(name, neutral) != neutral:
-            refused.append(f"{prefix}{name}={fields[prefix + name]!r} ({neutral!r} can be expressed)")
+            refused.append(f"{prefix}{name}={fields[prefix + name]!r} (expected {neutral!r})")
     if fields.get("split.count", 1) != 1:
         refused.append(f"split.count={fields['split.count']} (join the parts with llama-gguf-split --merge)")
     unknown = [name for name in unknown if not name.startswith("split.")]
@@ -184,7 +184,7 @@ def _settings(path: Path, architecture: str, fields: dict[str, Any], source: GGU
     if unknown:
         refused.append(f"unknown keys: {', '.join(unknown[:10])}")
     if refused:
-        raise UserError(f"{path} has keys that cannot be expressed: {'; '.join(refused)}")
+        raise UserError(f"{path} has unsupported keys: {'; '.join(refused)}")
     tokens = {name: fields.get(f"tokenizer.ggml.{name}") for name in ("bos_token_id", "eos_token_id")}
     values |= tokens | {"pad_token_id": fields.get("tokenizer.ggml.padding_token_id")}
     values |= {"embedding_dropout": 0.0, "attention_dropout": 0.0, "residual_dropout": 0.0}
@@ -203,13 +203,13 @@ def _settings(path: Path, architecture: str, fields: dict[str, Any], source: GGU
 
 
 def _rotary(take: Any, width: int, source: GGUFSource, refused: list[str]) -> dict[str, Any]:
-    """The rotary settings; Llama 3.1's scaling stands in a tensor, the factors by which frequencies are divided."""
+    """The rotary settings; Llama 3.1's scaling is stored as a tensor, the divisors of the frequencies."""
     rope = {"rope_theta": take("rope.freq_base", float, 10000.0), "rope_type": "default"}
     kind, factor = take("rope.scaling.type", str, "none"), take("rope.scaling.factor", float)
-    factor = take("rope.scale_linear", float) if factor is None else factor  # its name until 2023
+    factor = take("rope.scale_linear", float) if factor is None else factor  # the name until 2023
     original = take("rope.scaling.original_context_length", int)
     if kind not in ("none", "linear", "yarn"):
-        refused.append(f"rope.scaling.type={kind!r} (none, linear and yarn can be expressed)")
+        refused.append(f"rope.scaling.type={kind!r} (expected none, linear or yarn)")
     elif kind == "yarn":
         rope |= {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
         rope = {name: value for name, value in rope.items() if value is not None}
@@ -218,11 +218,11 @@ def _rotary(take: Any, width: int, source: GGUFSource, refused: list[str]) -> di
     if "rope_freqs.weight" not in source.tensors:
         return rope
     divided = source.get("rope_freqs.weight").double()
-    if bool((divided == 1).all()):  # none at all too
+    if bool((divided == 1).all()):  # no scaling
         return rope
     frequencies = rope["rope_theta"] ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
     rope |= LLAMA3 | {"rope_type": "llama3", "factor": float(str(divided.max().float().numpy()))}
-    turns = LLAMA3["original_max_position_embeddings"] * frequencies / (2 * torch.pi)  # of each pair within the original length
+    turns = LLAMA3["original_max_position_embeddings"] * frequencies / (2 * torch.pi)  # rotations within the original length
     low, high = LLAMA3["low_freq_factor"], LLAMA3["high_freq_factor"]
     kept = ((turns - low) / (high - low)).clamp(0, 1)
     expected = 1 / (kept + (1 - kept) / rope["factor"])
@@ -232,13 +232,13 @@ def _rotary(take: Any, width: int, source: GGUFSource, refused: list[str]) -> di
 
 
 def read_gguf(path: Path, config: GPTScratchConfig | None = None) -> PreTrainedModel:
-    """The model of a GGUF file as transformers reads it, in float32, evaluation mode.
+    """Load a GGUF file with transformers, in float32 and evaluation mode.
 
     Args:
-        config: settings of the file, for what transformers reads wrongly or not at all; read from its keys where it is not given.
+        config: settings of the file that transformers reads incorrectly or ignores; by default they are read from its keys.
 
     Raises:
-        UserError: a key that cannot be expressed, or tensors that are missing, left over or of another shape.
+        UserError: an unsupported key, or missing, unexpected or mismatched tensors.
     """
     from transformers import GgufConfig
 
@@ -248,7 +248,7 @@ def read_gguf(path: Path, config: GPTScratchConfig | None = None) -> PreTrainedM
         config = build_config(values, {})
     theirs = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
     theirs.tie_word_embeddings = config.tie_word_embeddings
-    if theirs.model_type == "gpt2":  # the reader puts these two where GPT2Config does not look
+    if theirs.model_type == "gpt2":  # the reader sets these two under names that GPT2Config does not use
         theirs.n_positions, theirs.n_inner = config.max_position_embeddings, config.intermediate_size
     else:
         theirs.head_dim, theirs.rope_parameters = config.head_dim, config.rope_parameters

@@ -1,7 +1,7 @@
-"""Directories as transformers writes them: GPT-2, the Llama family, and this package's own.
+"""Checkpoint directories of transformers: GPT-2, the Llama family, and this package.
 
-Sources: `GPT2Config`, `LlamaConfig`, `MistralConfig`, `Qwen2Config` and `Qwen3Config` of transformers. A setting that changes the function
-and that this architecture does not have is refused by name.
+Sources: `GPT2Config`, `LlamaConfig`, `MistralConfig`, `Qwen2Config` and `Qwen3Config` of transformers. A setting that changes the outputs
+and that this architecture does not support is refused by name.
 """
 
 import importlib.util
@@ -21,22 +21,22 @@ from .sources import RenamedSource, SafetensorsSource, Source, StateDictSource, 
 from .weight_maps import HF_GPT2, LLAMA, WeightMap
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
-# Named alike in both families and here. Our defaults for the ids are GPT-2's, which would be wrong elsewhere: `None` counts too.
+# Same names in both families and here. `None` is copied, too: our default ids are GPT-2's and would be wrong for other models.
 SHARED = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "tie_word_embeddings")
 LABELS = ("id2label", "label2id", "problem_type")
-FAMILY = ("llama", "mistral", "qwen2", "qwen3")  # that share Llama's names of settings and tensors
+FAMILY = ("llama", "mistral", "qwen2", "qwen3")  # model types with Llama's names of settings and tensors
 
 
 def open_hub_directory(path: Path, options: Options) -> Checkpoint:
-    """A directory with `config.json` and weights of GPT-2, Llama, Mistral, Qwen 2 or 3, or this package.
+    """Open a directory with `config.json` and weights of GPT-2, Llama, Mistral, Qwen 2 or 3, or this package.
 
     Raises:
-        UserError: a missing or broken file, or a setting that cannot be expressed.
+        UserError: a missing or broken file, or an unsupported setting.
     """
     values = read_json(path / "config.json")
     if "quantization_config" in values:
         raise UserError(f"{path / 'config.json'} has a quantization_config: convert the weights before they are quantized")
-    theirs = load_config(str(path))  # fills in the family's defaults, and reads older forms of its settings
+    theirs = load_config(str(path))  # fills in defaults and reads older forms of the settings
     source, notes = _weights(path), list[str]()
     prefix = "transformer." if theirs.model_type == "gpt2" else ""
     source = RenamedSource(source, {name: name.removeprefix(prefix) for name in source.describe()})
@@ -56,7 +56,7 @@ def open_hub_directory(path: Path, options: Options) -> Checkpoint:
     if found and options.tokenizer is None:
         if found == ["tokenizer.model"] and importlib.util.find_spec("sentencepiece") is None:
             raise UserError(
-                f"{path / 'tokenizer.model'} is read by the package sentencepiece, which is not installed: install it, or pass "
+                f"{path / 'tokenizer.model'} needs the package sentencepiece, which is not installed: install it, or pass "
                 "another --tokenizer"
             )
         checkpoint.tokenizer = open_tokenizer(str(path), config)
@@ -72,26 +72,26 @@ def _weights(path: Path) -> Source:
     index = path / "pytorch_model.bin.index.json"
     files = shards_of(index) if index.is_file() else [path / "pytorch_model.bin"]
     if not index.is_file() and not files[0].is_file():
-        raise UserError(f"{path} holds no model.safetensors and no pytorch_model.bin")
+        raise UserError(f"{path} contains neither model.safetensors nor pytorch_model.bin")
     tensors: dict[str, torch.Tensor] = {}
     for file in files:
         content = load_pickle_safely(file)
         if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-            raise UserError(f"{file} holds something other than named tensors")
+            raise UserError(f"{file} contains something other than named tensors")
         tensors |= content
     return StateDictSource(tensors)
 
 
 def _with_one_head(source: Source, embedding: str, config: GPTScratchConfig, notes: list[str]) -> Source:
-    """Tied weights as one tensor, whichever of the two names they are stored under; both names where they differ.
+    """Tied weights as one tensor, whichever of the two names they are stored under; both tensors if they differ.
 
     Raises:
-        UserError: an output head that is missing.
+        UserError: a missing output head.
     """
     names = {name: name for name in source.describe()}
     if not config.tie_word_embeddings:
         if "lm_head.weight" not in names:
-            raise UserError("config.json says tie_word_embeddings false, but there is no lm_head.weight")
+            raise UserError("tie_word_embeddings is false in config.json, but lm_head.weight is missing")
         return source
     if "lm_head.weight" in names and embedding not in names:
         names["lm_head.weight"] = embedding
@@ -99,27 +99,27 @@ def _with_one_head(source: Source, embedding: str, config: GPTScratchConfig, not
         del names["lm_head.weight"]
     elif "lm_head.weight" in names:
         config.tie_word_embeddings = False
-        notes.append("lm_head differs from the embedding although config.json ties them: kept apart, as transformers does")
+        notes.append("lm_head differs from the embedding although config.json ties them: not tied, as in transformers")
     return RenamedSource(source, names)
 
 
 def _shared(theirs: PreTrainedConfig, head: str) -> dict[str, Any]:
     ids = ("bos_token_id", "eos_token_id", "pad_token_id")
     values = {name: getattr(theirs, name) for name in SHARED}
-    # Older Llama configurations write -1 for no padding token.
+    # Older Llama configurations contain -1 for no padding token.
     values |= {name: None for name in ids if isinstance(values[name], int) and values[name] < 0}
     return values | ({name: getattr(theirs, name) for name in LABELS} if head == "classifier" else {})
 
 
 def gpt2_config(theirs: PreTrainedConfig, head: str, overrides: dict[str, Any]) -> GPTScratchConfig:
-    """transformers' GPT2Config as our configuration.
+    """Convert transformers' GPT2Config to our configuration.
 
     Raises:
-        UserError: a setting that cannot be expressed; names it.
+        UserError: names an unsupported setting.
     """
     for name, usual in (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False), ("add_cross_attention", False)):
         if getattr(theirs, name) != usual:
-            raise UserError(f"config.json: {name}={getattr(theirs, name)} cannot be expressed; {usual} can")
+            raise UserError(f"config.json: {name}={getattr(theirs, name)} is not supported, only {usual}")
     ours = {
         "hidden_size": theirs.n_embd,
         "num_hidden_layers": theirs.n_layer,
@@ -137,10 +137,10 @@ def gpt2_config(theirs: PreTrainedConfig, head: str, overrides: dict[str, Any]) 
 
 
 def llama_config(theirs: PreTrainedConfig, head: str, overrides: dict[str, Any]) -> GPTScratchConfig:
-    """transformers' configuration of one of `FAMILY` as our configuration.
+    """Convert transformers' configuration of one of `FAMILY` to our configuration.
 
     Raises:
-        UserError: a setting that cannot be expressed; names it.
+        UserError: names an unsupported setting.
     """
     window = getattr(theirs, "sliding_window", None)  # Llama has none
     kinds = set(getattr(theirs, "layer_types", None) or ())  # Qwen's, of each layer
@@ -148,11 +148,11 @@ def llama_config(theirs: PreTrainedConfig, head: str, overrides: dict[str, Any])
         window, kinds = None, kinds - {"sliding_attention"}
     if kinds - {"full_attention", "sliding_attention"} or len(kinds) > 1:
         raise UserError(
-            f"config.json: layer_types {', '.join(sorted(kinds))} cannot be expressed: all layers attend to the same sliding_window, or to "
-            "all tokens before"
+            f"config.json: layer_types {', '.join(sorted(kinds))} are not supported: all layers must use the same sliding_window, or full "
+            "attention"
         )
     qwen2 = theirs.model_type == "qwen2"
-    bias = qwen2 or getattr(theirs, "attention_bias", False)  # Mistral has none, and no setting for them
+    bias = qwen2 or getattr(theirs, "attention_bias", False)  # Mistral has neither biases nor this setting
     ours = {
         "hidden_size": theirs.hidden_size,
         "intermediate_size": theirs.intermediate_size,

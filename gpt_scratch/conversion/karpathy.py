@@ -1,7 +1,7 @@
-"""Checkpoints of Andrej Karpathy's programs: nanoGPT, minGPT, makemore, the GPT of his lecture and llama2.c; why nanochat's are refused.
+"""Checkpoints of Andrej Karpathy's projects: nanoGPT, minGPT, makemore, the GPT of his lecture and llama2.c. nanochat is not supported.
 
 Sources: `model.py` of nanoGPT and llama2.c, llama2.c `export.py`, minGPT `mingpt/model.py`, `makemore.py`, `gpt.py` of ng-video-lecture,
-nanochat `nanochat/gpt.py`. What a file does not hold is asked for, or derived and said.
+nanochat `nanochat/gpt.py`. Settings that a file does not contain must be passed, or are derived and reported.
 """
 
 import math
@@ -15,52 +15,33 @@ import numpy as np
 import torch
 
 from ..errors import UserError
-from .checkpoint import PUBLISHED_HEADS, Checkpoint, Options, build_config, open_tokenizer
+from .checkpoint import Checkpoint, Options, build_config, open_tokenizer
 from .sources import CutSource, PairedSource, RenamedSource, Source, StateDictSource
-from .state_dicts import GPT2_VOCABULARY, PADDED_VOCABULARY, PADDING_NOTE, read_state_dict
+from .state_dicts import GPT2_VOCABULARY, HEAD_NAMES, PADDED_VOCABULARY, PADDING_NOTE, heads_of, read_state_dict
 from .weight_maps import LECTURE, LLAMA2C, NANOGPT
 
-HEAD_NAMES = ("n_head", "n_heads", "num_attention_heads")
 MAGIC = 0x616B3432  # "ak42"
 HEADER_BYTES = 256  # of llama2.c's versions from 1 on
 SIZES = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")
 
 
-def heads_of(path: Path, width: int, options: Options, notes: list[str]) -> int:
-    """The number of heads, which is in no tensor: of the command line, or of GPT-2's published sizes.
-
-    Raises:
-        UserError: neither tells it.
-    """
-    given = [options.config_overrides[name] for name in HEAD_NAMES if name in options.config_overrides]
-    if given:
-        return given[0]
-    if width not in PUBLISHED_HEADS:
-        raise UserError(
-            f"{path}: the number of heads is not in the file, and width {width} is none of GPT-2's published sizes: "
-            "pass --config_overrides n_head=N"
-        )
-    notes.append(f"heads are not in the file: {PUBLISHED_HEADS[width]}, as GPT-2 of width {width} has")
-    return PUBLISHED_HEADS[width]
-
-
 def open_nanogpt(path: Path, options: Options) -> Checkpoint:
-    """nanoGPT's `ckpt.pt`, or a bare state dict of nanoGPT, minGPT or makemore; optimizer and progress are left out.
+    """Open nanoGPT's `ckpt.pt`, or a bare state dict of nanoGPT, minGPT or makemore; optimizer and training state are ignored.
 
     Raises:
-        UserError: a broken or unsafe file, settings of a wrong type, or something needed that the file does not tell.
+        UserError: a broken or unsafe file, settings of a wrong type, or a missing setting.
     """
     source, rest = read_state_dict(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in source.describe().items()}
     for name in ("lm_head.weight", "transformer.wte.weight", "transformer.wpe.weight"):
         if len(shapes.get(name, ())) != 2:
-            raise UserError(f"{path} has no matrix {name}: it is not a complete model of nanoGPT's")
+            raise UserError(f"{path} has no matrix {name}: it is not a complete nanoGPT model")
     notes: list[str] = []
     args: Any = rest.get("model_args")
     tied = torch.equal(source.get("lm_head.weight"), source.get("transformer.wte.weight"))
     if args is not None:
         if not tied:
-            raise UserError(f"{path}: lm_head.weight differs from transformer.wte.weight; nanoGPT ties them")
+            raise UserError(f"{path}: lm_head.weight differs from transformer.wte.weight, but nanoGPT ties them")
         values, sizes_from = _nanogpt_args(path, args, options), f"model_args of {path}"
     else:
         values, sizes_from = _nanogpt_shapes(path, shapes, options, notes), f"the shapes in {path}"
@@ -69,13 +50,13 @@ def open_nanogpt(path: Path, options: Options) -> Checkpoint:
         del names["lm_head.weight"]
         values |= {"hidden_act": "gelu"}
         notes.append(
-            "the activation is the exact (erf) GELU of nanoGPT's nn.GELU(); for a checkpoint of its first versions, which had OpenAI's "
-            "tanh form, or of minGPT with GPT-2's weights, pass --config_overrides hidden_act=gelu_new"
+            "the activation is the exact (erf) GELU, as nanoGPT's nn.GELU(); for a checkpoint of its first versions, which used OpenAI's "
+            "tanh approximation, or of minGPT with GPT-2's weights, pass --config_overrides hidden_act=gelu_new"
         )
     else:
         values |= {"hidden_act": "gelu_new", "tie_word_embeddings": False}
         notes.append(
-            "lm_head differs from wte, as in minGPT and makemore: not tied, and the activation is their tanh form of GELU"
+            "lm_head differs from wte, as in minGPT and makemore: not tied, and the activation is the tanh approximation of GELU"
         )
     rows = {}
     if values["vocab_size"] == PADDED_VOCABULARY and "vocab_size" not in options.config_overrides:
@@ -86,18 +67,18 @@ def open_nanogpt(path: Path, options: Options) -> Checkpoint:
     checkpoint = Checkpoint(RenamedSource(source, names, rows), NANOGPT, config, "lm", sizes_from, notes=notes)
     if (meta := path.with_name("meta.pkl")).is_file() and options.tokenizer is None:
         checkpoint.tokenizer = open_tokenizer(str(meta), config)
-        notes.append(f"the characters are those of {meta}")
+        notes.append(f"the tokenizer was read from {meta}")
     return checkpoint
 
 
 def _nanogpt_args(path: Path, args: Any, options: Options) -> dict[str, Any]:
-    """`model_args` in our terms.
+    """Translate `model_args` into our settings.
 
     Raises:
-        UserError: a size that is missing or a value of a wrong type; names it.
+        UserError: names a missing size or a value of a wrong type.
     """
     if not isinstance(args, Mapping):
-        raise UserError(f"{path}: model_args is a {type(args).__name__}, a dictionary is needed")
+        raise UserError(f"{path}: model_args is a {type(args).__name__}, expected a dictionary")
     sizes = {
         "n_layer": "n_layer",
         "n_head": "n_head",
@@ -111,7 +92,7 @@ def _nanogpt_args(path: Path, args: Any, options: Options) -> dict[str, Any]:
             values[ours] = _typed(path, args, name, int, "a whole number")
         elif ours not in options.config_overrides:
             raise UserError(f"{path}: model_args has no {name}: pass --config_overrides {ours}=N")
-    bias = _typed(path, args, "bias", bool, "true or false") if "bias" in args else True  # its first versions had biases always
+    bias = _typed(path, args, "bias", bool, "true or false") if "bias" in args else True  # the first versions always had biases
     dropout = _typed(path, args, "dropout", float, "a number") if "dropout" in args else 0.0
     values.setdefault("vocab_size", options.config_overrides.get("vocab_size"))
     return values | {"drop_rate": dropout, "qkv_bias": bias, "o_bias": bias, "mlp_bias": bias}
@@ -122,14 +103,12 @@ def _typed(path: Path, args: Mapping, name: str, kind: type, needed: str) -> Any
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
-        raise UserError(
-            f"{path}: {name} of model_args is {str(value)[:60]!r}, of type {type(value).__name__}: {needed} is needed"
-        )
+        raise UserError(f"{path}: {name} of model_args is {str(value)[:60]!r}, of type {type(value).__name__}: expected {needed}")
     return value
 
 
 def _nanogpt_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]], options: Options, notes: list[str]) -> dict[str, Any]:
-    """The sizes of a state dict without `model_args`."""
+    """Derive the sizes of a state dict without `model_args` from its shapes."""
     (vocabulary, width), (positions, _) = shapes["transformer.wte.weight"], shapes["transformer.wpe.weight"]
     notes.append("dropout is not in the file: set to 0")
     return {
@@ -147,7 +126,7 @@ def _nanogpt_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]], options: 
 
 
 def open_lecture(path: Path, options: Options) -> Checkpoint:
-    """The GPT of Karpathy's lecture ("Let's build GPT", `gpt.py`): one matrix a head, ReLU, an output head with a bias.
+    """Open the GPT of Karpathy's lecture ("Let's build GPT", `gpt.py`): one matrix per head, ReLU, an output head with a bias.
 
     Raises:
         UserError: a broken or unsafe file, or an incomplete model.
@@ -176,8 +155,12 @@ def open_lecture(path: Path, options: Options) -> Checkpoint:
     kept = {name: name for name in shapes if not name.endswith(".tril")}  # the causal masks
     joined = CutSource(RenamedSource(source, kept), made, lambda name, parts: torch.cat(parts))
     vocabulary, width = shapes["token_embedding_table.weight"]
-    notes = [f"left out, since it is no weight of the model: {', '.join(map(str, rest))}"] if rest else []
-    notes += [f"{len(heads)} heads, a matrix each, were joined", "dropout is not in the file: set to 0"]
+    notes = [f"ignored, not weights of the model: {', '.join(map(str, rest))}"] if rest else []
+    notes += [f"the matrices of {len(heads)} heads were joined", "dropout is not in the file: set to 0"]
+    notes.append(
+        "pre-norm is assumed, as in the lecture; a post-norm GPT with the same names, as in freeCodeCamp's course, computes something else "
+        "and is not supported"
+    )
     values = {
         "vocab_size": vocabulary,
         "n_embd": width,
@@ -195,17 +178,17 @@ def open_lecture(path: Path, options: Options) -> Checkpoint:
 
 
 def open_llama2c(path: Path, options: Options) -> Checkpoint:
-    """llama2.c's `ckpt.pt`, a state dict in Meta's names, or a `.bin` of version 0 or 1.
+    """Open llama2.c's `ckpt.pt`, a state dict with Meta's names, or a `.bin` of version 0 or 1.
 
     Raises:
-        UserError: a broken or unsafe file, an incomplete model, or heads that nothing tells.
+        UserError: a broken or unsafe file, an incomplete model, or an unknown number of heads.
     """
     if path.suffix == ".bin":
         source, sizes = read_llama2c_bin(path)
     else:
         source, sizes = _llama2c_state(path, options)
     described = source.describe()
-    notes = [] if path.suffix == ".bin" else ["norm_eps is 1e-05 and the base of rotary positions 10,000, as in llama2.c"]
+    notes = [] if path.suffix == ".bin" else ["norm_eps is 1e-05 and rope_theta is 10,000, as in llama2.c"]
     names = {name: name for name in described}
     tied = "output.weight" not in names or torch.equal(source.get("output.weight"), source.get("tok_embeddings.weight"))
     if tied:
@@ -248,19 +231,19 @@ def _llama2c_state(path: Path, options: Options) -> tuple[Source, dict[str, Any]
         "layers.0.feed_forward.w1.weight",
     ):
         if len(shapes.get(name, ())) != 2:
-            raise UserError(f"{path} has no matrix {name}: it is not a complete model of llama2.c's")
+            raise UserError(f"{path} has no matrix {name}: it is not a complete llama2.c model")
     args: Any = rest.get("model_args", {})
     if not isinstance(args, Mapping):
-        raise UserError(f"{path}: model_args is a {type(args).__name__}, a dictionary is needed")
+        raise UserError(f"{path}: model_args is a {type(args).__name__}, expected a dictionary")
     vocabulary, width = shapes["tok_embeddings.weight"]
     given = [options.config_overrides[name] for name in HEAD_NAMES if name in options.config_overrides]
     if "n_heads" not in args and not given:
-        raise UserError(f"{path}: model_args has no n_heads, and no tensor tells it: pass --config_overrides n_heads=N")
+        raise UserError(f"{path}: model_args has no n_heads, which cannot be derived: pass --config_overrides n_heads=N")
     heads = given[0] if given else _typed(path, args, "n_heads", int, "a whole number")
     positions = options.config_overrides.get("context_length", options.config_overrides.get("max_position_embeddings"))
     if "max_seq_len" not in args and positions is None:
         raise UserError(
-            f"{path}: model_args has no max_seq_len, and no tensor tells it: pass --config_overrides context_length=N"
+            f"{path}: model_args has no max_seq_len, which cannot be derived: pass --config_overrides context_length=N"
         )
     if type(heads) is not int or heads < 1 or width % heads:
         raise UserError(f"{path}: width {width} is not a multiple of n_heads {heads}")
@@ -280,17 +263,17 @@ def _llama2c_state(path: Path, options: Options) -> tuple[Source, dict[str, Any]
 
 
 def is_llama2c_bin(path: Path) -> bool:
-    """Whether a `.bin` is no pickle, which llama2.c's are not."""
+    """Whether a `.bin` is a llama2.c file, which is not a pickle."""
     with path.open("rb") as file:
         start = file.read(4)
     return path.suffix == ".bin" and start[:2] != b"PK" and start[:1] != b"\x80"
 
 
 def read_llama2c_bin(path: Path) -> tuple[Source, dict[str, int]]:
-    """The tensors of a `.bin`, mapped, and its header.
+    """The memory-mapped tensors of a `.bin`, and its header.
 
     Raises:
-        UserError: another version, impossible sizes, or a file that is not exactly as long as these say.
+        UserError: another version, invalid sizes, or a file whose length does not match the sizes.
     """
     total = path.stat().st_size
     with path.open("rb") as file:
@@ -300,22 +283,22 @@ def read_llama2c_bin(path: Path) -> tuple[Source, dict[str, int]]:
         version = 0
     elif version != 1:
         raise UserError(
-            f"{path} is of llama2.c's version {version}; 0 and 1, of float32, can be read: convert the ckpt.pt it came from"
+            f"{path} is a llama2.c file of version {version}; only 0 and 1 (float32) are supported: convert the original ckpt.pt"
         )
     if len(header) < (HEADER_BYTES if version else 28):
-        raise UserError(f"{path} is cut short: it has {total:,} bytes")
+        raise UserError(f"{path} is truncated: it has {total:,} bytes")
     sizes = dict(zip(SIZES, struct.unpack_from("<7i", header, 8 if version else 0)))
     shared = header[36] == 1 if version else sizes["vocab_size"] > 0  # version 0 negates the vocabulary where the head is its own
     sizes["vocab_size"] = abs(sizes["vocab_size"])
     if wrong := [f"{name} {size:,}" for name, size in sizes.items() if not 0 < size < 10_000_000]:
-        raise UserError(f"{path} is no file of llama2.c, or damaged: its header says {', '.join(wrong)}")
+        raise UserError(f"{path} is not a llama2.c file or is damaged: its header contains {', '.join(wrong)}")
     if sizes["dim"] % sizes["n_heads"] or sizes["n_heads"] % sizes["n_kv_heads"] or sizes["n_layers"] > 10_000:
-        raise UserError(f"{path} is no file of llama2.c, or damaged: its header says {sizes}")
+        raise UserError(f"{path} is not a llama2.c file or is damaged: its header contains {sizes}")
     places = _places(sizes, version, shared)
     needed = (HEADER_BYTES if version else 28) + 4 * sum(math.prod(shape) for _, shape in places)
     if needed != total:
         raise UserError(
-            f"{path} has {total:,} bytes, and the sizes in its header need {needed:,}: it is no file of llama2.c, or cut short"
+            f"{path} has {total:,} bytes, but the sizes in its header need {needed:,}: it is not a llama2.c file or is truncated"
         )
     data = np.memmap(path, dtype="<f4", mode="c", offset=HEADER_BYTES if version else 28)  # never written to
     tensors, start = {}, 0
@@ -328,7 +311,7 @@ def read_llama2c_bin(path: Path) -> tuple[Source, dict[str, int]]:
 
 
 def _places(sizes: dict[str, int], version: int, shared: bool) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes in the order of the file; version 0 holds tables of positions too, which have no name here."""
+    """Names and shapes in the order of the file; version 0 also contains rotary tables, which have an empty name here."""
     dim, inner, layers, vocabulary = sizes["dim"], sizes["hidden_dim"], range(sizes["n_layers"]), sizes["vocab_size"]
     head = dim // sizes["n_heads"]
     shapes = {
@@ -359,7 +342,7 @@ def _places(sizes: dict[str, int], version: int, shared: bool) -> list[tuple[str
     return places if shared else [*places, ("output.weight", (vocabulary, dim))]
 
 
-NANOCHAT = {  # what every model of nanochat's has, then what later ones have, by the names of their tensors
+NANOCHAT = {  # features of every nanochat model, then of later ones, by their tensor names
     "": "logits capped by a tanh (softcap)",
     "value_embeds.": "value embeddings",
     "ve_gate": "gates of value embeddings",
@@ -371,9 +354,10 @@ NANOCHAT = {  # what every model of nanochat's has, then what later ones have, b
 
 
 def refuse_nanochat(path: Path, names: Mapping[str, Any]) -> None:
-    """
+    """Refuse a checkpoint of nanochat.
+
     Raises:
         UserError: always; names what the model has and this architecture does not.
     """
     found = [what for part, what in NANOCHAT.items() if any(part in name for name in names)]
-    raise UserError(f"{path} is a model of nanochat's, which cannot be expressed: it has {', '.join(found)}")
+    raise UserError(f"{path} is a nanochat model, which is not supported: it has {', '.join(found)}")

@@ -1,4 +1,4 @@
-"""litgpt's `lit_model.pth` with its `model_config.yaml`: what this architecture can express, and every setting that stands in the way.
+"""litgpt's `lit_model.pth` with its `model_config.yaml`; unsupported settings are refused by name.
 
 Source: litgpt `config.py` and `model.py`.
 """
@@ -15,7 +15,7 @@ from .sources import CutSource, RenamedSource, Source
 from .state_dicts import read_state_dict
 from .weight_maps import LITGPT
 
-# Settings that have one value here, with litgpt's default: what the file does not say.
+# Settings with a single supported value, and litgpt's default if the file does not contain them.
 ONLY: dict[str, tuple[Any, Any]] = {
     "norm_qk_type": ("default", "default"),
     "post_attention_norm": (False, False),
@@ -35,7 +35,7 @@ ONLY: dict[str, tuple[Any, Any]] = {
     "latent_attention": (None, None),
     "rope_local_base_freq": (None, None),
 }
-# Settings that are expressed, with litgpt's default.
+# Supported settings, with litgpt's defaults.
 READ: dict[str, Any] = {
     "block_size": 4096,
     "n_layer": 16,
@@ -60,7 +60,7 @@ READ: dict[str, Any] = {
     "gelu_approximate": "none",
     "lm_head_bias": False,
 }
-# Of the file's origin, or of experts, which are refused by n_expert.
+# Metadata, and settings of experts, which are refused by n_expert.
 IGNORED = {
     "name",
     "hf_config",
@@ -75,10 +75,10 @@ LLAMA3 = {"factor", "low_freq_factor", "high_freq_factor", "original_max_seq_len
 
 
 def open_litgpt(path: Path, options: Options) -> Checkpoint:
-    """A directory with `lit_model.pth` and `model_config.yaml`, or the first of these by itself.
+    """Open a directory with `lit_model.pth` and `model_config.yaml`, or the path of the first.
 
     Raises:
-        UserError: a missing or broken file, or settings that cannot be expressed; names each.
+        UserError: a missing or broken file, or unsupported settings; names each.
     """
     file = path / "lit_model.pth" if path.is_dir() else path
     settings_file = file.with_name("model_config.yaml")
@@ -92,7 +92,7 @@ def open_litgpt(path: Path, options: Options) -> Checkpoint:
         raise UserError(f"{settings_file} has a setting of a wrong type: {one_line(error)}") from error
     config = build_config(values, options.config_overrides)
     heads, groups, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    assert groups is not None and size is not None  # filled in when it was built
+    assert groups is not None and size is not None  # filled in by the configuration
     names = {name: name for name in source.describe()}
     if "lm_head.weight" in names and "transformer.wte.weight" in names:
         config.tie_word_embeddings = torch.equal(source.get("lm_head.weight"), source.get("transformer.wte.weight"))
@@ -103,21 +103,21 @@ def open_litgpt(path: Path, options: Options) -> Checkpoint:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(f"{path} is missing: litgpt writes it beside lit_model.pth, and no tensor tells what it holds")
+        raise UserError(f"{path} is missing: litgpt writes it beside lit_model.pth, and its settings cannot be derived")
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read as YAML: {one_line(error)}") from error
     if not isinstance(settings, dict):
-        raise UserError(f"{path} must hold a mapping of settings, not {type(settings).__name__}")
+        raise UserError(f"{path} must contain a mapping of settings, not {type(settings).__name__}")
     return settings
 
 
 def litgpt_settings(settings: dict[str, Any], path: Path) -> dict[str, Any]:
-    """litgpt's `Config` in our terms.
+    """Translate litgpt's `Config` into our settings.
 
     Raises:
-        UserError: settings that cannot be expressed; names each.
+        UserError: unsupported settings; names each.
     """
     refused = [f"{name}={settings.get(name, default)!r} (it must be {only!r})" for name, (only, default) in ONLY.items()
                if settings.get(name, default) != only]  # fmt: skip
@@ -127,7 +127,7 @@ def litgpt_settings(settings: dict[str, Any], path: Path) -> dict[str, Any]:
     norms = {"LayerNorm": "layernorm", "RMSNorm": "rmsnorm"}
     for name, known in (("mlp_class_name", mlps), ("norm_class_name", norms), ("gelu_approximate", {"none": 0, "tanh": 0})):
         if s[name] not in known:
-            refused.append(f"{name}={s[name]!r} (one of {', '.join(known)} can be expressed)")
+            refused.append(f"{name}={s[name]!r} (expected one of {', '.join(known)})")
     if s["norm_qk"] and s["norm_class_name"] != "RMSNorm":
         refused.append("norm_qk=True with norm_class_name='LayerNorm' (it needs 'RMSNorm')")
     window = s["sliding_window_size"]
@@ -136,14 +136,14 @@ def litgpt_settings(settings: dict[str, Any], path: Path) -> dict[str, Any]:
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": float(s["rope_base"])}
     if (adjustments := s["rope_adjustments"]) is not None:
         if not isinstance(adjustments, dict) or set(adjustments) != LLAMA3 or s["rope_condense_ratio"] != 1:
-            refused.append(f"rope_adjustments={str(adjustments)[:80]} (Llama 3.1's can be expressed)")
+            refused.append(f"rope_adjustments={str(adjustments)[:80]} (only Llama 3.1's are supported)")
         else:
             names = {"original_max_seq_len": "original_max_position_embeddings"}
             rope |= {"rope_type": "llama3"} | {names.get(str(name), str(name)): value for name, value in adjustments.items()}
     elif s["rope_condense_ratio"] != 1:
         rope |= {"rope_type": "linear", "factor": float(s["rope_condense_ratio"])}
     if refused:
-        raise UserError(f"{path} has settings that cannot be expressed: {'; '.join(refused)}")
+        raise UserError(f"{path} has unsupported settings: {'; '.join(refused)}")
     mlp_type, hidden_act = mlps[s["mlp_class_name"]]
     return {
         "vocab_size": s["padded_vocab_size"] or s["vocab_size"],
@@ -174,9 +174,9 @@ def litgpt_settings(settings: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _apart(source: Source, heads: int, groups: int, size: int) -> Source:
-    """Query, key and value of each layer, which lie in one tensor.
+    """Split the fused query, key and value of each layer.
 
-    Today's are all queries, all keys, all values (`attn.qkv`); until 2024 each group's queries, its key and its value (`attn.attn`).
+    Current files store all queries, all keys, all values (`attn.qkv`); until 2024, queries, key and value of each group (`attn.attn`).
     """
     made: dict[str, list[str]] = {}
     for name in source.describe():

@@ -1,4 +1,4 @@
-"""OpenAI's TensorFlow checkpoints of GPT-2, and those fine-tuned from them: `hparams.json`, the bundle, encoder.json and vocab.bpe."""
+"""OpenAI's TensorFlow checkpoints of GPT-2, and finetuned ones: `hparams.json`, the tensor bundle, encoder.json and vocab.bpe."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ from .tensorflow_bundle import TensorFlowCheckpoint
 from .weight_maps import OPENAI
 
 SIZES = ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer")
-# Beside the model, fine-tuned checkpoints hold the optimizer's state, under the last part of the name.
+# Finetuned checkpoints also contain optimizer state; the last part of the variable name identifies it.
 OPTIMIZER_SLOTS = ("Adam", "Adam_1", "Adagrad", "Momentum", "RMSProp", "RMSProp_1")
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 COUNTERS = ("global_step", "beta1_power", "beta2_power")
@@ -31,12 +31,12 @@ class TensorFlowSource:
         return {name: torch.empty(tensors[name].shape, dtype=tensors[name].dtype, device="meta") for name in self.names}
 
     def get(self, name: str) -> torch.Tensor:
-        """One variable, its checksum verified."""
+        """Read one variable and verify its checksum."""
         return self.checkpoint.read(name)
 
 
 def is_model_variable(name: str) -> bool:
-    """False for optimizer slots and counters, by name.
+    """Whether a variable belongs to the model, and is not an optimizer slot or a counter, by its name.
 
     >>> is_model_variable("model/h0/attn/c_attn/w"), is_model_variable("model/h0/attn/c_attn/w/Adam_1"), is_model_variable("global_step")
     (True, False, False)
@@ -46,30 +46,30 @@ def is_model_variable(name: str) -> bool:
 
 
 def open_openai(path: Path, options: Options) -> Checkpoint:
-    """A checkpoint by directory, prefix or `.index` path.
+    """Open a checkpoint by directory, prefix or `.index` path.
 
     Raises:
-        UserError: a missing or broken file, or sizes in `hparams.json` that cannot be right.
+        UserError: a missing or broken file, or inconsistent sizes in `hparams.json`.
     """
     checkpoint = TensorFlowCheckpoint(path)
     if OBJECT_GRAPH in checkpoint.tensors:
         raise UserError(
-            f"{checkpoint.index} is an object checkpoint of TensorFlow 2 (tf.train.Checkpoint, Keras), whose variables are named by the "
-            "attributes of its program; GPT-2's are model/wte, model/h0/..., as tf.compat.v1.train.Saver writes them: save it so"
+            f"{checkpoint.index} is an object-based checkpoint of TensorFlow 2 (tf.train.Checkpoint, Keras), without GPT-2's variable "
+            "names model/wte, model/h0/...: save it with tf.compat.v1.train.Saver"
         )
     folder = path if path.is_dir() else path.parent
     hparams_file = folder / "hparams.json"
     hparams = read_json(hparams_file)
     for name in SIZES:
         if type(hparams.get(name)) is not int:
-            raise UserError(f"{hparams_file}: {name} is {hparams.get(name)!r}, a whole number is needed")
+            raise UserError(f"{hparams_file}: {name} is {hparams.get(name)!r}, expected a whole number")
     sizes = {name: hparams[name] for name in SIZES}
-    # The shapes tell every other size: this one would go wrong silently.
+    # Every other size is checked against the shapes; a wrong number of heads would go unnoticed.
     heads = options.config_overrides.get("n_head", PUBLISHED_HEADS.get(sizes["n_embd"], sizes["n_head"]))
     if heads != sizes["n_head"]:
         raise UserError(
-            f"{hparams_file}: n_head is {sizes['n_head']}, but GPT-2 of n_embd {sizes['n_embd']} has {heads}; "
-            f"if yours was trained so, pass --config_overrides n_head={sizes['n_head']}"
+            f"{hparams_file}: n_head is {sizes['n_head']}, but GPT-2 with n_embd {sizes['n_embd']} has {heads}; "
+            f"if your model was trained like this, pass --config_overrides n_head={sizes['n_head']}"
         )
     names = [name for name in checkpoint.tensors if is_model_variable(name)]
     skipped = len(checkpoint.tensors) - len(names)
@@ -88,8 +88,8 @@ def open_openai(path: Path, options: Options) -> Checkpoint:
 
 
 def stock_model(source: TensorFlowSource, sizes: dict[str, int]) -> GPT2LMHeadModel:
-    """transformers' GPT-2 with these variables, by the rule of its own former TensorFlow loader: the names are the same but for
-    `h0` and `h.0`, and `g`, `w` (weight), `b` (bias); the matrices lie the same way.
+    """transformers' GPT-2 with these variables, by the rules of its former TensorFlow loader: the names are the same except for
+    `h0` and `h.0`, and `g`, `w` (weight), `b` (bias); the matrices have the same layout.
     """
     names = {"n_vocab": "vocab_size", "n_ctx": "n_positions"}
     model = GPT2LMHeadModel(GPT2Config(**{names.get(name, name): size for name, size in sizes.items()}))

@@ -1,8 +1,8 @@
-"""Safetensors files written one tensor at a time.
+"""Writes safetensors files one tensor at a time.
 
-`safetensors.torch.save_file` needs all tensors of a file in memory; here the header is written first, from shapes alone, then each
-tensor as it is read, so that the peak is one tensor. Format: 8 bytes little-endian length of the header, header as JSON, data
-(https://github.com/huggingface/safetensors#format). Shards and their index are named as transformers names them.
+`safetensors.torch.save_file` needs all tensors of a file in memory. Here the header is written first, from the shapes, then each tensor as
+it is read, so that only one tensor is in memory. Format: 8 bytes little-endian length of the header, header as JSON, data
+(https://github.com/huggingface/safetensors#format). Shards and their index have the same names as in transformers.
 """
 
 import hashlib
@@ -24,14 +24,14 @@ def write_safetensors(
     dtype: torch.dtype,
     max_shard_bytes: int,
 ) -> None:
-    """Write `model.safetensors`, or shards with their index where the data is larger than one may be.
+    """Write `model.safetensors`, or shards and their index if the data exceeds `max_shard_bytes`.
 
     Args:
-        folder: where to write.
+        folder: target directory.
         shapes: names and shapes, in the order of the file.
-        read: gives the tensor of a name, of `dtype`.
+        read: returns the tensor of a name, in `dtype`.
         dtype: of all tensors.
-        max_shard_bytes: data of one file; a larger tensor gets a file of its own.
+        max_shard_bytes: maximum data of one file; a larger tensor gets its own file.
     """
     sizes = {name: dtype.itemsize * math.prod(shape) for name, shape in shapes.items()}
     shards: list[list[str]] = [[]]
@@ -47,7 +47,7 @@ def write_safetensors(
             for name in names:
                 tensor = read(name).contiguous()
                 assert tensor.dtype == dtype and tuple(tensor.shape) == tuple(shapes[name]), name
-                output.write(tensor.reshape(-1).view(torch.uint8).numpy().data)  # bytes() would copy it once more
+                output.write(tensor.reshape(-1).view(torch.uint8).numpy().data)  # bytes() would make a copy
     if count > 1:
         weight_map = {name: file for file, names in zip(files, shards) for name in names}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
@@ -67,7 +67,7 @@ def _header(names: Sequence[str], shapes: Mapping[str, Sequence[int]], sizes: Ma
 
 
 def checksum(folder: Path) -> str:
-    """SHA-256 over the weight files of a directory, in the order of their names; 64 hexadecimal digits."""
+    """SHA-256 of the weight files of a directory, in the order of their names; 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*.safetensors")):
         with file.open("rb") as opened:

@@ -1,4 +1,4 @@
-"""Checkpoints as lazy collections of named tensors: nothing is read before it is asked for, and no pickle beyond `weights_only`."""
+"""Checkpoints as lazy collections of named tensors: tensors are read on access, and pickles only with `weights_only`."""
 
 import pickle
 import re
@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from ..errors import UserError, one_line
 from ..files import read_json_object
 
-# safetensors' names of the dtypes that weights may have, and of others that occur in masks and quantized weights.
+# safetensors' names of the dtypes of weights, and of others that occur in masks and quantized weights.
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 OTHER_DTYPES = {
     "BOOL": torch.bool,
@@ -25,7 +25,10 @@ OTHER_DTYPES = {
 }
 
 
-MOST_SHARED = 4  # times that the tensors of a file may use its bytes: tied weights are stored under two names
+SAFE_FILE = (
+    "If you trust its origin, save the weights in the program that wrote it: torch.save(model.state_dict(), 'weights.pth')"
+)
+MAX_SHARED = 4  # how often the tensors of a file may share its bytes: tied weights are stored under two names
 
 
 class Source(Protocol):
@@ -35,14 +38,14 @@ class Source(Protocol):
         """Shape and dtype of every tensor, as a tensor without data on the meta device."""
 
     def get(self, name: str) -> torch.Tensor:
-        """One tensor, read now."""
+        """Read one tensor."""
 
 
 class SafetensorsSource:
-    """A safetensors file, or the shards that an index names.
+    """A safetensors file, or the shards of an index.
 
     Raises:
-        UserError: a file that is missing, truncated or no safetensors, or a tensor of an unknown type.
+        UserError: a file that is missing, truncated or not a safetensors file, or a tensor of an unknown type.
     """
 
     def __init__(self, path: Path):
@@ -53,7 +56,7 @@ class SafetensorsSource:
         self._described: dict[str, torch.Tensor] = {}
         for file in files:
             with self._open(file) as opened:
-                for name in opened.keys():  # noqa: SIM118  not a dict: it has no iterator
+                for name in opened.keys():  # noqa: SIM118  not a dict, it has no iterator
                     view = opened.get_slice(name)
                     dtype = (DTYPES | OTHER_DTYPES).get(view.get_dtype())
                     if dtype is None:
@@ -64,27 +67,27 @@ class SafetensorsSource:
     @staticmethod
     def _open(file: Path):
         if not file.is_file():
-            raise UserError(f"{file}: the file is missing")
+            raise UserError(f"{file} is missing")
         try:
             return safe_open(file, framework="pt")
         except SafetensorError as error:
-            raise UserError(f"{file} is broken or cut short: {error}") from error
+            raise UserError(f"{file} is damaged or truncated: {error}") from error
 
     def describe(self) -> dict[str, torch.Tensor]:
         """Shape and dtype of every tensor."""
         return self._described
 
     def get(self, name: str) -> torch.Tensor:
-        """One tensor, read now."""
+        """Read one tensor."""
         with self._open(self.files[name]) as opened:
             return opened.get_tensor(name)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
-        UserError: the file is missing, broken or holds something else.
+        UserError: the file is missing, invalid or contains something else.
     """
     if not path.is_file():
         raise UserError(f"{path} cannot be read as JSON: No such file or directory")
@@ -95,24 +98,24 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def shards_of(index: Path) -> list[Path]:
-    """The files that an index (`*.index.json`) names, beside it.
+    """The files listed in an index (`*.index.json`), in the same directory.
 
     Raises:
-        UserError: the index is broken.
+        UserError: the index is invalid.
     """
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(shard, str) for shard in shards.values()):
         raise UserError(f"{index} is not an index of shards: it has no weight_map of tensors to files")
     names = sorted(set(shards.values()))
     if no_text := [name for name in names if name != name.encode(errors="replace").decode()]:
-        raise UserError(f"{index} names {ascii(no_text[0])[:100]}, which is no text")
+        raise UserError(f"{index}: {ascii(no_text[0])[:100]} in weight_map is not a string")
     if outside := [name for name in names if Path(name).name != name or name == ".." or "\0" in name or len(name) > 250]:
-        raise UserError(f"{index} names {outside[0][:100]!r}, which is no file beside it")
+        raise UserError(f"{index}: {outside[0][:100]!r} in weight_map is not a file in the same directory")
     return [index.parent / name for name in names]
 
 
 class StateDictSource:
-    """Tensors that are in memory, or mapped from a file."""
+    """Tensors in memory, or mapped from a file."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]):
         self.tensors = tensors
@@ -127,16 +130,16 @@ class StateDictSource:
 
 
 class RenamedSource:
-    """A source under other names: some tensors left out, some cut, some replaced.
+    """A source with renamed tensors, some of them omitted, truncated or replaced.
 
     Args:
         source: the tensors.
-        names: the source's names to ours; a tensor that is not named here is left out.
+        names: the source's names to ours; other tensors are omitted.
         rows: our name to the number of first rows to keep (a padded vocabulary).
-        replaced: our name to a tensor that replaces the source's own.
+        replaced: our name to a tensor that replaces that of the source.
 
     Raises:
-        UserError: two tensors of one name.
+        UserError: two tensors with the same name.
     """
 
     def __init__(
@@ -150,7 +153,7 @@ class RenamedSource:
         self.originals: dict[str, str] = {}
         for old, new in names.items():
             if new in self.originals:
-                raise UserError(f"{self.originals[new]} and {old} are the same tensor twice, {new}")
+                raise UserError(f"{self.originals[new]} and {old} are both the tensor {new}")
             self.originals[new] = old
 
     def describe(self) -> dict[str, torch.Tensor]:
@@ -160,7 +163,7 @@ class RenamedSource:
         return {name: self._changed(name, tensor) for name, tensor in ours.items()}
 
     def get(self, name: str) -> torch.Tensor:
-        """One tensor, read now."""
+        """Read one tensor."""
         return self.replaced[name] if name in self.replaced else self._changed(name, self.source.get(self.originals[name]))
 
     def _changed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -168,11 +171,11 @@ class RenamedSource:
 
 
 class PairedSource:
-    """Llama as llama.cpp and Meta have it: they rotate neighbouring pairs of a head, the Hub's Llama pairs that lie half a head apart.
+    """Llama weights of llama.cpp and Meta, which rotate adjacent pairs; Llama on the Hub rotates pairs that are half a head apart.
 
     Args:
         source: the tensors.
-        heads: ending of a name to the number of heads whose rows are in the order of neighbouring pairs.
+        heads: suffix of a name to the number of heads whose rows are ordered by adjacent pairs.
     """
 
     def __init__(self, source: Source, heads: Mapping[str, int]):
@@ -183,14 +186,14 @@ class PairedSource:
         return self.source.describe()
 
     def get(self, name: str) -> torch.Tensor:
-        """One tensor, its rows in the order of the Hub."""
+        """Read one tensor, with its rows in the order of the Hub."""
         tensor = self.source.get(name)
         heads = next((count for ending, count in self.heads.items() if name.endswith(ending)), None)
         return tensor if heads is None else in_halves(tensor, heads)
 
 
 def in_halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows (D of each head) from the order of neighbouring pairs to that in which row i turns with row i + D/2.
+    """Reorder rows (D of each head) from adjacent pairs to the layout in which row i is rotated with row i + D/2.
 
     >>> in_halves(torch.tensor([[0], [2], [1], [3], [4], [6], [5], [7]]), heads=2).ravel().tolist()
     [0, 1, 2, 3, 4, 5, 6, 7]
@@ -199,13 +202,12 @@ def in_halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 class CutSource:
-    """A source in which some tensors are made of others: heads joined, or query, key and value taken apart.
+    """A source in which some tensors are computed from others: joined heads, or split query, key and value.
 
     Args:
         source: the tensors.
-        made: new name to the names that it is made of.
-        make: from a new name and those tensors to the new one; called with tensors on the meta device for its shape. Tensors
-            that something is made of are there no more.
+        made: new name to the names of its inputs, which are removed.
+        make: computes a tensor from its new name and its inputs; also called with tensors on the meta device for the shape.
     """
 
     def __init__(
@@ -221,7 +223,7 @@ class CutSource:
         return whole | {new: self._make(new, [theirs[name] for name in names]) for new, names in self.made.items()}
 
     def get(self, name: str) -> torch.Tensor:
-        """One tensor, read and made now."""
+        """Read or compute one tensor."""
         if name not in self.made:
             return self.source.get(name)
         return self._make(name, [self.source.get(part) for part in self.made[name]])
@@ -229,21 +231,21 @@ class CutSource:
     def _make(self, name: str, parts: list[torch.Tensor]) -> torch.Tensor:
         try:
             return self.make(name, parts)
-        except (RuntimeError, ValueError, IndexError) as error:  # of torch, where shapes do not go together
+        except (RuntimeError, ValueError, IndexError) as error:  # raised by torch for incompatible shapes
             shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in zip(self.made[name], parts))
-            raise UserError(f"{name} cannot be made of {shapes[:300]}") from error
+            raise UserError(f"{name} cannot be computed from {shapes[:300]}") from error
 
 
 class LoraSource:
-    """The book's LoRA-wrapped layers (appendix E), merged as they are read: X.linear.weight + scaling * (X.lora.A @ X.lora.B).T.
+    """The book's LoRA layers (appendix E), merged when they are read: X.linear.weight + scaling * (X.lora.A @ X.lora.B).T.
 
     Args:
-        source: holds keys `X.linear.weight`, `X.lora.A` (in, r), `X.lora.B` (r, out).
-        alpha: the factor that is not in the file.
-        over_rank: scaling is alpha / r (appendix E); else alpha alone (chapter 6's script and the printed book).
+        source: has keys `X.linear.weight`, `X.lora.A` (in, r), `X.lora.B` (r, out).
+        alpha: LoRA's alpha, which is not in the file.
+        over_rank: scaling is alpha / r (appendix E); otherwise alpha (chapter 6's script and the printed book).
 
     Raises:
-        UserError: a layer that has only a part of these.
+        UserError: a layer with only some of these keys.
     """
 
     def __init__(self, source: Source, alpha: float, over_rank: bool):
@@ -260,7 +262,7 @@ class LoraSource:
                 raise UserError(f"{layer}: lora.A {list(a)} times lora.B {list(b)} does not fit linear.weight {list(weight)}")
 
     def describe(self) -> dict[str, torch.Tensor]:
-        """Shape and dtype of every tensor, the merged layers under their plain names."""
+        """Shape and dtype of every tensor, with the merged layers under their original names."""
         used = {f"{layer}.lora.{part}" for layer in self.layers for part in "AB"}
         return {self._plain(name): tensor for name, tensor in self.described.items() if name not in used}
 
@@ -269,7 +271,7 @@ class LoraSource:
         return f"{layer}.{part}" if found and layer in self.layers else name
 
     def get(self, name: str) -> torch.Tensor:
-        """One tensor, merged now in float64 and rounded once."""
+        """Read one tensor, merged in float64 and rounded once."""
         layer, _, part = name.rpartition(".")
         if layer not in self.layers:
             return self.source.get(name)
@@ -281,16 +283,25 @@ class LoraSource:
         return (tensor.double() + scaling * (a @ b).T).to(tensor.dtype)
 
 
+def _plain_pickle(path: Path) -> str | None:
+    """What to say of a file that begins as `pickle.dump` writes it, and not with torch's magic number of before 1.6."""
+    with path.open("rb") as file:
+        start = file.read(3)
+    if len(start) < 3 or start[0] != 0x80 or not 2 <= start[1] <= 5 or start[2] == 0x8A:
+        return None
+    return f"{path} was written by pickle, not by torch.save; reading it could run code, and it was not read. {SAFE_FILE}"
+
+
 def load_pickle_safely(path: Path) -> Any:
-    """A `torch.save` file, memory-mapped where its format allows; plain tensors, numbers, strings and containers only.
+    """Load a `torch.save` file, memory-mapped if possible; only tensors, numbers, strings and containers.
 
     Raises:
-        UserError: a file that is missing, is broken (its checksums are verified), or would need code to load.
+        UserError: the file is missing, damaged (checksums are verified), or would have to run code.
     """
     if not path.is_file():
-        raise UserError(f"{path}: the file is missing")
+        raise UserError(f"{path} is missing")
     try:
-        mapped = zipfile.is_zipfile(path)  # files from before torch 1.6 are no zip archives
+        mapped = zipfile.is_zipfile(path)  # files from before torch 1.6 are not zip archives
         if mapped:
             _verify_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
@@ -299,46 +310,46 @@ def load_pickle_safely(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         needed = re.search(r"GLOBAL ([\w.]+)", str(error))
         if needed is None:
-            raise UserError(f"{path} is broken, or was not written by torch.save") from error
+            raise UserError(_plain_pickle(path) or f"{path} is damaged or was not written by torch.save") from error
         raise UserError(
-            f"{path} holds {needed[1]}, which only running code of the file could load; it was not run. Where you trust its "
-            "origin, make a safe file in the program that wrote it: torch.save(model.state_dict(), 'weights.pth')"
+            f"{path} contains {needed[1]}, which can only be loaded by running code from the file; it was not run. {SAFE_FILE}"
         ) from error
-    except Exception as error:  # torch and zipfile raise many kinds
-        raise UserError(f"{path} is broken, cut short, or was not written by torch.save ({one_line(error, 160)})") from error
+    except Exception as error:  # torch and zipfile raise many exception types
+        damaged = f"{path} is damaged, truncated, or was not written by torch.save ({one_line(error, 160)})"
+        raise UserError(_plain_pickle(path) or damaged) from error
     _refuse_tensors_beyond_the_file(content, path)
     return content
 
 
 def _verify_archive(path: Path) -> None:
-    """Checksums, which mapping would skip. torch.save compresses nothing: what its archives hold is no more than they are long.
+    """Verify the checksums, which memory mapping would skip, and that nothing is compressed, since torch.save never compresses.
 
     Raises:
-        UserError: names the part that is wrong.
+        UserError: names the invalid member.
     """
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
         for part in parts:
             if part.compress_type != zipfile.ZIP_STORED or part.flag_bits & 1 or part.file_size != part.compress_size:
                 raise UserError(
-                    f"{path}: its part {one_line(part.filename, 100)} is compressed or encrypted, which torch.save never does"
+                    f"{path}: its member {one_line(part.filename, 100)} is compressed or encrypted, which torch.save never does"
                 )
         held, size = sum(part.file_size for part in parts), path.stat().st_size
         if held > size:
-            raise UserError(f"{path} has {size:,} bytes, and its parts claim {held:,}")
+            raise UserError(f"{path} has {size:,} bytes, but its members declare {held:,}")
         if broken := archive.testzip():
-            raise UserError(f"{path} is damaged: the checksum of its part {one_line(broken, 100)} is wrong")
+            raise UserError(f"{path} is damaged: the checksum of its member {one_line(broken, 100)} is wrong")
 
 
 def _refuse_tensors_beyond_the_file(content: Any, path: Path) -> None:
-    """A tensor may repeat one number without end, and many tensors may share one storage: a small file then holds terabytes."""
+    """Refuse tensors far larger than the file: zero strides and shared storages could expand a small file to terabytes."""
     total, size, todo, seen = 0, path.stat().st_size, [content], set[int]()
     while todo:
         value = todo.pop()
         if isinstance(value, torch.Tensor):
             total += value.numel() * value.itemsize
-        elif isinstance(value, Mapping) and id(value) not in seen:  # it may hold itself
+        elif isinstance(value, Mapping) and id(value) not in seen:  # it may contain itself
             seen.add(id(value))
             todo += value.values()
-        if total > MOST_SHARED * size:
-            raise UserError(f"{path} has {size:,} bytes, and its tensors have more than {MOST_SHARED} times as many")
+        if total > MAX_SHARED * size:
+            raise UserError(f"{path} has {size:,} bytes, but its tensors have more than {MAX_SHARED} times as many")

@@ -1,6 +1,6 @@
-"""Single files of tensors whose program holds the rest: how they are read, and the book's `GPTModel` with its variants, Llama and Qwen 3.
+"""State dicts without a configuration: reading them, and the book's `GPTModel` with its variants, Llama and Qwen 3.
 
-What a file does not hold (heads, dropout, LoRA's alpha) is asked for, or derived and reported; never guessed silently.
+Settings that a file does not contain (heads, dropout, LoRA's alpha) must be passed, or are derived and reported; never guessed silently.
 """
 
 import re
@@ -16,35 +16,36 @@ from .checkpoint import PUBLISHED_HEADS, Checkpoint, Options, build_config
 from .sources import LoraSource, RenamedSource, SafetensorsSource, Source, StateDictSource, load_pickle_safely
 from .weight_maps import BOOK, SAME
 
-# What the book's later variants have and this architecture does not, by the names of their tensors.
+# Features of the book's later variants that this architecture does not support, by tensor names.
 BEYOND = {
     r"\.ff\.gate\.|\.ff\.fc\d\.\d": "a mixture of experts",
     r"(?i)\.att\.W_(d|u)(q|k|v|kv)\b": "multi-head latent attention",
-    r"\.att\.(indexer|W_gate|W_beta|A_log)": "another attention than softmax over all keys",
+    r"\.att\.(indexer|W_gate|W_beta|A_log)": "attention other than softmax over all keys",
 }
 GPT2_VOCABULARY = 50257
-PADDED_VOCABULARY = 50304  # the next multiple of 64: faster on a GPU, and its last 47 rows belong to no token
-PADDING_NOTE = "the vocabulary was padded from 50,257 to 50,304 rows: the last 47, which no token has, were cut off"
+PADDED_VOCABULARY = 50304  # the next multiple of 64, which is faster on a GPU; the last 47 rows are unused
+PADDING_NOTE = "the vocabulary was padded from 50,257 to 50,304 rows: the last 47, unused rows were removed"
 WRAPPERS = ("model_state_dict", "model", "state_dict", "model_state", "state")
-PREFIXES = ("_orig_mod.", "module.")  # put in front of every name by torch.compile and DistributedDataParallel
+HEAD_NAMES = ("n_head", "n_heads", "num_attention_heads")
+PREFIXES = ("_orig_mod.", "module.")  # added to every name by torch.compile and DistributedDataParallel
 
 
 def read_state_dict(path: Path) -> tuple[Source, Mapping[str, Any]]:
-    """The tensors of a file, prefixes taken off their names, and everything else that it holds.
+    """The tensors of a file, with prefixes removed from their names, and all other contents.
 
     Raises:
-        UserError: a broken or unsafe file, one without tensors, or with tensors that are no plain ones.
+        UserError: a broken or unsafe file, a file without tensors, or with quantized or sparse tensors.
     """
     if path.suffix == ".safetensors":
         source: Source = SafetensorsSource(path)
         return RenamedSource(source, {name: _stripped(name) for name in source.describe()}), {}
     content = load_pickle_safely(path)
     if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
+        raise UserError(f"{path} contains a {type(content).__name__}, not a dictionary of tensors")
     state = _state_of(content, path)
     tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
     if wrong := [name for name in tensors if not isinstance(name, str)]:
-        raise UserError(f"{path}: the name of a tensor is {one_line(repr(wrong[0]), 100)}, which is no text")
+        raise UserError(f"{path}: the name of a tensor is {one_line(repr(wrong[0]), 100)}, which is not a string")
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_quantized:
             kind = "quantized" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
@@ -54,10 +55,10 @@ def read_state_dict(path: Path) -> tuple[Source, Mapping[str, Any]]:
 
 
 def _state_of(content: Mapping, path: Path) -> Mapping:
-    """The mapping of names to tensors in a file: the file's own, or one entry, under whichever name a program gave it.
+    """The mapping of names to tensors in a file: the file itself, or one of its entries, under any name.
 
     Raises:
-        UserError: none, or several of which none has a usual name.
+        UserError: there is none, or several and none has a common name.
     """
     found = {name: value for name, value in content.items() if isinstance(value, Mapping) and _holds_tensors(value)}
     for name in WRAPPERS:
@@ -70,9 +71,9 @@ def _state_of(content: Mapping, path: Path) -> Mapping:
         return found[others[0]]
     if others:
         raise UserError(
-            f"{path} holds several sets of tensors, {', '.join(map(str, others[:5]))}: save the one to convert by itself"
+            f"{path} contains several sets of tensors, {', '.join(map(str, others[:5]))}: save the one to convert in its own file"
         )
-    raise UserError(f"{path} holds no tensors by name; its entries are {', '.join(map(str, list(content)[:5]))}")
+    raise UserError(f"{path} contains no named tensors; its entries are {', '.join(map(str, list(content)[:5]))}")
 
 
 def _holds_tensors(value: Mapping) -> bool:
@@ -85,23 +86,41 @@ def _stripped(name: str) -> str:
     return name
 
 
-def open_book(path: Path, options: Options) -> Checkpoint:
-    """A state dict of the book's `GPTModel`, of its fast variant, its classifier, or with LoRA layers.
+def heads_of(path: Path, width: int, options: Options, notes: list[str]) -> int:
+    """The number of heads, which cannot be derived from tensors: from the command line, or GPT-2's published sizes.
 
     Raises:
-        UserError: a broken or unsafe file, an incomplete model, or a setting that the file does not hold.
+        UserError: the number is unknown.
+    """
+    given = [options.config_overrides[name] for name in HEAD_NAMES if name in options.config_overrides]
+    if given:
+        return given[0]
+    if width not in PUBLISHED_HEADS:
+        raise UserError(
+            f"{path}: the number of heads is not in the file, and width {width} is not one of GPT-2's published sizes: "
+            "pass --config_overrides n_head=N"
+        )
+    notes.append(f"the number of heads is not in the file: set to {PUBLISHED_HEADS[width]}, as in GPT-2 of width {width}")
+    return PUBLISHED_HEADS[width]
+
+
+def open_book(path: Path, options: Options) -> Checkpoint:
+    """Open a state dict of the book's `GPTModel`, of its fast variant, its classifier, or with LoRA layers.
+
+    Raises:
+        UserError: a broken or unsafe file, an incomplete model, or a missing setting.
     """
     source, rest = read_state_dict(path)
-    notes = [f"left out, since it is not a weight of the model: {', '.join(map(str, rest))}"] if rest else []
+    notes = [f"ignored, not weights of the model: {', '.join(map(str, rest))}"] if rest else []
     if any(".lora." in name for name in source.describe()):
         source = _merged_lora(path, source, options, notes)
     shapes = {name: tuple(tensor.shape) for name, tensor in source.describe().items()}
     for pattern, what in BEYOND.items():
         if found := next((name for name in shapes if re.search(pattern, name)), None):
-            raise UserError(f"{path} has {what} ({found}), which cannot be expressed")
+            raise UserError(f"{path} has {what} ({found}), which is not supported")
     for name in ("tok_emb.weight", "out_head.weight"):
         if len(shapes.get(name, ())) != 2:
-            raise UserError(f"{path} has no matrix {name}: it is not a complete model of the book's")
+            raise UserError(f"{path} has no matrix {name}: it is not a complete model of the book")
     vocabulary, width = shapes["tok_emb.weight"]
     values: dict[str, Any] = {
         "vocab_size": vocabulary,
@@ -124,7 +143,7 @@ def open_book(path: Path, options: Options) -> Checkpoint:
         del names["out_head.weight"]
         notes.append("out_head equals tok_emb bit for bit: the head is tied to the embedding")
     else:
-        notes.append("out_head differs from tok_emb: the head stays a tensor of its own")
+        notes.append("out_head differs from tok_emb: the head is not tied")
     if vocabulary == PADDED_VOCABULARY and "vocab_size" not in options.config_overrides:
         values["vocab_size"] = GPT2_VOCABULARY
         rows = {"tok_emb.weight": GPT2_VOCABULARY, "out_head.weight": GPT2_VOCABULARY}
@@ -142,39 +161,39 @@ def _book_mlp(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def _rows(shapes: Mapping[str, tuple[int, ...]], name: str) -> int:
-    """Of a tensor that may be missing or a single number: then 0."""
+    """Number of rows of a tensor; 0 if it is missing or a scalar."""
     return next(iter(shapes.get(name, ())), 0)
 
 
 def _book_positions(path: Path, shapes: Mapping[str, tuple[int, ...]], options: Options, notes: list[str]) -> dict[str, Any]:
-    """Learned positions of its GPT, or rotary ones, of which the file holds nothing; and the norms that go with them.
+    """Settings of positions and norms: learned positions of the book's GPT, or rotary ones, whose settings are not in the file.
 
     Raises:
-        UserError: rotary positions of which nothing is told.
+        UserError: rotary positions without their settings on the command line.
     """
     if len(shapes.get("pos_emb.weight", ())) == 2:
         if "sliding_window" not in options.config_overrides:
             notes.append(
-                "the book's variant with a sliding window (ch04/06_swa) has the same tensors: for one with a window in every layer, pass "
-                "--config_overrides sliding_window=N"
+                "the book's variant with a sliding window (ch04/06_swa) has the same tensors: for a window in every layer "
+                "(sliding_window_stride -1), pass --config_overrides sliding_window=N; layers with and without a window cannot be mixed"
             )
         return {"context_length": shapes["pos_emb.weight"][0]}
     given = {GPTScratchConfig.attribute_map.get(name, name) for name in options.config_overrides}
     if lacking := {"max_position_embeddings", "rope_parameters"} - given:
         raise UserError(
-            f"{path} has rotary positions, of which the file says nothing: pass {' and '.join(sorted(lacking))} of its program, e.g. "
+            f"{path} has rotary positions, whose settings are not in the file: pass {' and '.join(sorted(lacking))}, e.g. "
             '--config_overrides \'{"context_length": 40960, "rope_parameters": {"rope_theta": 1000000.0}}\''
         )
     eps = 1e-6 if "trf_blocks.0.att.q_norm.scale" in shapes else 1e-5
-    notes.append(f"norm_eps is not in the file: {eps:g}, as the book's {'Qwen 3' if eps == 1e-6 else 'Llama'} has")
+    notes.append(f"norm_eps is not in the file: set to {eps:g}, as in the book's {'Qwen 3' if eps == 1e-6 else 'Llama'}")
     return {"position_embedding_type": "rope", "norm_type": "rmsnorm", "norm_eps": eps}
 
 
 def _book_heads(path: Path, shapes: Mapping[str, tuple[int, ...]], options: Options, notes: list[str]) -> dict[str, Any]:
-    """Heads, from a norm of queries that is as wide as one of them, the command line, or GPT-2's published sizes.
+    """The number of heads, from the width of the query norm, the command line, or GPT-2's published sizes.
 
     Raises:
-        UserError: none of these.
+        UserError: the number is unknown.
     """
     if "trf_blocks.0.att.qkv.weight" in shapes:
         queries = keys = _rows(shapes, "trf_blocks.0.att.qkv.weight") // 3
@@ -198,11 +217,11 @@ def _book_heads(path: Path, shapes: Mapping[str, tuple[int, ...]], options: Opti
     heads = given[0] if given else PUBLISHED_HEADS.get(width)
     if heads is None or (not given and keys != queries):
         raise UserError(
-            f"{path}: the number of heads is not in the file, and width {width} is none of GPT-2's published sizes: "
+            f"{path}: the number of heads is not in the file, and width {width} is not one of GPT-2's published sizes: "
             "pass --config_overrides n_heads=N"
         )
     if not given:
-        notes.append(f"heads are not in the file: {heads}, as GPT-2 of width {width} has")
+        notes.append(f"the number of heads is not in the file: set to {heads}, as in GPT-2 of width {width}")
     if type(heads) is not int or heads < 1 or keys == queries:
         return {} if given else {"n_heads": heads}
     if queries % heads or keys % max(1, queries // heads):
@@ -214,7 +233,7 @@ def _book_heads(path: Path, shapes: Mapping[str, tuple[int, ...]], options: Opti
 def _merged_lora(path: Path, source: Source, options: Options, notes: list[str]) -> Source:
     if options.lora_alpha is None or options.lora_scaling is None:
         raise UserError(
-            f"{path} holds LoRA layers, whose alpha is not in the file: pass --lora_alpha, and --lora_scaling alpha_over_rank "
+            f"{path} contains LoRA layers, whose alpha is not in the file: pass --lora_alpha, and --lora_scaling alpha_over_rank "
             "(appendix E) or alpha (chapter 6's script and the printed book)"
         )
     notes.append(f"LoRA layers were merged with alpha {options.lora_alpha:g}, scaling {options.lora_scaling}")
@@ -222,13 +241,13 @@ def _merged_lora(path: Path, source: Source, options: Options, notes: list[str])
 
 
 def _book_classifier(path: Path, source: Source, values: dict[str, Any], options: Options, notes: list[str]) -> Checkpoint:
-    """The book's classifier: a head with a row a class and a bias, which ours does not have.
+    """The book's classifier, whose head has a bias; ours has none.
 
-    The bias b moves into the shift of the final norm, which feeds nothing but the head: where the rows of the head W are independent,
-    there is a d with W d = b, and W (n + d) = W n + b for every n.
+    The bias b is moved into the shift of the final norm, whose output is only used by the head: if the rows of the head W are linearly
+    independent, there is a d with W d = b, and W (n + d) = W n + b for every n.
 
     Raises:
-        UserError: no such d.
+        UserError: there is no such d.
     """
     described = source.describe()
     replaced = {}
@@ -241,16 +260,16 @@ def _book_classifier(path: Path, source: Source, values: dict[str, Any], options
         old = source.get(shift)
         try:
             new = (old.double() + torch.linalg.pinv(weight) @ bias).to(old.dtype)
-        except torch.linalg.LinAlgError as error:  # NaN, or infinite values
-            raise UserError(f"{path}: out_head.weight is no matrix of finite numbers ({one_line(error, 100)})") from error
+        except torch.linalg.LinAlgError as error:  # NaN or infinite values
+            raise UserError(f"{path}: out_head.weight has values that are not finite ({one_line(error, 100)})") from error
         remainder = (weight @ (new.double() - old.double()) - bias).abs().max().item()
         if not remainder <= 1e-6 * max(1.0, bias.abs().max().item()):
             raise UserError(
-                f"{path}: the bias of out_head cannot be moved into the final norm, and this package's classifier has none: the rows of "
-                f"out_head.weight depend on one another (error {remainder:.1e})"
+                f"{path}: the bias of out_head cannot be moved into the final norm (this package's classifier has none): the rows of "
+                f"out_head.weight are linearly dependent (error {remainder:.1e})"
             )
         replaced[shift] = new
-        notes.append(f"the bias of out_head was moved into {shift}, which gives the same scores (to {remainder:.0e})")
+        notes.append(f"the bias of out_head was moved into {shift}, which gives the same scores (error {remainder:.0e})")
     names = {name: name for name in described if name != "out_head.bias"}
     classes = described["out_head.weight"].shape[0]
     labels: dict[str, Any] = {"num_labels": classes}
@@ -260,8 +279,8 @@ def _book_classifier(path: Path, source: Source, values: dict[str, Any], options
             "the classes are named ham and spam, as in the book's chapter 6; for another task change id2label in config.json"
         )
     notes.append(
-        "the book scores the last position, padding included; this model scores the last real token, by the attention mask: for the "
-        "book's scores pad every text to its length (120) and give a mask of ones"
+        "the book classifies at the last position, including padding; this model at the last real token, by the attention mask: for the "
+        "book's scores, pad every text to its length (120) and pass a mask of ones"
     )
     values |= labels | {"pad_token_id": 50256 if values["vocab_size"] > 50256 else None}
     weight_map = BOOK | {"out_head.weight": (SAME, ("score.weight",))}

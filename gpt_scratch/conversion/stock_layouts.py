@@ -1,4 +1,4 @@
-"""Back again: this package's checkpoints in the stock layouts of GPT-2, Llama, Mistral and Qwen, for vLLM, llama.cpp, MLX and the rest."""
+"""Export of this package's checkpoints to the stock layouts of GPT-2, Llama, Mistral and Qwen, for vLLM, llama.cpp, MLX and others."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ LAYOUTS = tuple(dict.fromkeys(layout for layout, _ in CLASSES))
 
 
 def needed_settings(config: GPTScratchConfig, layout: str) -> dict[str, Any]:
-    """What the settings of `config` that `layout` leaves no choice for must be, by name."""
+    """The settings that `layout` fixes, with the values that `config` must have."""
     width = config.hidden_size / config.num_attention_heads
     covered = config.sliding_window is not None and config.sliding_window >= config.max_position_embeddings
     everywhere = {"lm_head_bias": False}
@@ -54,7 +54,7 @@ def needed_settings(config: GPTScratchConfig, layout: str) -> dict[str, Any]:
     member: dict[str, dict[str, Any]] = {
         "llama": {"o_bias": config.qkv_bias, "qk_norm": False, **no_window},
         "mistral": {"qkv_bias": False, "o_bias": False, "mlp_bias": False, "qk_norm": False},
-        # Its releases before transformers 4.52 read no head_dim. Query, key and value biases that are not there are written as zeros.
+        # Before transformers 4.52, head_dim was not read. Missing query, key and value biases are written as zeros.
         "qwen2": {"o_bias": False, "mlp_bias": False, "head_dim": width, "qk_norm": False, **no_window},
         "qwen3": {"o_bias": config.qkv_bias, "mlp_bias": False, "qk_norm": True, **no_window},
     }
@@ -62,14 +62,15 @@ def needed_settings(config: GPTScratchConfig, layout: str) -> dict[str, Any]:
 
 
 def obstacles(config: GPTScratchConfig, layout: str) -> dict[str, Any]:
-    """The settings of `config` that `layout` cannot express, each with the value that it needs."""
+    """The settings of `config` that `layout` cannot express, with the required values."""
     return {name: value for name, value in needed_settings(config, layout).items() if getattr(config, name) != value}
 
 
 def refuse_obstacles(config: GPTScratchConfig, layout: str) -> None:
-    """
+    """Refuse a configuration that `layout` cannot express.
+
     Raises:
-        UserError: `layout` cannot express the configuration; names each setting that stands in the way, and the nearest layout.
+        UserError: names each unsupported setting, and the nearest layout.
     """
     found = obstacles(config, layout)
     if found:
@@ -78,12 +79,12 @@ def refuse_obstacles(config: GPTScratchConfig, layout: str) -> None:
 
 
 def list_obstacles(config: GPTScratchConfig, found: dict[str, Any]) -> str:
-    """Each setting with its value and the one that is needed."""
+    """Format each setting with its value and the required value."""
     return ", ".join(f"{name}={getattr(config, name)!r} (it needs {value!r})" for name, value in found.items())
 
 
 def nearest(asked: str, found: dict[str, dict[str, Any]]) -> str:
-    """Which layout has the fewest obstacles, for the end of a refusal.
+    """The layout with the fewest obstacles, for the end of an error message.
 
     >>> nearest("gpt2", {"gpt2": {"norm_type": "layernorm", "mlp_type": "plain"}, "llama": {"qk_norm": False}, "qwen3": {}})
     'qwen3 can express all of them'
@@ -100,7 +101,7 @@ def nearest(asked: str, found: dict[str, dict[str, Any]]) -> str:
 
 
 def foreign_config(config: GPTScratchConfig, target: str, head: str) -> PreTrainedConfig:
-    """transformers' own configuration for `target`, one of `LAYOUTS`.
+    """transformers' configuration for `target`, one of `LAYOUTS`.
 
     Raises:
         UserError: settings that the target cannot express; names each, and the nearest layout.
@@ -108,7 +109,7 @@ def foreign_config(config: GPTScratchConfig, target: str, head: str) -> PreTrain
     refuse_obstacles(config, target)
     try:
         return _foreign_config(config, target, head)
-    except StrictDataclassError as error:  # transformers' own bounds, e.g. of initializer_range
+    except StrictDataclassError as error:  # transformers' own limits, e.g. of initializer_range
         raise UserError(f"{target} cannot express a setting: {one_line(error)}") from error
 
 
@@ -119,7 +120,7 @@ def _foreign_config(config: GPTScratchConfig, target: str, head: str) -> PreTrai
         "eos_token_id": config.eos_token_id,
         "pad_token_id": config.pad_token_id,
         "tie_word_embeddings": config.tie_word_embeddings,
-        "initializer_range": float(config.initializer_range),  # transformers refuses whole numbers here
+        "initializer_range": float(config.initializer_range),  # transformers refuses an int
         "architectures": [CLASSES[target, head]],
     }
     if head == "classifier":
@@ -161,10 +162,10 @@ def _foreign_config(config: GPTScratchConfig, target: str, head: str) -> PreTrai
 
 
 def save_config(theirs: PreTrainedConfig, folder: Path) -> None:
-    """Write `config.json` with the names of transformers 5 and of transformers 4, each of which reads its own and accepts the other's.
+    """Write `config.json` with the setting names of both transformers 5 and 4; each ignores those of the other.
 
-    4 ignores `rope_parameters` and would silently rotate with a base of 10,000 and no scaling: it reads `rope_theta` and `rope_scaling`.
-    Before 4.56 `dtype` was `torch_dtype`. llama.cpp, MLX and vLLM read the older names too.
+    Version 4 ignores `rope_parameters` and would silently use a base of 10,000 without scaling: it reads `rope_theta` and `rope_scaling`.
+    Before 4.56, `dtype` was `torch_dtype`. llama.cpp, MLX and vLLM also read the older names.
     """
     theirs.save_pretrained(folder)
     path = folder / "config.json"
@@ -178,7 +179,7 @@ def save_config(theirs: PreTrainedConfig, folder: Path) -> None:
 
 
 def inverted(target: str, config: GPTScratchConfig, head: str) -> dict[str, tuple[Layout, tuple[str, ...]]]:
-    """Every tensor of the stock model, by its name, with the layout and our names that it is made of."""
+    """Every tensor of the stock model by name, with its layout and the names of our parameters."""
     weight_map, prefix = (HF_GPT2, "transformer.") if target == "gpt2" else (LLAMA, "")
     heads = {"lm_head.weight": head == "lm" and not config.tie_word_embeddings, "score.weight": head == "classifier"}
     rules: dict[str, tuple[Layout, tuple[str, ...]]] = {}
@@ -195,7 +196,7 @@ def inverted(target: str, config: GPTScratchConfig, head: str) -> dict[str, tupl
 
 
 def _has(target: str, config: GPTScratchConfig, name: str) -> bool:
-    """Whether the stock model has this parameter of ours: GPT-2 has every bias, the others leave out what is switched off."""
+    """Whether the stock model has this parameter: GPT-2 has every bias, the others only those that are enabled."""
     if "q_norm." in name or "k_norm." in name:
         return config.qk_norm
     if target == "gpt2" or not name.endswith(".bias"):

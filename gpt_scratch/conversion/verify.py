@@ -1,10 +1,10 @@
-"""The proof at the end of every conversion: sizes, checksum, and the same function as a reference where one can run.
+"""Verification of conversions: sizes, checksum, and the outputs of a reference model if there is one.
 
-The reference's outputs are written beside the converted weights, and what was written is compared with them as anybody can later
-(`verify_checkpoint.py`): loaded anew, with and without the cache, padded or not.
+The reference's outputs are written beside the converted weights, and the converted checkpoint is compared with them, as anyone can do later
+(`verify_checkpoint.py`): loaded again, with and without the cache, with and without padding.
 
-The comparison is made in float32. Where the two differ there by more than is allowed, it is made again in float64, which
-distinguishes rounding (GPT-2's activations reach thousands, its logits hundreds) from another function.
+The comparison uses float32. If the difference exceeds the tolerance, it is repeated in float64, which distinguishes rounding errors
+(GPT-2's activations reach thousands, its logits hundreds) from different outputs.
 """
 
 import gc
@@ -22,14 +22,14 @@ from ..reference_outputs import reference_outputs, save_reference_outputs
 from ..verify_checkpoint import verify_checkpoint
 from .safetensors_writer import checksum
 
-TOLERANCE = 1e-4  # largest logit difference allowed
+TOLERANCE = 1e-4  # maximum difference of logits
 PROMPT_LENGTHS = (1, 7, 32)  # tokens
 GREEDY_TOKENS = 50
 
 
 @dataclass
 class Proof:
-    """The figures that a conversion prints."""
+    """The results that a conversion prints."""
 
     parameters: int
     dtype: str
@@ -51,9 +51,9 @@ class Proof:
             "sha256": f"{self.sha256[:16]}... (of the safetensors files)",
         }
         if self.tensors_identical is not None:
-            lines["read back"] = f"{self.tensors_identical} foreign tensors, each bit for bit what was to be written"
+            lines["read back"] = f"{self.tensors_identical} source tensors, all bit-identical"
         if self.compared_with is None:
-            lines["compared with"] = "nothing that runs: transformers has no class for this format"
+            lines["compared with"] = "nothing: transformers has no class for this format"
         else:
             lines["compared with"] = self.compared_with
             lines["largest difference"] = f"{self.max_logit_difference:.1e} between logits of up to {self.max_logit:.1f}"
@@ -66,12 +66,12 @@ class Proof:
         return "\n".join(f"{name + ':':20}{value}" for name, value in lines.items())
 
     def as_dict(self) -> dict[str, Any]:
-        """For `conversion.json`."""
+        """The results for `conversion.json`."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def prompts(config: PreTrainedConfig) -> list[torch.Tensor]:
-    """Fixed token ids, (1, T) each, spread over the whole vocabulary; the padding token does not occur."""
+    """Fixed prompts, (1, T) each, with tokens from the whole vocabulary except the padding token."""
     rows = [[i * 7919 + 104729 * length for i in range(min(length, config.max_position_embeddings))] for length in PROMPT_LENGTHS]
     rows = [[token % config.vocab_size for token in row] for row in rows]
     return [torch.tensor([[(token + (token == config.pad_token_id)) % config.vocab_size for token in row]]) for row in rows]
@@ -79,13 +79,13 @@ def prompts(config: PreTrainedConfig) -> list[torch.Tensor]:
 
 @torch.inference_mode()
 def logits_of(model: PreTrainedModel, asked: list[torch.Tensor]) -> list[torch.Tensor]:
-    """What a model answers to each prompt: (1, T, V), or (1, L) of a classifier."""
+    """The logits of a model for each prompt: (1, T, V), or (1, L) of a classifier."""
     return [model(ids, attention_mask=torch.ones_like(ids), use_cache=False).logits for ids in asked]
 
 
 @torch.inference_mode()
 def greedy_of(model: PreTrainedModel, ids: torch.Tensor) -> list[int]:
-    """The most likely tokens after a prompt, as many as the positions allow, also after an end of text."""
+    """Greedy continuation of a prompt, as long as the positions allow, ignoring the end-of-text token."""
     count = min(GREEDY_TOKENS, model.config.max_position_embeddings - ids.shape[1])
     if count < 1:
         return []
@@ -95,16 +95,15 @@ def greedy_of(model: PreTrainedModel, ids: torch.Tensor) -> list[int]:
 
 
 def verify(folder: Path, head: str, reference: Callable[[], PreTrainedModel] | None) -> Proof:
-    """Load what was written, in a model of its own, and compare it with the reference; one of the two is in memory at a time.
+    """Load the converted checkpoint and compare it with the reference; only one of the two is in memory at a time.
 
     Args:
-        folder: holds the converted checkpoint; gets `reference_outputs.json`, of the reference where there is one.
+        folder: the converted checkpoint; `reference_outputs.json` is written into it, computed by the reference if there is one.
         head: "lm" or "classifier".
-        reference: builds the model that the same weights belong to, each time it is called; `None` where there is none.
+        reference: builds the original model; `None` if there is none.
 
     Raises:
-        UserError: the directory cannot be loaded, its logits are more than 1e-4 from the reference's, or it does not compute the
-            reference's outputs.
+        UserError: the directory cannot be loaded, its logits differ by more than 1e-4, or it does not reproduce the reference outputs.
     """
 
     try:
@@ -121,10 +120,10 @@ def verify(folder: Path, head: str, reference: Callable[[], PreTrainedModel] | N
         return _verify_again(folder, proof, outputs)
 
     def build_reference() -> PreTrainedModel:
-        assert reference is not None  # or this is not called
+        assert reference is not None  # checked by the caller
         model = reference().eval()
-        for parameter in model.parameters():  # and not the buffers: rounded rotary frequencies would be another function
-            parameter.data = parameter.data.to(dtype).float()  # as what was written is, where a narrower dtype was asked for
+        for parameter in model.parameters():  # not the buffers: rounded rotary frequencies would change the outputs
+            parameter.data = parameter.data.to(dtype).float()  # round like the written weights, if a narrower dtype was requested
         return model
 
     model = model.float().eval()
@@ -145,13 +144,13 @@ def verify(folder: Path, head: str, reference: Callable[[], PreTrainedModel] | N
     difference = proof.max_logit_difference
     if not difference <= TOLERANCE:
         model = load_model(str(folder), head, torch.float64)
-        ours, outputs = logits_of(model, asked), _outputs(model.float(), proof, stock)  # with its own rounding
+        ours, outputs = logits_of(model, asked), _outputs(model.float(), proof, stock)  # with float32 rounding
         del model
         theirs = logits_of(build_reference().double(), asked)
         proof.max_logit_difference_float64 = difference = _difference(ours, theirs)
     if not difference <= TOLERANCE:
         raise UserError(
-            f"verification failed: logits are up to {difference:.1e} from those of {proof.compared_with}, {TOLERANCE:.0e} is allowed"
+            f"verification failed: logits differ from those of {proof.compared_with} by up to {difference:.1e} (maximum {TOLERANCE:.0e})"
         )
     return _verify_again(folder, proof, outputs)
 
@@ -164,16 +163,18 @@ def _outputs(model: PreTrainedModel, proof: Proof, stock: bool) -> dict[str, Any
 
 
 def _verify_again(folder: Path, proof: Proof, outputs: dict[str, Any]) -> Proof:
-    """Write the outputs, and compare what was written with them as a user of it would."""
+    """Write the reference outputs, load the checkpoint again and compare it with them."""
     save_reference_outputs(folder, outputs)
     verdict = verify_checkpoint(str(folder))
     if verdict.status:
-        raise UserError(f"verification failed: what was written {verdict.line}")
-    ways = [", with and without the cache"] * (outputs["head"] == "lm") + [", padded or not"] * bool(outputs["batches"])
+        raise UserError(f"verification failed: the converted checkpoint {verdict.line}")
+    ways = [", with and without the cache"] * (outputs["head"] == "lm") + [", with and without padding"] * bool(
+        outputs["batches"]
+    )
     proof.reference_outputs = "equal when loaded again" + "".join(ways)
     return proof
 
 
 def _difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
-    """The largest, or NaN where either holds one."""
+    """The largest absolute difference, or NaN if either contains NaN."""
     return torch.stack([(a - b).abs().max() for a, b in zip(ours, theirs)]).max().item()

@@ -1,7 +1,7 @@
-"""The weight maps as data: for each foreign format, which of its tensors is which of ours, and how it lies in memory.
+"""The weight maps as data: for each format, the mapping from its tensors to ours, and their memory layout.
 
-`{}` stands for the number of a layer. A value of `None` is a tensor that is dropped knowingly (causal masks, tables of positions).
-Every key of a checkpoint must match exactly one entry, and every parameter of our model must be covered exactly once: see `convert.py`.
+`{}` is the number of a layer. A value of `None` is a tensor that is dropped intentionally (causal masks, rotary tables).
+Every key of a checkpoint must match exactly one entry, and every parameter of our model must be set exactly once: see `convert.py`.
 """
 
 from collections.abc import Sequence
@@ -12,23 +12,23 @@ import torch
 
 @dataclass(frozen=True)
 class Layout:
-    """How a foreign tensor holds one of our parameters, or the query, key and value parameters in a row.
+    """How a source tensor stores one of our parameters, or stacked query, key and value parameters.
 
-    transposed: (in, out) as TensorFlow and Conv1D have it, where nn.Linear is (out, in). OpenAI's leading axis of 1 is dropped.
-    parts: our parameters that are stacked along the out axis.
+    transposed: (in, out) as in TensorFlow and Conv1D; nn.Linear is (out, in). OpenAI's leading axis of size 1 is dropped.
+    parts: number of our parameters that are stacked along the out axis.
     """
 
     transposed: bool = False
     parts: int = 1
 
     def split(self, tensor: torch.Tensor) -> Sequence[torch.Tensor]:
-        """Our parameters from the foreign tensor; views, nothing is copied."""
+        """Our parameters from the source tensor, as views."""
         if self.transposed:
             tensor = tensor.reshape(tensor.shape[-2:]).T
         return tensor.chunk(self.parts, dim=0)
 
     def join(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The foreign tensor from our parameters."""
+        """The source tensor from our parameters."""
         tensor = tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim=0)
         return tensor.T if self.transposed else tensor
 
@@ -57,7 +57,7 @@ def _block(name: str) -> str:
     return "model.layers.{}." + name
 
 
-# transformers' GPT2LMHeadModel and GPT2ForSequenceClassification; the Hub's originals lack the prefix, which is stripped before.
+# transformers' GPT2LMHeadModel and GPT2ForSequenceClassification, without the prefix, which the original files on the Hub lack.
 HF_GPT2: WeightMap = {
     "wte.weight": (SAME, ("model.embed_tokens.weight",)),
     "wpe.weight": (SAME, ("model.embed_positions.weight",)),
@@ -81,7 +81,7 @@ HF_GPT2: WeightMap = {
     "score.weight": (SAME, ("score.weight",)),
 }
 
-# OpenAI's variables (gpt-2/src/model.py), with a leading axis of 1 on the matrices. The head is wte itself.
+# OpenAI's variables (gpt-2/src/model.py), with a leading axis of size 1 on the matrices. The head is tied to wte.
 OPENAI: WeightMap = {
     "model/wte": (SAME, ("model.embed_tokens.weight",)),
     "model/wpe": (SAME, ("model.embed_positions.weight",)),
@@ -155,7 +155,7 @@ NANOGPT: WeightMap = {
     if key not in ("lm_head.weight", "score.weight")
 } | {"lm_head.weight": (SAME, ("lm_head.weight",))}
 
-# The GPT of Karpathy's lecture, its heads joined (they are a matrix each); the output head has a bias.
+# The GPT of Karpathy's lecture, with the matrices of its heads joined; the output head has a bias.
 LECTURE: WeightMap = {
     "token_embedding_table.weight": (SAME, ("model.embed_tokens.weight",)),
     "position_embedding_table.weight": (SAME, ("model.embed_positions.weight",)),
@@ -198,7 +198,7 @@ LLAMA2C: WeightMap = {
     "rope.freqs": None,
 }
 
-# litgpt's, its query, key and value taken apart.
+# litgpt, with query, key and value split.
 LITGPT: WeightMap = {
     f"{theirs}.{part}": _same(f"{ours}.{part}")
     for part in ("weight", "bias")
@@ -246,7 +246,7 @@ LLAMA: WeightMap = {
     )
 } | {"model.layers.{}.self_attn.rotary_emb.inv_freq": None}
 
-# GGUF's names (ggml docs/gguf.md), of the Llama family and Qwen; what rope_freqs says is in the configuration.
+# GGUF names (ggml docs/gguf.md) of the Llama family and Qwen; rope_freqs is represented in the configuration.
 GGUF_LLAMA: WeightMap = {
     "token_embd.weight": (SAME, ("model.embed_tokens.weight",)),
     "output_norm.weight": (SAME, ("model.norm.weight",)),

@@ -1,1 +1,1 @@
-"""Text to training rows: one module for each kind of training."""
+"""Data preparation, from files to training rows: one module per kind of training."""

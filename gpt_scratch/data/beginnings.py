@@ -1,6 +1,6 @@
-"""The first rows of the files that a script is to read, by the functions that read them later: before torch and transformers are imported.
+"""Checks the first rows of a script's input files, with the functions that read them later, before torch and transformers are imported.
 
-A fault there is reported as ever, with all others of the file. Nothing is said of a file without one: the script says it.
+If the first rows are invalid, the whole file is read to report all its faults. Notes about valid files are printed later, by the script.
 """
 
 from argparse import Namespace
@@ -12,37 +12,37 @@ from typing import Any
 
 from ..errors import UserError
 from .classification import read_labelled_texts
-from .opening import TABLE_SUFFIXES, Reading, check_files, saying_nothing, suffix_of
+from .opening import TABLE_SUFFIXES, Reading, check_files, muted_notes, suffix_of
 from .preference import read_preferences
 from .readers import read_pieces, texts_of_table
-from .records import normalized, read_records
+from .records import normalized, question, read_records
 
 ROWS = 10
-LARGEST_LIST = 1 << 23  # bytes of a .json, whose first row is read with all others
-Read = Callable[[int | None], Any]  # reads so many rows of a file, or all of them
+LARGEST_LIST = 1 << 23  # maximum size of a .json file to check: all its rows are parsed at once
+Read = Callable[[int | None], Any]  # reads the given number of rows of a file, or all
 
 
-def check_beginnings(script: str, values: dict[str, Any]) -> None:
-    """Refuse files of which the first rows cannot be used: columns of other names, rows of another form.
+def check_first_rows(script: str, values: dict[str, Any]) -> None:
+    """Refuse files whose first rows are invalid, such as missing columns.
 
     Args:
-        values: of the script's flags, by name.
+        values: values of the script's flags, by name.
 
     Raises:
-        UserError: as the functions that read the files.
+        UserError: raised by the functions that read the files.
     """
     for name, read in _readers(script, Namespace(**values)):
         if suffix_of(name) == ".json" and Path(name).is_file() and Path(name).stat().st_size > LARGEST_LIST:
             continue
         try:
-            with saying_nothing():
+            with muted_notes():
                 read(ROWS)
         except UserError:
-            read(None)  # to report all faults at once; what is wrong of the first rows alone is no fault
+            read(None)  # reports all faults at once; an error of the first rows alone is not a fault
 
 
 def _readers(script: str, args: Namespace) -> Iterator[tuple[str, Read]]:
-    """Each file, glob or folder that the flags name, with what reads it. Names of `datasets` are not looked up here."""
+    """Each file, glob or folder in the flags, with its reader. Names of `datasets` are not looked up."""
     reading = Reading.of(args) if "encoding" in args else Reading()
     if script in ("pretrain", "train_tokenizer"):
         streaming = getattr(args, "streaming", False)
@@ -58,6 +58,9 @@ def _readers(script: str, args: Namespace) -> Iterator[tuple[str, Read]]:
     elif script == "finetune_preferences" and not args.reward:
         for name in _files(args.train_file):
             yield name, partial(read_preferences, name, "train", reading, args.ignore_keys or ())
+    elif script == "finetune_preferences":
+        for name in _files(args.train_file, args.validation_file):
+            yield name, partial(read_records, name, question, "train", reading, args.ignore_keys or (), ())
     elif script in ("finetune_instructions", "evaluate_instructions"):
         flags = ("train_file", "validation_file", "test_file", "data_file", "replies_file")
         kept = [args.reply_key] if "reply_key" in args else []
@@ -65,18 +68,18 @@ def _readers(script: str, args: Namespace) -> Iterator[tuple[str, Read]]:
             yield name, partial(read_records, name, normalized, "train", reading, args.ignore_keys or (), kept)
 
 
-def _read_pieces(name: str, text_column: str, reading: Reading, streaming: bool, most: int | None) -> None:
-    _run(read_pieces([name], text_column, reading, at_once=streaming or most is not None), most)
+def _read_pieces(name: str, text_column: str, reading: Reading, streaming: bool, max_rows: int | None) -> None:
+    _run(read_pieces([name], text_column, reading, at_once=streaming or max_rows is not None), max_rows)
 
 
-def _read_texts(name: str, text_column: str, reading: Reading, most: int | None) -> None:
-    _run(texts_of_table(name, text_column, reading, at_once=most is not None), most)
+def _read_texts(name: str, text_column: str, reading: Reading, max_rows: int | None) -> None:
+    _run(texts_of_table(name, text_column, reading, at_once=max_rows is not None), max_rows)
 
 
 def _files(*names: str | None) -> list[str]:
     return [name for name in names if name is not None and Path(name).is_file()]
 
 
-def _run(parts: Iterable[Any], most: int | None) -> None:
-    for _ in islice(parts, most):
+def _run(parts: Iterable[Any], max_rows: int | None) -> None:
+    for _ in islice(parts, max_rows):
         pass

@@ -1,14 +1,14 @@
-"""Rows of token ids for language modeling: the sliding window of the book, over Arrow data or a stream, without copies.
+"""Rows of token ids for language modeling: the book's sliding window, over Arrow data or a stream, without copies.
 
-Rows are windows over the stream of all tokens, cut when they are asked for, so any stride costs the same memory. Example, block_size 4
-and the default stride 3, document "a b c d e f g" and the end mark |:
+Rows are windows over the concatenated tokens, created on access, so memory does not depend on the stride. Example: block_size 4,
+the default stride 3, document "a b c d e f g" and the end-of-text token |:
 
     stream   a b c d e f g |
     row 0    a b c d              scored: b c d
     row 1          d e f g        scored: e f g
     dropped                |      (counted and printed)
 
-`labels` are the input ids: the model shifts them, so a row of T tokens scores T - 1 predictions, and neighbouring rows
+`labels` equal the input ids: the model shifts them, so a row of T tokens has T - 1 predictions, and consecutive rows
 share one token so that every token is predicted exactly once. `stride=block_size` is the book's `create_dataloader` (and
 `run_clm.py`'s `group_texts`): no overlap, and the first token of each row is never predicted.
 """
@@ -28,14 +28,14 @@ class TokenBlocks(torch.utils.data.Dataset):
 
     A row is `{"input_ids": (T,), "labels": (T,)}`, int64, labels equal to the ids. With `isolate_documents` also
     `"position_ids"`, which restart after every `end_id`, so that the model does not attend across documents, and the
-    first token of each document is labelled -100, since nothing of its own document precedes it.
+    first token of each document is labelled -100, since it has no preceding token in its document.
 
     Args:
         tokenized: a data set with a column `input_ids`, as made by `language_modeling.tokenize_documents`.
-        block_size: tokens a row.
-        stride: tokens from the start of a row to the start of the next; default block_size - 1.
+        block_size: tokens per row.
+        stride: offset between the starts of consecutive rows, in tokens; default block_size - 1.
         isolate_documents: restart positions after each document.
-        end_id: token id that ends a document; needed with `isolate_documents`.
+        end_id: id of the token that ends a document; required with `isolate_documents`.
 
     Raises:
         UserError: fewer tokens than one block, or a stride that would skip tokens.
@@ -52,12 +52,12 @@ class TokenBlocks(torch.utils.data.Dataset):
         self.block_size = block_size
         self.stride = block_size - 1 if stride is None else stride
         if block_size < 2:
-            raise UserError(f"block_size is {block_size}: a block needs at least 2 tokens, one to read and one to predict")
+            raise UserError(f"block_size is {block_size}: a block needs at least 2 tokens, an input and a target")
         check_stride(block_size, self.stride)
         if isolate_documents and end_id is None:
             raise UserError("isolate_documents needs an end-of-text token: this tokenizer has none")
         self.isolate_documents, self.end_id = isolate_documents, end_id
-        # Zero-copy views: Arrow keeps all lists of a chunk in one flat, memory-mapped array.
+        # Zero-copy views: Arrow stores all lists of a chunk in one flat, memory-mapped array.
         self.chunks = [chunk.flatten().to_numpy(zero_copy_only=True) for chunk in tokenized.data.column("input_ids").chunks]
         self.ends = np.cumsum([len(chunk) for chunk in self.chunks])
         self.num_tokens = int(self.ends[-1]) if self.chunks else 0
@@ -94,7 +94,7 @@ class TokenBlocks(torch.utils.data.Dataset):
 
 
 def block_row(ids: np.ndarray, end_id: int | None) -> dict[str, torch.Tensor]:
-    """A training row from the ids of one block; positions and labels restart after every `end_id` that is given.
+    """A training row from the ids of one block; with `end_id`, positions and labels restart after each document.
 
     >>> {k: v.tolist() for k, v in block_row(np.array([5, 6, 0, 7, 8]), end_id=0).items()}
     {'input_ids': [5, 6, 0, 7, 8], 'labels': [5, 6, 0, -100, 8], 'position_ids': [0, 1, 2, 0, 1]}
@@ -113,7 +113,7 @@ def block_row(ids: np.ndarray, end_id: int | None) -> dict[str, torch.Tensor]:
 def blocks_of_stream(
     ids: Iterable[list[int]], block_size: int, stride: int | None = None, end_id: int | None = None
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """The rows of [`TokenBlocks`], in the same order, from a stream of token ids that is never held in memory whole.
+    """The rows of [`TokenBlocks`], in the same order, from a stream of token ids, in constant memory.
 
     Args:
         end_id: as in [`block_row`].
@@ -131,14 +131,14 @@ def blocks_of_stream(
 
 
 class StreamedBlocks(torch.utils.data.IterableDataset):
-    """Rows from a stream as an iterable data set: read again for each epoch, its documents divided among loader workers.
+    """Rows of a stream as an iterable data set: read again in each epoch, with the documents split among the loader workers.
 
     Args:
-        rows: makes the rows of one pass from (index, count): of the documents, every `count`-th from `index` on.
-        sharded: `rows` divides its documents by itself, as streams of `datasets` do.
-        repeat: start again at the end, without end. Trainer counts the rows to skip when it resumes from the start of one pass, so a run
-            of several passes resumes exactly only if they are one to it.
-        written: says what was found in the text that has been read so far, empty where nothing was.
+        rows: returns the rows of one pass for (index, count), using every `count`-th document from `index` on.
+        sharded: whether `rows` splits the documents itself, as streams of `datasets` do.
+        repeat: start again at the end, indefinitely. When Trainer resumes, it skips rows from the start of a pass, so a run over several
+            passes resumes exactly only if they form a single pass.
+        written: describes the special tokens found in the text so far; empty if there were none.
     """
 
     def __init__(
@@ -158,5 +158,5 @@ class StreamedBlocks(torch.utils.data.IterableDataset):
             for row in self.rows(index, count):
                 seen += 1
                 yield row
-            if not self.repeat or not seen:  # a pass without a row: the next would have none either
+            if not self.repeat or not seen:  # a pass without rows: the next would be empty, too
                 return

@@ -1,7 +1,7 @@
-"""Labelled texts to training rows: the SMS Spam Collection in each of its published formats, and any table with two columns.
+"""Labelled texts to training rows: the SMS Spam Collection in all its published formats, and tables with a text and a label column.
 
-Traps of the published recipe that are handled here: quotes in the raw file are literal (a CSV reader with default quoting swallows two
-messages), and 37 of the 300 published test messages occur verbatim among the training messages (`deduplicate` removes such
+Pitfalls of the published recipe that are handled here: quotes in the raw file are literal (a CSV reader with default quoting loses two
+messages), and 37 of the 300 published test messages occur verbatim in the training messages (`deduplicate` removes such
 copies before splitting; `published_split` keeps them, to reproduce the published rows exactly).
 """
 
@@ -22,9 +22,9 @@ from ..conflicts import check_fractions
 from ..errors import UserError, one_line
 from ..progress import bar
 from .examples import Examples
-from .opening import TABLE_SUFFIXES, Faults, Reading, is_glob, read_lines, say, suffix_of
+from .opening import TABLE_SUFFIXES, Faults, Reading, is_glob, print_once, read_lines, suffix_of, unknown_format
 from .readers import kind_of
-from .tables import Row, class_names, find_column, read_delimited, read_table, rows_of_lines
+from .tables import Row, class_names, find_column, no_column, read_delimited, read_table, rows_of_lines
 
 if TYPE_CHECKING:  # files are read before these are imported
     import datasets
@@ -33,16 +33,17 @@ if TYPE_CHECKING:  # files are read before these are imported
 SMS_MEMBER = "SMSSpamCollection"  # the file inside UCI's zip
 MAX_UNPACKED_BYTES = 1 << 26  # the collection has half a megabyte
 CONFLICTS = ("refuse", "first", "drop")
+MISSING = {"nan", "none", "null", "na", "n/a", "<na>", "nat"}
 WHOLE_NUMBER = re.compile(r"[+-]?\d+(\.0*)?")
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 
 
 @dataclass
 class LabelledTexts(Examples):
-    """Texts with their labels, and for each the row of the file it came from (0 is the first), for messages.
+    """Texts with their labels and, for error messages, their row in the file (0 is the first).
 
     Attributes:
-        class_order: the classes in the order of their ids, where the data say it (ClassLabel of `datasets`).
+        class_order: the classes in the order of their ids, if the data define it (ClassLabel of `datasets`).
     """
 
     texts: list[str]
@@ -61,34 +62,34 @@ def read_labelled_texts(
     label_column: str | None = None,
     split: str = "train",
     reading: Reading | None = None,
-    most: int | None = None,
+    max_rows: int | None = None,
 ) -> LabelledTexts:
-    """Labelled texts from a file, a glob or a `datasets` name.
+    """Read labelled texts from a file, a glob or a `datasets` name.
 
-    `.zip`, files without an extension, and `.tsv` without a header are read as the SMS Spam Collection: `label<TAB>text` lines, quotes
-    literal.
-    csv, tsv, jsonl, json, parquet and `datasets` tables need two columns; by default these are called text and label, in any case
+    `.zip`, `.txt`, files without an extension, and `.tsv` without a header are read as the SMS Spam Collection: `label<TAB>text` lines,
+    quotes literal.
+    csv, tsv, jsonl, json, parquet and `datasets` tables need two columns, by default text and label, in any case
     (so `Label,Text` of the published files is found).
 
-    Labels are names: spaces around them are taken off, numbers are written out (1.0 and 1 are one class), ids of a ClassLabel get its
-    names.
+    Labels are strings: surrounding spaces are removed, numbers are converted (1.0 and 1 are one class), ids of a ClassLabel are replaced
+    by its names.
 
     Args:
-        most: rows to read at most, for a look at a file.
+        max_rows: maximum number of rows to read, to inspect a file.
 
     Raises:
-        UserError: names file and rows: no such file or column, another encoding, rows of another form, empty texts or labels.
+        UserError: names file and rows: a missing file or column, another encoding, invalid rows, empty texts or labels.
     """
     reading, faults = reading or Reading(), Faults()
     columns = [column for column in (text_column, label_column) if column]
     suffix = suffix_of(name)
-    if Path(name).is_file() and suffix in ("", ".zip"):
+    if Path(name).is_file() and suffix in ("", ".txt", ".zip"):
         lines = io.StringIO(_sms_text(Path(name)), newline="") if suffix == ".zip" else read_lines(name, reading)
         rows: Iterator[Row] = (
             (name, number, values) for number, values in rows_of_lines(name, iter(lines), True, reading, faults)
         )
     elif Path(name).is_file() and suffix not in TABLE_SUFFIXES:
-        raise UserError(f"{name}: unknown format {suffix!r}; give zip, tsv, csv, jsonl, json or parquet")
+        raise unknown_format(name, "zip, tsv, csv, jsonl, json or parquet")
     elif suffix == ".zip" and not is_glob(name):
         raise UserError(f"{name}: no such file")
     else:
@@ -96,7 +97,7 @@ def read_labelled_texts(
     data, empty, stripped = LabelledTexts([], [], []), 0, 0
     keys: tuple[str, ...] = ()
     names: list[str] | None = None
-    for file, number, values in islice(rows, most):
+    for file, number, values in islice(rows, max_rows):
         if not keys or not all(key in values for key in keys):
             keys = _text_and_label(values, file, text_column, label_column)
             names = class_names(name, keys[1], split)
@@ -116,14 +117,14 @@ def read_labelled_texts(
         data.rows.append(number)
     faults.check()
     if not len(data):
-        raise UserError(f"{name} holds no labelled texts")
+        raise UserError(f"{name} contains no labelled texts")
     if empty:
-        say(f"{name}: {empty:,} rows with an empty text or label were left out")
+        print_once(f"{name}: {empty:,} rows with an empty text or label were skipped")
     if stripped:
-        say(f"{name}: spaces around {stripped:,} labels were taken off")
+        print_once(f"{name}: spaces around {stripped:,} labels were removed")
     data.labels = _numbers_as_one_class(data.labels, name)
     data.class_order = tuple(names or ())
-    _say_what_looks_alike(data.labels, name)
+    _report_similar_labels(data.labels, name)
     return data
 
 
@@ -135,15 +136,15 @@ def _sms_text(path: Path) -> str:
             info = archive.getinfo(SMS_MEMBER)
             if info.file_size > MAX_UNPACKED_BYTES:
                 raise UserError(
-                    f"{path}: {SMS_MEMBER} would unpack to {info.file_size:,} bytes, {MAX_UNPACKED_BYTES:,} at most are read"
+                    f"{path}: {SMS_MEMBER} would unpack to {info.file_size:,} bytes, more than {MAX_UNPACKED_BYTES:,}"
                 )
-            return archive.read(info).decode("utf-8-sig")  # into memory: nothing is extracted to a folder
+            return archive.read(info).decode("utf-8-sig")  # in memory, nothing is extracted to disk
     except UserError:
         raise
     except KeyError as error:
         raise UserError(f"{path} is not the SMS Spam Collection's zip: it has no member {SMS_MEMBER}") from error
-    except Exception as error:  # encrypted, damaged, compressed in an unsupported way: zipfile raises many kinds
-        raise UserError(f"{path} is not the SMS Spam Collection's zip, or damaged: {one_line(error)}") from error
+    except Exception as error:  # encrypted, damaged or unsupported compression: zipfile raises many exception types
+        raise UserError(f"{path} is not the SMS Spam Collection's zip, or is damaged: {one_line(error)}") from error
 
 
 def _text_and_label(values: Mapping[str, Any], name: str, text_column: str | None, label_column: str | None) -> tuple[str, str]:
@@ -152,12 +153,11 @@ def _text_and_label(values: Mapping[str, Any], name: str, text_column: str | Non
         default = flag.removesuffix("_column")
         key = find_column(values, name, wanted or default)
         if key is None:
-            columns = ", ".join(map(str, values))
-            raise UserError(f"{name} has no column {wanted or default!r}: its columns are {columns}; pass --{flag}")
+            raise UserError(f"{name} has {no_column(name, values, wanted or default, flag)}")
         keys.append(key)
-    others = [str(column) for column in values if column not in keys]
+    others = [str(column) or "(without a name)" for column in values if column not in keys]
     if others:
-        say(f"{name}: columns that are not used: {', '.join(others)}")
+        print_once(f"{name}: unused columns: {', '.join(others)}")
     return keys[0], keys[1]
 
 
@@ -189,45 +189,59 @@ def _label_name(label: Any, names: Sequence[str] | None) -> Any:
     if isinstance(label, int) and names is not None:
         return names[label] if 0 <= label < len(names) else None  # -1: without a label
     if isinstance(label, float):
-        if label != label:  # NaN, as pandas writes what is missing
+        if label != label:  # NaN, a missing value of pandas
             return None
         return str(int(label)) if label.is_integer() else repr(label)
     return str(label) if isinstance(label, int) else label
 
 
 def _numbers_as_one_class(labels: list[str], name: str) -> list[str]:
-    """1.0 is 1 where all labels are numbers; among names it is a name."""
+    """Merge labels such as 1.0 and 1 if all labels are numbers."""
     found = set(labels)
     if not any("." in label for label in found) or not all(NUMBER.fullmatch(label) for label in found):
         return labels
     written = {label: label.split(".")[0] for label in found if "." in label and WHOLE_NUMBER.fullmatch(label)}
     if written:
-        say(f"{name}: labels are numbers: {', '.join(f'{old} is read as {new}' for old, new in sorted(written.items())[:5])}")
+        print_once(
+            f"{name}: labels are numbers: {', '.join(f'{old} is read as {new}' for old, new in sorted(written.items())[:5])}"
+        )
     return [written.get(label, label) for label in labels]
 
 
-def _say_what_looks_alike(labels: Sequence[str], name: str) -> None:
+def _report_similar_labels(labels: Sequence[str], name: str) -> None:
     folded: dict[str, set[str]] = {}
     for label in set(labels):
-        folded.setdefault(label.casefold(), set()).add(label)
+        folded.setdefault(_folded(label), set()).add(label)
     for alike in folded.values():
         if len(alike) > 1:
-            say(f"{name}: the labels {' and '.join(map(repr, sorted(alike)))} differ in case only, and are {len(alike)} classes")
+            what = "case" if len({label.casefold() for label in alike}) == 1 else "how they are written"
+            named = " and ".join(map(repr, sorted(alike)))
+            print_once(f"{name}: the labels {named} differ only in {what} and are {len(alike)} classes")
+    if missing := sorted(label for label in set(labels) if label.lower() in MISSING):
+        print_once(
+            f"{name}: the label {', '.join(map(repr, missing))} is a class; if it stands for a missing one, leave its cells empty"
+        )
 
 
-def _listed(numbers: Sequence[int], most: int = 10) -> str:
-    return ", ".join(map(str, numbers[:most])) + (f" and {len(numbers) - most} more" if len(numbers) > most else "")
+def _folded(label: str) -> str:
+    """One form for an accent in one character or two, quotes around a label, and zeros before a number."""
+    folded = unicodedata.normalize("NFKC", label).casefold().strip("'\"` ") or label
+    return folded.lstrip("0") or "0" if folded.isdecimal() else folded
+
+
+def _listed(numbers: Sequence[int], limit: int = 10) -> str:
+    return ", ".join(map(str, numbers[:limit])) + (f" and {len(numbers) - limit} more" if len(numbers) > limit else "")
 
 
 def _order(label: str) -> tuple[bool, int, str, str]:
-    """Whole numbers first, by value whatever their length (int() refuses more than 4,300 digits), then names."""
-    number = label.isdecimal()  # isdigit() is true of a superscript digit, too
+    """Sort key: whole numbers first, by value (without int(), which refuses more than 4,300 digits), then names."""
+    number = label.isdecimal()  # isdigit() also accepts superscript digits
     digits = "".join(str(int(digit)) for digit in label).lstrip("0") if number else ""
     return not number, len(digits), digits, label
 
 
 def label_ids(labels: Iterable[str], names: Sequence[str] | None = None) -> dict[str, int]:
-    """Label to class id, sorted by name (integers by value), so that ham is 0 and spam 1; `names` gives another order.
+    """Label to class id, sorted by name (integers by value), so that ham is 0 and spam 1; `names` overrides the order.
 
     Raises:
         UserError: fewer than two classes, or a label that `names` does not list.
@@ -244,7 +258,7 @@ def label_ids(labels: Iterable[str], names: Sequence[str] | None = None) -> dict
 
 
 def check_labels(data: LabelledTexts, ids: Mapping[str, int], split: str) -> None:
-    """Refuse labels that training has never seen, with their rows.
+    """Refuse labels that do not occur in training.
 
     Raises:
         UserError: names split, label and rows.
@@ -255,13 +269,13 @@ def check_labels(data: LabelledTexts, ids: Mapping[str, int], split: str) -> Non
 
 
 def deduplicate(data: LabelledTexts, conflicts: str = "refuse") -> tuple[LabelledTexts, int]:
-    """The first of each group of equal texts (white space around them aside), and how many copies were left out.
+    """Keep the first of each group of equal texts (ignoring surrounding white space); also returns the number of removed copies.
 
     Args:
-        conflicts: of equal texts with different labels: "refuse" them, keep the "first", or "drop" them all.
+        conflicts: what to do with equal texts with different labels: "refuse", keep the "first", or "drop" all.
 
     Raises:
-        UserError: such texts, with "refuse"; names all rows (the first ten groups) and the flag.
+        UserError: conflicting labels, with "refuse"; names the rows (of the first ten groups) and the flag.
     """
     groups: dict[str, list[int]] = {}
     for i, text in enumerate(data.texts):
@@ -270,19 +284,19 @@ def deduplicate(data: LabelledTexts, conflicts: str = "refuse") -> tuple[Labelle
     if clashing and conflicts == "refuse":
         named = "; ".join(" and ".join(f"row {data.rows[i]} ({data.labels[i]!r})" for i in group) for group in clashing[:10])
         raise UserError(
-            f"{len(clashing):,} texts stand there with different labels: {named}{'; ...' * (len(clashing) > 10)}: fix them, or pass "
-            "--conflicting_labels first (keep the first of each) or drop (leave them out)"
+            f"{len(clashing):,} texts occur with different labels: {named}{'; ...' * (len(clashing) > 10)}: fix them, or pass "
+            "--conflicting_labels first (keep the first of each) or drop (remove them)"
         )
     if clashing:
-        what = "the first label was kept" if conflicts == "first" else "all were left out"
-        print(f"{len(clashing):,} texts stand there with different labels: {what}")
+        what = "the first label was kept" if conflicts == "first" else "all were removed"
+        print(f"{len(clashing):,} texts occur with different labels: {what}")
     dropped = {group[0] for group in clashing} if conflicts == "drop" else set()
     kept = [group[0] for group in groups.values() if group[0] not in dropped]
     return data.take(kept), len(data) - len(kept)
 
 
 def balance(data: LabelledTexts, seed: int) -> LabelledTexts:
-    """As many texts of each class as the rarest has, drawn without replacement, in the order of the file."""
+    """Sample the same number of texts from each class, that of the rarest, without replacement, in the order of the file."""
     rng = np.random.default_rng(seed)
     rarest = min(data.counts().values())
     kept: list[int] = []
@@ -293,7 +307,7 @@ def balance(data: LabelledTexts, seed: int) -> LabelledTexts:
 
 
 def stratified_split(data: LabelledTexts, fractions: Sequence[float], seed: int) -> list[LabelledTexts]:
-    """Shuffled parts of the sizes `fractions` (adding up to 1), each with the same share of every class, and one text of it at least.
+    """Split into shuffled parts of sizes `fractions` (adding up to 1), stratified by class, with at least one text of each class per part.
 
     Raises:
         UserError: fractions that do not add up to 1, or classes with fewer texts than parts; names all of them.
@@ -308,14 +322,14 @@ def stratified_split(data: LabelledTexts, fractions: Sequence[float], seed: int)
             scarce.append(f"{label!r} has {len(rows)}")
             continue
         sizes = np.diff(np.round(np.cumsum([0, *fractions]) * len(rows)).astype(int))
-        while not sizes.all():  # one at least, from the largest part
+        while not sizes.all():  # at least one, taken from the largest part
             sizes[sizes.argmin()] += 1
             sizes[sizes.argmax()] -= 1
         for part, share in zip(parts, np.split(rows, np.cumsum(sizes)[:-1])):
             part += share.tolist()
     if scarce:
         raise UserError(
-            f"too few texts of a label for {len(fractions)} splits: {', '.join(scarce)}: add texts, join it with another label, or leave "
+            f"too few texts of a label for {len(fractions)} splits: {', '.join(scarce)}: add texts, merge it with another label, or leave "
             "it out"
         )
     return [data.take(rng.permutation(part)) for part in parts]
@@ -329,7 +343,7 @@ def published_split(path: str) -> tuple[LabelledTexts, LabelledTexts, LabelledTe
     gives the same rows in the same order.
     """
     faults = Faults()
-    dialect = {"delimiter": "\t"}  # quotes are not literal here: that is how the book reads the file
+    dialect = {"delimiter": "\t"}  # quotes are not literal here, as in the book
     rows = [cells for _, cells in read_delimited(io.StringIO(_sms_text(Path(path)), newline=""), path, faults, dialect)]
     for number, cells in enumerate(rows):
         if len(cells) < 2:
@@ -350,7 +364,7 @@ def published_split(path: str) -> tuple[LabelledTexts, LabelledTexts, LabelledTe
 
 
 def overlap(part: LabelledTexts, train: LabelledTexts) -> int:
-    """Texts of `part` that also occur in `train`."""
+    """Number of texts of `part` that also occur in `train`."""
     known = set(train.texts)
     return sum(text in known for text in part.texts)
 
@@ -358,7 +372,7 @@ def overlap(part: LabelledTexts, train: LabelledTexts) -> int:
 def encode_texts(
     data: LabelledTexts, tokenizer: "PreTrainedTokenizerBase", ids: Mapping[str, int], max_length: int
 ) -> tuple["datasets.Dataset", int]:
-    """Rows of `input_ids`, `attention_mask`, `length` and `labels` without padding, and how many texts were cut at `max_length` tokens."""
+    """Rows of `input_ids`, `attention_mask`, `length` and `labels` without padding, and the number of texts truncated to `max_length`."""
     import datasets
 
     from ..tokenization.special_tokens import encode_text

@@ -1,4 +1,4 @@
-"""Examples as they were read: lists of one length, of which rows are taken together."""
+"""Base class of examples in columns."""
 
 from collections.abc import Iterable
 from dataclasses import fields, replace
@@ -8,7 +8,7 @@ Self = TypeVar("Self", bound="Examples")
 
 
 class Examples:
-    """Base of dataclasses whose lists are columns of one length; other fields belong to all rows."""
+    """Base of dataclasses whose list fields are columns of equal length; other fields apply to all rows."""
 
     def _columns(self) -> dict[str, list]:
         values: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type]

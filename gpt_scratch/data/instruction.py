@@ -1,14 +1,14 @@
-"""Instruction data to training rows: prompt styles, labels, packing. The forms of records are those of `records.py`.
+"""Instruction data to training rows: prompt styles, labels, packing. See `records.py` for the formats of records.
 
-Every record becomes a conversation, every prompt style a chat template whose `{% generation %}` markers say which tokens are the
-assistant's. The template is saved with the tokenizer, so that `pipeline` and servers use the format that was trained.
+Every record becomes a conversation, every prompt style is a chat template whose `{% generation %}` markers mark the tokens of the
+assistant. The template is saved with the tokenizer, so that `pipeline` and servers use the format of training.
 
-Traps that are handled here: the end-of-text token that ends a reply is a label even where it is the padding token too (padding is known by
-length, never by id); labels that the user brings keep their own -100; a template without generation markers would silently mask
-every label; packed replies must not be predicted from the reply before them, nor see it; a special token written inside a
-message is characters; what a template leaves out of a conversation is refused by name; an empty reply is never learned.
+Pitfalls that are handled here: the end-of-text token that ends a reply is a label even if it is also the padding token (padding is
+identified by length, never by id); labels in the data keep their -100; a template without generation markers would silently mask
+every label; packed replies are not predicted from the previous reply and do not attend to it; a special token written inside a
+message is encoded as characters; parts of a conversation that a template omits are refused by name; empty replies are not trained on.
 
-Worked example, style "phi3", one letter a token, `$` the end of text, prompt masked:
+Example: style "phi3", one letter per token, `$` is the end-of-text token, the prompt is masked:
 
     <|user|>\\nHi\\n<|assistant|>:\\nYo$        input_ids
     -100 ...                        Yo$        labels
@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..conflicts import check_fractions
 from ..errors import UserError
-from ..inference.chat_template import GENERATION, apply_chat_template, encode_chat, unsaid_parts
+from ..inference.chat_template import GENERATION, apply_chat_template, encode_chat, omitted_parts
 from ..progress import bar
 from .opening import Faults, Reading
 from .records import Conversations, Message, empty_replies, normalized, read_records, to_messages
@@ -38,7 +38,7 @@ IGNORED = -100
 
 ALPACA_PREAMBLE = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 
-# As Qwen 2.5 and 3 are told of tools, within a system message; a call is a line of JSON in <tool_call>, a result stands in <tool_response>.
+# The tool prompt of Qwen 2.5 and 3, in a system message; calls are lines of JSON in <tool_call>, results are in <tool_response>.
 TOOLS_BEFORE = (
     "# Tools\\n\\nYou may call one or more functions to assist with the user query.\\n\\nYou are provided with function signatures within "
     "<tools></tools> XML tags:\\n<tools>"
@@ -103,23 +103,23 @@ def read_conversations(
     ignore_keys: Sequence[str] = (),
     kept_keys: Sequence[str] = (),
 ) -> Conversations:
-    """Instruction records from json, jsonl, csv, tsv or parquet, or a `datasets` name.
+    """Read instruction records from json, jsonl, csv, tsv or parquet, or a `datasets` name.
 
-    A record holds `instruction` and `output` and perhaps `input`, `system` and `history` (Alpaca), or `messages` of `role` and `content`
-    (or ShareGPT's `conversations`), or `prompt` and `completion` (each a string, or a list of messages), or ready `input_ids` and `labels`.
+    A record has `instruction` and `output` and optionally `input`, `system` and `history` (Alpaca), or `messages` of `role` and `content`
+    (or ShareGPT's `conversations`), or `prompt` and `completion` (each a string or a list of messages), or `input_ids` and `labels`.
 
     Raises:
-        UserError: names file, rows and keys: no such file, broken JSON (with its line), a record of none of these forms, a reply missing, a
-            key that would be lost.
+        UserError: names file, rows and keys: a missing file, invalid JSON (with its line), an unknown format, a missing reply, an unknown
+            key.
     """
     return read_records(name, normalized, split, reading, ignore_keys, kept_keys)
 
 
 def set_prompt_style(tokenizer: PreTrainedTokenizerBase, style: str) -> None:
-    """Give the tokenizer the chat template of `style`; "tokenizer" keeps its own.
+    """Set the tokenizer's chat template to that of `style`; "tokenizer" keeps its own.
 
     Raises:
-        UserError: no end-of-text token, or an own template that is missing or lacks generation markers.
+        UserError: no end-of-text token, or with "tokenizer" a template that is missing or lacks generation markers.
     """
     if tokenizer.eos_token is None:
         raise UserError("the tokenizer has no end-of-text token: a model trained with it could never end a reply")
@@ -149,31 +149,32 @@ def reply_text(record: Mapping[str, Any], style: str) -> str:
 
 
 def prompt_text(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, style: str) -> str:
-    """What the model is given to answer, to be shown: the prompt up to where the reply begins."""
+    """The prompt as text, up to the start of the reply."""
     messages, tools = prompt_messages(record, style), record.get("tools")
     return apply_chat_template(tokenizer, messages, tools=tools, tokenize=False, add_generation_prompt=True)
 
 
 def prompt_ids(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, style: str) -> list[int]:
-    """The tokens of [`prompt_text`], special tokens inside messages as characters.
+    """The token ids of [`prompt_text`]; special tokens inside messages are encoded as characters.
 
     Raises:
-        UserError: the template leaves something out of the conversation; names it.
+        UserError: the template omits a part of the conversation; names it.
     """
-    refuse_unsaid(record, tokenizer, style)
+    refuse_omissions(record, tokenizer, style)
     return encode_chat(tokenizer, prompt_messages(record, style), record.get("tools"), add_generation_prompt=True).ids
 
 
-def refuse_unsaid(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, style: str) -> None:
-    """
+def refuse_omissions(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, style: str) -> None:
+    """Refuse a record of which the chat template omits a part.
+
     Raises:
-        UserError: the chat template writes less than the record holds; names what it leaves out.
+        UserError: names the omitted parts.
     """
-    if left_out := unsaid_parts(tokenizer, to_messages(record, style), record.get("tools")):
+    if left_out := omitted_parts(tokenizer, to_messages(record, style), record.get("tools")):
         keys = dict.fromkeys(part.split(" of message ")[0] for part in left_out if not part.startswith("message "))
         ignore = f", or pass --ignore_keys {' '.join(keys)}" if keys else ""
         raise UserError(
-            f"the chat template of --prompt_style {style} leaves out {', '.join(left_out)}: choose one that writes it, such as the "
+            f"the chat template of --prompt_style {style} omits {', '.join(left_out)}: choose one that includes it, such as the "
             f"model's own (tokenizer){ignore}"
         )
 
@@ -181,19 +182,19 @@ def refuse_unsaid(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase,
 def encode_record(
     record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, style: str, mask_prompt: bool, learn: str = "all"
 ) -> tuple[list[int], list[int]]:
-    """`input_ids` and `labels` of a record, of equal length, uncut. Replies of weight 0 have no labels.
+    """`input_ids` and `labels` of a record, of equal length, not truncated. Replies of weight 0 have no labels.
 
     Args:
-        learn: "all" replies, or the "last" one only, as if the others were of weight 0.
+        learn: "all" replies, or only the "last" one, as if the others had weight 0.
 
-    The first label is always -100: nothing comes before it to predict it from, and counting it would make the loss too small.
+    The first label is always -100: no token precedes it, and counting it would make the loss too small.
 
     Raises:
-        UserError: the template leaves something out, or fails.
+        UserError: the template omits something, or fails.
     """
     if "input_ids" in record:
         return list(record["input_ids"]), [IGNORED, *record["labels"][1:]]
-    refuse_unsaid(record, tokenizer, style)
+    refuse_omissions(record, tokenizer, style)
     messages = to_messages(record, style)
     weights = [message.get("weight", 1) for message in messages if message["role"] == "assistant"]
     if learn == "last":
@@ -202,7 +203,7 @@ def encode_record(
         tokenizer, [{k: v for k, v in message.items() if k != "weight"} for message in messages], record.get("tools")
     )
     if 0 in weights and len(set(encoded.replies) - {-1}) != len(weights):
-        raise UserError("the chat template does not mark each reply, so that weights cannot be told apart")
+        raise UserError("the chat template does not mark each reply separately, so weights cannot be applied")
     learned = [not mask_prompt if reply < 0 else weights[reply] != 0 if 0 in weights else True for reply in encoded.replies]
     labels = [token if learn else IGNORED for token, learn in zip(encoded.ids, learned)]
     return encoded.ids, [IGNORED, *labels[1:]]
@@ -226,7 +227,9 @@ class EncodedConversations:
 
     def __str__(self) -> str:
         trainable, cut = self.trainable_tokens / self.tokens, self.cut / len(self.rows)
-        text = f"{len(self.rows):,} rows, {self.tokens:,} tokens, {trainable:.1%} of them trainable, {self.cut:,} rows ({cut:.1%}) cut"
+        text = (
+            f"{len(self.rows):,} rows, {self.tokens:,} tokens, {trainable:.1%} trainable, {self.cut:,} rows ({cut:.1%}) truncated"
+        )
         return text + (f", {self.left_out:,} left out" if self.left_out else "")
 
 
@@ -239,11 +242,11 @@ def encode_conversations(
     skip_unusable: bool = False,
     learn: str = "all",
 ) -> EncodedConversations:
-    """Token rows without padding, cut at `max_length` tokens.
+    """Token rows without padding, truncated to `max_length` tokens.
 
     Args:
         learn: which replies have labels, see [`encode_record`].
-        skip_unusable: leave out rows that would be refused, and count them.
+        skip_unusable: skip and count invalid rows instead of refusing them.
 
     Raises:
         UserError: names the row: an empty reply, no trainable token left, no end-of-text token among the labels.
@@ -264,7 +267,7 @@ def encode_conversations(
             if skip_unusable:
                 left_out += 1
             else:
-                faults.add(name, "row", number, f"{reason}; fix the row, or pass --skip_unusable to leave such rows out")
+                faults.add(name, "row", number, f"{reason}; fix the row, or pass --skip_unusable to skip such rows")
             continue
         cut += len(ids) > max_length
         table["input_ids"].append(ids[:max_length])
@@ -277,29 +280,29 @@ def encode_conversations(
 
 
 def _check_ids(ids: list[int], labels: list[int], count: int, place: str) -> None:
-    """Ready ids come from elsewhere: one beyond the embedding would crash the run while it trains, on a GPU without saying where."""
+    """Check token ids in the data: an id beyond the embedding would crash training, on a GPU without a useful message."""
     for key, values, allowed in (("input_ids", ids, ()), ("labels", labels, (IGNORED,))):
         for value in values:
             if not 0 <= value < count and value not in allowed:
-                raise UserError(f"{place}: {key} holds {value}, and the tokenizer's ids are 0 to {count - 1:,}")
+                raise UserError(f"{place}: {key} contains {value}, but the tokenizer's ids are 0 to {count - 1:,}")
 
 
 def _unusable(record: Mapping[str, Any], labels: list[int], eos_id: int, style: str, max_length: int) -> str | None:
     if "input_ids" not in record:
         if empty := empty_replies(to_messages(record, style)):
             where = f" (message {', '.join(map(str, empty))})" if len(to_messages(record, style)) > 2 else ""
-            return f"the reply is empty{where}, and a model trained on it would learn to reply with nothing"
+            return f"the reply is empty{where}: a model trained on it would learn empty replies"
         if eos_id not in labels:
             return (
                 "no end-of-text token among the labels: the chat template must end a reply with it inside its generation markers"
             )
     if all(label == IGNORED for label in labels[:max_length]):
-        return f"no trainable token within {max_length} tokens: the prompt fills them"
+        return f"no trainable token within {max_length} tokens: the prompt is too long"
     return None
 
 
 def prompt_key(record: Mapping[str, Any]) -> str:
-    """The key by which two prompts are equal, whatever the prompt style."""
+    """A key that is equal for equal prompts, independent of the prompt style."""
     if "input_ids" in record:
         return str(list(record["input_ids"]))
     messages = prompt_messages(record, "alpaca")
@@ -307,18 +310,18 @@ def prompt_key(record: Mapping[str, Any]) -> str:
 
 
 def shared_prompts(part: Conversations, other: Conversations) -> list[int]:
-    """Indices of the records of `part` whose prompt occurs in `other` too."""
+    """Indices of the records of `part` whose prompt also occurs in `other`."""
     known = {prompt_key(record) for record in other.records}
     return [i for i, record in enumerate(part.records) if prompt_key(record) in known]
 
 
 def split_conversations(data: Conversations, fractions: Sequence[float], seed: int | None = None) -> dict[str, Conversations]:
-    """Parts of the sizes `fractions` (train, validation, test, adding up to 1), in the order of the file, or shuffled with `seed`.
+    """Split into parts of sizes `fractions` (train, validation, test, adding up to 1), in the order of the file, or shuffled with `seed`.
 
-    As published, train comes first, then test, then validation with what rounding leaves.
+    As in the published recipe, train comes first, then test, then validation with the remainder.
 
     Raises:
-        UserError: fractions that do not add up to 1, or a part without records.
+        UserError: fractions that do not add up to 1, or an empty part.
     """
     check_fractions(fractions)
     order = range(len(data)) if seed is None else np.random.default_rng(seed).permutation(len(data)).tolist()
@@ -326,15 +329,15 @@ def split_conversations(data: Conversations, fractions: Sequence[float], seed: i
     parts = {"train": order[:train], "validation": order[train + test :], "test": order[train : train + test]}
     for name, part in parts.items():
         if not len(part):
-            raise UserError(f"{len(data)} records are too few to split: {name} would have none")
+            raise UserError(f"{len(data)} records are too few to split: {name} would be empty")
     return {name: data.take(part) for name, part in parts.items()}
 
 
 def pack_rows(rows: datasets.Dataset, pack_length: int) -> datasets.Dataset:
-    """Rows joined into rows of at most `pack_length` tokens, best fit first (Ding et al. 2024), kept apart by `position_ids`.
+    """Pack rows into rows of at most `pack_length` tokens with best-fit decreasing (Ding et al. 2024), separated by `position_ids`.
 
-    Positions restart with each row, which this package's model reads as documents that do not see one another. Each row's first label
-    is -100, so that none is predicted from the end of another. A row longer than `pack_length` is not cut but packed alone.
+    Positions restart with each packed row, so this package's model treats them as documents that do not attend to each other. The first
+    label of each is -100, so that it is not predicted from the previous one. A row longer than `pack_length` is not truncated.
 
     >>> rows = datasets.Dataset.from_dict({"input_ids": [[1, 2], [3, 4, 5]], "labels": [[-100, 2], [-100, 4, 5]], "length": [2, 3]})
     >>> pack_rows(rows, 5)[0]["position_ids"], pack_rows(rows, 5)[0]["input_ids"]
@@ -342,7 +345,7 @@ def pack_rows(rows: datasets.Dataset, pack_length: int) -> datasets.Dataset:
     """
     ids, labels, lengths = (rows[name][:] for name in ("input_ids", "labels", "length"))
     packs: list[list[int]] = []
-    by_room: dict[int, list[int]] = {}  # room left: the packs with so much of it
+    by_room: dict[int, list[int]] = {}  # free tokens to the packs with that many
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         room = next((room for room in range(lengths[i], pack_length + 1) if by_room.get(room)), None)
         if room is None:
@@ -363,10 +366,9 @@ def pack_rows(rows: datasets.Dataset, pack_length: int) -> datasets.Dataset:
 
 
 class InstructionCollator:
-    """Rows of different length to a batch, padded on the right to the longest: `input_ids`, `labels`, `attention_mask`, all (B, T).
+    """Collates rows of different length, padded on the right to the longest: `input_ids`, `labels`, `attention_mask`, all (B, T).
 
-    Padding is what lies beyond a row's length; its labels are -100. Labels are taken as they are. `position_ids` of packed rows are padded
-    with 0.
+    Labels of padding are -100, other labels are unchanged. `position_ids` of packed rows are padded with 0.
     """
 
     def __init__(self, pad_id: int):

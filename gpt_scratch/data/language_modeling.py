@@ -1,10 +1,10 @@
-"""From a source of text to rows of token ids: documents, their split, tokens, blocks. `training/pretraining.py` only asks for it.
+"""Data pipeline of language modeling: documents, train/validation split, tokens, blocks of token ids.
 
     Source ──documents()──▶ pieces in a cached Arrow data set ──tokenize_documents──▶ ids, cached ──TokenBlocks──▶ rows
        └────pieces()──────▶ pieces, streamed ─────────────────────────────────────────▶ ids ──────StreamedBlocks──▶ rows
 
-Documents are tokenized once, in parallel, and end with the end-of-text token. That token written inside a text is characters, unless the
-source says that it separates documents there (`end_mark`).
+Documents are tokenized once, in parallel, and end with the end-of-text token. If that token is written inside a text, it is encoded as
+characters, unless it separates documents in this source (`end_mark`).
 """
 
 import hashlib
@@ -24,21 +24,21 @@ from ..errors import UserError
 from ..files import write_json
 from ..tokenization.special_tokens import count_special_tokens, encode_text, special_tokens
 from .blocks import StreamedBlocks, TokenBlocks, blocks_of_stream
-from .opening import Reading, check_files, listing_what_is_said, say
+from .opening import Reading, check_files, collect_notes, print_once
 from .readers import Piece, read_pieces, read_rows
 from .tables import load_table
 
-CACHE_VERSION = 3  # of the cached pieces and tokens: raise it where cutting or tokenizing changes
+CACHE_VERSION = 3  # of the cached pieces and tokens: increase it when cutting or tokenization changes
 SPLITS_BY = ("documents", "characters")
 PIECES = datasets.Features({"text": datasets.Value("large_string"), "end": datasets.Value("bool")})
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where documents come from: files (names, globs, folders), or a split of a `datasets` table.
+    """A source of documents: files (names, globs, folders), or a split of a `datasets` table.
 
     Args:
-        end_mark: a string that ends a document wherever it stands in the text, such as `<|endoftext|>`.
+        end_mark: a string that ends a document wherever it occurs in the text, such as `<|endoftext|>`.
     """
 
     files: tuple[str, ...] = ()
@@ -50,9 +50,9 @@ class Source:
     end_mark: str | None = None
 
     def documents(self) -> datasets.Dataset | None:
-        """The pieces of all documents as a cached Arrow data set, columns `text` and `end`; None for a split that does not exist.
+        """The pieces of all documents as a cached Arrow data set with columns `text` and `end`; `None` if the split does not exist.
 
-        The cache key holds each file's path, size and time of change, so an edited file is read again.
+        The cache key contains each file's path, size and modification time, so an edited file is read again.
 
         Raises:
             UserError: a missing, empty, unknown or broken file or data set.
@@ -65,10 +65,10 @@ class Source:
         return None if rows is None else _cached({"source": self, "rows": rows})
 
     def pieces(self) -> Iterator[Piece]:
-        """The documents one by one, in constant memory.
+        """Iterate over the documents in constant memory.
 
         Raises:
-            UserError: as [`documents`], at the first fault.
+            UserError: like [`documents`], at the first fault.
         """
         if self.dataset_name is None:
             return read_pieces(self.files, self.text_column, self.reading, self.end_mark, at_once=True)
@@ -78,10 +78,10 @@ class Source:
         return read_rows(rows, self.text_column, self.dataset_name, self.reading, self.end_mark)
 
     def first_documents(self, count: int) -> datasets.Dataset:
-        """The first `count` documents of the stream, as [`documents`] gives them.
+        """The first `count` documents of the stream, in the form of [`documents`].
 
         Raises:
-            UserError: the stream has no more than that, so nothing would be left to train on.
+            UserError: the stream has no further documents to train on.
         """
         rows: list[dict] = []
         for number, piece in _numbered(self.pieces()):
@@ -89,7 +89,7 @@ class Source:
                 return datasets.Dataset.from_list(rows, features=PIECES)
             rows.append(asdict(piece))
         raise UserError(
-            f"the stream has no more than the {count} documents to hold out: lower --validation_documents or give --validation_file"
+            f"the stream has no documents beyond the {count} held-out ones: lower --validation_documents or give --validation_file"
         )
 
 
@@ -118,17 +118,17 @@ def _generate(version, source, files=(), rows=None, stamp=None) -> Iterator[dict
 
 def _cached(arguments: dict) -> datasets.Dataset:
     try:
-        with listing_what_is_said() as lines:
+        with collect_notes() as lines:
             documents = datasets.Dataset.from_generator(
                 _generate, features=PIECES, gen_kwargs={"version": CACHE_VERSION, **arguments}
             )
         if documents.cache_files:
-            said = Path(documents.cache_files[0]["filename"] + ".said.json")
+            notes_file = Path(documents.cache_files[0]["filename"] + ".said.json")
             if lines:
-                write_json(said, lines)
-            elif said.is_file():  # nothing was read anew
-                for line in json.loads(said.read_text(encoding="utf-8")):
-                    say(line)
+                write_json(notes_file, lines)
+            elif notes_file.is_file():  # read from the cache
+                for line in json.loads(notes_file.read_text(encoding="utf-8")):
+                    print_once(line)
         return documents
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, UserError):
@@ -142,14 +142,14 @@ def _cached(arguments: dict) -> datasets.Dataset:
 def split_documents(
     documents: datasets.Dataset, validation_percentage: float, by: str = "documents"
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """The first part for training, the last `validation_percentage` percent of the characters for validation.
+    """Split off the last `validation_percentage` percent of the characters for validation.
 
-    By "documents", the cut is at the end of the document that is nearest to that place. Where none is near (one document, or a very
-    long one there), it is at the end of a paragraph, line or word inside that document, which is reported. By "characters" it is at the
-    character itself, as the book splits. A document that is cut in two gets no end mark in its first half, since it does not end there.
+    By "documents", the split is at the nearest end of a document. If none is near (a single or a very long document), it is at the end of a
+    paragraph, line or word inside that document, which is reported. By "characters", it is at the exact character, as in the book. The
+    first half of a document that is split does not end with the end-of-text token.
 
     Raises:
-        UserError: a part would hold no text.
+        UserError: a part would be empty.
     """
     lengths = np.fromiter((len(text) for text in texts_of(documents)), dtype=np.int64, count=len(documents))
     total, ends = int(lengths.sum()), np.cumsum(lengths)
@@ -169,7 +169,9 @@ def split_documents(
     text, inside = documents[index]["text"], border - int(ends[index] - lengths[index])
     if by == "documents":
         inside, where = _place_to_cut(text, inside, held_out // 2)
-        say(f"validation split: no document ends near {100 - validation_percentage:g} % of the text, so one is cut at {where}")
+        print_once(
+            f"validation split: no document ends near {100 - validation_percentage:g} % of the text, so one is split at {where}"
+        )
     train, validation = [documents.select(range(index))], []
     if inside:
         train.append(_one_piece(text[:inside], False))
@@ -180,7 +182,7 @@ def split_documents(
 
 
 def _place_to_cut(text: str, place: int, most: int) -> tuple[int, str]:
-    """The end of a paragraph, else line, else word that is nearest to `place`, at most `most` characters away; and its name."""
+    """The nearest end of a paragraph, else line, else word to `place`, at most `most` characters away; and its description."""
     for mark, skip, name in (
         ("\n\n", 2, "the end of a paragraph"),
         ("\n", 1, "the end of a line"),
@@ -190,7 +192,7 @@ def _place_to_cut(text: str, place: int, most: int) -> tuple[int, str]:
         nearest = min(found, key=lambda i: abs(i - place), default=None)
         if nearest is not None and abs(nearest - place) <= most:
             return nearest, name
-    return place, "a character, as it has no spaces"
+    return place, "a character, since there is no space nearby"
 
 
 def _one_piece(text: str, end: bool) -> datasets.Dataset:
@@ -215,17 +217,17 @@ def tokenize_documents(
 ) -> datasets.Dataset:
     """Token ids of every piece, with the end-of-text token after each document. Cached by text, tokenizer and settings.
 
-    Without `num_proc` the tokenizer's own threads use all cores; with it, that many processes do.
+    Without `num_proc`, the tokenizer uses threads on all cores; with it, that many processes are used.
 
     Args:
-        parse_special_tokens: special tokens written in the text become the tokens; else they are its characters.
+        parse_special_tokens: encode special tokens written in the text as tokens; otherwise as characters.
 
     Raises:
         UserError: `append_eos` with a tokenizer that has no end-of-text token.
     """
     if append_eos and tokenizer.eos_token_id is None:
         raise UserError("append_eos needs an end-of-text token: this tokenizer has none; pass --append_eos false")
-    # The tokenizer's own pickle changes when it is used (padding state): name the cache by its definition instead.
+    # The cache is named by the tokenizer's definition: its pickle changes when it is used (padding state).
     definition = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(tokenizer)
     key = f"{CACHE_VERSION}|{documents._fingerprint}|{definition}|{tokenizer.eos_token_id}|{append_eos}|{parse_special_tokens}"
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
@@ -233,13 +235,13 @@ def tokenize_documents(
     return documents.map(
         _tokenize,
         batched=True,
-        batch_size=64,  # bounds memory, and fills the cores
+        batch_size=64,  # limits memory and uses all cores
         num_proc=num_proc,
         remove_columns=documents.column_names,
         features=datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))}),
         fn_kwargs={"tokenizer": tokenizer, "end_id": end_id, "parse_special_tokens": parse_special_tokens},
         new_fingerprint=name,
-        # Named by us: a split that was cut in two lives in memory, and its tokens would be kept there too.
+        # An explicit cache file: a document that was split is in memory, and its tokens would be kept in memory, too.
         cache_file_name=str(_cache_folder() / f"tokens-{name}.arrow"),
         desc="Tokenizing",
     )
@@ -253,19 +255,19 @@ def _cache_folder() -> Path:
 
 def _tokenize(batch: dict, tokenizer: PreTrainedTokenizerBase, end_id: int | None, parse_special_tokens: bool = False) -> dict:
     texts = batch["text"]
-    if _adds_a_space(tokenizer):  # Llama 2's does: it stands for the one before which the document was cut
+    if _adds_a_space(tokenizer):  # as Llama 2's: it replaces the space before which the document was cut
         texts = [text[1:] if text[:1] == " " and not text[:2].isspace() else text for text in texts]
     rows = _ids(tokenizer, texts, parse_special_tokens)
-    # A document that was ended by the mark in its text holds the token already.
+    # A document that ends with the mark in its text already contains the token.
     ends = [end and end_id is not None and ids[-1:] != [end_id] for ids, end in zip(rows, batch["end"])]
     return {"input_ids": [[*ids, end_id] if end else ids for ids, end in zip(rows, ends)]}
 
 
-@lru_cache(maxsize=1)  # a stream asks once a piece
+@lru_cache(maxsize=1)  # called for each piece of a stream
 def _adds_a_space(tokenizer: PreTrainedTokenizerBase) -> bool:
     try:
         whole, first, spaced, second = _ids(tokenizer, ["x y", "x", " y", "y"])
-    except Exception:  # `tokenizers` raises no narrower one: a vocabulary of words without these and without an unknown token
+    except Exception:  # `tokenizers` raises no specific exception for a word-level vocabulary without an unknown token
         return False
     return whole != first + spaced and whole == first + second
 
@@ -283,12 +285,12 @@ class BlockSettings:
     """How documents become rows.
 
     Args:
-        block_size: tokens a row.
-        stride: tokens from the start of a row to the start of the next; default block_size - 1.
+        block_size: tokens per row.
+        stride: offset between the starts of consecutive rows, in tokens; default block_size - 1.
         append_eos: end each document with the end-of-text token.
         isolate_documents: documents that share a row do not attend to each other.
-        parse_special_tokens: special tokens written in the text become the tokens.
-        num_proc: processes that tokenize; default: the tokenizer's own threads.
+        parse_special_tokens: encode special tokens written in the text as tokens.
+        num_proc: number of tokenizing processes; default: threads of the tokenizer.
     """
 
     block_size: int
@@ -301,7 +303,7 @@ class BlockSettings:
 
 @dataclass
 class Counts:
-    """Statistics of a split, printed so that nothing is lost or repeated silently."""
+    """Statistics of a split, including dropped and repeated tokens."""
 
     documents: int
     characters: int
@@ -317,7 +319,7 @@ class Counts:
     def __str__(self) -> str:
         text = f"{self.documents:,} documents{f' ({self.empty_documents:,} of them empty)' if self.empty_documents else ''}, "
         text += f"{self.characters:,} characters, {self.tokens:,} tokens in {self.blocks:,} blocks; "
-        text += f"{self.dropped_tokens:,} tokens at the end dropped, {self.repeated_tokens:,} seen in two blocks"
+        text += f"{self.dropped_tokens:,} tokens at the end dropped, {self.repeated_tokens:,} in two blocks"
         if self.special_tokens:
             text += f"; {describe_written(self.special_tokens, self.parsed)}"
         return text
@@ -334,9 +336,9 @@ def describe_written(special_tokens: Mapping[str, int], parsed: bool) -> str:
 
 
 class CountsOfStream:
-    """How often special tokens are written in a stream, counted as it is read, by this process or by its loader workers."""
+    """Counts special tokens written in a stream while it is read, in this process or in its loader workers."""
 
-    WORKERS = 64  # each with a row of its own, since they count at the same time
+    WORKERS = 64  # one row each, since they count concurrently
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, parsed: bool):
         self.tokenizer, self.parsed, self.tokens = tokenizer, parsed, special_tokens(tokenizer)
@@ -358,7 +360,7 @@ class CountsOfStream:
 
 @dataclass
 class LanguageModelingData:
-    """Rows to train and validate on, and their statistics."""
+    """Training and validation rows, and their statistics."""
 
     train: TokenBlocks | StreamedBlocks
     validation: TokenBlocks
@@ -367,10 +369,10 @@ class LanguageModelingData:
 
 @dataclass
 class Corpus:
-    """The documents of a run: to train on (the source itself where it is streamed), and to validate on.
+    """The documents of a run: for training (the source itself if it is streamed), and for validation.
 
     Args:
-        skip_documents: of a stream, the first ones, which are held out.
+        skip_documents: number of documents at the start of a stream that are held out for validation.
     """
 
     train: datasets.Dataset | Source
@@ -387,7 +389,7 @@ class Corpus:
         streaming: bool = False,
         validation_documents: int = 100,
     ) -> "Corpus":
-        """Read the documents, and hold some out where no validation text is given and the data set has no split of that name.
+        """Read the documents, and hold some out if there is neither a validation file nor a validation split.
 
         Raises:
             UserError: data that cannot be read or split.
@@ -403,14 +405,14 @@ class Corpus:
         return cls(train, held_out) if held_out is not None else cls(*split_documents(train, validation_percentage, split_by))
 
     def training_texts(self) -> Iterator[str]:
-        """The text to train a tokenizer on, in pieces."""
+        """The pieces of text for training a tokenizer."""
         return (piece.text for piece in self.train.pieces()) if isinstance(self.train, Source) else texts_of(self.train)
 
     def blocks(self, tokenizer: PreTrainedTokenizerBase, settings: BlockSettings) -> LanguageModelingData:
-        """Tokenize, cut into rows, and print statistics of each split.
+        """Tokenize, create rows, and print statistics of each split.
 
         Raises:
-            UserError: less text than one block, or a tokenizer without the end-of-text token that is needed.
+            UserError: less text than one block, or a tokenizer without the required end-of-text token.
         """
         if isinstance(self.train, Source):
             train: TokenBlocks | StreamedBlocks = stream_blocks(self.train, tokenizer, settings, self.skip_documents, repeat=True)
@@ -419,7 +421,7 @@ class Corpus:
             train, counts = make_blocks(self.train, tokenizer, settings)
             print(f"training: {counts}")
             described = asdict(counts)
-        # Side by side where a stride is given, as the book's: overlapping rows would count some tokens several times.
+        # Without overlap if a stride is given, as in the book: overlapping rows would count some tokens several times.
         stride = None if settings.stride is None else settings.block_size
         validation, counts = make_blocks(self.validation, tokenizer, BlockSettings(**{**vars(settings), "stride": stride}))
         print(f"validation: {counts}")
@@ -464,7 +466,7 @@ def count_blocks(
 def stream_blocks(
     source: Source, tokenizer: PreTrainedTokenizerBase, settings: BlockSettings, skip_documents: int = 0, repeat: bool = False
 ) -> StreamedBlocks:
-    """The rows of [`make_blocks`], in the same order, from a stream; the first `skip_documents` documents are left out."""
+    """The rows of [`make_blocks`], in the same order, from a stream; the first `skip_documents` documents are skipped."""
     counts = CountsOfStream(tokenizer, settings.parse_special_tokens)
     rows = partial(_streamed_rows, source, tokenizer, settings, skip_documents, counts)
     return StreamedBlocks(rows, sharded=source.dataset_name is not None, repeat=repeat, written=counts.__str__)
@@ -481,8 +483,8 @@ def _streamed_rows(
 ) -> Iterator[dict[str, torch.Tensor]]:
     worker = torch.utils.data.get_worker_info()
     if source.dataset_name is not None and skip and worker and worker.num_workers > 1:
-        # A stream of `datasets` divides its shards among the workers by itself, before any document is counted.
-        raise UserError("several loader workers cannot leave out the same held-out documents: give --validation_file")
+        # A stream of `datasets` splits its shards among the workers itself, before documents are counted.
+        raise UserError("several loader workers cannot skip the same held-out documents: give --validation_file")
     end_id = tokenizer.eos_token_id if settings.append_eos else None
     ids = (
         _tokenize({"text": [counts.add(piece.text)], "end": [piece.end]}, tokenizer, end_id, settings.parse_special_tokens)[

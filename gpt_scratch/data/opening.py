@@ -1,6 +1,6 @@
-"""Opening files: found by name, folder or glob, decompressed, decoded, and one report of everything that is wrong in them.
+"""Opens files by name, folder or glob, decompresses and decodes them, and collects their faults in one report.
 
-What can be recognized is read and reported in one line (byte order marks, UTF-16); what cannot be is refused with the flag that helps.
+Recognized encodings (byte order marks, UTF-16) are reported in one line; other files are refused with the flag that helps.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import codecs
 import glob
 import gzip
 import lzma
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,48 +23,65 @@ import pyarrow
 from ..errors import UserError, innermost, one_line, printable
 
 READ_BYTES = 1 << 20
-ROW_BYTES = 1 << 28  # of a row at most: it is held in memory, several times over
-LARGEST_RATIO = 200  # of unpacked to packed bytes; text has 3 to 10
+ROW_BYTES = 1 << 28  # maximum size of a row, which is in memory several times
+LARGEST_RATIO = 200  # maximum compression ratio; that of text is 3 to 10
 TEXT_SUFFIXES = {".txt", ".text", ".md", ""}
-TABLE_SUFFIXES = {".jsonl", ".json", ".csv", ".tsv", ".parquet"}
+TABLE_SUFFIXES = {".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"}
 FORMATS = "txt, jsonl, json, csv, tsv or parquet"
-MARKS = {  # byte order marks; UTF-32's begins as UTF-16's does
+MARKS = {  # byte order marks; UTF-32 before UTF-16, since it starts with the same bytes
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+# Files that are no text, by their first bytes: read with --encoding latin-1 they would be characters without sense.
+BINARY = {
+    b"PK\x03\x04": "a zip archive, as of Excel and Word: export it as csv or text, or unpack it",
+    b"\xd0\xcf\x11\xe0": "a document of an old Office: export it as csv or text",
+    b"%PDF-": "a PDF: export its text",
+    b"PAR1": "a parquet file: give it the suffix .parquet",
+    b"\x1f\x8b": "compressed by gzip: add .gz to its name",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd: add .zst to its name",
+    b"SQLite format 3\x00": "a database of SQLite: export its table as csv",
+    b"ARROW1\x00\x00": "an Arrow file: give the directory that `datasets` saved, or parquet",
+    b"version https://git-lfs.github.com/spec/": "a pointer of Git LFS, not the file itself: `git lfs pull` fetches it",
+}
+# What to do with a file of a known other format.
+INSTEAD = {
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "export the sheet as csv, encoded in UTF-8"),
+    **dict.fromkeys((".docx", ".doc", ".odt", ".pdf", ".rtf", ".epub"), "export it as plain text"),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), "unpack it"),
+    **dict.fromkeys((".arrow", ".feather"), "give the directory that `datasets` saved, or parquet"),
+    **dict.fromkeys((".jl", ".jsonlines"), "rename it to .jsonl"),
+}
+MARK_IN_TEXT = re.compile("(?<=\n)\ufeff+")
 DELIMITER_NAMES = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "space": " ", "pipe": "|"}
 
 
 @dataclass
 class Reading:
-    """How files are read: the flags that every script with files of text has."""
+    """How files are read: flags shared by every script that reads text files."""
 
     encoding: str | None = field(
         default=None,
         metadata={
-            "help": "Encoding of txt, csv, tsv, json and jsonl, e.g. latin-1, cp1252, utf-16. Default: UTF-8, or what a mark says."
+            "help": "Encoding of txt, csv, tsv, json and jsonl, e.g. latin-1, cp1252, utf-16. Default: UTF-8, or by the byte order mark."
         },
     )
     delimiter: str | None = field(
         default=None,
-        metadata={
-            "help": "What separates the columns of csv and tsv: one character, tab, semicolon, ... Default: recognized, and said."
-        },
+        metadata={"help": "Delimiter of csv and tsv: one character, tab, semicolon, ... Default: detected and printed."},
     )
-    skip_empty: bool = field(
-        default=False, metadata={"help": "Leave out rows whose text or label is empty; their number is printed."}
-    )
+    skip_empty: bool = field(default=False, metadata={"help": "Skip rows whose text or label is empty, and print their number."})
     replace_invalid: bool = field(
         default=False,
-        metadata={"help": "Replace halves of surrogate pairs, which are no text, by U+FFFD; their number is printed."},
+        metadata={"help": "Replace lone surrogates, which are invalid text, by U+FFFD, and print their number."},
     )
 
     @classmethod
     def of(cls, flags: Any) -> "Reading":
-        """From a dataclass or namespace that holds these flags among others.
+        """Create from a dataclass or namespace that has these flags among others.
 
         Raises:
             UserError: an encoding or delimiter that does not exist.
@@ -73,9 +91,9 @@ class Reading:
             try:
                 found = codecs.lookup(reading.encoding)
             except LookupError as error:
-                raise UserError(f"--encoding {reading.encoding}: Python knows no such encoding") from error
+                raise UserError(f"--encoding {reading.encoding}: unknown encoding") from error
             if not found._is_text_encoding:  # hex, rot13
-                raise UserError(f"--encoding {reading.encoding} is none of text")
+                raise UserError(f"--encoding {reading.encoding} is not a text encoding")
         if reading.delimiter is not None:
             reading.delimiter = DELIMITER_NAMES.get(reading.delimiter.lower(), reading.delimiter)
             if len(reading.delimiter) != 1 or reading.delimiter in '"\r\n':
@@ -84,20 +102,20 @@ class Reading:
 
     @staticmethod
     def add_flags(parser: argparse.ArgumentParser) -> None:
-        """The flags, for a script that uses argparse."""
+        """Add the flags to the parser of a script."""
         for one in fields(Reading):
             settings: dict[str, Any] = {"action": "store_true"} if one.default is False else {}
             parser.add_argument(f"--{one.name}", help=one.metadata["help"], **settings)
 
 
-_said: set[str] = set()
+_printed: set[str] = set()
 _lists: list[list[str]] = []
-_silent = False
+_muted = False
 
 
 @contextmanager
-def listing_what_is_said() -> Iterator[list[str]]:
-    """A list of all lines of [`say`] within the block, to be printed again where its result is read from a cache."""
+def collect_notes() -> Iterator[list[str]]:
+    """Context manager that collects all lines of [`print_once`], so that they can be printed again when the result is cached."""
     lines: list[str] = []
     _lists.append(lines)
     try:
@@ -107,33 +125,33 @@ def listing_what_is_said() -> Iterator[list[str]]:
 
 
 @contextmanager
-def saying_nothing() -> Iterator[None]:
-    """Within the block [`say`] prints nothing, and forgets it: what is read there is read again."""
-    global _silent
-    before, _silent = _silent, True
+def muted_notes() -> Iterator[None]:
+    """Context manager in which [`print_once`] prints nothing, because the same files are read again later."""
+    global _muted
+    before, _muted = _muted, True
     try:
         yield
     finally:
-        _silent = before
+        _muted = before
 
 
-def say(line: str) -> None:
-    """Print a line about a file on standard error, once in a process: files are read several times."""
-    if _silent:
+def print_once(line: str) -> None:
+    """Print a note about a file on standard error, only once per process, since files may be read several times."""
+    if _muted:
         return
     for lines in _lists:
         if line not in lines:
             lines.append(line)
-    if line not in _said:
-        _said.add(line)
+    if line not in _printed:
+        _printed.add(line)
         print(printable(line), file=sys.stderr)
 
 
 class Faults:
-    """What is wrong in the files of a source, gathered and reported at once: the first ten places, and how many.
+    """Collects the faults in the files of a source and reports them together: the first ten, and their number.
 
     Args:
-        at_once: raise at the first one, for streams that have no end to wait for.
+        at_once: raise at the first fault, for streams.
     """
 
     SHOWN = 10
@@ -143,7 +161,7 @@ class Faults:
         self._found: dict[tuple[str, str, str], list[Any]] = {}
 
     def add(self, name: str, kind: str, number: int | str, what: str) -> None:
-        """Note a fault of the file `name`: `kind` and `number` are its place, "row" 3 (0 is the first) or "line" 4 (1 is the first)."""
+        """Add a fault of the file `name`; `kind` and `number` are its location, "row" 3 (0 is the first) or "line" 4 (1 is the first)."""
         self.count += 1
         if self.count <= self.SHOWN:
             self._found.setdefault((name, kind, what), []).append(number)
@@ -151,7 +169,8 @@ class Faults:
             self.check()
 
     def check(self) -> None:
-        """
+        """Report the faults that were collected.
+
         Raises:
             UserError: faults were found.
         """
@@ -168,12 +187,12 @@ class Faults:
             parts[0] = f"{name}: {parts[0]}"
         more = self.count - self.SHOWN
         raise UserError(
-            "; ".join(parts) + (f"; {self.count:,} faults in all, of which the first {self.SHOWN} are named" if more > 0 else "")
+            "; ".join(parts) + (f"; {self.count:,} faults in total, the first {self.SHOWN} are shown" if more > 0 else "")
         )
 
 
 def suffix_of(name: str) -> str:
-    """The suffix that tells the format, in lower case, without that of a compression.
+    """The suffix that determines the format, in lower case, without that of a compression.
 
     >>> suffix_of("a/b.JSONL.gz"), suffix_of("book.txt"), suffix_of("README")
     ('.jsonl', '.txt', '')
@@ -185,7 +204,7 @@ def suffix_of(name: str) -> str:
 
 
 def check_files(names: Sequence[str], suffixes: set[str] | None = None) -> list[str]:
-    """The files that `names` stand for: a file, a glob, or a folder of files of one kind. Missing, empty and unknown ones are refused.
+    """The files for `names`: files, globs, or folders with files of one format. Missing, empty and unknown files are refused.
 
     Raises:
         UserError: names the file.
@@ -198,14 +217,21 @@ def check_files(names: Sequence[str], suffixes: set[str] | None = None) -> list[
         if path.stat().st_size == 0:
             raise UserError(f"{name} is empty")
         if suffix_of(name) not in (suffixes or TEXT_SUFFIXES | TABLE_SUFFIXES):
-            raise UserError(f"{name}: unknown format {suffix_of(name)!r}; give {FORMATS}")
+            raise unknown_format(name, FORMATS)
         if suffix_of(name) == ".parquet" != path.suffix.lower():
-            raise UserError(f"{name}: parquet is compressed inside already: unpack it")
+            raise UserError(f"{name}: parquet is already compressed internally: decompress the file")
     return found
 
 
+def unknown_format(name: str, formats: str) -> UserError:
+    """The error of a file whose suffix is none that is read."""
+    suffix = suffix_of(name)
+    instead = f"; {INSTEAD[suffix]}" if suffix in INSTEAD else ""
+    return UserError(f"{name}: unknown format {suffix!r}{instead}; give {formats}")
+
+
 def is_glob(name: str) -> bool:
-    """Whether a name stands for all files that match it."""
+    """Whether a name is a glob pattern."""
     return glob.has_magic(name) and not Path(name).exists()
 
 
@@ -214,7 +240,7 @@ def _expand(name: str) -> list[str]:
         files = sorted(path for path in glob.glob(name, recursive=True) if Path(path).is_file())
         if not files:
             raise UserError(f"{name}: no such file, and no file matches it")
-        say(f"{name}: {len(files):,} files")
+        print_once(f"{name}: {len(files):,} files")
         return files
     path = Path(name)
     if not path.is_dir():
@@ -231,15 +257,15 @@ def _expand(name: str) -> list[str]:
         by_kind.setdefault(kind, []).append(str(file))
     others = by_kind.pop("other", [])
     if not by_kind:
-        raise UserError(f"{name} is a folder without files to read: give {FORMATS}")
+        raise UserError(f"{name} is a folder without readable files: give {FORMATS}")
     if len(by_kind) > 1:
         kinds = " and ".join(f"{len(files)} {kind.lstrip('.')}" for kind, files in by_kind.items())
-        raise UserError(f"{name} is a folder of {kinds} files: say which by a glob, such as '{path / '*.txt'}'")
+        raise UserError(f"{name} is a folder of {kinds} files: select some with a glob, such as '{path / '*.txt'}'")
     kind, files = by_kind.popitem()
     left = (
         f"; not read: {', '.join(Path(other).name for other in others[:5])}{' ...' if len(others) > 5 else ''}" if others else ""
     )
-    say(f"{name}: {len(files):,} {kind.lstrip('.')} files{left}")
+    print_once(f"{name}: {len(files):,} {kind.lstrip('.')} files{left}")
     return files
 
 
@@ -256,10 +282,10 @@ UNPACKERS: dict[str, Callable[[str], Any]] = {
 
 
 def read_blocks(name: str) -> Iterator[bytes]:
-    """The bytes of a file, unpacked where its suffix is that of a compression, READ_BYTES at a time.
+    """Read the bytes of a file in chunks of READ_BYTES, decompressed according to its suffix.
 
     Raises:
-        UserError: a damaged archive, or one that unpacks to more than any text does.
+        UserError: a damaged archive, or a compression ratio that is too high for text.
     """
     unpack = UNPACKERS.get(Path(name).suffix.lower())
     if unpack is None:
@@ -273,21 +299,22 @@ def read_blocks(name: str) -> Iterator[bytes]:
             while block := file.read(READ_BYTES):
                 allowed -= len(block)
                 if allowed < 0:
-                    raise UserError(f"{name} unpacks to more than {LARGEST_RATIO} times its size: no text does")
+                    raise UserError(f"{name} decompresses to more than {LARGEST_RATIO} times its size: it cannot be text")
                 yield bytes(block)
     except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{name} cannot be unpacked: {one_line(innermost(error))}") from error
+        raise UserError(f"{name} cannot be decompressed: {one_line(innermost(error))}") from error
 
 
 def read_text(name: str, reading: Reading) -> Iterator[str]:
-    """The text of a file, READ_BYTES at a time, without a byte order mark.
+    """The text of a file, READ_BYTES at a time, without byte order marks at its start or, of joined files, at that of a line.
 
     Raises:
-        UserError: bytes that are not of the encoding; names their place and the flag that helps.
+        UserError: bytes that cannot be decoded; names their position and the flag that helps.
     """
     decoder, position, lines, pending = None, 0, 1, 0
+    marks, last = 0, "\n"
     for block in _ended(read_blocks(name)):
         if decoder is None:
             encoding = _encoding(block, name, reading)
@@ -298,13 +325,25 @@ def read_text(name: str, reading: Reading) -> Iterator[str]:
             text = decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
             line = lines + error.object[: error.start].count(b"\n")
+            if re.match(rb"\xed[\xa0-\xbf]", error.object[error.start :]):
+                raise UserError(
+                    f"{name}: byte {position - pending + error.start} begins half of a surrogate pair, which is no text (line {line}): "
+                    "write the file again, each character in one piece"
+                ) from error
             raise UserError(
                 f"{name}: byte {position - pending + error.start} is not {_name(encoding)} ({error.reason}, line {line}): give its "
                 "--encoding, such as cp1252 (Windows) or latin-1, or convert the file to UTF-8"
             ) from error
         position += len(block)
         lines += text.count("\n")
-        yield text
+        if "\ufeff" in text:
+            text, found = MARK_IN_TEXT.subn("", last + text)
+            text, marks = text[1:], marks + found
+        if text:
+            last = text[-1]
+            yield text
+    if marks:
+        print_once(f"{name}: byte order marks at the start of {marks:,} line{'s' * (marks > 1)} were left out")
 
 
 def _ended(blocks: Iterator[bytes]) -> Iterator[bytes]:
@@ -317,11 +356,14 @@ def _name(encoding: str) -> str:
 
 
 def _encoding(head: bytes, name: str, reading: Reading) -> str:
-    """The encoding of a file by its first bytes and the flags.
+    """Detect the encoding of a file from its first bytes and the flags.
 
     Raises:
-        UserError: it begins with the mark of another encoding than is given, or looks like UTF-16 without a mark.
+        UserError: it is no text, begins with the mark of another encoding than is given, or looks like UTF-16 without a mark.
     """
+    for mark, what in BINARY.items():
+        if head.startswith(mark):
+            raise UserError(f"{name} is no text but {what}")
     marked = next((encoding for mark, encoding in MARKS.items() if head.startswith(mark)), None)
     if reading.encoding is not None:
         given = codecs.lookup(reading.encoding).name
@@ -330,23 +372,23 @@ def _encoding(head: bytes, name: str, reading: Reading) -> str:
             return given
         if marked.removesuffix("-sig") != family:
             raise UserError(
-                f"{name} begins with the mark of {marked.removesuffix('-sig').upper()}: leave out --encoding {reading.encoding}"
+                f"{name} has the byte order mark of {marked.removesuffix('-sig').upper()}: leave out --encoding {reading.encoding}"
             )
         return marked
     if marked in ("utf-16", "utf-32"):
-        say(f"{name}: read as {marked.upper()}, as its byte order mark says")
+        print_once(f"{name}: read as {marked.upper()}, according to its byte order mark")
     if marked is not None:
         return marked
     sample = head[:4096]
     zeros = [sample[start::2].count(0) for start in (0, 1)]
-    if len(sample) >= 4 and max(zeros) > len(sample) // 5 and min(zeros) * 10 < max(zeros):
+    if max(zeros) > max(1, len(sample) // 5) and min(zeros) * 10 < max(zeros):
         order = "le" if zeros[1] > zeros[0] else "be"
         raise UserError(f"{name} looks like UTF-16 without a byte order mark: pass --encoding utf-16-{order}")
     return "utf-8"
 
 
 def read_lines(name: str, reading: Reading) -> Iterator[str]:
-    """The lines of a file with their ends. A file of carriage returns alone, as of old spreadsheets, has lines, too.
+    """Read the lines of a file with their line ends, including single carriage returns (old spreadsheets).
 
     Raises:
         UserError: as [`read_text`]; a line beyond ROW_BYTES.
@@ -371,9 +413,9 @@ def read_lines(name: str, reading: Reading) -> Iterator[str]:
 
 
 def invalid_place(values: Any, place: str = "") -> str | None:
-    """The key under which a value holds half of a surrogate pair, which no encoding can express; None where all is text."""
+    """The key of a value that contains a lone surrogate, which cannot be encoded; `None` if there is none."""
     if isinstance(values, str):
-        if values.isascii():  # most are, and it is known of a string without a look at its characters
+        if values.isascii():  # true for most, and constant time
             return None
         try:
             values.encode("utf-8")
@@ -393,7 +435,7 @@ def invalid_place(values: Any, place: str = "") -> str | None:
 
 
 def replaced(values: Any) -> Any:
-    """`values` with U+FFFD for each half of a surrogate pair."""
+    """`values` with lone surrogates replaced by U+FFFD."""
     if isinstance(values, str):
         return "".join("\ufffd" if "\ud800" <= character <= "\udfff" else character for character in values)
     if isinstance(values, Mapping):

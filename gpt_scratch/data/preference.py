@@ -1,4 +1,4 @@
-"""Preference pairs in the form that TRL trains on: a prompt and two replies, of which the first is preferred, as chat messages."""
+"""Preference pairs in TRL's format: a prompt, a chosen and a rejected reply, as chat messages."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -30,23 +30,23 @@ def read_preferences(
     split: str = "train",
     reading: Reading | None = None,
     ignore_keys: Sequence[str] = (),
-    most: int | None = None,
+    max_rows: int | None = None,
 ) -> Conversations:
-    """Records of `instruction` (and `input`) or `prompt`, with `chosen` and `rejected`, from a file or a `datasets` name.
+    """Read records of `instruction` (and `input`) or `prompt`, with `chosen` and `rejected`, from a file or a `datasets` name.
 
-    The replies are texts, or messages as TRL has them: with or without the prompt's messages before the reply. `output`, the reference of
-    Alpaca records, is not used. `most` is of rows to read, for a look at a file.
+    The replies are strings, or messages as in TRL, with or without the prompt's messages before the reply. `output`, the reference of
+    Alpaca records, is ignored. `max_rows` limits the rows that are read, to inspect a file.
 
     Raises:
         UserError: names file, rows and keys.
     """
-    return read_records(name, _checked, split, reading, [*ignore_keys, "output"], most=most)
+    return read_records(name, _checked, split, reading, [*ignore_keys, "output"], max_rows=max_rows)
 
 
 def _checked(record: dict[str, Any]) -> dict[str, Any]:
     messages = record.pop("messages", None)
-    record = {key: value for key, value in record.items() if not (key in ("system", "history", "tools") and not value)}
-    refuse_unknown(record, KEYS)
+    record = {key: value for key, value in _of_other_forms(record).items() if value or key not in ("system", "history", "tools")}
+    refuse_unknown(record, KEYS - ({"prompt"} if "instruction" in record else {"input"}))  # of two prompts one would be lost
     check_tools(record)
     for key in ("chosen", "rejected"):
         value = record.get(key)
@@ -56,9 +56,9 @@ def _checked(record: dict[str, Any]) -> dict[str, Any]:
                 raise UserError(f"the last message of {key!r} is of {record[key][-1]['role']!r}, not a reply")
         elif not isinstance(value, str) or not value.strip():
             kind = "empty" if isinstance(value, str) else kind_of(value) + (", not a text" if value is not None else "")
-            raise UserError(f"{key!r} is {kind}; instruction or prompt, chosen and rejected are needed")
+            raise UserError(f"{key!r} is {kind}; instruction or prompt, chosen and rejected are required")
     if isinstance(record["chosen"], list) != isinstance(record["rejected"], list):
-        raise UserError("'chosen' and 'rejected' must both be texts, or both lists of messages")
+        raise UserError("'chosen' and 'rejected' must both be strings, or both lists of messages")
     if isinstance(record["chosen"], list):
         record = _with_prompt_apart(record)
     prompt = "instruction" if "instruction" in record else "prompt"
@@ -67,21 +67,33 @@ def _checked(record: dict[str, Any]) -> dict[str, Any]:
         record[prompt] = checked_messages(value, prompt)
     elif not isinstance(value, str) or not value.strip():
         kind = "empty" if isinstance(value, str) else kind_of(value) + (", not a text" if value is not None else "")
-        raise UserError(f"{prompt!r} is {kind}; instruction or prompt, chosen and rejected are needed")
+        raise UserError(f"{prompt!r} is {kind}; instruction or prompt, chosen and rejected are required")
     if messages is not None and checked_messages(messages, "messages") != [
         *prompt_of(record, "alpaca"),
         *replies_of(record)["chosen"],
     ]:
-        raise UserError(
-            "key 'messages' is not understood beside chosen and rejected, and would be lost: pass --ignore_keys messages"
-        )
+        raise UserError("key 'messages' is not supported together with chosen and rejected: pass --ignore_keys messages")
     if any(empty_replies(reply) for reply in replies_of(record).values()):
-        raise UserError("'chosen' or 'rejected' is empty: an empty reply is never learned")
+        raise UserError("'chosen' or 'rejected' is empty: empty replies are not supported")
     return record
 
 
+def _of_other_forms(record: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI's pairs (`input` of messages, `preferred_output`, `non_preferred_output`) and LLaMA-Factory's (`conversations`, each reply an
+    object) under the names that are read here."""
+    given = record.get("input")
+    if isinstance(given, dict) and "preferred_output" in record:
+        others = {key: value for key, value in record.items() if key not in ("input", "preferred_output", "non_preferred_output")}
+        described = {key: value for key, value in given.items() if key not in ("messages", "parallel_tool_calls")}
+        replies = {"chosen": record["preferred_output"], "rejected": record.get("non_preferred_output")}
+        record = {"prompt": given.get("messages"), **described, **others, **replies}
+    if "conversations" in record and not {"prompt", "instruction"} & record.keys():
+        record = {("prompt" if key == "conversations" else key): value for key, value in record.items()}
+    return {key: [value] if key in ("chosen", "rejected") and isinstance(value, dict) else value for key, value in record.items()}
+
+
 def _with_prompt_apart(record: dict[str, Any]) -> dict[str, Any]:
-    """The prompt's messages stand before both replies, as TRL's "implicit prompts" have them: once as the prompt is enough."""
+    """Remove the prompt's messages from the start of both replies (TRL's "implicit prompts")."""
     chosen, rejected = record["chosen"], record["rejected"]
     common = next((i for i, (one, other) in enumerate(zip(chosen, rejected)) if one != other), min(len(chosen), len(rejected)))
     common = min(common, len(chosen) - 1, len(rejected) - 1)
@@ -90,17 +102,17 @@ def _with_prompt_apart(record: dict[str, Any]) -> dict[str, Any]:
     given, shared = record.get("prompt"), chosen[:common]
     text = shared[-1]["content"] if shared[-1]["role"] == "user" else None
     if (isinstance(given, list) and checked_messages(given, "prompt") != shared) or (isinstance(given, str) and given != text):
-        raise UserError("'chosen' and 'rejected' begin with messages that are not those of 'prompt'")
+        raise UserError("'chosen' and 'rejected' begin with messages other than those of 'prompt'")
     if "instruction" in record:
-        raise UserError("'chosen' and 'rejected' begin with messages, and 'instruction' stands there too: leave one out")
+        raise UserError("'chosen' and 'rejected' contain the prompt's messages in addition to 'instruction': remove one of them")
     return {**record, "prompt": shared, "chosen": chosen[common:], "rejected": rejected[common:]}
 
 
 def preference_rows(data: Conversations, style: str) -> tuple["datasets.Dataset", int]:
-    """Rows of `prompt`, `chosen` and `rejected`, each a list of messages, and how many pairs of equal replies were left out.
+    """Rows of `prompt`, `chosen` and `rejected`, each a list of messages, and the number of removed pairs of equal replies.
 
-    Where a pair has `tools`, a fourth column holds them, as TRL reads it. Columns are JSON: as structs, Arrow would give each message the
-    keys of all others, and each call of a tool the arguments of all others, which templates write as null.
+    `tools` are stored in a fourth column, as in TRL. Columns are JSON: as structs, Arrow would add the keys of all messages to each message
+    and the arguments of all tool calls to each call, which templates would render as null.
 
     >>> pair = {"instruction": "Greet.", "input": "", "chosen": "Hello.", "rejected": "What?"}
     >>> preference_rows(Conversations([pair], ["row 0"]), "alpaca")[0][0]["rejected"]
@@ -144,18 +156,19 @@ def prompt_of(record: Mapping[str, Any], style: str) -> list[Message]:
     return [*opening_messages(record), *([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)]
 
 
-def refuse_unsaid_pairs(rows: Mapping[str, "datasets.Dataset"], tokenizer: "PreTrainedTokenizerBase", style: str) -> None:
-    """
+def refuse_omissions_in_pairs(rows: Mapping[str, "datasets.Dataset"], tokenizer: "PreTrainedTokenizerBase", style: str) -> None:
+    """Refuse pairs of which the chat template omits a part.
+
     Raises:
-        UserError: the chat template writes less than a pair holds; names split, pair and what it leaves out.
+        UserError: names split, pair and the omitted parts.
     """
-    from ..inference.chat_template import unsaid_parts
+    from ..inference.chat_template import omitted_parts
 
     for split, part in rows.items():
         for number, row in enumerate(part):
             for key in ("chosen", "rejected"):
-                if left_out := unsaid_parts(tokenizer, [*row["prompt"], *row[key]], row.get("tools")):
+                if left_out := omitted_parts(tokenizer, [*row["prompt"], *row[key]], row.get("tools")):
                     raise UserError(
-                        f"pair {number} of the {split} split: the chat template of --prompt_style {style} leaves out "
-                        f"{', '.join(left_out)}: choose one that writes it, such as the model's own (tokenizer)"
+                        f"pair {number} of the {split} split: the chat template of --prompt_style {style} omits "
+                        f"{', '.join(left_out)}: choose one that includes it, such as the model's own (tokenizer)"
                     )

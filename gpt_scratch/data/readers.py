@@ -1,8 +1,8 @@
 """Documents from files: txt, jsonl, json, csv, tsv and parquet, or a `datasets` name or directory, in memory or streamed.
 
-A document is one txt file, or one row of the other formats; where the end-of-text mark separates documents in the text, the text between
-two marks. It is read as pieces of about `PIECE_CHARACTERS`, and never more than `LONGEST_PIECE`, so that a file of any size is read,
-tokenized and cached in constant memory.
+A document is one txt file, or one row of the other formats; if an end-of-text mark separates documents in the text, it is the text between
+two marks. It is read in pieces of about `PIECE_CHARACTERS`, at most `LONGEST_PIECE`, so that files of any size are read, tokenized and
+cached in constant memory.
 """
 
 import re
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError
-from .opening import TABLE_SUFFIXES, Faults, Reading, check_files, read_text, say, suffix_of
-from .tables import Row, find_column, read_table, rows_of_stream
+from .opening import TABLE_SUFFIXES, Faults, Reading, check_files, print_once, read_text, suffix_of
+from .tables import Row, find_column, no_column, read_table, rows_of_stream
 
-PIECE_CHARACTERS = 1 << 13  # tokenizers are several times as fast on short texts, and use all cores on many
-LONGEST_PIECE = 1 << 16  # text without spaces or lines: base64, minified code, some scripts
+PIECE_CHARACTERS = 1 << 13  # tokenizers are several times faster on short texts, and use all cores for many texts
+LONGEST_PIECE = 1 << 16  # for text without spaces or lines: base64, minified code, some scripts
 CUTTING_PLACE = re.compile(r"(?<=\S)(?= \S)|(?<=\S\n)(?=\S)")
 END_OF_WORD = re.compile(r"(?<=[^\W_])(?=\s)")
 
@@ -35,14 +35,14 @@ def read_pieces(
     end_mark: str | None = None,
     at_once: bool = False,
 ) -> Iterator[Piece]:
-    """The documents of `files`, in order, as pieces; constant memory whatever their size (a list in a `.json` excepted).
+    """The documents of `files`, in order, as pieces, in constant memory (except a list in a `.json`).
 
     Args:
-        end_mark: a string that ends a document wherever it stands in the text; it stays the end of that document's text.
-        at_once: raise at the first fault of a table, for streams; else all of a file's faults are reported at its end.
+        end_mark: a string that ends a document wherever it occurs in the text; it is kept at the end of the document.
+        at_once: raise at the first fault of a table, for streams; otherwise all faults are reported at the end of the file.
 
     Raises:
-        UserError: bytes of another encoding, broken rows, a missing text column, rows without text; names file and places.
+        UserError: wrong encoding, invalid rows, a missing text column, rows without text; names file and locations.
     """
     reading = reading or Reading()
     for name in check_files(files):
@@ -76,7 +76,7 @@ def texts_of_table(
     """The text of each row of a file, as [`texts_of_rows`]; a tsv without a header holds label and text.
 
     Args:
-        at_once: raise at the first fault; else all are reported at the end.
+        at_once: raise at the first fault; otherwise all are reported at the end.
     """
     faults = Faults(at_once)
     rows = read_table(name, reading=reading, faults=faults, columns=[text_column])
@@ -89,16 +89,16 @@ def texts_of_rows(
     """The text of each row.
 
     Args:
-        keep: called with all columns of a row before its text is given.
+        keep: called with all columns of a row before its text is yielded.
 
     Raises:
-        UserError: rows without the column, or with something other than text in it; names file and rows.
+        UserError: rows without the column, or with a value that is not a string; names file and rows.
     """
     empty = 0
     for name, number, values in rows:
         column = find_column(values, name, text_column)
         if column is None:
-            what = f"no column {text_column!r}: its columns are {', '.join(map(str, values))}; pass --text_column"
+            what = no_column(name, values, text_column, "text_column")
             if number == 0:  # and so in every row
                 raise UserError(f"{name} has {what}")
             faults.add(name, "row", number, what)
@@ -108,21 +108,21 @@ def texts_of_rows(
             faults.add(name, "row", number, f"{text_column!r} is {kind_of(text)}, not text")
         elif not text.strip() and reading.skip_empty:
             empty += 1
-        elif not faults.count:  # what comes after a fault is only read for the report
+        elif not faults.count:  # after a fault, rows are only read for the report
             if keep is not None:
                 keep(values)
             yield text
     if empty:
-        say(f"{empty:,} rows with an empty text were left out")
+        print_once(f"{empty:,} rows with an empty text were skipped")
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, in a word for a message: "missing" where it is null."""
+    """The type of a value for error messages; "missing" if it is null."""
     return "missing" if value is None else type(value).__name__
 
 
 def _parts(chunks: Iterator[str], end_mark: str | None) -> Iterator[tuple[str, bool]]:
-    """The text of documents in parts, each with whether its document ends there."""
+    """The text of documents in parts, each with whether the document ends there."""
     if end_mark is None:
         for chunk in chunks:
             yield chunk, False
@@ -134,23 +134,23 @@ def _parts(chunks: Iterator[str], end_mark: str | None) -> Iterator[tuple[str, b
         for part in whole:
             yield part + end_mark, True
             begun = False
-        known = max(0, len(rest) - len(end_mark) + 1)  # a mark may continue in the next chunk
+        known = max(0, len(rest) - len(end_mark) + 1)  # the mark may continue in the next chunk
         if known:
             yield rest[:known], False
             begun, rest = True, rest[known:]
-    if begun or rest.strip():  # white space after the last mark is no document
+    if begun or rest.strip():  # white space after the last mark is not a document
         yield rest, True
 
 
 def _cut(parts: Iterator[tuple[str, bool]]) -> Iterator[Piece]:
-    """Join the parts of a document and cut them near every PIECE_CHARACTERS, where the tokens of the pieces are the tokens of the whole.
+    """Join the parts of a document and cut them about every PIECE_CHARACTERS, at positions where cutting does not change the tokens.
 
-    That is before a single space between two visible characters, since GPT-2's pre-tokenization, and that of its successors, joins
-    such a space with what follows or keeps it alone; and after a single newline between two visible characters, which they
-    join with what precedes or keep alone, for scripts without spaces.
+    These are before a single space between two visible characters, since the pre-tokenization of GPT-2 and its successors joins such a
+    space with the following word or keeps it alone; and, for scripts without spaces, after a single newline between two visible
+    characters, which is joined with the preceding text or kept alone.
 
-    Where LONGEST_PIECE characters hold no such place, the text is cut at the last end of a word, or else at that length; there, and only
-    there, tokens may differ from those of the whole.
+    If LONGEST_PIECE characters contain no such position, the text is cut at the last end of a word, or else at that length; only there,
+    tokens may differ from those of the whole text.
     """
     buffer, searched = "", 0
     for part, ends in parts:
@@ -167,7 +167,7 @@ def _cut(parts: Iterator[tuple[str, bool]]) -> Iterator[Piece]:
                 break
             yield Piece(buffer[start:known], end=False)
             start = known
-        searched = max(0, len(buffer) - 2 - start)  # a place needs two characters after it
+        searched = max(0, len(buffer) - 2 - start)  # a cut needs two following characters
         buffer = buffer[start:]
         if ends:
             yield Piece(buffer, end=True)

@@ -1,8 +1,7 @@
-"""Records of conversations in every common form, normalized to one: a list of messages, with tools where there are any.
+"""Conversation records in all common formats, normalized to lists of messages with optional tools.
 
-Alpaca (`instruction`, `input`, `output`, with `system` and `history`), messages of OpenAI's form, ShareGPT (`conversations` of `from` and
-`value`), prompt and completion, and ready token ids. A key that carries content is used or refused by its name; keys that only describe a
-record are listed once as not used.
+Alpaca (`instruction`, `input`, `output`, with `system` and `history`), OpenAI messages, ShareGPT (`conversations` of `from` and `value`),
+prompt and completion, and token ids. A key with content is used or refused by name; metadata keys are listed once as unused.
 """
 
 import json
@@ -13,7 +12,7 @@ from typing import Any
 
 from ..errors import UserError
 from .examples import Examples
-from .opening import Faults, Reading, say
+from .opening import Faults, Reading, invalid_place, print_once, replaced
 from .readers import kind_of
 from .tables import RECORD_COLUMNS, read_table
 
@@ -21,16 +20,28 @@ Message = dict[str, Any]
 # ShareGPT's names of roles, and other common names.
 ROLES = {"system": "system", "user": "user", "assistant": "assistant", "tool": "tool", "human": "user", "gpt": "assistant",
          "chatgpt": "assistant", "bot": "assistant", "model": "assistant", "observation": "tool", "function": "tool",
-         "developer": "system", "function_call": "assistant"}  # fmt: skip
+         "developer": "system", "function_call": "assistant", "ai": "assistant", "chatbot": "assistant", "prompter": "user"}  # fmt: skip
 REASONING = ("reasoning_content", "reasoning", "thinking")
 MESSAGE_KEYS = {"role", "content", "tool_calls", "name", "tool_call_id", "weight", *REASONING}
-# Keys that describe a record or a message, and hold nothing to learn.
+# Metadata keys of records and messages, without training content.
 DESCRIPTIONS = {
     "id", "ids", "idx", "index", "uuid", "guid", "hash", "row", "split", "source", "sources", "dataset", "dataset_name", "origin",
     "category", "categories", "tag", "tags", "topic", "topics", "task", "task_type", "type", "language", "lang", "license", "licence",
     "url", "urls", "link", "created", "created_at", "timestamp", "date", "time", "model", "model_name", "generator", "author",
     "annotator", "prompt_id", "conversation_id", "message_id", "session_id", "length", "num_turns", "score_chosen", "score_rejected",
-    "model_response", "metadata", "meta", "__index_level_0__", "unnamed: 0", "",
+    "model_response", "metadata", "meta", "__index_level_0__", "unnamed: 0", "", "custom_id", "parallel_tool_calls", "title", "subset",
+    "domain", "quality", "difficulty", "intent", "score", "rating", "chosen_score", "rejected_score", "chosen_rating", "rejected_rating",
+    "rating_chosen", "rating_rejected", "chosen_model", "rejected_model", "skip_prompt_formatting", "views", "avatarurl", "user_id",
+}  # fmt: skip
+# Other names of a key, used where the record has none of the keys that mean the same.
+OTHER_NAMES = {
+    "conversation": ("conversations", {"conversations", "messages"}),
+    "functions": ("tools", {"tools"}),
+    "system_prompt": ("system", {"system"}),
+    **dict.fromkeys(("question", "query", "inputs"), ("instruction", {"instruction", "prompt", "input", "messages", "conversations"})),
+    **dict.fromkeys(("response", "answer", "targets"),
+                    ("output", {"output", "completion", "chosen", "rejected", "messages", "conversations"})),
+    "context": ("input", {"input", "messages", "conversations"}),
 }  # fmt: skip
 LISTS = ("messages", "conversations", "history", "tools", "input_ids", "labels", "attention_mask")  # written as JSON text in csv
 FORMS = (
@@ -40,13 +51,13 @@ FORMS = (
     ("input_ids", {"input_ids", "labels", "attention_mask"}),
 )
 
-# The text between instruction and input of an Alpaca record, which make up one user message.
+# Separator of instruction and input of an Alpaca record, which form one user message.
 INPUT_SEPARATORS = {"alpaca": "\n\n### Input:\n", "phi3": "\n", "chatml": "\n\n", "tokenizer": "\n\n"}
 
 
 @dataclass
 class Conversations(Examples):
-    """Records in the forms of [`normalized`], each with its place in its file (0 is the first) for messages."""
+    """Records as returned by [`normalized`], each with its location in the file (0 is the first) for error messages."""
 
     records: list[dict[str, Any]]
     places: list[str]
@@ -59,15 +70,15 @@ def read_records(
     reading: Reading | None = None,
     ignore_keys: Sequence[str] = (),
     kept_keys: Sequence[str] = (),
-    most: int | None = None,
+    max_rows: int | None = None,
 ) -> Conversations:
-    """Records from a file, a glob or a `datasets` name, each in the form that `check` gives it.
+    """Read records from a file, a glob or a `datasets` name, each normalized by `check`.
 
     Args:
-        check: takes a record without the keys that describe it, and raises [`UserError`] for what is wrong with it.
-        ignore_keys: keys that are not used, whatever they hold.
-        kept_keys: keys that the caller reads; they stay in the record as they are, as those do that describe it.
-        most: rows to read at most, for a look at a file.
+        check: normalizes a record without its metadata keys, and raises [`UserError`] for invalid ones.
+        ignore_keys: keys to ignore, whatever they contain.
+        kept_keys: keys that the caller uses; they stay in the record unchanged, like metadata keys.
+        max_rows: maximum number of rows to read, to inspect a file.
 
     Raises:
         UserError: names file, rows and keys of all faults (the first ten, and how many).
@@ -75,35 +86,45 @@ def read_records(
     reading, faults = reading or Reading(), Faults()
     records, places = [], []
     unused: dict[str, None] = {}
+    renamed: dict[str, str] = {}
     empty = 0
-    for file, number, row in islice(read_table(name, split, reading, faults, header=True), most):
+    for file, number, row in islice(read_table(name, split, reading, faults, header=True), max_rows):
         if reading.skip_empty and all(value is None or (isinstance(value, str) and not value.strip()) for value in row.values()):
             empty += 1
             continue
         try:
             record, description = without(row, ignore_keys, kept_keys, unused)
-            record = {**check(record), **description}
+            record = {**check(_by_our_names(record, renamed)), **description}
+            if (place := invalid_place(record)) is not None:  # within JSON that a text held
+                if not reading.replace_invalid:
+                    raise UserError(
+                        f"{place!r} contains a lone surrogate, which is invalid text (often half of an emoji): fix the row, or pass "
+                        "--replace_invalid"
+                    )
+                record = replaced(record)
         except UserError as error:
-            faults.add(file, "row", number, str(error))
+            faults.add(file, "row", number, str(error) + (f" ({_said_of(renamed)})" if renamed else ""))
             continue
         records.append(record)
         places.append(f"{file} row {number}")
     faults.check()
     if not records:
-        raise UserError(f"{name} holds no records")
+        raise UserError(f"{name} contains no records")
     if empty:
-        say(f"{name}: {empty:,} empty rows were left out")
+        print_once(f"{name}: {empty:,} empty rows were skipped")
     if unused:
-        say(f"{name}: keys that are not used: {', '.join(map(repr, unused))}")
+        print_once(f"{name}: unused keys: {', '.join(map(repr, unused))}")
+    if renamed:
+        print_once(f"{name}: {_said_of(renamed)}")
     return Conversations(records, places)
 
 
 def without(
     row: Mapping[str, Any], ignore_keys: Iterable[str], kept_keys: Iterable[str], unused: dict[str, None]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A row without keys that are null or ignored, and those apart that only describe it; these are noted in `unused`.
+    """Split a row into its content keys and its metadata keys, which are added to `unused`; null and ignored keys are dropped.
 
-    Known keys are found in any case, and with spaces around them.
+    Known keys are matched in any case, ignoring surrounding spaces.
     """
     record: dict[str, Any] = {}
     description: dict[str, Any] = {}
@@ -117,7 +138,9 @@ def without(
             description[name] = value
         elif name in ignore_keys:
             unused[name] = None
-        elif name.lower() in DESCRIPTIONS or (name == "text" and _repeats(value, row)):
+        elif not known and value in ("", [], {}):
+            continue
+        elif name.lower().replace("-", "_") in DESCRIPTIONS or _repeats(name, value, row):
             unused[name], description[name] = None, value
         else:
             record[name] = _parsed(value, name) if name in LISTS else value
@@ -129,10 +152,37 @@ def without(
     return record, description
 
 
-def _repeats(value: Any, row: Mapping[str, Any]) -> bool:
-    """Whether a text is the record again, rendered as a prompt, as in Stanford Alpaca's data."""
+def _said_of(renamed: Mapping[str, str]) -> str:
+    return ", ".join(f"{theirs!r} is read as {ours!r}" for theirs, ours in renamed.items())
+
+
+def _by_our_names(record: dict[str, Any], renamed: dict[str, str]) -> dict[str, Any]:
+    """The record with the keys of [`OTHER_NAMES`] under ours; these are noted in `renamed`."""
+    result: dict[str, Any] = {}
+    for key, value in record.items():
+        ours, same = OTHER_NAMES.get(key.lower(), (key, set()))
+        if ours == key or same & record.keys() or ours in result:
+            result[key] = value
+            continue
+        if ours == "instruction" and "chosen" in record:
+            ours = "prompt"
+        elif ours == "output" and "prompt" in record:
+            ours = "completion"
+        result[ours] = _parsed(value, key) if ours in LISTS else value
+        renamed[key] = ours
+    return result
+
+
+def _repeats(name: str, value: Any, row: Mapping[str, Any]) -> bool:
+    """Whether a text is there again: the record as a prompt, as in Stanford Alpaca's data, or the content of one of its messages."""
+    if not isinstance(value, str):
+        return False
+    messages = row.get("messages", row.get("conversations"))
+    if isinstance(messages, (list, tuple)):
+        contents = [message.get("content", message.get("value")) for message in messages if isinstance(message, Mapping)]
+        return value.strip() in [content.strip() for content in contents if isinstance(content, str)] and "chosen" not in row
     parts = [row.get("instruction"), row.get("output")]
-    return isinstance(value, str) and all(isinstance(part, str) and part in value for part in parts)
+    return name == "text" and all(isinstance(part, str) and part in value for part in parts)
 
 
 def _without(message: Any, ignore_keys: Iterable[str], unused: dict[str, None]) -> Any:
@@ -142,7 +192,7 @@ def _without(message: Any, ignore_keys: Iterable[str], unused: dict[str, None]) 
     for key, value in message.items():
         if key in ignore_keys or (key.lower() in DESCRIPTIONS and value is not None):
             unused[key] = None
-        elif value is not None or key in ("role", "content", "from", "value"):
+        elif value not in (None, [], {}) or key in ("role", "content", "from", "value"):
             kept[key] = value
     return kept
 
@@ -162,31 +212,34 @@ def _parsed(value: Any, key: str) -> Any:
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{key!r} is a text that is not valid JSON ({error})") from error
+        pythons = (
+            "; Python's own form has single quotes: write it by json.dumps" if value.lstrip().startswith(("[{'", "['")) else ""
+        )
+        raise UserError(f"{key!r} is a string that is not valid JSON ({error}){pythons}") from error
 
 
 def normalized(record: Mapping[str, Any]) -> dict[str, Any]:
-    """An instruction record in one of four forms: `messages`, `instruction` and `output`, `prompt` and `completion`, or `input_ids` and
-    `labels`; ShareGPT becomes messages.
+    """Normalize an instruction record to one of four formats: `messages`, `instruction` and `output`, `prompt` and `completion`, or
+    `input_ids` and `labels`; ShareGPT is converted to messages.
 
     Raises:
-        UserError: names the key: missing, of another kind, or with content that no form has.
+        UserError: names a key that is missing, has a wrong type, or is unknown.
     """
     record = {key: value for key, value in record.items() if value is not None}
     if "conversations" in record:
         if "messages" in record:
-            raise UserError("'messages' and 'conversations' are both there: leave one out")
+            raise UserError("the record has both 'messages' and 'conversations': remove one of them")
         record["messages"] = record.pop("conversations")
     form, known = next((found for found in FORMS if found[0] in record), ("", set()))
     if not form:
         raise UserError(
-            f"the keys are {', '.join(map(str, record))}: instruction and output, messages or conversations, prompt and completion, or "
-            "input_ids and labels are needed"
+            f"the keys are {', '.join(map(str, record))}: expected instruction and output, messages or conversations, prompt and "
+            "completion, or input_ids and labels"
         )
     refuse_unknown(record, known)
     if record.get("weight", 1) != 1:
         raise UserError(
-            f"'weight' is {record['weight']!r}: whole records cannot be weighted; repeat the record, or pass --ignore_keys weight"
+            f"'weight' is {record['weight']!r}: records cannot be weighted; repeat the record, or pass --ignore_keys weight"
         )
     record.pop("weight", None)
     if form == "input_ids":
@@ -203,9 +256,9 @@ def normalized(record: Mapping[str, Any]) -> dict[str, Any]:
     if form == "messages":
         record["messages"] = checked_messages(record["messages"], "messages")
         if not any(message["role"] == "assistant" for message in record["messages"]):
-            raise UserError("messages hold no reply (role assistant), so there is nothing to learn")
+            raise UserError("messages contain no reply (role assistant) to train on")
         if "system" in record and record["messages"][0]["role"] == "system":
-            raise UserError("there are 'system' and a first message of the role system: leave one out")
+            raise UserError("the record has both 'system' and a first message with the role system: remove one of them")
     elif form == "instruction":
         for key in ("instruction", "output", "input"):
             value = record.get(key, "" if key == "input" else None)
@@ -221,10 +274,25 @@ def normalized(record: Mapping[str, Any]) -> dict[str, Any]:
     return record
 
 
-def check_tools(record: Mapping[str, Any]) -> None:
-    """
+def question(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record whose last reply is the reference that a computed reward compares with.
+
     Raises:
-        UserError: `tools` that are no list of objects.
+        UserError: as [`normalized`]; token ids or tools, which TRL's GRPO does not write into prompts.
+    """
+    result = normalized(record)
+    if "input_ids" in result:
+        raise UserError("it contains token ids: --reward needs records of text")
+    if result.get("tools"):
+        raise UserError("it contains 'tools', which TRL's GRPO does not support: pass --ignore_keys tools")
+    return result
+
+
+def check_tools(record: Mapping[str, Any]) -> None:
+    """Check the `tools` of a record.
+
+    Raises:
+        UserError: `tools` is not a list of objects.
     """
     if "tools" in record and not (
         isinstance(record["tools"], list) and all(isinstance(tool, Mapping) for tool in record["tools"])
@@ -233,14 +301,15 @@ def check_tools(record: Mapping[str, Any]) -> None:
 
 
 def refuse_unknown(values: Mapping[str, Any], known: Iterable[str], of: str = "") -> None:
-    """
+    """Refuse keys that are not used.
+
     Raises:
-        UserError: names the keys that no form has, and the flag that leaves them out.
+        UserError: names the unknown keys, and the flag that ignores them.
     """
     unknown = [str(key) for key in values if key not in known]
     if unknown:
         raise UserError(
-            f"{of}{'keys' if len(unknown) > 1 else 'key'} {', '.join(map(repr, unknown))} not understood, and would be lost: "
+            f"{of}unknown {'keys' if len(unknown) > 1 else 'key'} {', '.join(map(repr, unknown))}, which would be lost: "
             f"rename, or pass --ignore_keys {' '.join(unknown)}"
         )
 
@@ -260,21 +329,21 @@ def _exchange(pair: Any) -> tuple[str, str]:
 def _check_ids(record: Mapping[str, Any]) -> None:
     for key in ("input_ids", "labels"):
         if not isinstance(record.get(key), list) or not record[key] or any(type(value) is not int for value in record[key]):
-            raise UserError(f"{key!r} must be a list of whole numbers that is not empty")
+            raise UserError(f"{key!r} must be a non-empty list of integers")
     if len(record["input_ids"]) != len(record["labels"]):
         raise UserError(f"{len(record['input_ids'])} input_ids but {len(record['labels'])} labels")
     if any(value != 1 for value in record.get("attention_mask", [])):
-        raise UserError("'attention_mask' masks tokens: leave padding out of input_ids and labels")
+        raise UserError("'attention_mask' masks tokens: remove padding from input_ids and labels")
 
 
 def checked_messages(messages: Any, key: str) -> list[Message]:
-    """Messages of `role` and `content`, from OpenAI's or ShareGPT's form.
+    """Convert messages of OpenAI's or ShareGPT's format to `role` and `content`.
 
     Raises:
-        UserError: names the message and what is wrong with it.
+        UserError: names the invalid message and the reason.
     """
     if not isinstance(messages, list) or not messages:
-        raise UserError(f"{key} must be a list of messages that is not empty")
+        raise UserError(f"{key} must be a non-empty list of messages")
     return [_checked_message(message, f"{key}: message {number}") for number, message in enumerate(messages)]
 
 
@@ -286,9 +355,11 @@ def _checked_message(message: Any, place: str) -> Message:
         if theirs in message and ours not in message:
             message[ours] = message.pop(theirs)
     if not isinstance(message.get("role"), str):
-        raise UserError(f"{place} needs the strings role and content")
+        raise UserError(f"{place} needs the strings role and content; its keys are {', '.join(map(str, message))}")
     if (role := ROLES.get(message["role"].lower())) is None:
         raise UserError(f"{place} has the role {message['role']!r}; use system, user, assistant or tool")
+    if isinstance(message.get("function_call"), Mapping) and "tool_calls" not in message:  # OpenAI's form before tools
+        message["tool_calls"] = [message.pop("function_call")]
     refuse_unknown(message, MESSAGE_KEYS, of=f"{place}: ")
     content = message.get("content")
     if message["role"] == "function_call":
@@ -313,7 +384,7 @@ def _checked_message(message: Any, place: str) -> Message:
             result[name] = message[name]
     if (weight := message.get("weight", 1)) != 1:
         if weight != 0 or role != "assistant":
-            raise UserError(f"{place} has the weight {weight!r}: only 0 is understood, of a reply that is not to be learned")
+            raise UserError(f"{place} has the weight {weight!r}: only 0, which excludes a reply from training, is supported")
         result["weight"] = 0
     return result
 
@@ -325,8 +396,10 @@ def _text_of_part(part: Any, place: str) -> str:
         rest = {key for key, value in part.items() if value is not None} - {"type", "text"}
         if part.get("type", "text") in ("text", "input_text", "output_text") and isinstance(part.get("text"), str) and not rest:
             return part["text"]
-        raise UserError(f"{place} holds a part of type {str(part.get('type'))!r}: only text is understood")
-    raise UserError(f"{place} holds a part that is {kind_of(part)}, not an object")
+        if rest and isinstance(part.get("text"), str):
+            raise UserError(f"{place} has a part with {', '.join(map(repr, sorted(rest)))}, which is not supported: remove it")
+        raise UserError(f"{place} has a part of type {str(part.get('type'))!r}: only text is supported")
+    raise UserError(f"{place} has a part that is {kind_of(part)}, not an object")
 
 
 def _call_of_text(text: Any, place: str) -> Any:
@@ -337,7 +410,7 @@ def _call_of_text(text: Any, place: str) -> Any:
 
 
 def _checked_call(call: Any, place: str) -> dict[str, Any]:
-    """A call as chat templates expect it: arguments as an object."""
+    """A tool call in the form that chat templates expect, with arguments as an object."""
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise UserError(f"{place}: a tool call needs a function with a name")
@@ -354,7 +427,7 @@ def _checked_call(call: Any, place: str) -> dict[str, Any]:
 
 
 def opening_messages(record: Mapping[str, Any]) -> list[Message]:
-    """The messages that `system` and `history` of a record stand for, before its own.
+    """The messages for `system` and `history` of a record, which precede its own.
 
     >>> opening_messages({"system": "Be brief.", "history": [["Hi", "Hello"]]})[1:]
     [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello'}]
@@ -366,7 +439,7 @@ def opening_messages(record: Mapping[str, Any]) -> list[Message]:
 
 
 def to_messages(record: Mapping[str, Any], style: str) -> list[Message]:
-    """A record as messages; instruction and input of an Alpaca record are joined as `style` has them.
+    """Convert a record to messages; instruction and input of an Alpaca record are joined according to `style`.
 
     >>> to_messages({"instruction": "Add.", "input": "1 2", "output": "3"}, "phi3")
     [{'role': 'user', 'content': 'Add.\\n1 2'}, {'role': 'assistant', 'content': '3'}]
@@ -390,7 +463,7 @@ def to_messages(record: Mapping[str, Any], style: str) -> list[Message]:
 
 
 def empty_replies(messages: Sequence[Message]) -> list[int]:
-    """Numbers of the replies that say nothing and call no tool."""
+    """Indices of replies without content and tool calls."""
     return [
         i
         for i, message in enumerate(messages)

@@ -1,1 +1,1 @@
-"""A page to try models in the browser: `python -m gpt_scratch.demo --model DIR`. Needs the extra `demo`."""
+"""A web page to try models: `python -m gpt_scratch.demo --model DIR`. Needs the extra `demo`."""

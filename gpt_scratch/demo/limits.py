@@ -1,4 +1,4 @@
-"""Limits on the input of a visitor. The sliders show the same bounds, but a request can skip them, so each value is checked here."""
+"""Limits on user input. The sliders have the same limits, but a request can bypass them, so each value is checked here."""
 
 import html
 import re
@@ -33,7 +33,7 @@ LOWEST_TEMPERATURE = 0.01
 WHOLE = ("max_new_tokens", "top_k", "seed")
 
 
-def check_text(text: Any, most: int = MAX_CHARACTERS) -> str:
+def check_text(text: Any, max_characters: int = MAX_CHARACTERS) -> str:
     """A text as it is.
 
     Raises:
@@ -41,8 +41,8 @@ def check_text(text: Any, most: int = MAX_CHARACTERS) -> str:
     """
     if not isinstance(text, str):
         raise UserError(f"a text is expected, not {type(text).__name__}")
-    if len(text) > most:
-        raise UserError(f"the text has {len(text):,} characters; this page takes {most:,}")
+    if len(text) > max_characters:
+        raise UserError(f"the text has {len(text):,} characters; this page takes {max_characters:,}")
     check_unicode(text)
     return text
 

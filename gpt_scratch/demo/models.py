@@ -57,13 +57,13 @@ def load_model(name: str) -> LoadedModel:
     return LoadedModel(*(load_classifier(name) if is_classifier else load_language_model(name)), is_classifier)
 
 
-def text_ids(loaded: LoadedModel, text: str, most: int = MAX_CHARACTERS) -> list[int]:
+def text_ids(loaded: LoadedModel, text: str, max_characters: int = MAX_CHARACTERS) -> list[int]:
     """The tokens of a text to look at; special tokens that are written in it are its characters, as in prompts.
 
     Raises:
-        UserError: a text of more than `most` characters, or none at all.
+        UserError: a text of more than `max_characters` characters, or none at all.
     """
-    return encode_text(loaded.tokenizer, check_text(text, most))["input_ids"]
+    return encode_text(loaded.tokenizer, check_text(text, max_characters))["input_ids"]
 
 
 @dataclass(frozen=True)

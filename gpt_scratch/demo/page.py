@@ -1,4 +1,4 @@
-"""The page itself, in Gradio: generation, next-token probabilities, attention, tokenizers, classifier, chat.
+"""The page in Gradio: generation, next-token probabilities, attention, tokenizers, classifier, chat.
 
 All input of a visitor is checked in the functions here (see `limits`), since a request can skip the sliders.
 """
@@ -190,7 +190,13 @@ def _sampling_controls(prefix: str) -> list[gr.Slider | gr.Number]:
     with gr.Accordion("sampling", open=prefix == "generate"):
         return [
             _slider("max_new_tokens", 60, 1, "new tokens at most", f"{prefix}-tokens"),
-            _slider("temperature", 0.8, 0.05, "temperature (0: most likely)", f"{prefix}-temperature"),
+            _slider(
+                "temperature",
+                0.8,
+                0.05,
+                "temperature (0: always the likeliest; top-k, top-p and min-p then change nothing)",
+                f"{prefix}-temperature",
+            ),
             _slider("top_k", 50, 1, "top-k (0: off)", f"{prefix}-top-k"),
             _slider("top_p", 1, 0.01, "top-p (1: off)", f"{prefix}-top-p"),
             _slider("min_p", 0, 0.01, "min-p (0: off)", f"{prefix}-min-p"),

@@ -1,1 +1,1 @@
-"""Measuring models: perplexity, classification metrics, judged replies."""
+"""Evaluation: perplexity, classification metrics, replies and their judge."""

@@ -1,4 +1,4 @@
-"""One question to a server as JSON over HTTP, and its answer, within a deadline and a size, from that server only."""
+"""A JSON request over HTTP with limits on time and size of the response, without redirects."""
 
 import http.client
 import json

@@ -1,4 +1,4 @@
-"""Figures of a classifier over a whole split: accuracy, precision, recall, F1, confusion matrix, ROC AUC, calibration."""
+"""Metrics of a classifier over a whole split: accuracy, precision, recall, F1, confusion matrix, ROC AUC, calibration."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ def classification_metrics(scores: np.ndarray, references: np.ndarray, bins: int
 
 @dataclass
 class ClassFigures:
-    """What a classifier makes of one class: texts that have it, texts that are given it, and the three rates."""
+    """Metrics of one class: number of texts with this label, number of predictions, and the three rates."""
 
     name: str
     texts: int

@@ -1,4 +1,4 @@
-"""Another language model as judge of replies, over Ollama's API or any OpenAI-compatible endpoint.
+"""A language model as judge of replies, with Ollama's API or an OpenAI-compatible endpoint.
 
 Two rubrics: the published prompt for 0 to 100 (Raschka, "Build a Large Language Model (From Scratch)", chapter 7), and a graded one
 from 1 to 5. Temperature 0 and a fixed seed. Every answer is appended to a file as it comes, so that a run that was killed resumes
@@ -135,7 +135,8 @@ class Judge:
         raise AssertionError("the loop returns or raises")
 
     def _ask_once(self, prompt: str) -> str:
-        """
+        """The answer to one request, without retries.
+
         Raises:
             Unreachable, Unusable, UserError: no answer; none that can be used; the server refuses the question.
         """

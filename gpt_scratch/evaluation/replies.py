@@ -1,4 +1,4 @@
-"""Replies of a model to prompts, and how close they are to the reference: exact match and ROUGE-L."""
+"""Generates replies to prompts and compares them with references: exact match and ROUGE-L."""
 
 import re
 from collections.abc import Sequence
@@ -59,7 +59,7 @@ def generate_replies(
 
 
 def exact_match(reply: str, reference: str) -> bool:
-    """Equal but for case and surrounding white space."""
+    """Whether reply and reference are equal, ignoring case and surrounding white space."""
     return reply.strip().lower() == reference.strip().lower()
 
 

@@ -1,7 +1,7 @@
-"""Rewards that are computed and not learned: what a reply is worth, given the question and its reference.
+"""Computed rewards: functions of a question, a reply and a reference.
 
 For GRPO (`training/preferences.py`) and for the best of several replies (`accuracy.py`). A reward is one of [`REWARDS`], or a function of a
-file that the user names. A reply that the end-of-text token did not end gets 0 from each: what is cut off is no answer.
+file given by the user. A reply that does not end with the end-of-text token gets 0 from each, since it is truncated.
 """
 
 import importlib.util
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..conflicts import check_rewards
 from ..errors import UserError, one_line
 from .replies import exact_match
 
@@ -69,7 +70,8 @@ class Reward:
     function: RewardFunction
 
     def __call__(self, prompt: list[dict[str, Any]], reply: str, reference: str, ended: bool = True) -> float:
-        """
+        """The reward of a reply.
+
         Raises:
             UserError: the user's function fails, or returns no finite number.
         """
@@ -98,18 +100,12 @@ def load_rewards(names: Sequence[str]) -> list[Reward]:
     Raises:
         UserError: an unknown name, one that is given twice, a file that cannot be run, or that has no such function.
     """
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"--reward {name} is given twice: give it once, with a weight (--reward_weights)")
+    check_rewards(names)
     return [Reward(name, REWARDS[name]) if name in REWARDS else _from_file(name) for name in names]
 
 
 def _from_file(name: str) -> Reward:
-    path, colon, function = name.rpartition(":")
-    if not colon or not path.endswith(".py"):
-        raise UserError(f"--reward {name} is unknown: use {', '.join(REWARDS)}, or path/to/file.py:function")
-    if not Path(path).is_file():
-        raise UserError(f"--reward {name}: there is no file {path}")
+    path, _, function = name.rpartition(":")
     spec = importlib.util.spec_from_file_location(f"reward_{Path(path).stem}", path)
     assert spec is not None and spec.loader is not None  # it ends in .py
     module = importlib.util.module_from_spec(spec)
@@ -124,7 +120,8 @@ def _from_file(name: str) -> Reward:
 
 
 def check_references(rewards: Sequence[Reward], references: Sequence[str], places: Sequence[str]) -> None:
-    """
+    """Check that the rewards can be computed from the references.
+
     Raises:
         UserError: a reference that no reply could satisfy; names its place.
     """

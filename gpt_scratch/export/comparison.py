@@ -1,4 +1,4 @@
-"""What every export ends with: the largest difference to the model that it came from."""
+"""Verification of exports: the largest difference of logits from the original model."""
 
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -1,12 +1,11 @@
-"""GGUF, the format of llama.cpp and of what is built on it: the weights in the layout of GPT-2, Llama or Qwen 2 or 3, and the tokenizer,
-in one file.
+"""Export to GGUF, the format of llama.cpp: weights in the layout of GPT-2, Llama or Qwen 2 or 3, and the tokenizer, in one file.
 
 Names, keys and the order of rows are those of llama.cpp's `convert_hf_to_gguf.py`; the file is written with its `gguf` package, one
 tensor at a time. Matrices lie as in nn.Linear, (out, in), in every layout. Llama's query and key rows are reordered: for it, llama.cpp
 rotates neighbouring pairs of a head, the Hub's Llama pairs that lie half a head apart. Qwen's stay.
 
-transformers reads the file back, its settings too, so that a wrong one shows. What the file cannot carry, or the reader would
-drop silently, is refused by name.
+The file, including its settings, is read back with transformers and compared. Settings that the file cannot represent, or that the reader
+would silently ignore, are refused by name.
 """
 
 import gc
@@ -85,7 +84,8 @@ def export_gguf(model_directory: str, output: str, type: str = "f32", modelfile:
 
 
 def check_checkpoint(checkpoint: Checkpoint, name: str) -> None:
-    """
+    """Check that a checkpoint can be exported.
+
     Raises:
         UserError: not a language model of this package with a tokenizer.
     """
@@ -116,7 +116,8 @@ def target_of(config: GPTScratchConfig) -> str:
 
 
 def refuse_settings(config: GPTScratchConfig, target: str) -> None:
-    """
+    """Refuse a configuration that the layout or its GGUF file cannot express.
+
     Raises:
         UserError: settings that the layout or the file cannot express; names each.
     """
@@ -314,7 +315,8 @@ def read_back(path: Path, reference: Callable[[], PreTrainedModel]) -> Compariso
 
 
 def compare_tokenizers(path: Path, tokenizer: PreTrainedTokenizerBase) -> str:
-    """
+    """Compare the tokenizer in the file with the original; returns a line about the result.
+
     Raises:
         UserError: the tokenizer in the file gives other ids.
     """

@@ -1,4 +1,4 @@
-"""ollama's Modelfile for an exported GGUF file: where the weights are, the chat template in Go's template language, and what ends a reply.
+"""Writes ollama's Modelfile for an exported GGUF file: path of the weights, chat template in Go's template language, stop tokens.
 
 ollama does not read the Jinja template in a GGUF file. A Go template is made of what ours writes for a few conversations: the texts around
 each role's content. It is kept only if putting these together again gives, for other conversations, what ours gives.

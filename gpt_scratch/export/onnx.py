@@ -1,4 +1,4 @@
-"""ONNX by transformers' exporter; ONNX Runtime runs the graph beside the model, in other shapes than it was exported with.
+"""Export to ONNX with transformers' exporter; the graph is verified with ONNX Runtime for other shapes than the exported ones.
 
 The graph takes `input_ids` and `attention_mask`, (B, T) both, and gives logits: (B, T, V), or (B, L) of a classifier. It keeps no
 cache, so it is for scoring and classifying; generation with it computes every prefix anew.

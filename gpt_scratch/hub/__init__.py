@@ -1,1 +1,1 @@
-"""Publishing on the Hub: model cards that hold only what was measured, checks for secrets, uploads."""
+"""Publishing on the Hub: model cards with measured results, secret scanning, uploads."""

@@ -1,4 +1,4 @@
-"""Model cards, filled from a run's own `metrics.json` or `conversion.json`. What was not measured is left out.
+"""Model cards, generated from `metrics.json` or `conversion.json` of a run. They contain only measured results.
 
 The text is `model_card_template.md` beside this file, the metadata `huggingface_hub`'s `ModelCardData` and `EvalResult`.
 

@@ -1,4 +1,4 @@
-"""Which files of a directory go to the Hub, and which do not: the state of a training run, links, files of no use to others.
+"""Selects the files of a directory to upload: without training state, links, and files that are useless to others.
 
 A directory is complete when whoever downloads it can load it with transformers alone: `config.json`, safetensors, and each code file that
 the config's `auto_map` names. Pickles of a run (`training_args.bin`, which also holds this machine's paths) never go up.
@@ -51,7 +51,7 @@ def list_contents(folder: str | os.PathLike, with_training_state: bool = False, 
         name = path.relative_to(folder).as_posix()
         if not name.isprintable() and any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
             raise UserError(f"{str(path)!r}: the Hub takes no name with control characters, or that is not UTF-8: rename it")
-        reason = _reason_to_stay(folder, name, with_training_state, exclude)
+        reason = _exclusion_reason(folder, name, with_training_state, exclude)
         if reason is None and path.is_symlink():
             raise UserError(
                 f"{str(path)!r} is a link to {os.readlink(path)!r}: put the file itself there, or leave it out by --exclude {name!r}"
@@ -94,7 +94,7 @@ def _entries(folder: Path) -> Iterator[Path]:
         yield from (Path(root) / name for name in (*files, *links))
 
 
-def _reason_to_stay(folder: Path, name: str, with_training_state: bool, exclude: tuple[str, ...]) -> str | None:
+def _exclusion_reason(folder: Path, name: str, with_training_state: bool, exclude: tuple[str, ...]) -> str | None:
     parts = name.split("/")
     if any(fnmatch(part, pattern) for part in parts for pattern in NEVER):
         return "of no use to others"

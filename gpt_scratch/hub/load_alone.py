@@ -1,4 +1,4 @@
-"""Load checkpoint directories as a stranger does, with transformers and each directory's own code, and write their logits.
+"""Load checkpoint directories with transformers and their own code, without this package, and write their logits.
 
     python gpt_scratch/hub/load_alone.py LOGITS.safetensors DIR [DIR ...]
 

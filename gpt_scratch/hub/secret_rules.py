@@ -1,4 +1,4 @@
-"""What must not be published, as rules on bytes: tokens, keys and passwords, values of this environment's secrets, paths of a machine.
+"""Secret scanning rules on bytes: tokens, keys, passwords, values of secret environment variables, and local paths.
 
 The formats of some hundred services come from kingfisher (github.com/mongodb/kingfisher, Apache 2.0), run in this process and offline.
 None of its rules goes by entropy alone. The rules here are those that it lacks: it leaves out what it cannot verify with a service.

@@ -1,4 +1,4 @@
-"""Find what must not be published in the files of an upload: in texts and binary files, in what is packed and encoded in them, in names.
+"""Scans the files of an upload for secrets: text and binary files, compressed and encoded contents, and file names.
 
 Files are read in windows that overlap, so that a checkpoint of any size takes the memory of one window. Of binary data the printable
 runs are looked at; random weights hold none that a rule takes for a secret. A finding names its place, never its value.

@@ -1,4 +1,4 @@
-"""Checkpoints in a stock layout of transformers, for `push_to_hub.py --layout`: they hold no code, so that nobody has to trust any.
+"""Checkpoints in a stock layout of transformers, for `push_to_hub.py --layout`; they need no `trust_remote_code`.
 
 Weights, configuration, generation settings and tokenizer are written by the conversion, and its proof is that the stock class computes
 what this package's model does. The card then says so; metrics, plots and whatever else lies beside the weights come along.

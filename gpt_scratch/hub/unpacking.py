@@ -1,4 +1,4 @@
-"""What is packed in a file that goes to the Hub: the members of zip (which .pth, .npz and .docx are), tar, gzip, bzip2, xz and PDF.
+"""Reads the contents of compressed files in an upload: zip (including .pth, .npz and .docx), tar, gzip, bzip2, xz and PDF.
 
 They may lie within each other up to three deep. All is read as a stream; what unpacks to far more than it takes is refused.
 """

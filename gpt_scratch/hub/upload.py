@@ -1,4 +1,4 @@
-"""Upload a checkpoint directory to the Hub, in one commit that is there whole or not at all, and prove it by loading what comes back.
+"""Uploads a checkpoint directory to the Hub in a single atomic commit, and verifies it by downloading and loading it.
 
 Large files go first, each once: after an interruption the same call sends only what the Hub does not have. Sources: `huggingface_hub`'s
 `HfApi.create_commit` and the git-lfs batch API.

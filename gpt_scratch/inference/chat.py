@@ -1,4 +1,4 @@
-"""A conversation with a model in the terminal: history cut to the context, the reply streamed."""
+"""A conversation with a model: the history is truncated to the context length, the reply is streamed."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..errors import UserError, check_unicode
 from ..ranges import check_ranges
-from .chat_template import encode_chat, unsaid_parts
+from .chat_template import encode_chat, omitted_parts
 from .decoding import generation_settings
 from .generation import generate_ids, pad_left
 from .streaming import PrintableStreamer
@@ -17,14 +17,14 @@ from .streaming import PrintableStreamer
 def encode_conversation(
     tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], limit: int, start: Sequence[dict[str, str]] = ()
 ) -> tuple[list[int], list[dict[str, str]]]:
-    """Token ids of a conversation up to where the reply begins, without the oldest exchanges where it would be longer than `limit`.
+    """Token ids of a conversation up to the start of the reply; the oldest exchanges are dropped until it has at most `limit` tokens.
 
     Args:
-        messages: of user and assistant in turn; the last one is always kept.
-        limit: tokens of prompt that leave room for the reply.
-        start: messages before these that are always kept, as a system message.
+        messages: alternating user and assistant messages; the last one is always kept.
+        limit: maximum number of prompt tokens.
+        start: preceding messages that are always kept, such as a system message.
 
-    Returns the ids, more than `limit` only where the last message alone is too long, and the messages that are left.
+    Returns the ids, more than `limit` only if the last message alone is too long, and the remaining messages.
     """
     while True:
         ids = encode_chat(tokenizer, [*start, *messages], add_generation_prompt=True).ids
@@ -39,11 +39,11 @@ class Chat:
     Args:
         model: a causal language model in eval mode.
         tokenizer: with a chat template.
-        system: a system message that stays through every reset, or None.
-        max_new_tokens: of a reply; less where the model's positions end.
-        temperature: 0 takes the most likely token, else samples.
-        seed: of the sampling, set once.
-        prepared: the model went through `decoding.prepare_for_decoding`.
+        system: a system message that is kept in every reset, or `None`.
+        max_new_tokens: maximum length of a reply; shorter at the end of the model's positions.
+        temperature: 0 for greedy decoding, else sampling.
+        seed: seed of the sampling, set once.
+        prepared: `model` was prepared by `decoding.prepare_for_decoding`.
 
     Raises:
         UserError: no chat template, or no room for a reply of `max_new_tokens` within the model's positions.
@@ -70,40 +70,42 @@ class Chat:
         self.start = [{"role": "system", "content": system}] if system else []
         if system:
             check_unicode(system)
-            if unsaid_parts(tokenizer, [*self.start, {"role": "user", "content": "Hello"}]):
-                raise UserError("this model's chat template has no place for a system message: leave out --system")
+            if omitted_parts(tokenizer, [*self.start, {"role": "user", "content": "Hello"}]):
+                raise UserError("this model's chat template does not support a system message: leave out --system")
         self.messages: list[dict[str, str]] = []
         if seed is not None:
             set_seed(seed)
 
     def reset(self) -> None:
-        """Forget everything but the system message."""
+        """Clear the history, except the system message."""
         self.messages = []
 
     def prompt_ids(self) -> list[int]:
-        """Token ids of the conversation up to where the reply begins; the oldest exchanges are forgotten until a reply fits.
+        """Token ids of the conversation up to the start of the reply; the oldest exchanges are dropped until a reply fits.
 
         Raises:
-            UserError: the last message alone leaves no token for a reply; it is removed again.
+            UserError: the last message alone is too long for a reply; it is removed again.
         """
         ids, self.messages = encode_conversation(self.tokenizer, self.messages, self.limit - self.max_new_tokens, self.start)
         if len(ids) >= self.limit:
             self.messages = []
             raise UserError(
-                f"this message makes a prompt of {len(ids)} tokens, and the model's {self.limit} positions leave no room for a reply: "
+                f"the prompt with this message has {len(ids)} tokens, and the model's {self.limit} positions leave no room for a reply: "
                 "shorten it"
             )
         return ids
 
-    def say(self, text: str, stream: bool = True) -> str:
-        """The model's reply to `text`, printed as it grows with `stream`; both join the conversation."""
+    def reply(self, text: str, stream: bool = True) -> str:
+        """The model's reply to `text`, streamed to the terminal with `stream`; both are added to the conversation."""
         check_unicode(text)
         before = self.messages
         self.messages = [*before, {"role": "user", "content": text}]
         try:
             ids, end = self.prompt_ids(), self.tokenizer.eos_token_id
         except UserError:
-            if self.messages:  # too long, it has gone already; else the template cannot write it, and it must not stay
+            if (
+                self.messages
+            ):  # a message that is too long was removed already; one that the template cannot render must be removed, too
                 self.messages = before
             raise
         settings: dict[str, Any] = {"eos_token_id": end, "pad_token_id": end}

@@ -1,9 +1,9 @@
-"""Chat templates are programs written by a model's publisher: rendered in a process of their own, within limits of time and memory.
+"""Renders chat templates, which are untrusted programs, in a separate process with limits on time and memory.
 
-transformers' sandbox keeps a template from files and attributes; but one expression, `{{ (7**99999999) % 3 }}`, keeps the interpreter
-busy for minutes, and nothing in its process can end that: it is one operation, which no thread or signal interrupts. Another process can
-be killed, and its memory limited. transformers' own functions run there (`template_process.py`), so what comes out is what
-`apply_chat_template` gives anywhere else; the template is not even compiled here, since compiling evaluates its constants.
+transformers' sandbox denies access to files and attributes, but a single expression such as `{{ (7**99999999) % 3 }}` blocks the
+interpreter for minutes, and no thread or signal can interrupt it. A separate process can be killed, and its memory limited. It runs
+transformers' own functions (`template_process.py`), so the result is that of `apply_chat_template`. Templates are not even compiled in this
+process, since compiling evaluates constants.
 """
 
 import atexit
@@ -33,16 +33,16 @@ from transformers.utils import get_json_schema
 from ..errors import UserError, one_line
 from ..tokenization.special_tokens import encode_text, pattern_of, special_tokens
 
-SECONDS = 10.0  # of the processor for one rendering, which takes a fraction of a millisecond
-# Times as long by the clock: on a busy machine, or while the process is suspended by Ctrl-Z, nothing is rendered and the clock goes on.
-PATIENCE = 1 if sys.platform == "win32" else 6  # there processor time cannot be limited
-MEBIBYTES = 512  # of memory, beside what the process has when it starts; not limited on Windows
-MAX_CHARACTERS = 16 << 20  # of what a template writes
-# The functions of transformers that compile or run a template.
+SECONDS = 10.0  # CPU time limit of one rendering, which usually takes a fraction of a millisecond
+# Factor for the wall-clock limit: on a loaded machine, or while the process is suspended by Ctrl-Z, the clock runs without progress.
+PATIENCE = 1 if sys.platform == "win32" else 6  # CPU time cannot be limited on Windows
+MEBIBYTES = 512  # memory limit beyond the memory of the started process; not limited on Windows
+MAX_CHARACTERS = 16 << 20  # maximum length of the rendered text
+# The functions of transformers that compile or render a template.
 TEMPLATE_FUNCTIONS = ("render_jinja_template", "_get_template_literal_text", "_get_template_variables")
 REFUSED = "the tokenizer's chat template cannot be rendered"
 GENERATION = re.compile(r"\{%-?\s*generation\b")
-# What opens a turn in layouts that have no special token for it, so that the text alone cannot be told from a turn.
+# Strings that open a turn in formats without a special token for it, so that message text could be mistaken for a turn.
 TURN_MARKS = {
     "### Response:": ("\n\n### Instruction:\n", "\n\n### Response:\n", "\n\n### System:\n"),
     "<|assistant|>:": ("<|assistant|>:\n", "<|user|>\n", "<|system|>\n", "<|tool|>\n"),
@@ -50,7 +50,7 @@ TURN_MARKS = {
 
 
 def apply_chat_template(tokenizer: PreTrainedTokenizerBase, messages: list, **settings: Any) -> Any:
-    """`tokenizer.apply_chat_template(messages, **settings)`, with the template rendered in a process of its own.
+    """`tokenizer.apply_chat_template(messages, **settings)`, with the template rendered in a separate process.
 
     Raises:
         UserError: the template fails, or takes more than `SECONDS`, `MEBIBYTES` or `MAX_CHARACTERS`.
@@ -64,9 +64,9 @@ class EncodedChat:
     """A conversation as token ids.
 
     Attributes:
-        ids: of the tokens.
-        replies: for each token the number of the reply that it belongs to (0 is the first), or -1; empty where the template has no
-            `{% generation %}` markers, or a prompt was asked for.
+        ids: token ids.
+        replies: for each token, the index of its reply (0 is the first), or -1; empty if the template has no `{% generation %}` markers,
+            or for a prompt.
     """
 
     ids: list[int]
@@ -79,30 +79,31 @@ def encode_chat(
     tools: list | None = None,
     add_generation_prompt: bool = False,
 ) -> EncodedChat:
-    """A conversation as the chat template writes it, with special tokens inside its messages as characters.
+    """Encode a conversation with the chat template; special tokens inside messages are encoded as characters.
 
-    Where no message holds any, the ids are those of `tokenizer.apply_chat_template`. Where one does, it is put through the template as a
-    character of its own and written out behind it, so that a message can neither end a text nor open a turn.
+    Without special tokens in messages, the ids are those of `tokenizer.apply_chat_template`. Otherwise each of them is replaced by a
+    private-use character in the template's input and encoded as plain text in its output, so that a message can neither end the text nor
+    open a turn.
 
     Raises:
-        UserError: the template fails, or a message holds what opens a turn in a layout that has no special token for it.
+        UserError: the template fails, or a message contains a string that opens a turn in a format without a special token for it.
     """
     bound_chat_templates()
     template = tokenizer.get_chat_template(None, tools)
     tokens = special_tokens(tokenizer, template)
     for number, message in enumerate(messages):
         if add_generation_prompt and message.get("role") == "assistant":
-            continue  # what a model said stays as it said it
+            continue  # the model's own messages are not restricted
         if mark := turn_mark(template, tokens, str(message.get("content") or "")):
             raise UserError(
-                f"message {number} holds {mark!r}, which opens a turn in this prompt style and is no special token: reword it"
+                f"message {number} contains {mark!r}, which opens a turn in this prompt style and is not a special token: reword it"
             )
     given: dict[str, Any] = {"messages": list(messages), "tools": tools}
     written = "".join(_strings(given))
-    stand_ins: dict[str, str] = {}
+    placeholders: dict[str, str] = {}
     if any(token in written for token in tokens):
-        stand_ins = dict(zip(tokens, _unused_characters(written, len(tokens))))
-        given = _replaced(given, pattern_of(tokens), stand_ins)
+        placeholders = dict(zip(tokens, _unused_characters(written, len(tokens))))
+        given = _replaced(given, pattern_of(tokens), placeholders)
     marked = GENERATION.search(template) is not None and not add_generation_prompt
     [text], found = tokenization_utils_base.render_jinja_template(
         conversations=[[{key: value for key, value in message.items() if value is not None} for message in given["messages"]]],
@@ -113,8 +114,8 @@ def encode_chat(
         add_generation_prompt=add_generation_prompt,
         **tokenizer.special_tokens_map,
     )
-    if stand_ins:
-        ids, offsets = _encode_around(tokenizer, text, tokens, {character: token for token, character in stand_ins.items()})
+    if placeholders:
+        ids, offsets = _encode_around(tokenizer, text, tokens, {character: token for token, character in placeholders.items()})
     else:
         settings = {"add_special_tokens": False, "split_special_tokens": False, "return_offsets_mapping": marked}
         encoded = encode_text(tokenizer, text, **settings)
@@ -128,16 +129,16 @@ def encode_chat(
 
 
 def keep_content_text(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let `tokenizer.apply_chat_template(..., tokenize=True)` encode special tokens inside messages as characters, as [`encode_chat`]: for
-    libraries that call it."""
+    """Patch `tokenizer.apply_chat_template(..., tokenize=True)` to encode special tokens inside messages as characters, like
+    [`encode_chat`], for libraries that call it."""
     tokenizer.apply_chat_template = _ContentIsText(tokenizer)  # type: ignore[method-assign]
 
 
 class _ContentIsText:
-    """Stands in for a tokenizer's `apply_chat_template`."""
+    """Replacement for a tokenizer's `apply_chat_template`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self.tokenizer = copy.copy(tokenizer)  # whose own method is not replaced
+        self.tokenizer = copy.copy(tokenizer)  # keeps the original method
 
     def __call__(self, conversation: list, tools: list | None = None, chat_template: str | None = None, **settings: Any) -> Any:
         batch = bool(conversation) and isinstance(conversation[0], (list, tuple))
@@ -150,7 +151,7 @@ class _ContentIsText:
         known = {"tokenize", "return_dict", "add_generation_prompt"}
         if refused := [name for name, value in settings.items() if name not in known and value]:
             raise UserError(
-                f"a message holds a special token, which cannot be kept text with the setting {refused[0]}: reword it"
+                f"a message contains a special token, which cannot be encoded as text with the setting {refused[0]}: reword it"
             )
         tokenizer = copy.copy(self.tokenizer)
         tokenizer.chat_template = template
@@ -162,7 +163,7 @@ class _ContentIsText:
 
 
 def turn_mark(template: str, tokens: Sequence[str], content: str) -> str | None:
-    """What in `content` would open a turn, in a layout that opens turns by plain text; None where nothing does."""
+    """The string in `content` that would open a turn, in a format that opens turns with plain text; `None` if there is none."""
     for style, marks in TURN_MARKS.items():
         if style in template:
             return next((mark for mark in marks if mark in content + "\n" and not any(token in mark for token in tokens)), None)
@@ -177,33 +178,33 @@ def _strings(value: Any) -> list[str]:
 
 
 def _unused_characters(text: str, count: int) -> list[str]:
-    """Characters for private use that `text` does not hold."""
+    """Private-use characters that do not occur in `text`."""
     found = [character for code in range(0xF0000, 0xF0000 + count + len(text)) if (character := chr(code)) not in text]
     return found[:count]
 
 
-def _replaced(value: Any, pattern: re.Pattern[str], stand_ins: Mapping[str, str]) -> Any:
+def _replaced(value: Any, pattern: re.Pattern[str], placeholders: Mapping[str, str]) -> Any:
     if isinstance(value, str):
-        return pattern.sub(lambda found: stand_ins[found[0]], value)
+        return pattern.sub(lambda found: placeholders[found[0]], value)
     if isinstance(value, Mapping):
-        return {key: part if key == "role" else _replaced(part, pattern, stand_ins) for key, part in value.items()}
-    return [_replaced(part, pattern, stand_ins) for part in value] if isinstance(value, (list, tuple)) else value
+        return {key: part if key == "role" else _replaced(part, pattern, placeholders) for key, part in value.items()}
+    return [_replaced(part, pattern, placeholders) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def _encode_around(
     tokenizer: PreTrainedTokenizerBase, text: str, tokens: Sequence[str], token_of: Mapping[str, str]
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids of a rendered text, with the template's own special tokens as tokens and those that characters stand for written out.
+    """Encode a rendered text: special tokens of the template as tokens, replaced special tokens of messages as plain text.
 
     Returns:
-        The ids, and for each where its characters begin and end in `text`.
+        The ids, and for each the start and end of its characters in `text`.
     """
     ids: list[int] = []
     offsets: list[tuple[int, int]] = []
     special = set(special_tokens(tokenizer))
 
     def add(start: int, end: int) -> None:
-        """The plain text from `start` to `end`; added tokens that are not special are cut in two, as nothing else keeps them apart."""
+        """Encode the plain text from `start` to `end`; added tokens that are not special are split, to be encoded as characters."""
         part = ""
         places: list[int] = []
 
@@ -237,13 +238,13 @@ def _encode_around(
     return ids, offsets
 
 
-_UNSAID: dict[tuple, list[str]] = {}
+_OMITTED: dict[tuple, list[str]] = {}
 
 
-def unsaid_parts(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping], tools: list | None = None) -> list[str]:
-    """What of a conversation the chat template leaves out without a word: names of messages and of their keys.
+def omitted_parts(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping], tools: list | None = None) -> list[str]:
+    """The parts of a conversation that the chat template silently omits: names of messages and their keys.
 
-    Found by rendering a conversation of the same shape whose every part is a word of its own, once for each shape.
+    Found by rendering a conversation of the same structure with a unique word for each part, once per structure.
     """
     template = tokenizer.get_chat_template(None, tools)
     shape = tuple(
@@ -252,14 +253,14 @@ def unsaid_parts(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping]
             bool(str(message.get("content") or "").strip()),
             len(message.get("tool_calls") or []),
             bool(message.get("reasoning_content")),
-            bool(message.get("name")) and message["role"] != "tool",  # the name of a tool is said where it is called
+            bool(message.get("name")) and message["role"] != "tool",  # the name of a tool is part of the call
         )
         for message in messages
     )
     key = (template, bool(tools), shape)
-    if key not in _UNSAID:
-        _UNSAID[key] = _probe(tokenizer, shape, bool(tools))
-    return _UNSAID[key]
+    if key not in _OMITTED:
+        _OMITTED[key] = _probe(tokenizer, shape, bool(tools))
+    return _OMITTED[key]
 
 
 def _probe(tokenizer: PreTrainedTokenizerBase, shape: tuple, with_tools: bool) -> list[str]:
@@ -289,15 +290,15 @@ def _probe(tokenizer: PreTrainedTokenizerBase, shape: tuple, with_tools: bool) -
         expected["zqtool"] = "tools"
     try:
         text = apply_chat_template(tokenizer, messages, tools=tools, tokenize=False)
-    except UserError:  # what the template says of such a conversation is said of the conversation itself
+    except UserError:  # the same error is raised for the conversation itself
         return []
     return list(dict.fromkeys(name for mark, name in expected.items() if mark not in text))
 
 
 def bound_chat_templates() -> None:
-    """Let every `apply_chat_template` in this process render within the limits: for libraries that call it themselves.
+    """Patch transformers so that every `apply_chat_template` in this process renders within the limits, also when called by libraries.
 
-    A failure raises [`UserError`] there. Calling it again changes nothing.
+    Failures raise [`UserError`]. Calling it again has no effect.
     """
     for module in (tokenization_utils_base, processing_utils):
         for name in TEMPLATE_FUNCTIONS:
@@ -331,20 +332,20 @@ def _check_unicode(text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UserError(f"{REFUSED}: what it writes is not valid Unicode at character {error.start}") from error
+        raise UserError(f"{REFUSED}: its output is not valid Unicode at character {error.start}") from error
 
 
 class Renderer:
-    """The process in which templates are rendered: started when it is needed, kept between renderings, killed when one exceeds a limit."""
+    """The process that renders templates: started on demand, reused, and killed if it exceeds a limit."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen | None = None
-        self._owner = 0  # a fork has its parent's pipes, but needs a process of its own
-        self._deadline = math.inf  # of the current rendering, by the monotonic clock
+        self._owner = 0  # a fork inherits the pipes of its parent, but needs its own process
+        self._deadline = math.inf  # of the current rendering, on the monotonic clock
 
     def call(self, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """The result of a function of transformers' `chat_template_utils`.
+        """Call a function of transformers' `chat_template_utils`.
 
         Args:
             args, kwargs: strings, numbers, None, and lists, tuples and dictionaries of these.
@@ -374,18 +375,20 @@ class Renderer:
             header = process.stdout.read(8)
             answer = process.stdout.read(struct.unpack("<Q", header)[0]) if len(header) == 8 else b""
             return json.loads(answer)
-        except (OSError, ValueError):  # it was killed, or ended by itself
+        except (OSError, ValueError):  # the process was killed or exited
             self.stop()
             late = time.monotonic() >= deadline or process.returncode == -getattr(signal, "SIGXCPU", 0)
-            return {"error": f"it did not finish within {SECONDS:g} seconds" if late else "it ended the process that rendered it"}
-        except BaseException:  # Ctrl-C: an answer that comes later would be taken for the next one's
+            return {
+                "error": f"it did not finish within {SECONDS:g} seconds" if late else "it crashed the process that rendered it"
+            }
+        except BaseException:  # Ctrl-C: a late response would be taken for that of the next request
             self.stop()
             raise
         finally:
             self._deadline = math.inf
 
     def _watch(self, process: subprocess.Popen) -> None:
-        """End a process at its deadline. One thread for all of its renderings: to start one takes longer than to render."""
+        """Kill a process at its deadline. One thread for all renderings: starting a thread takes longer than rendering."""
         while process.poll() is None:
             if time.monotonic() >= self._deadline:
                 process.kill()
@@ -394,29 +397,29 @@ class Renderer:
     def _running(self) -> subprocess.Popen:
         if self._process is not None and self._owner == os.getpid() and self._process.returncode is None:
             return self._process
-        # -P: the folder of the file, which holds modules of common names, must not come first where modules are looked for.
+        # -P: do not add the folder of the file to the module search path; it contains modules with common names.
         command = [sys.executable, "-P", str(Path(__file__).with_name("template_process.py"))]
-        # Threads of a numerical library would take address space, which is limited.
+        # Threads of numerical libraries would use address space, which is limited.
         environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
         )
         self._owner = os.getpid()
-        ready = self._process.stdout.read(1) if self._process.stdout else b""  # what it takes to start is not the template's time
+        ready = self._process.stdout.read(1) if self._process.stdout else b""  # startup does not count towards the time limit
         if ready != b"\n":
             self.stop()
-            raise UserError(f"{REFUSED}: the process for it does not start; try: {' '.join(command)}")
+            raise UserError(f"{REFUSED}: its process does not start; try: {' '.join(command)}")
         threading.Thread(target=self._watch, args=(self._process,), daemon=True).start()
         return self._process
 
     def stop(self) -> None:
-        """End the process; the next call starts another one."""
+        """Stop the process; the next call starts a new one."""
         process, self._process = self._process, None
         if process is not None and self._owner == os.getpid():
             process.kill()
             process.wait()
             for pipe in (process.stdin, process.stdout):
-                with contextlib.suppress(OSError):  # what was not written yet
+                with contextlib.suppress(OSError):  # unwritten data
                     pipe.close()  # type: ignore[union-attr]
 
 

@@ -1,4 +1,4 @@
-"""Labels and scores for a stream of texts, in batches, with a trained classifier; and the table that they are written to."""
+"""Classification of a stream of texts in batches, and writing the results to a table."""
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,11 +16,10 @@ from ..tokenization.special_tokens import encode_text
 def classify_texts(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], batch_size: int = 32, window: int = 16
 ) -> Iterator[dict]:
-    """For each text, in order: `{"text", "label", "score", "scores"}`, and `"cut_to"` where it was longer than the model's positions.
+    """Yields for each text, in order, `{"text", "label", "score", "scores"}`, and `"cut_to"` if it was truncated to the model's positions.
 
-    `window` batches are read ahead and sorted by length, so that short texts are not padded to long ones; 1 answers as soon as a batch
-    is full. A text that is empty, or spaces alone, has label `None` and an `"error"`: there is
-    nothing to classify, and any label would be wrong.
+    `window` batches are read ahead and sorted by length, to reduce padding; with 1, results are yielded as soon as a batch is full. A text
+    that is empty or only white space has label `None` and an `"error"`.
     """
     labels = model.config.id2label
     limit = model.config.max_position_embeddings
@@ -48,13 +47,13 @@ def classify_texts(
 
 
 class LabelTable:
-    """A csv or tsv of labels: all columns of the table that was read, then `label` and `score`, both empty for an empty text.
+    """Writes a csv or tsv with all columns of the input table, then `label` and `score`, both empty for an empty text.
 
-    Where the table has columns of these names, such as the true labels, the new ones are `predicted_label` and `predicted_score`.
+    If the table already has columns of these names, such as the true labels, the new ones are `predicted_label` and `predicted_score`.
 
     Args:
         file: opened with `newline=""`.
-        columns: of the first row, `None` where texts were no rows of a table: then the text is the one column.
+        columns: columns of the first row; `None` if the texts are not rows of a table, for a single column with the text.
     """
 
     def __init__(self, file: IO[str], delimiter: str, columns: Mapping[str, Any] | None):
@@ -68,7 +67,7 @@ class LabelTable:
         self.writer.writeheader()
 
     def write(self, result: Mapping[str, Any], columns: Mapping[str, Any] | None) -> None:
-        """One row.
+        """Write one row.
 
         Raises:
             UserError: a column that the first row did not have.

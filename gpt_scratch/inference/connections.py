@@ -1,5 +1,5 @@
-"""uvicorn's HTTP/1.1 protocol with a time limit for every phase of a connection: its own has none for headers that arrive byte by byte, a
-client that does not read the response, or a connection that stays idle after its first request.
+"""uvicorn's HTTP/1.1 protocol with a time limit for every phase of a connection. uvicorn itself has none for headers that arrive slowly,
+clients that do not read the response, or connections that are idle after the first request.
 
 `H11Protocol` is given to `uvicorn.Config(http=...)`, which takes any protocol class; overridden are the callbacks of
 `asyncio.Protocol`, and `handle_events` and `on_response_complete`, which uvicorn does not document; run with 0.54.
@@ -14,15 +14,15 @@ from .limits import Limits
 from .refusal import Refusal
 
 MAX_HEADER_BYTES = 16_384
-MARGIN = 10.0  # seconds for everything except sending, waiting and generating
+MARGIN = 10.0  # seconds for everything except sending, waiting and generation
 
 
 def bounded_protocol(limits: Limits, long_streams: bool = False) -> type[H11Protocol]:
     """The protocol class with the bounds of `limits`.
 
     Args:
-        limits: of these `send_seconds`, `time_limit` and `max_connections` count.
-        long_streams: answers may go on as long as the client reads them; it is then ended that reads nothing for `send_seconds`.
+        limits: `send_seconds`, `time_limit` and `max_connections` are used.
+        long_streams: responses may take any time while the client reads them; clients that stop reading for `send_seconds` are closed.
     """
     whole_request = None if long_streams else limits.send_seconds + 2 * limits.time_limit + MARGIN
     busy = Refusal(503, "too many connections", code="busy").body()
@@ -49,7 +49,7 @@ def bounded_protocol(limits: Limits, long_streams: bool = False) -> type[H11Prot
         def data_received(self, data: bytes) -> None:
             if self.transport.is_closing():
                 return
-            if self.idle and self.cycle is not None:  # the first bytes of a further request
+            if self.idle and self.cycle is not None:  # the first bytes of another request
                 self._end_after(limits.send_seconds)
             self.idle = False
             super().data_received(data)
@@ -62,12 +62,12 @@ def bounded_protocol(limits: Limits, long_streams: bool = False) -> type[H11Prot
 
         def on_response_complete(self) -> None:
             self.idle = self.conn.our_state is h11.DONE
-            # Also for what the client has not read yet: closing waits until all is sent, aborting does not.
+            # Also covers unread data: closing waits until everything is sent, aborting does not.
             self._end_after(limits.send_seconds)
             super().on_response_complete()
 
         def pause_writing(self) -> None:
-            """64 KiB wait for the client to read."""
+            """Called when 64 KiB are buffered because the client does not read."""
             super().pause_writing()
             if long_streams and self.stalled is None:
                 self.stalled = self.loop.call_later(limits.send_seconds, self.transport.abort)

@@ -1,7 +1,7 @@
-"""Text from a language model: several prompts at once or streamed one by one, with transformers' `generate`.
+"""Text generation with transformers' `generate`, for batches of prompts or streamed.
 
-Everything in this package that generates goes through [`generate_ids`], or through [`sample_ids`] where each step's distribution is shown.
-Padding and the limit of the model's positions are written here once.
+All generation in this package uses [`generate_ids`], or [`sample_ids`] if the distribution of each step is shown. Padding and the limit of
+the model's positions are implemented only here.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,13 +19,13 @@ from .streaming import PrintableStreamer
 def encode_prompts(
     prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, device: torch.device, parse_special_tokens: bool = False
 ) -> dict[str, torch.Tensor]:
-    """`input_ids` and `attention_mask`, (B, T), padded on the left so that all prompts end together.
+    """`input_ids` and `attention_mask`, (B, T), padded on the left.
 
-    Special tokens written in a prompt are its characters, or the tokens with `parse_special_tokens`. An empty prompt becomes the
-    end-of-text token: what the model has learned to continue with the start of a document.
+    Special tokens written in a prompt are encoded as characters, or as tokens with `parse_special_tokens`. An empty prompt becomes the
+    end-of-text token, after which the model has learned to start a document.
 
     Raises:
-        UserError: an empty prompt without such a token, text that is not valid Unicode.
+        UserError: an empty prompt if the tokenizer has no end-of-text token; invalid Unicode.
     """
     for prompt in prompts:
         check_unicode(prompt)
@@ -36,18 +36,18 @@ def encode_prompts(
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The padding token's id, or the end-of-text token's where there is none; `None` where there is neither."""
+    """The id of the padding token, else of the end-of-text token; `None` if there is neither."""
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad_id: int | None, device: torch.device) -> dict[str, torch.Tensor]:
-    """`input_ids` and `attention_mask`, (B, T), of rows of token ids: padded on the left, so that all end together.
+    """`input_ids` and `attention_mask`, (B, T), of rows of token ids, padded on the left.
 
     >>> pad_left([[5], [6, 7]], 0, torch.device("cpu"))["input_ids"].tolist()
     [[0, 5], [6, 7]]
     """
     length = max(len(row) for row in rows)
-    pad = 0 if pad_id is None else pad_id  # masked, so any id will do
+    pad = 0 if pad_id is None else pad_id  # masked, so any id works
     return {
         "input_ids": torch.tensor([[pad] * (length - len(row)) + [*row] for row in rows], device=device),
         "attention_mask": torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=device),
@@ -55,10 +55,10 @@ def pad_left(rows: Sequence[Sequence[int]], pad_id: int | None, device: torch.de
 
 
 def remaining_positions(model: PreTrainedModel, tokens: int, what: str = "the prompt") -> int:
-    """How many tokens the model can add to `tokens` of them, at least 1.
+    """The number of tokens that the model can generate after `tokens` tokens, at least 1.
 
     Raises:
-        UserError: `tokens` fill the model's positions.
+        UserError: no positions are left.
     """
     limit = model.config.get_text_config().max_position_embeddings
     if tokens >= limit:
@@ -69,16 +69,16 @@ def remaining_positions(model: PreTrainedModel, tokens: int, what: str = "the pr
 def generate_ids(
     model: PreTrainedModel, inputs: dict[str, torch.Tensor], max_new_tokens: int, temperature: float = 0.0, **settings: Any
 ) -> torch.Tensor:
-    """The new token ids, (B, up to max_new_tokens): of `model.generate`, without the prompts.
+    """The new token ids from `model.generate`, (B, up to max_new_tokens), without the prompts.
 
     Args:
-        inputs: `input_ids` and `attention_mask`, (B, T), as [`pad_left`] makes them.
-        max_new_tokens: at most; fewer where the model's positions end.
-        temperature: 0 takes the most likely token (or beam, with `num_beams`), else samples.
-        settings: any other of transformers' `GenerationConfig` and of `generate`.
+        inputs: `input_ids` and `attention_mask`, (B, T), from [`pad_left`].
+        max_new_tokens: maximum number of new tokens; fewer at the end of the model's positions.
+        temperature: 0 for greedy decoding (or beam search, with `num_beams`), else sampling.
+        settings: other settings of transformers' `GenerationConfig` and `generate`.
 
     Raises:
-        UserError: a prompt that fills the model's positions.
+        UserError: the prompt leaves no positions for new tokens.
     """
     length = inputs["input_ids"].shape[1]
     settings |= {"max_new_tokens": min(max_new_tokens, remaining_positions(model, length)), "do_sample": temperature > 0}
@@ -90,18 +90,18 @@ def generate_ids(
 def sample_ids(
     model: PreTrainedModel, ids: torch.Tensor, processors: LogitsProcessorList, generator: torch.Generator | None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Token after token, with the distribution that each was drawn from: `generate` as an iterator that its caller may leave.
+    """Generate token by token, with the distribution of each step, as an iterator.
 
     Args:
         ids: prompt, (1, T).
-        processors: applied to each step's logits, as `generate` does.
-        generator: draws the tokens; `None` takes the most likely one.
+        processors: applied to the logits of each step, as in `generate`.
+        generator: for sampling; `None` for greedy decoding.
 
-    Yields the new ids so far, (1, n), and the probabilities of the last one, (V,); ends at the end-of-text token or where the model's
-    positions end.
+    Yields the new ids so far, (1, n), and the probabilities of the last step, (V,); ends at the end-of-text token or the end of the model's
+    positions.
 
     Raises:
-        UserError: a prompt that fills the model's positions.
+        UserError: the prompt leaves no positions for new tokens.
     """
     start, steps = ids.shape[1], remaining_positions(model, ids.shape[1])
     ends = model.generation_config.eos_token_id
@@ -133,16 +133,16 @@ def generate_texts(
     """The continuation of each prompt, without the prompt.
 
     Args:
-        max_new_tokens: at most; fewer at the end-of-text token, at a stop string, or where the learned positions end.
-        temperature: 0 takes the most likely token (or beam, with `num_beams`), else samples.
+        max_new_tokens: maximum number of new tokens; fewer at an end-of-text token, a stop string, or the end of the positions.
+        temperature: 0 for greedy decoding (or beam search, with `num_beams`), else sampling.
         seed: the same seed, prompts and settings give the same texts.
-        stream: print each text as it grows, one prompt after the other.
+        stream: print each text while it is generated, one prompt after the other.
         stop: strings that end a text; the string itself is kept.
-        parse_special_tokens: special tokens written in the prompts become the tokens; else they are characters.
-        settings: any other of transformers' `GenerationConfig`: top_k, top_p, min_p, num_beams, repetition_penalty, ...
+        parse_special_tokens: encode special tokens written in the prompts as tokens; otherwise as characters.
+        settings: other settings of transformers' `GenerationConfig`: top_k, top_p, min_p, num_beams, repetition_penalty, ...
 
     Raises:
-        UserError: a setting out of range, a prompt that fills the model's positions, or what `generate` itself refuses.
+        UserError: a setting out of range, a prompt that leaves no positions, or settings that `generate` refuses.
     """
     given = {"max_new_tokens": max_new_tokens, "temperature": temperature, **settings}
     check_ranges(given if seed is None else given | {"seed": seed})

@@ -1,7 +1,6 @@
-"""An ASGI app in front of transformers' server: it lets through short requests of known, bounded fields, for one model, one at a time.
+"""An ASGI app in front of transformers' server that validates requests: known fields within limits, for one model, one at a time.
 
-Everything that is not on the list is refused: routes with 404, fields with 400, foreign hosts and origins with 403. `/health` needs no key
-and never waits.
+Everything else is refused: unknown routes with 404, fields with 400, hosts and origins with 403. `/health` needs no key and never waits.
 """
 
 import asyncio
@@ -22,12 +21,14 @@ from .worker import Answer, Turns, Worker
 
 logger = logging.getLogger("gpt_scratch.serving")
 
-GRACE = 5.0  # seconds that a generation gets to stop after it was told to
-DISCARDED_BYTES = 4 * 2**20  # of a refused request: a client that still sends when the connection closes may never see the answer
+GRACE = 5.0  # seconds for a generation to stop after it was asked to
+DISCARDED_BYTES = (
+    4 * 2**20
+)  # of a refused request: a client that is still sending when the connection closes may not see the response
 READ = ("/health", "/v1/models")
 # The stock app writes a failure into the stream without escaping it.
 STREAMED_ERROR = re.compile(rb'(?:\A|(?<=\n\n))data: \{"error": "(.*)"\}\n\n\Z', re.DOTALL)
-ENDED = "the client went away"
+ENDED = "the client disconnected"
 
 
 class Guard:
@@ -35,11 +36,11 @@ class Guard:
 
     Args:
         worker: runs the stock app.
-        served: the model it asks.
-        reader: checks requests; holds the limits.
-        key: the API key that each request must carry; None asks for none.
-        hosts: what the Host header may name, without the port; None allows any name.
-        origins: other origins whose pages may call this server, such as `https://example.org`.
+        served: the model.
+        reader: validates requests and has the limits.
+        key: the required API key; `None` for none.
+        hosts: allowed Host headers, without the port; `None` allows any.
+        origins: other allowed origins (CORS), such as `https://example.org`.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Guard:
         self.key = None if key is None else key.encode()
         self.hosts, self.origins = hosts, origins
         self.turns = Turns(self.limits.max_waiting)
-        self.releasing: set[asyncio.Task] = set()  # kept from the garbage collector
+        self.releasing: set[asyncio.Task] = set()  # references, so that they are not garbage-collected
 
     async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
         exchange = Exchange(scope, receive, send)
@@ -74,7 +75,7 @@ class Guard:
             return await exchange.json({"status": "ok"})
         self._check_caller(exchange)
         if (path not in READ and path not in self.reader.schemas) or not path.startswith("/"):
-            raise Refusal(404, "this server has no such address", code="not_found")
+            raise Refusal(404, "unknown address", code="not_found")
         if method != ("GET" if path in READ else "POST"):
             raise Refusal(405, f"{path} takes {'GET' if path in READ else 'POST'} requests only", code="method_not_allowed")
         if path == "/v1/models":
@@ -82,27 +83,25 @@ class Guard:
             return await exchange.json({"object": "list", "data": [model]})
         data = await exchange.body(self.limits.max_body_bytes, self.limits.send_seconds)
         body, sample = self.reader.read(path, data)
-        if path == LOAD_MODEL:  # `transformers chat` asks for it first; nothing is ever loaded
+        if path == LOAD_MODEL:  # requested first by `transformers chat`; nothing is loaded
             event = {"status": "ready", "model": self.reader.model, "cached": True}
             return await exchange.whole(200, b"data: " + json.dumps(event).encode() + b"\n\n", "text/event-stream")
         await self._answer(exchange, path, json.dumps(body).encode(), Generation(sample))
 
     def _check_caller(self, exchange: "Exchange") -> None:
-        """Host and Origin keep pages of other origins from calling a server on loopback, the key keeps out everybody else.
+        """Check Host and Origin, which protect a server on loopback from web pages of other origins, and the API key.
 
         Raises:
             Refusal: with 400, 401 or 403.
         """
         host = host_name(exchange.header(b"host"))
         if host is None:
-            raise Refusal(400, "the Host header is missing or broken", code="bad_host")
+            raise Refusal(400, "the Host header is missing or invalid", code="bad_host")
         if self.hosts is not None and host not in self.hosts:
-            raise Refusal(403, "the Host header names another machine; --allowed_hosts lists those allowed", code="bad_host")
+            raise Refusal(403, "the Host header is not allowed; see --allowed_hosts", code="bad_host")
         origin = exchange.header(b"origin")
         if origin is not None and origin not in self.origins and netloc(origin) != exchange.header(b"host"):
-            raise Refusal(
-                403, "pages of other origins may not call this server; --allowed_origins lists those allowed", code="bad_origin"
-            )
+            raise Refusal(403, "the origin is not allowed; see --allowed_origins", code="bad_origin")
         if self.key is None:
             return
         scheme, _, given = (exchange.header(b"authorization") or "").partition(" ")
@@ -110,7 +109,7 @@ class Guard:
             raise Refusal(401, "the API key is missing or wrong", code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
     async def _answer(self, exchange: "Exchange", path: str, body: bytes, generation: Generation) -> None:
-        """Wait for the turn, generate, and let the next one in when nothing of this request runs any more."""
+        """Wait for the turn, generate, and release the turn when nothing of this request is running any more."""
         turn = self.turns.take()
         gone = asyncio.ensure_future(exchange.gone())
         try:
@@ -134,7 +133,7 @@ class Guard:
             gone.cancel()
 
     async def _release(self, answer: Answer, generation: Generation) -> None:
-        """End the generation at the time limit; give the turn to the next request once it has really ended."""
+        """Stop the generation at the time limit; release the turn once it has ended."""
         try:
             async with asyncio.timeout(self.limits.time_limit):
                 await answer.done.wait()
@@ -144,10 +143,10 @@ class Guard:
         self.turns.finished(generation)
 
     async def _forward(self, answer: Answer, exchange: "Exchange", generation: Generation) -> None:
-        """Pass the app's answer on; its failures become one JSON error.
+        """Forward the app's response; failures become one JSON error.
 
         Raises:
-            Refusal: instead of an answer that has not begun.
+            Refusal: if the response has not started.
         """
         try:
             async with asyncio.timeout(self.limits.time_limit + GRACE):
@@ -160,36 +159,36 @@ class Guard:
                     await exchange.send(message | {"body": body})
         except TimeoutError:
             if not exchange.started:
-                raise Refusal(504, "the model has not answered in time", code="time_limit") from None
+                raise Refusal(504, "the model did not respond in time", code="time_limit") from None
 
 
 class Exchange:
-    """One request and its answer."""
+    """One request and its response."""
 
     def __init__(self, scope: dict[str, Any], receive: Callable, send: Callable):
         self.scope, self.receive, self._send = scope, receive, send
         self.path: str = scope["path"]
         self.started = False
         self.begin = time.monotonic()
-        self.read = scope["method"] in ("GET", "HEAD", "OPTIONS")  # whether the whole body has come
+        self.read = scope["method"] in ("GET", "HEAD", "OPTIONS")  # whether the whole body has been received
 
     def header(self, name: bytes) -> str | None:
-        """A header; None where it is missing, or there more than once."""
+        """A header; `None` if it is missing or repeated."""
         values = [value for key, value in self.scope["headers"] if key == name]
         return values[0].decode("latin-1") if len(values) == 1 else None
 
-    async def body(self, most: int, seconds: float) -> bytes:
-        """The whole body, of JSON.
+    async def body(self, max_bytes: int, seconds: float) -> bytes:
+        """Receive the JSON body.
 
         Raises:
-            Refusal: something else, too much, or too slow.
+            Refusal: not JSON, too long, or too slow.
         """
         kind = (self.header(b"content-type") or "").partition(";")[0].strip().lower()
         if kind != "application/json" or self.header(b"content-encoding") is not None:
             raise Refusal(415, "send JSON, not compressed, as Content-Type: application/json", code="not_json")
         length = self.header(b"content-length")
-        too_long = Refusal(413, f"the request is longer than the {most:,} bytes that this server takes", code="too_long")
-        if length is not None and (not length.isdecimal() or int(length[:20]) > most):
+        too_long = Refusal(413, f"the request is longer than the limit of {max_bytes:,} bytes", code="too_long")
+        if length is not None and (not length.isdecimal() or int(length[:20]) > max_bytes):
             raise too_long
         parts: list[bytes] = []
         size = 0
@@ -201,31 +200,31 @@ class Exchange:
                         raise Refusal(400, ENDED)
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
-                    if size > most:
+                    if size > max_bytes:
                         raise too_long
                     self.read = not message.get("more_body", False)
         except TimeoutError:
             raise Refusal(408, f"the request was not complete after {seconds:g} s", code="too_slow") from None
         return b"".join(parts)
 
-    async def discard(self, most: int, seconds: float) -> None:
-        """Read on, without keeping it, until the body ends, `most` bytes have come or `seconds` are over since the request began."""
+    async def discard(self, max_bytes: int, seconds: float) -> None:
+        """Receive and discard the body until it ends, up to `max_bytes` bytes or `seconds` since the start of the request."""
         try:
             async with asyncio.timeout(seconds - (time.monotonic() - self.begin)):
-                while not self.read and most > 0:
+                while not self.read and max_bytes > 0:
                     message = await self.receive()
-                    most -= len(message.get("body", b""))
+                    max_bytes -= len(message.get("body", b""))
                     self.read = message["type"] == "http.disconnect" or not message.get("more_body", False)
         except TimeoutError:
             pass
 
     async def gone(self) -> None:
-        """Returns when the client has disconnected; to be called after the body was read."""
+        """Return when the client has disconnected; call it after the body was received."""
         while (await self.receive())["type"] != "http.disconnect":
             pass
 
     async def send(self, message: dict[str, Any]) -> None:
-        """One ASGI message of the answer."""
+        """Send one ASGI message of the response."""
         self.started = True
         await self._send(message)
 
@@ -233,17 +232,17 @@ class Exchange:
         """A short answer."""
         every = {"content-type": kind, "content-length": str(len(body)), "x-content-type-options": "nosniff"} | (headers or {})
         if not self.read:
-            every["connection"] = "close"  # else the rest of the body would be taken for the next request
+            every["connection"] = "close"  # otherwise the rest of the body would be taken for the next request
         lines = [(name.lower().encode(), value.encode("latin-1")) for name, value in every.items()]
         await self.send({"type": "http.response.start", "status": status, "headers": lines})
         await self.send({"type": "http.response.body", "body": body})
 
     async def json(self, value: Any) -> None:
-        """A short answer of JSON."""
+        """Send a JSON response."""
         await self.whole(200, json.dumps(value).encode(), "application/json")
 
     async def refuse(self, refusal: Refusal) -> None:
-        """The refusal as the answer; where an answer has begun, nothing: the server then closes the connection."""
+        """Send the refusal as the response; if a response has started, send nothing, and the server closes the connection."""
         if not self.started:
             await self.whole(refusal.status, refusal.body(), "application/json", refusal.headers)
 
@@ -253,7 +252,7 @@ def _end(generation: Generation, reason: str) -> None:
 
 
 async def _failure(answer: Answer, first: dict[str, Any]) -> Refusal:
-    """What to say where the app failed or refused: its exception comes after an answer with status 500."""
+    """The refusal for a failed app, whose exception follows a response with status 500."""
     parts: list[bytes] = []
     message = first
     while message["type"] != "end":
@@ -269,7 +268,7 @@ async def _failure(answer: Answer, first: dict[str, Any]) -> Refusal:
 
 
 def _explain(error: Exception) -> Refusal:
-    """What to say of an exception."""
+    """The refusal for an exception."""
     if isinstance(error, GenerationEnded):
         return Refusal(504, str(error), code="time_limit")
     if isinstance(error, UserError):
@@ -286,10 +285,10 @@ def _streamed_error(generation: Generation, match: re.Match) -> bytes:
 
 
 def host_name(host: str | None) -> str | None:
-    """The name in a Host header, in lower case and without the port; None where it is none."""
+    """The name in a Host header, in lower case and without the port; `None` if it is invalid."""
     try:
         parts = urlsplit(f"//{host}")
-        parts.port  # noqa: B018  raises for one out of range
+        parts.port  # noqa: B018  raises if it is out of range
     except ValueError:
         return None
     if host is None or not parts.hostname or parts.netloc != host or "@" in host:
@@ -298,7 +297,7 @@ def host_name(host: str | None) -> str | None:
 
 
 def netloc(origin: str) -> str | None:
-    """Host and port of an origin; None where it is none, as `null`."""
+    """Host and port of an origin; `None` if it is invalid, such as `null`."""
     try:
         return urlsplit(origin).netloc or None
     except ValueError:

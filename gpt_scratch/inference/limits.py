@@ -1,4 +1,4 @@
-"""What a request to the server may hold: the fields of each endpoint with their types and bounds. Everything else is refused by name."""
+"""Request schemas of the server: the fields of each endpoint with their types and limits. Everything else is refused by name."""
 
 import ipaddress
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ from .strict_json import parse_object
 
 KEY_VARIABLE = "GPT_SCRATCH_API_KEY"
 SERVER = f"this server: set an API key in the variable {KEY_VARIABLE} first"
-PAGE = "this page, where only you may choose its models: give them with --model"
+PAGE = "this page without a fixed list of models: give the models with --model"
 MAX_MESSAGES = 256
-MAX_STOPS = 4  # as many as OpenAI's
+MAX_STOPS = 4  # as in OpenAI's API
 MAX_STOP_CHARACTERS = 64
 MAX_TOOLS = 64
 TOOL_NAME = r"^[A-Za-z0-9_.-]{1,64}$"
@@ -22,24 +22,22 @@ CHAT, COMPLETIONS, RESPONSES, LOAD_MODEL = "/v1/chat/completions", "/v1/completi
 
 @dataclass(frozen=True)
 class Limits:
-    """The bounds of a server; each is a flag of scripts/serve.py."""
+    """The limits of a server; each is a flag of scripts/serve.py."""
 
-    max_tokens: int = field(default=1024, metadata={"help": "new tokens of a reply; also where a request names no number"})
-    max_characters: int = field(default=65_536, metadata={"help": "characters of all texts of a request together"})
-    time_limit: float = field(default=60.0, metadata={"help": "seconds of one generation, and of waiting for its turn"})
-    max_waiting: int = field(default=16, metadata={"help": "requests that wait while one is answered; more get status 429"})
-    max_connections: int = field(default=512, metadata={"help": "open connections; more are closed at once"})
-    send_seconds: float = field(
-        default=10.0, metadata={"help": "seconds a client may take to send its headers, and again for its body"}
-    )
+    max_tokens: int = field(default=1024, metadata={"help": "maximum new tokens of a reply, and the default of requests"})
+    max_characters: int = field(default=65_536, metadata={"help": "maximum total characters of the texts of a request"})
+    time_limit: float = field(default=60.0, metadata={"help": "seconds for a generation, and for waiting in the queue"})
+    max_waiting: int = field(default=16, metadata={"help": "maximum length of the queue; further requests get status 429"})
+    max_connections: int = field(default=512, metadata={"help": "maximum open connections; further ones are closed"})
+    send_seconds: float = field(default=10.0, metadata={"help": "seconds for a client to send its headers, and its body"})
 
     @property
     def max_body_bytes(self) -> int:
-        """Bytes of a request: every character may be written as six (`\\u00e9`), and the rest of it is small."""
+        """Maximum bytes of a request: a character may be escaped with six bytes (`\\u00e9`), plus overhead."""
         return 6 * self.max_characters + 16_384
 
     def problem(self) -> str | None:
-        """What is wrong with these bounds, in one line."""
+        """The first invalid limit, as a message of one line; `None` if all are valid."""
         for name, value in vars(self).items():
             if not 1 <= value <= 10**9 and not (name in ("send_seconds", "time_limit") and 0 < value < 1):
                 return f"--{name} is {value}: it must be between 1 and 1,000,000,000"
@@ -47,11 +45,11 @@ class Limits:
 
 
 class RequestReader:
-    """Reads and checks the JSON of a request.
+    """Parses and validates the JSON of a request.
 
     Args:
-        limits: the bounds.
-        model: the name of the served model.
+        limits: the limits.
+        model: name of the served model.
     """
 
     def __init__(self, limits: Limits, model: str):
@@ -59,10 +57,10 @@ class RequestReader:
         self.schemas = _schemas(limits)
 
     def read(self, path: str, data: bytes) -> tuple[dict[str, Any], bool | None]:
-        """The request as the stock app takes it, and whether to sample (None: as the model's own settings say).
+        """The request for the stock app, and whether to sample (`None`: by the model's generation settings).
 
         Raises:
-            Refusal: what is wrong, with the name of the field.
+            Refusal: names the invalid field and the reason.
         """
         try:
             given = parse_object(data)
@@ -71,9 +69,9 @@ class RequestReader:
         body = self._checked(self.schemas[path], given)
         characters = sum(map(len, _texts(body)))
         if characters > self.limits.max_characters:
-            raise Refusal(400, f"the texts have {characters:,} characters; this server takes {self.limits.max_characters:,}")
+            raise Refusal(400, f"the texts have {characters:,} characters; the limit is {self.limits.max_characters:,}")
         if body["model"] != self.model:
-            raise Refusal(404, "this server has no such model; GET /v1/models names the one it has", "model", "model_not_found")
+            raise Refusal(404, "unknown model; GET /v1/models lists the served model", "model", "model_not_found")
         if path == LOAD_MODEL:
             return body, None
         if path == CHAT:
@@ -81,8 +79,8 @@ class RequestReader:
         sample = self._translate_generation_config(body)
         tokens = "max_output_tokens" if path == RESPONSES else "max_tokens"
         body[tokens] = body.pop("max_completion_tokens", None) or body.get(tokens) or self.limits.max_tokens
-        body.setdefault("stream", False)  # the stock app streams /v1/responses unless told otherwise, unlike OpenAI's
-        for name in ("n", "stream_options"):  # with the one value that is allowed they change nothing
+        body.setdefault("stream", False)  # unlike OpenAI, the stock app streams /v1/responses by default
+        for name in ("n", "stream_options"):  # the only allowed value has no effect
             body.pop(name, None)
         if isinstance(body.get("stop"), str):
             body["stop"] = [body["stop"]]
@@ -104,7 +102,7 @@ class RequestReader:
             names = ", ".join(_place(error["loc"])[:60] for error in unknown[:10])
             raise Refusal(
                 400,
-                f"unknown field {prefix}{names}; this endpoint takes {', '.join(schema.model_fields)}",
+                f"unknown field {prefix}{names}; supported fields: {', '.join(schema.model_fields)}",
                 prefix + _place(unknown[0]["loc"])[:60],
                 "unknown_field",
             )
@@ -112,7 +110,7 @@ class RequestReader:
         raise Refusal(400, f"{place}: {errors[0]['msg']}", place, "invalid_value")
 
     def _translate_generation_config(self, body: dict[str, Any]) -> bool | None:
-        """`transformers chat` sends its settings as the JSON text of a GenerationConfig: the few known ones become plain fields."""
+        """Convert the generation_config of `transformers chat`, a JSON string, to the supported fields."""
         text = body.pop("generation_config", None)
         if text is None:
             return None
@@ -130,7 +128,7 @@ class RequestReader:
 
 
 def _schemas(limits: Limits) -> dict[str, Any]:
-    """A pydantic model for each endpoint, and one for the settings that `transformers chat` sends."""
+    """A pydantic model for each endpoint, and one for the generation_config of `transformers chat`."""
     from pydantic import BaseModel, ConfigDict, Field, create_model
 
     strict = ConfigDict(extra="forbid", strict=True)
@@ -164,7 +162,7 @@ def _schemas(limits: Limits) -> dict[str, Any]:
     def messages(part_type: Any, roles: Any = ("system", "user", "assistant"), further: dict[str, Any] | None = None) -> Any:
         part = schema("part", type=(part_type, ...), text=(text, ...))
         content = text | Annotated[list[part], Field(min_length=1, max_length=MAX_MESSAGES)]  # type: ignore[valid-type]
-        said = (content, ...) if further is None else (content | None, None)  # a call of a tool may come without a word
+        said = (content, ...) if further is None else (content | None, None)  # a tool call may have no content
         message = schema("message", role=(Literal[roles], ...), content=said, **(further or {}))
         return Annotated[list[message], Field(min_length=1, max_length=MAX_MESSAGES)]  # type: ignore[valid-type]
 
@@ -213,7 +211,7 @@ def _schemas(limits: Limits) -> dict[str, Any]:
 
 
 def _check_calls(messages: list[dict[str, Any]]) -> None:
-    """What depends on the role of a message; arguments of calls become objects, as chat templates take them.
+    """Check the fields that depend on the role of a message, and parse tool call arguments into objects, for chat templates.
 
     Raises:
         Refusal: names the message.
@@ -227,11 +225,11 @@ def _check_calls(messages: list[dict[str, Any]]) -> None:
         if "content" not in message and not calls:
             refuse(f"{place}.content", "it is missing")
         if calls and message["role"] != "assistant":
-            refuse(f"{place}.tool_calls", "only a message of the role assistant calls tools")
+            refuse(f"{place}.tool_calls", "only messages with the role assistant may have tool_calls")
         if calls and message.get("content"):
-            refuse(f"{place}.content", "what is said beside tool_calls would be lost: leave it out")
+            refuse(f"{place}.content", "content beside tool_calls would be lost: leave it out")
         if ("tool_call_id" in message) != (message["role"] == "tool"):
-            refuse(f"{place}.tool_call_id", "a message of the role tool needs it, and no other has it")
+            refuse(f"{place}.tool_call_id", "required for messages with the role tool, and not allowed for others")
         for index, call in enumerate(calls):
             try:
                 call["function"]["arguments"] = parse_object(call["function"]["arguments"].encode())
@@ -241,7 +239,7 @@ def _check_calls(messages: list[dict[str, Any]]) -> None:
 
 
 def _place(loc: tuple[int | str, ...]) -> str:
-    """`messages.0.content` of `("messages", 0, "content", "constrained-str")`: pydantic adds the member of a union."""
+    """Format a location: `messages.0.content` for `("messages", 0, "content", "constrained-str")`, without pydantic's union member."""
     return ".".join(str(part) for part in loc if isinstance(part, int) or not ("[" in part or part in ("str", "constrained-str")))
 
 
@@ -257,7 +255,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server that listens there."""
+    """Whether a host is a loopback address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -265,9 +263,10 @@ def is_loopback(host: str) -> bool:
 
 
 def refuse_others(host: str, allowed: object, what: str) -> None:
-    """
+    """Refuse a host that other machines can reach, without protection.
+
     Raises:
-        UserError: other machines would reach what only this one may, since `allowed` (a key, models) is missing.
+        UserError: the host is not a loopback address, and `allowed` (an API key, or models) is missing.
     """
     if not allowed and not is_loopback(host):
-        raise UserError(f"--host {host} lets others reach {what}")
+        raise UserError(f"--host {host} would let other machines use {what}")

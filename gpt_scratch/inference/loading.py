@@ -1,8 +1,8 @@
-"""The loader of every script: a trained model and its tokenizer, from a directory or the Hub.
+"""Loads trained models and tokenizers from a directory or the Hub, with strict checks, for all scripts.
 
-transformers initializes missing tensors at random and drops unexpected ones, with a warning at most. Here a model loads completely or fails
-with an error of one line: no tensor is missing, except a head that is to be trained, none is unexpected, every shape is that of the
-configuration, every number is finite, every token has a row. Sizes are compared with the weights files before memory is allocated.
+transformers initializes missing tensors randomly and ignores unexpected ones, with at most a warning. Here, loading fails with a one-line
+error if a tensor is missing (except a new head), unexpected, has another shape than in the configuration or values that are not finite, or
+if a token has no embedding. Sizes are compared with the weights files before memory is allocated.
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,20 +32,20 @@ from ..tokenization import portable
 
 AUTO = {"lm": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification}
 KINDS = {"lm": "a language model", "classifier": "a classifier"}
-NEW_HEADS = ("score.", "classifier.", "classification_head.", "pre_classifier.")  # their names in transformers' models
+NEW_HEADS = ("score.", "classifier.", "classification_head.", "pre_classifier.")  # names of classification heads in transformers
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 LARGEST = {
     "layer": 10_000,
     "label": 1_000_000,
     "expert": 100_000,
-}  # of a size with this word in its name: each takes time and memory before any weight is read
+}  # limits of sizes, by a word in their names: each takes time and memory before any weight is read
 COMPILED = "_orig_mod."
-MASKS = (".attn.bias", ".attn.masked_bias")  # constants that earlier releases of transformers saved with GPT-2's weights
-PARAMETERS_A_BYTE = 8  # no format packs more than a parameter a bit
+MASKS = (".attn.bias", ".attn.masked_bias")  # buffers that earlier releases of transformers saved with GPT-2's weights
+PARAMETERS_A_BYTE = 8  # no format stores more than one parameter per bit
 
 
 def load_language_model(name: str, dtype: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model (or an adapter on one) in eval mode and its tokenizer, on the GPU where there is one.
+    """Load a causal language model (or an adapter) in eval mode and its tokenizer, on the GPU if there is one.
 
     Raises:
         UserError: as [`load_model`] and [`load_tokenizer`].
@@ -54,7 +54,7 @@ def load_language_model(name: str, dtype: str = "auto") -> tuple[PreTrainedModel
 
 
 def load_classifier(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A classifier with a trained head, in eval mode, and its tokenizer, on the GPU where there is one.
+    """Load a classifier with a trained head, in eval mode, and its tokenizer, on the GPU if there is one.
 
     Raises:
         UserError: as [`load_model`] and [`load_tokenizer`].
@@ -72,10 +72,10 @@ def _load_for_inference(name: str, head: str, dtype: str) -> tuple[PreTrainedMod
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a directory or Hub name; it cuts text as its files say, which transformers' own loading does not always do.
+    """Load the tokenizer of a directory or Hub name exactly as its files define it, unlike some versions of transformers.
 
     Raises:
-        UserError: there is none, or it is broken.
+        UserError: it is missing or invalid.
     """
     bound_downloads()
     try:
@@ -85,16 +85,16 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_config(name: str, **overrides: Any) -> PreTrainedConfig:
-    """The configuration of a directory or Hub name, none of whose sizes is beyond reason.
+    """Load the configuration of a directory or Hub name, and check its sizes.
 
     Raises:
-        UserError: there is none, it is broken, or a size that no model has.
+        UserError: it is missing or invalid, or has an unreasonable size.
     """
     bound_downloads()
     try:
         path = cached_file(name, "config.json")
         if path is None:
-            raise ValueError("it holds no config.json")
+            raise ValueError("it contains no config.json")
         check_sizes(read_json_object(Path(path)) | overrides)
         return AutoConfig.from_pretrained(name, trust_remote_code=False, **overrides)
     except BaseException as error:
@@ -102,10 +102,10 @@ def load_config(name: str, **overrides: Any) -> PreTrainedConfig:
 
 
 def load_generation_config(name: str) -> GenerationConfig:
-    """The `generation_config.json` of a directory or Hub name.
+    """Load the `generation_config.json` of a directory or Hub name.
 
     Raises:
-        UserError: there is none, or it is broken.
+        UserError: it is missing or invalid.
     """
     try:
         return GenerationConfig.from_pretrained(name)
@@ -121,31 +121,31 @@ def load_model(
     config: PreTrainedConfig | None = None,
     **overrides: Any,
 ) -> PreTrainedModel:
-    """A model from a directory or the Hub, on the CPU, in eval mode.
+    """Load a model from a directory or the Hub, on the CPU, in eval mode.
 
     Args:
-        name: with an `adapter_config.json` and no `config.json` it is an adapter (peft), which is put on its base model.
+        name: with an `adapter_config.json` and no `config.json`, it is an adapter (peft), which is loaded on its base model.
         head: "lm" or "classifier".
-        dtype: of the weights; "auto" as they were saved.
-        new_head: a classification head that the checkpoint lacks is drawn at random, to be trained.
-        config: in place of the checkpoint's.
-        overrides: of the configuration, as `from_pretrained` takes them.
+        dtype: of the weights; "auto" for the saved one.
+        new_head: initialize a missing classification head randomly, for training.
+        config: replaces that of the checkpoint.
+        overrides: settings of the configuration, as for `from_pretrained`.
 
     Raises:
-        UserError: names the first thing that is wrong: files missing or unreadable, tensors missing, left over, of another shape or with
-            values that are not finite, sizes beyond the weights files or the memory.
+        UserError: names the first problem: missing or unreadable files, missing, unexpected or mismatched tensors, values that are not
+            finite, sizes that exceed the weights files or the memory.
     """
     adapter = _adapter_config(name)
     if adapter is not None:
         if head != "lm":
-            raise UserError(f"{name} is an adapter: name the directory of the merged model")
+            raise UserError(f"{name} is an adapter: give the directory of the merged model")
         return _put_adapter(load_model(_base_of(name, adapter), head, dtype, config=config, **overrides), name)
     config = load_config(name, **overrides) if config is None else config
     _refuse_another_head(name, config, head, new_head)
     files = weight_files(name)
     refuse_beyond_files(name, config, head, files)
     verbosity = get_verbosity()
-    set_verbosity_error()  # missing tensors are an error here, reported below
+    set_verbosity_error()  # missing tensors are reported as an error below
     try:
         with named(f"loading {name}"):
             model, report = AUTO[head].from_pretrained(
@@ -169,22 +169,22 @@ def load_model(
 
 
 def check_rows(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, name: str) -> None:
-    """Refuse a tokenizer with ids that the model has no row for.
+    """Refuse a tokenizer with ids beyond the model's vocabulary.
 
     Raises:
-        UserError: names both numbers.
+        UserError: names both sizes.
     """
     highest = max(tokenizer.get_vocab().values(), default=0)
     if max(len(tokenizer), highest + 1) > config.vocab_size:
         what = f"has {len(tokenizer):,} tokens" if len(tokenizer) > config.vocab_size else f"has an id {highest:,}"
         raise UserError(
-            f"{name} cannot be used with this tokenizer: it {what}, and the model's vocab_size is {config.vocab_size:,}: "
+            f"{name}: the tokenizer {what}, but the model's vocab_size is {config.vocab_size:,}: "
             "give the tokenizer that belongs to the model"
         )
 
 
 def refuse_non_finite(name: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """One pass over the values, without a copy.
+    """Refuse tensors with NaN or infinite values, in one pass without a copy.
 
     Raises:
         UserError: names the tensor.
@@ -194,11 +194,11 @@ def refuse_non_finite(name: str, tensors: Iterable[tuple[str, torch.Tensor]]) ->
             low, high = torch.aminmax(tensor.detach())  # NaN if there is one
             if not (torch.isfinite(low) and torch.isfinite(high)):
                 what = "NaN" if torch.isnan(low) else "infinite values"
-                raise UserError(f"{name}: {key} holds {what}: the weights are damaged, or of a training that diverged")
+                raise UserError(f"{name}: {key} contains {what}: the weights are damaged, or training diverged")
 
 
 def check_sizes(config: dict[str, Any]) -> None:
-    """Check a configuration as it is written, before a class makes labels and layers of it.
+    """Check the sizes of a raw configuration, before a class creates labels and layers from it.
 
     Raises:
         ValueError: names the size.
@@ -212,7 +212,7 @@ def check_sizes(config: dict[str, Any]) -> None:
 
 
 def refusal(what: str, error: BaseException) -> BaseException:
-    """A wrong name, a broken file and a foreign format raise different kinds; a panic of a Rust library is no `Exception`."""
+    """Convert an error of a library to a [`UserError`]: many exception types are possible, and Rust panics are not `Exception`s."""
     if isinstance(error, UserError):
         return error
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
@@ -221,7 +221,7 @@ def refusal(what: str, error: BaseException) -> BaseException:
 
 
 def _adapter_config(name: str) -> dict[str, Any] | None:
-    """Of an adapter's directory or repository; `None` where there is a whole model."""
+    """The `adapter_config.json` of an adapter; `None` for a model."""
     optional: dict[str, Any] = {
         "_raise_exceptions_for_missing_entries": False,
         "_raise_exceptions_for_connection_errors": False,
@@ -240,7 +240,7 @@ def _adapter_config(name: str) -> dict[str, Any] | None:
 def _base_of(name: str, adapter: dict[str, Any]) -> str:
     base = adapter.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
-        raise UserError(f"{name}: adapter_config.json names no base model: base_model_name_or_path is {base!r}")
+        raise UserError(f"{name}: adapter_config.json has no base model: base_model_name_or_path is {base!r}")
     return base
 
 
@@ -271,10 +271,10 @@ def _refuse_another_head(name: str, config: PreTrainedConfig, head: str, new_hea
 
 
 def weight_files(name: str) -> list[Path]:
-    """The files with the weights, fetched where `name` is one on the Hub.
+    """The files with the weights, downloaded if `name` is on the Hub.
 
     Raises:
-        UserError: there are none, or an index that names what is not beside it.
+        UserError: there are none, or an index lists files outside of the directory.
     """
     for wanted in WEIGHTS:
         try:
@@ -288,21 +288,21 @@ def weight_files(name: str) -> list[Path]:
                 raise ValueError(f"{wanted} has no weight_map of tensors to files")
             names = sorted(set(shards.values()))
             if outside := [shard for shard in names if Path(shard).name != shard or shard in (".", "..")]:
-                raise ValueError(f"{wanted} names {outside[0]!r}, which is no file beside it")
+                raise ValueError(f"{wanted} lists {outside[0]!r}, which is not a file in the same directory")
             return [_regular(Path(cached_file(name, shard))) for shard in names]
         except BaseException as error:
             raise refusal(f"{name} cannot be loaded", error) from error
-    raise UserError(f"{name} cannot be loaded: it holds no weights ({', '.join(WEIGHTS[::2])} or an index of shards)")
+    raise UserError(f"{name} cannot be loaded: it contains no weights ({', '.join(WEIGHTS[::2])} or an index of shards)")
 
 
 def _regular(path: Path) -> Path:
-    if not path.is_file():  # a device never ends
+    if not path.is_file():  # reading a device may never end
         raise ValueError(f"{path.name} is not a regular file")
     return path
 
 
 def refuse_beyond_files(name: str, config: PreTrainedConfig, head: str, files: Sequence[Path]) -> None:
-    """Before any memory is taken: files without tensors, and sizes that neither they nor the memory can hold."""
+    """Refuse files without tensors, and sizes that exceed the files or the memory, before memory is allocated."""
     try:
         if files[0].suffix == ".safetensors":
             count = 0
@@ -310,20 +310,20 @@ def refuse_beyond_files(name: str, config: PreTrainedConfig, head: str, files: S
                 with safe_open(file, framework="pt") as opened:
                     count += len(opened.keys())
             if not count:
-                raise ValueError(f"{', '.join(file.name for file in files[:3])} holds no tensors")
+                raise ValueError(f"{', '.join(file.name for file in files[:3])} contains no tensors")
             layers = getattr(config, "num_hidden_layers", 0)
-            if isinstance(layers, int) and layers > count:  # each takes time to be built, before its parameters can be counted
-                raise ValueError(f"config.json describes {layers:,} layers, and its weights have only {count:,} tensors")
+            if isinstance(layers, int) and layers > count:  # building each takes time, before the parameters can be counted
+                raise ValueError(f"config.json has {layers:,} layers, but the weights have only {count:,} tensors")
         with torch.device("meta"):
             model = AUTO[head].from_config(config, trust_remote_code=False)
         parameters = sum(parameter.numel() for parameter in set(model.parameters()))
         held = sum(file.stat().st_size for file in files)
         new_head = getattr(config, "num_labels", 0) * getattr(config, "hidden_size", 0)
         if parameters > PARAMETERS_A_BYTE * held + new_head:
-            raise ValueError(f"config.json describes {parameters:,} parameters, and its weights have only {held:,} bytes")
+            raise ValueError(f"config.json has {parameters:,} parameters, but the weights have only {held:,} bytes")
         free = psutil.virtual_memory().available
-        if parameters > free:  # at a byte each
-            raise ValueError(f"it has {parameters:,} parameters, and {free:,} bytes of memory are free")
+        if parameters > free:  # at one byte each
+            raise ValueError(f"it has {parameters:,} parameters, but only {free:,} bytes of memory are free")
     except BaseException as error:
         raise refusal(f"{name} cannot be loaded", error) from error
 
@@ -331,19 +331,20 @@ def refuse_beyond_files(name: str, config: PreTrainedConfig, head: str, files: S
 def refuse_incomplete(
     name: str, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]]
 ) -> None:
-    """
+    """Refuse missing, unexpected and mismatched tensors.
+
     Raises:
-        UserError: names up to three tensors of the first kind.
+        UserError: names up to three tensors.
     """
     for key, there, wanted in sorted(mismatched, key=lambda entry: entry[0]):
-        raise UserError(f"{name}: {key} has the shape {tuple(there)} in the weights file, and {tuple(wanted)} by config.json")
+        raise UserError(f"{name}: {key} has the shape {tuple(there)} in the weights file, but {tuple(wanted)} by config.json")
     if any(key.startswith(COMPILED) for key in unexpected):
         raise UserError(
-            f"{name}: the names of its tensors begin with {COMPILED!r}: save the model itself and not what torch.compile made of it"
+            f"{name}: the tensor names begin with {COMPILED!r}: save the original model, not the result of torch.compile"
         )
     for keys, what in (
-        (missing, "the weights files lack"),
-        (unexpected, "the weights files hold what the model has no place for:"),
+        (missing, "missing tensors in the weights files:"),
+        (unexpected, "unexpected tensors in the weights files:"),
     ):
         if listed := sorted(keys):
             more = f" and {len(listed) - 3:,} more" if len(listed) > 3 else ""

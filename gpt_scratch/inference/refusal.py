@@ -1,4 +1,4 @@
-"""The response to a request that is refused: OpenAI's form of an error."""
+"""Error responses in OpenAI's format."""
 
 import json
 
@@ -8,12 +8,12 @@ KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_
 
 
 class Refusal(Exception):
-    """A request ends with `status` and one JSON object: `{"error": {"message", "type", "param", "code"}}`.
+    """An error response with `status` and a JSON object: `{"error": {"message", "type", "param", "code"}}`.
 
     Args:
-        param: the field that is wrong.
-        code: for programs, such as `model_not_found`.
-        headers: to add to the answer.
+        param: the invalid field.
+        code: machine-readable code, such as `model_not_found`.
+        headers: additional response headers.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""A model as a server uses it: its generation can be ended from outside, stays within the positions, and fails with one line.
+"""A model for the server: generation can be stopped externally, stays within the positions, and fails with a one-line error.
 
-The server's handlers call `model.generate(...)` and `tokenizer.apply_chat_template(...)`; both are replaced here on the loaded objects,
-so that it works for every architecture.
+The server's handlers call `model.generate(...)` and `tokenizer.apply_chat_template(...)`; both are replaced on the loaded objects, so that
+this works for every architecture.
 """
 
 import copy
@@ -22,13 +22,13 @@ from transformers import (
 )
 
 from ..errors import UserError
-from .chat_template import encode_chat, unsaid_parts
+from .chat_template import encode_chat, omitted_parts
 from .decoding import generation_settings, prepare_for_decoding
 from .generation import remaining_positions
 
 logger = logging.getLogger("gpt_scratch.serving")
 
-# Settings taken from a model's own generation_config.json: none of them may make one request as expensive as a thousand.
+# Settings kept from the model's generation_config.json: none of them can make a request much more expensive.
 KEPT = (
     "bos_token_id",
     "eos_token_id",
@@ -41,34 +41,34 @@ KEPT = (
     "repetition_penalty",
 )
 
-# Replaced by the server's own: not reported.
+# Overridden by the server: not reported as ignored.
 HARMLESS = {"_from_model_config", "transformers_version", "max_new_tokens", "max_length"}
 HARMLESS |= {"use_cache", "output_attentions", "output_hidden_states"}
 
 
 class GenerationEnded(Exception):
-    """Ended from outside; the message is the reason."""
+    """Generation was stopped externally; the message is the reason."""
 
 
 class ModelFailed(Exception):
-    """The model failed, through no fault of the request; the details are in the server's log."""
+    """The model failed, not because of the request; the details are in the server's log."""
 
 
 @dataclass
 class Generation:
-    """The one request that is being answered."""
+    """The state of the current request."""
 
-    sample: bool | None = None  # None: as the model's own settings say
-    ended: str | None = None  # the reason, once it must end
+    sample: bool | None = None  # None: by the model's generation settings
+    ended: str | None = None  # the reason, if it must stop
     error: Exception | None = None  # the failure, if any
     started: float = field(default_factory=time.monotonic)
 
 
 class ServedModel:
-    """Holds the current [`Generation`] and stands between the server's handlers and a loaded model.
+    """Wraps a loaded model for the server's handlers, with the current [`Generation`].
 
     Args:
-        weights: kept so, for a faster step: see `decoding.prepare_for_decoding`.
+        weights: format of the weights, for faster generation: see `decoding.prepare_for_decoding`.
     """
 
     def __init__(self, model: PreTrainedModel, weights: str | None = None):
@@ -81,12 +81,12 @@ class ServedModel:
         model.generate = self.generate
 
     def generate(self, inputs: Any = None, generation_config: Any = None, **kwargs: Any) -> Any:
-        """`model.generate` until the model's positions end, or [`Generation.ended`] is set; a failure is kept in [`Generation.error`].
+        """`model.generate` up to the model's positions, or until [`Generation.ended`] is set; failures are stored in [`Generation.error`].
 
         Raises:
-            UserError: the prompt fills the positions.
-            GenerationEnded: it was ended from outside.
-            ModelFailed: any other failure; it is logged.
+            UserError: the prompt leaves no positions.
+            GenerationEnded: it was stopped externally.
+            ModelFailed: any other failure, which is logged.
         """
         current = self.current
         try:
@@ -100,7 +100,7 @@ class ServedModel:
         left = remaining_positions(self.model, ids.shape[1], "the request")
         if ids.shape[1] == 0:
             raise UserError("the request has no tokens: give a text to continue")
-        # In place: the handler compares with it to tell a finished reply from one that was cut.
+        # In place: the handler compares with it to distinguish finished and truncated replies.
         generation_config.max_new_tokens = min(generation_config.max_new_tokens, left)
         if current.sample is not None:
             generation_config.do_sample = current.sample
@@ -118,23 +118,23 @@ class ServedModel:
             raise
         except Exception as error:
             logger.exception("the model failed")
-            raise ModelFailed(f"the model could not answer ({type(error).__name__})") from None
+            raise ModelFailed(f"the model failed ({type(error).__name__})") from None
 
 
 class BoundedTemplate:
-    """Stands in for `tokenizer.apply_chat_template`: rendered within the limits of `chat_template`."""
+    """Replacement for `tokenizer.apply_chat_template` with the limits of `chat_template`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self.tokenizer = copy.copy(tokenizer)  # whose own method is not replaced
+        self.tokenizer = copy.copy(tokenizer)  # keeps the original method
         tokenizer.apply_chat_template = self
-        tokenizer.split_special_tokens = True  # prompts of /v1/completions: special tokens in them are characters
+        tokenizer.split_special_tokens = True  # special tokens in prompts of /v1/completions are encoded as characters
 
     def try_out(self) -> None:
-        """Render once, which starts the process for it; a template that fails is named on stderr, and completions still work."""
+        """Render once, which starts the process; if the template fails, print a warning: only /v1/completions works then."""
         try:
             self([{"role": "user", "content": "Hello"}])
         except UserError as error:
-            print(f"/v1/chat/completions will not answer: {error}", file=sys.stderr)
+            print(f"/v1/chat/completions is not available: {error}", file=sys.stderr)
 
     def __call__(self, messages: list[dict[str, Any]], **settings: Any) -> Any:
         """`input_ids` and `attention_mask` of the conversation, (1, T).
@@ -143,11 +143,11 @@ class BoundedTemplate:
             UserError: the tokenizer has no template, or it cannot be rendered.
         """
         if not self.tokenizer.chat_template:
-            raise UserError("this model has no chat template: ask it by /v1/completions")
+            raise UserError("this model has no chat template: use /v1/completions")
         tools = settings.get("tools")
         uses_tools = tools or any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
-        if uses_tools and (left_out := unsaid_parts(self.tokenizer, messages, tools)):
-            raise UserError(f"this model's chat template leaves out {', '.join(left_out)}: ask it without")
+        if uses_tools and (left_out := omitted_parts(self.tokenizer, messages, tools)):
+            raise UserError(f"this model's chat template does not support {', '.join(left_out)}: remove it from the request")
         ids = torch.tensor([encode_chat(self.tokenizer, messages, tools, add_generation_prompt=True).ids])
         return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
@@ -163,9 +163,9 @@ class _EndedFromOutside(StoppingCriteria):
 
 
 class _StopStrings(StoppingCriteria):
-    """Ends where the text holds one of the strings.
+    """Stops when the text contains one of the strings.
 
-    transformers' own compares every token of the vocabulary with every string first, which takes seconds of each request.
+    transformers' own class first compares every token of the vocabulary with every string, which takes seconds per request.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: list[str], prompt_tokens: int):
@@ -179,7 +179,7 @@ class _StopStrings(StoppingCriteria):
 
 
 def _keep_harmless_settings(model: PreTrainedModel) -> list[str]:
-    """Give the model a generation configuration of nothing but [`KEPT`]; returns the names of the settings it loses."""
+    """Reduce the model's generation configuration to [`KEPT`]; returns the names of the removed settings."""
     own = model.generation_config.to_diff_dict()
     model.generation_config = GenerationConfig(**{name: own[name] for name in KEPT if name in own})
     if model.generation_config.pad_token_id is None:

@@ -1,7 +1,7 @@
-"""A model behind the OpenAI API: transformers' own server, kept behind [`Guard`].
+"""Serves a model with the OpenAI API: transformers' server behind [`Guard`].
 
-The app of `transformers serve` is used as it is, with a model that our own loader has loaded and checked. (The stock command looks a
-checkpoint's class up as an attribute of the module `transformers`, where it cannot find a class from elsewhere.)
+The app of `transformers serve` is used unchanged, with a model from our loader. (The stock command looks up the class of a checkpoint in
+the module `transformers` and cannot find other classes.)
 
 Debt to transformers: `cli.serving` has no public entry that gives the app without running it. Used here, with the names and arguments
 of 5.21 to 5.24: `ModelManager` with its `_load_model` and `_load_processor`, `GenerationState`, the three handlers and `build_server`;
@@ -46,15 +46,15 @@ def serve(
 
     Args:
         model: directory or Hub name.
-        host, port: where to listen; port 0 takes a free one.
-        limits: bounds of requests.
-        key: API key that requests must carry; it may be None where only this machine reaches the server.
-        hosts, origins: further names of this machine in requests, and other origins whose pages may call it.
-        weights: kept so, for a faster step: see `decoding.prepare_for_decoding`.
-        device, dtype: of the model, as `transformers serve` takes them.
+        host, port: address to listen on; port 0 selects a free one.
+        limits: limits of requests.
+        key: required API key; may be `None` on a loopback address.
+        hosts, origins: further allowed Host headers and origins.
+        weights: format of the weights, for faster generation: see `decoding.prepare_for_decoding`.
+        device, dtype: of the model, as for `transformers serve`.
 
     Raises:
-        UserError: a flag out of range, no key for a server that others reach, an address in use, no model, or a package is missing.
+        UserError: a flag out of range, a missing API key, an address in use, no model, or a missing package.
     """
     limits = limits or Limits()
     _check(host, port, limits, key)
@@ -72,7 +72,7 @@ def serve(
             http=bounded_protocol(limits),
             ws="none",
             lifespan="off",
-            access_log=False,  # keys and prompts must not be logged, and a flood of requests must not fill a disk
+            access_log=False,  # do not log prompts, and do not fill the disk
             log_level="error",
             server_header=False,
             proxy_headers=False,
@@ -80,7 +80,7 @@ def serve(
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         )
         server = uvicorn.Server(config)
-        print(f"{model} at http://{where}:{number}/v1 {'with' if key else 'without'} an API key; Ctrl-C ends it", flush=True)
+        print(f"{model} at http://{where}:{number}/v1 {'with' if key else 'without'} an API key; Ctrl-C stops it", flush=True)
         server.run(sockets=[listening])
     guard.served.current.ended = "the server is shutting down"
 
@@ -103,7 +103,7 @@ def _check_installed() -> None:
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """A socket bound before the model is loaded, so that a port in use is known at once; it listens when the server starts."""
+    """Bind a socket before the model is loaded, to detect a used port early; it listens when the server starts."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listening = socket.socket(family, kind)
@@ -115,7 +115,7 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def _host_names(host: str, others: Collection[str]) -> set[str] | None:
-    """What the Host header may name. On all addresses, without a list, any name: there the key keeps out other origins."""
+    """The allowed Host headers; any name when listening on all addresses without a list, since the API key protects the server."""
     if host in ("0.0.0.0", "::", "") and not others:
         return None
     return {name.lower() for name in LOOPBACK_NAMES | {host} | set(others)}
@@ -131,7 +131,7 @@ def build_guard(
     device: str = "auto",
     dtype: str = "auto",
 ) -> "Guard":
-    """Load the model and put the guard before the stock app; arguments as those of [`serve`].
+    """Load the model and build the guard in front of the stock app; for the arguments see [`serve`].
 
     Raises:
         UserError: the model cannot be loaded.
@@ -144,9 +144,9 @@ def build_guard(
 
 
 def _answer_tool_calls(tokenizer: Any) -> None:
-    """Let the chat handler answer what this package's chatml style writes as calls, where a request has tools, in OpenAI's form.
+    """Make the chat handler parse tool calls in this package's chatml format, if a request has tools.
 
-    The stock parser fails on a call that is no JSON; here that stays text.
+    The stock parser fails on a call with invalid JSON; here it remains text.
     """
     from transformers.cli.serving import chat_completion, utils
 
@@ -172,7 +172,7 @@ def _answer_tool_calls(tokenizer: Any) -> None:
 
 
 def _stock_app(name: str, weights: str | None, device: str, dtype: str) -> "tuple[FastAPI, ServedModel]":
-    """The app of `transformers serve` with this one model loaded."""
+    """The app of `transformers serve` with a single model."""
     from transformers.cli.serving.chat_completion import ChatCompletionHandler
     from transformers.cli.serving.completion import CompletionHandler
     from transformers.cli.serving.model_manager import ModelManager
@@ -182,16 +182,16 @@ def _stock_app(name: str, weights: str | None, device: str, dtype: str) -> "tupl
 
     from .served_model import BoundedTemplate, ServedModel
 
-    logging.getLogger("transformers").setLevel(logging.ERROR)  # it warns at every request
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # it warns for every request
     model, tokenizer = load_language_model(name, dtype)
     if device != "auto":
         try:
             model = model.to(device)
-        except Exception as error:  # an unknown name, no such device, a device that is full
+        except Exception as error:  # an unknown or missing device, or out of memory
             raise UserError(f"--device {device}: {one_line(error)}") from error
 
     class Loaded(ModelManager):
-        """Has this one model, which our loader has checked; the stock one takes any, with random weights where tensors are missing."""
+        """Returns the single model of our loader; the stock class loads any model, with random weights for missing tensors."""
 
         def _load_model(self, *args: Any, **kwargs: Any) -> Any:
             return model
@@ -203,7 +203,7 @@ def _stock_app(name: str, weights: str | None, device: str, dtype: str) -> "tupl
     (loaded,) = manager.loaded_models.values()
     served = ServedModel(loaded.model, weights)
     if served.ignored:
-        print(f"not used of {name}'s generation_config.json: {', '.join(served.ignored)}", file=sys.stderr)
+        print(f"ignored settings of {name}'s generation_config.json: {', '.join(served.ignored)}", file=sys.stderr)
     BoundedTemplate(loaded.processor).try_out()
     _answer_tool_calls(tokenizer)
     state = GenerationState()
@@ -214,6 +214,6 @@ def _stock_app(name: str, weights: str | None, device: str, dtype: str) -> "tupl
         "completion_handler": CompletionHandler(manager, state),
         "response_handler": ResponseHandler(manager, state),
     }
-    # Handlers that this server has no route for (speech, and whatever a later release adds) are given as None.
+    # Handlers without a route on this server (speech, and those of later releases) are None.
     needed = [name for name, value in inspect.signature(build_server).parameters.items() if value.default is value.empty]
     return build_server(**(dict.fromkeys(needed) | parts)), served

@@ -1,4 +1,4 @@
-"""Text printed as it is generated, without control characters: what a model writes is untrusted."""
+"""Prints text while it is generated, without control characters, since model output is untrusted."""
 
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
@@ -6,7 +6,7 @@ from ..errors import printable
 
 
 class PrintableStreamer(TextStreamer):
-    """transformers' `TextStreamer` for replies: without the prompt and special tokens, and [`printable`]."""
+    """transformers' `TextStreamer` without prompt, special tokens and control characters (see [`printable`])."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)

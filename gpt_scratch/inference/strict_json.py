@@ -1,18 +1,18 @@
-"""Untrusted JSON: one object, each key once, finite numbers, valid Unicode, nested a few levels deep."""
+"""Strict parser for untrusted JSON objects: unique keys, finite numbers, valid Unicode, limited nesting."""
 
 import json
 import math
 from typing import Any
 
 MAX_DEPTH = 16
-MAX_DIGITS = 20  # of an integer; 2**64 has 20
+MAX_DIGITS = 20  # digits of an integer; 2**64 has 20
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
-    """The object that `data` holds.
+    """Parse the object in `data`.
 
     Raises:
-        ValueError: says in a few words what is wrong.
+        ValueError: a short description of the error.
     """
     try:
         value = json.loads(
@@ -39,7 +39,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice[:50]!r} is there twice")
+        raise ValueError(f"duplicate key {twice[:50]!r}")
     return result
 
 
@@ -64,9 +64,9 @@ def _check(value: Any, depth: int) -> None:
     if depth > MAX_DEPTH:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, str):
-        # "\ud800" is JSON, but half of a surrogate pair is no character, and no tokenizer can express it
+        # "\ud800" is valid JSON, but a lone surrogate cannot be encoded by any tokenizer
         if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-            raise ValueError("a text holds half of a surrogate pair")
+            raise ValueError("a string contains a lone surrogate")
     elif isinstance(value, dict):
         for key, child in value.items():
             _check(key, depth + 1)

@@ -1,7 +1,7 @@
-"""The process in which chat templates are rendered, for `chat_template.py`: requests on standard input, answers on standard output.
+"""The process that renders chat templates for `chat_template.py`: requests on standard input, responses on standard output.
 
-A request is its length (8 bytes) and a `marshal` of function, arguments and limits; an answer its length and JSON, since a process
-that ran a template is not trusted. Run as a file: of this package nothing is imported, of transformers what needs no torch.
+A request is its length (8 bytes) and a `marshal` of function, arguments and limits; a response is its length and JSON, since the process is
+untrusted after it has run a template. It is run as a file: it does not import this package, and only torch-free parts of transformers.
 """
 
 import json
@@ -23,7 +23,7 @@ except ImportError:  # Windows
 
 
 def address_space() -> int:
-    """Bytes of address space that this process has; Linux only, elsewhere a guess."""
+    """Bytes of address space of this process; Linux only, a guess on other systems."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
@@ -31,38 +31,38 @@ def address_space() -> int:
 
 
 def limit(start: int, seconds: float, mebibytes: int) -> None:
-    """Limit memory and processor time; the clock is the parent's, which counts only if this process does not run."""
+    """Limit memory and CPU time; the wall-clock limit is enforced by the parent process."""
     if resource is None:
         return
     used = resource.getrusage(resource.RUSAGE_SELF)
     cpu = math.ceil(used.ru_utime + used.ru_stime + seconds)
     for kind, value in ((resource.RLIMIT_AS, start + mebibytes * 2**20), (resource.RLIMIT_CPU, cpu)):
-        with suppress(ValueError, OSError):  # a lower one is set already, or the system knows none
+        with suppress(ValueError, OSError):  # a lower limit is set, or the system does not support it
             resource.setrlimit(kind, (value, resource.getrlimit(kind)[1]))
 
 
 def answer(request: bytes, start: int) -> bytes:
-    """The JSON of a result, or of an error."""
-    name, args, kwargs, seconds, mebibytes, most = marshal.loads(request)
+    """The JSON response with a result or an error."""
+    name, args, kwargs, seconds, mebibytes, max_characters = marshal.loads(request)
     limit(start, seconds, mebibytes)
     try:
         result = getattr(chat_template_utils, name)(*args, **kwargs)
         if isinstance(result, frozenset):
             result = sorted(result)
-        if name == "render_jinja_template" and sum(map(len, result[0])) > most:
-            return json.dumps({"error": f"it writes more than {most:,} characters"}).encode()
+        if name == "render_jinja_template" and sum(map(len, result[0])) > max_characters:
+            return json.dumps({"error": f"its output exceeds {max_characters:,} characters"}).encode()
         return json.dumps({"result": result}).encode()
     except MemoryError:
-        return json.dumps({"error": f"it takes more than {mebibytes} MiB of memory"}).encode()
-    except BaseException as error:  # whatever a template raises
+        return json.dumps({"error": f"it needs more than {mebibytes} MiB of memory"}).encode()
+    except BaseException as error:  # a template may raise anything
         return json.dumps({"error": str(error)[:2000] or type(error).__name__}).encode()
 
 
 def main() -> None:
-    """Answer until standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program, which then ends this process
+    """Handle requests until standard input is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent, which stops this process
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing else may write between the answers
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # other output must not mix with the responses
     start = address_space()
     answers.write(b"\n")
     answers.flush()

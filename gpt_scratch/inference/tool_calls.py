@@ -1,6 +1,6 @@
-"""What a model of the chatml style wrote, taken apart: reasoning, text, and calls of tools in OpenAI's form.
+"""Parses replies of the chatml style into reasoning, text and OpenAI tool calls.
 
-The other way round is the chat template (`data/instruction.py`), which writes these as Qwen 2.5 and 3 do:
+The inverse is the chat template (`data/instruction.py`), which uses the format of Qwen 2.5 and 3:
 
     <think>
     why
@@ -22,10 +22,10 @@ THINKING = re.compile(r"\A<think>\n?(.*?)\n?</think>\n{0,2}", re.DOTALL)
 
 
 def parse_reply(text: str) -> dict[str, Any]:
-    """A message of the role assistant: `content`, and where the reply has them `reasoning_content` and `tool_calls`.
+    """Parse a reply into an assistant message: `content`, and optionally `reasoning_content` and `tool_calls`.
 
-    A call that is no JSON object with a name and arguments stays in the text, as the model wrote it. Arguments are an object, as chat
-    templates take them; OpenAI's form has them as a text, see [`as_openai`].
+    A call that is not a JSON object with a name and arguments remains text. Arguments are objects, as chat templates expect; in OpenAI's
+    format they are strings, see [`as_openai`].
 
     >>> parse_reply('<tool_call>\\n{"name": "now", "arguments": {}}\\n</tool_call>')["tool_calls"]
     [{'type': 'function', 'function': {'name': 'now', 'arguments': {}}}]
@@ -35,13 +35,13 @@ def parse_reply(text: str) -> dict[str, Any]:
         message["reasoning_content"], text = found[1], text[found.end() :]
     calls: list[dict[str, Any]] = []
     kept, place = [], 0
-    # Not by an expression: it would look for the end of each call that is opened, as often as one is.
+    # No regular expression: it would search for the end of each opened call, which is quadratic.
     while (start := text.find(OPEN, place)) >= 0 and (end := text.find(CLOSE, start)) >= 0:
         call = _call(text[start + len(OPEN) : end])
         if call is None:
             kept.append(text[place : end + len(CLOSE)])
         else:
-            kept.append(text[place:start].removesuffix("\n"))  # the template's line break before a call
+            kept.append(text[place:start].removesuffix("\n"))  # the line break of the template before a call
             calls.append(call)
         place = end + len(CLOSE)
     message["content"] = "".join([*kept, text[place:]])
@@ -63,10 +63,10 @@ def _call(text: str) -> dict[str, Any] | None:
 
 
 class ReplyParser:
-    """[`parse_reply`] of a reply that comes piece by piece, in the form that transformers' server asks of a parser.
+    """Streaming version of [`parse_reply`], with the interface of parsers in transformers' server.
 
     Args:
-        end: the end-of-text token, which the server leaves in the last piece.
+        end: the end-of-text token, which the server does not remove from the last piece.
     """
 
     def __init__(self, end: str):
@@ -74,19 +74,19 @@ class ReplyParser:
         self.initial_events: list[dict[str, Any]] = []
 
     def feed(self, text: str) -> list[dict[str, Any]]:
-        """What is known for certain by now: content, reasoning, whole calls."""
+        """The parts that are complete so far: content, reasoning, calls."""
         self.buffer += text
         return self._drain(last=False)
 
     def finalize(self) -> tuple[None, list[dict[str, Any]]]:
-        """The rest; a call that was begun and not ended is text."""
+        """The remaining parts; an unfinished call is text."""
         self.buffer = self.buffer.removesuffix(self.end) if self.end else self.buffer
         return None, self._drain(last=True)
 
     def _drain(self, last: bool) -> list[dict[str, Any]]:
         events: list[dict[str, Any]] = []
 
-        def say(text: str, field: str = "content") -> None:
+        def emit(text: str, field: str = "content") -> None:
             if text:
                 events.append({"type": "region_chunk", "field": field, "text": text})
 
@@ -95,43 +95,43 @@ class ReplyParser:
                 return events
             found = THINKING.match(self.buffer)
             if found and not last and found.end() == len(self.buffer) and not found[0].endswith("\n\n"):
-                return events  # line breaks after it may still come
+                return events  # line breaks may follow
             self.begun = True
             if found:
-                say(found[1], "reasoning_content")
+                emit(found[1], "reasoning_content")
                 self.buffer = self.buffer[found.end() :]
         while True:
             if not self.inside:
                 start = self.buffer.find(OPEN)
                 if start < 0:
                     held = 0 if last else _beginning(self.buffer, ("\n" + OPEN, OPEN, self.end))
-                    say(self.buffer[: len(self.buffer) - held])
+                    emit(self.buffer[: len(self.buffer) - held])
                     self.buffer = self.buffer[len(self.buffer) - held :]
                     return events
                 self.line = "\n" if self.buffer[:start].endswith("\n") else ""
-                say(self.buffer[:start].removesuffix("\n"))
+                emit(self.buffer[:start].removesuffix("\n"))
                 self.buffer, self.inside = self.buffer[start + len(OPEN) :], True
             end = self.buffer.find(CLOSE)
             if end < 0:
                 if last:
-                    say(self.line + OPEN + self.buffer)
+                    emit(self.line + OPEN + self.buffer)
                     self.buffer = ""
                 return events
             call = _call(self.buffer[:end])
             if call is None:
-                say(self.line + OPEN + self.buffer[:end] + CLOSE)
+                emit(self.line + OPEN + self.buffer[:end] + CLOSE)
             else:
                 events.append({"type": "region_close", "field": "tool_calls", "value": call})
             self.buffer, self.inside = self.buffer[end + len(CLOSE) :], False
 
 
 def _beginning(text: str, marks: Sequence[str]) -> int:
-    """How many characters at the end of a text may be the beginning of one of the marks."""
+    """Length of the longest suffix of `text` that is a prefix of one of the marks."""
     return max((n for mark in marks for n in range(1, len(mark) + 1) if text.endswith(mark[:n])), default=0)
 
 
 def as_openai(message: dict[str, Any], identifier: str = "call") -> dict[str, Any]:
-    """The message as the OpenAI API answers it: arguments as a text of JSON, an id for each call, content null where there is none.
+    """Convert a message to the OpenAI API's format: arguments as JSON strings, an id for each call, null for empty content.
 
     >>> call = {"type": "function", "function": {"name": "now", "arguments": {}}}
     >>> as_openai({"role": "assistant", "content": "", "tool_calls": [call]})["tool_calls"][0]

@@ -1,6 +1,6 @@
-"""Answers one request after the other with an ASGI app in a thread of its own, so that the server's event loop stays free.
+"""Runs an ASGI app in a separate thread, one request at a time, so that the server's event loop is not blocked.
 
-A chat template, a tokenizer or a long prompt can hold the stock app's loop for seconds; `/health` and refusals are answered meanwhile.
+Chat templates, tokenizers and long prompts can block the loop of the stock app for seconds; `/health` and refusals still respond.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from .served_model import Generation
 
 
 class Worker:
-    """A thread with an event loop; the app runs there.
+    """A thread with an event loop that runs the app.
 
     Args:
         app: an ASGI app.
@@ -27,7 +27,7 @@ class Worker:
         threading.Thread(target=self.loop.run_forever, name="worker", daemon=True).start()
 
     def start(self, path: str, body: bytes) -> "Answer":
-        """POST `body` to the app; to be called in the server's event loop."""
+        """POST `body` to the app; call it in the server's event loop."""
         answer = Answer(asyncio.get_running_loop())
         asyncio.run_coroutine_threadsafe(self._run(path, body, answer), self.loop)
         return answer
@@ -43,7 +43,7 @@ class Worker:
             "raw_path": path.encode(),
             "root_path": "",
             "query_string": b"",
-            # Nothing of the client's own headers: the stock app takes over x-request-id, for instance.
+            # Without the client's headers: the stock app would use x-request-id, for instance.
             "headers": [
                 (b"host", b"localhost"),
                 (b"content-type", b"application/json"),
@@ -58,7 +58,7 @@ class Worker:
 
         async def receive() -> dict[str, Any]:
             nonlocal given
-            if given:  # a client that went away ends the generation, and the generation the answer: see `guard`
+            if given:  # a disconnected client ends the generation, which ends the response: see `guard`
                 await asyncio.Event().wait()
             given = True
             return {"type": "http.request", "body": body, "more_body": False}
@@ -75,15 +75,15 @@ class Worker:
 
 
 class Answer:
-    """The app's messages on their way to the server's event loop.
+    """A queue of the app's messages for the server's event loop.
 
-    It never waits for the client: a reply is bounded by its tokens, and a client that does not read must not hold up the next one.
+    It never waits for the client: the size of a reply is limited, and a client that does not read must not delay the next one.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop):
         self.loop = loop
         self.messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self.done = asyncio.Event()  # the app has returned, so nothing of this request runs any more
+        self.done = asyncio.Event()  # set when the app has returned and nothing of this request is running
 
     def put(self, message: dict[str, Any]) -> None:
         """Called in the worker's thread."""
@@ -96,19 +96,19 @@ class Answer:
 
 
 class Turns:
-    """One request at a time; the others wait in order, as many as `max_waiting`."""
+    """A queue for one request at a time, with at most `max_waiting` waiting requests."""
 
     def __init__(self, max_waiting: int):
         self.max_waiting = max_waiting
         self.waiting = 0
         self.lock = asyncio.Lock()
-        self.seconds = 1.0  # of the last generations, roughly
+        self.seconds = 1.0  # average duration of recent generations
 
     def take(self) -> asyncio.Task:
-        """A task that is done when the turn has come; a caller that gives up before cancels it.
+        """A task that completes when it is this request's turn; cancel it to leave the queue.
 
         Raises:
-            Refusal: too many wait already.
+            Refusal: the queue is full.
         """
         if self.waiting >= self.max_waiting + (not self.lock.locked()):
             raise self.busy(f"{self.waiting} requests are waiting already")
@@ -121,11 +121,11 @@ class Turns:
         self.waiting -= 1
 
     def busy(self, why: str) -> Refusal:
-        """Status 429, with the whole seconds after which it is worth trying again."""
+        """Status 429, with the estimated seconds in Retry-After."""
         seconds = min(60, max(1, round(self.seconds * (self.waiting + 1))))
         return Refusal(429, f"the server is busy: {why}", code="busy", headers={"Retry-After": str(seconds)})
 
     def finished(self, generation: Generation) -> None:
-        """The turn is over."""
+        """Release the turn."""
         self.seconds += 0.2 * (time.monotonic() - generation.started - self.seconds)
         self.lock.release()

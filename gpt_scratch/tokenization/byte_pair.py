@@ -1,4 +1,4 @@
-"""Byte-level byte-pair encoding from scratch: training, encoding and decoding in Python, saved as a `tokenizer.json`.
+"""Byte-level byte-pair encoding from scratch: training, encoding and decoding in pure Python, saved as a `tokenizer.json`.
 
 Text is cut into pieces (`pretokenization`), each piece is the bytes of its UTF-8, and the pair of neighbours that is most frequent in
 the training text becomes one token, again and again (Sennrich et al. 2016, section 3.2; on bytes: Radford et al. 2019, section 2.2).
@@ -18,6 +18,7 @@ from itertools import chain, pairwise
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from ..conflicts import END_OF_TEXT, PADDING
 from ..errors import UserError
 from ..files import atomic_directory
 from ..progress import named
@@ -25,7 +26,6 @@ from .byte_pair_training import BYTE_ORDER, Pair, count_pieces, learn_merges
 from .portable import save_tokenizer
 from .pretokenization import GPT2_PATTERN, splitter
 
-END_OF_TEXT, PADDING = "<|endoftext|>", "<|pad|>"
 SPACE = "Ġ"  # how a space is written in a token: GPT-2's byte 32, and the book's character for it
 # GPT-2 writes a token as text with one visible character a byte: the byte's own where it has one, the next unused one otherwise.
 CHARACTER_OF_BYTE = {byte: chr(byte) if place < 188 else chr(256 + place - 188) for place, byte in enumerate(BYTE_ORDER)}

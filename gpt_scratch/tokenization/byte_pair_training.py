@@ -1,4 +1,4 @@
-"""Learning byte-pair merges: the training half of [`BytePairTokenizer`].
+"""Training of byte-pair merges for [`BytePairTokenizer`].
 
 The pairs' counts are kept current instead of counted anew after each merge (minbpe counts anew), so that a merge visits only the words
 that hold its pair. On 1 MB of text this pure Python is faster than the Rust trainer of `tokenizers`, whose merges it learns tie for tie.
@@ -20,7 +20,7 @@ from .pretokenization import split_gpt2
 Pair = tuple[int, int]
 LONGEST_WORD = 1024
 LONG_CHARACTERS = 1 << 20
-MOST_CHARACTERS = 10_000_000  # of all distinct pieces that are learned from: about a million words, which take 1 GB in training
+MAX_CHARACTERS = 10_000_000  # of all distinct pieces that are learned from: about a million words, which take 1 GB in training
 SILENT_SECONDS = 5  # of work, before a progress bar is shown
 
 
@@ -43,7 +43,7 @@ def count_pieces(texts: Iterable[str]) -> Counter[str]:
 
     Pieces of more than LONGEST_WORD characters are no words but base64 or text without spaces, hardly any of them twice the same. They
     are cut there, and only the first LONG_CHARACTERS of them in all are counted, so that memory is bounded. For the same reason the rarest
-    pieces are left out where the distinct ones have more than MOST_CHARACTERS; that is said.
+    pieces are left out where the distinct ones have more than MAX_CHARACTERS; that is said.
     """
     counts: Counter[str] = Counter()
     room, added, left_out = LONG_CHARACTERS, 0, 0
@@ -57,9 +57,9 @@ def count_pieces(texts: Iterable[str]) -> Counter[str]:
                 pieces += [longer[start : start + LONGEST_WORD] for start in range(0, len(longer), LONGEST_WORD)]
             counts.update(pieces)
             added += len(part)
-            if added > MOST_CHARACTERS:  # else it is not worth counting the distinct ones
+            if added > MAX_CHARACTERS:  # else it is not worth counting the distinct ones
                 added = 0
-                if sum(map(len, counts)) > 2 * MOST_CHARACTERS:
+                if sum(map(len, counts)) > 2 * MAX_CHARACTERS:
                     left_out += _leave_out_the_rarest(counts)
     left_out += _leave_out_the_rarest(counts)
     if left_out:
@@ -71,11 +71,11 @@ def count_pieces(texts: Iterable[str]) -> Counter[str]:
 
 
 def _leave_out_the_rarest(counts: Counter[str]) -> int:
-    """Keep the most frequent pieces, of MOST_CHARACTERS in all; of equally frequent ones those that came first. Returns how many go."""
-    if sum(map(len, counts)) <= MOST_CHARACTERS:
+    """Keep the most frequent pieces, of MAX_CHARACTERS in all; of equally frequent ones those that came first. Returns how many go."""
+    if sum(map(len, counts)) <= MAX_CHARACTERS:
         return 0
     ordered = sorted(counts, key=counts.__getitem__, reverse=True)
-    kept = bisect_right(list(accumulate(map(len, ordered))), MOST_CHARACTERS)
+    kept = bisect_right(list(accumulate(map(len, ordered))), MAX_CHARACTERS)
     for piece in ordered[kept:]:
         del counts[piece]
     return len(ordered) - kept

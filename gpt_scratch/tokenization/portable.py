@@ -1,4 +1,4 @@
-"""Tokenizers saved so that every transformers from 4.46 on opens them, with equal ids; foreign ones opened as their files say.
+"""Saves tokenizers in a form that transformers 4.46 and newer load with equal ids, and loads tokenizers exactly as their files define.
 
 What `save_pretrained` of transformers 5 writes is for transformers 5. Releases differ in these ways, and [`save_tokenizer`] writes the form
 that all of them read alike:

@@ -1,4 +1,4 @@
-"""What a tokenizer does to a text: how many tokens, how many bytes each stands for, how much is unknown, and examples."""
+"""Report on a tokenizer: number of tokens, bytes per token, share of unknown tokens, and examples."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

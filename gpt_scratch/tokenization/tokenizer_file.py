@@ -17,7 +17,8 @@ LONGEST_PADDING = 1 << 20
 
 
 def check_tokenizer_file(path: Path) -> None:
-    """
+    """Check an untrusted `tokenizer.json`.
+
     Raises:
         ValueError: no JSON object, or a step that makes a text longer than any pipeline in use; OSError: it cannot be read.
     """

@@ -1,1 +1,1 @@
-"""Around HF Trainer: arguments and recipes, callbacks, optimizers, checkpoints, and the files of a finished run."""
+"""Training with Trainer: arguments and recipes, callbacks, optimizers, checkpoints, and the files of a finished run."""

@@ -1,9 +1,9 @@
-"""Flags and recipes: dataclasses from the command line, from a YAML file, or from a YAML file with flags on top.
+"""Flags and recipes: dataclasses parsed from the command line, a YAML file, or a YAML file with overriding flags.
 
     python scripts/pretrain.py scripts/configs/quickstart.yaml --learning_rate 1e-3
 
-A recipe holds the flags by name, without dashes. Flags that follow it take precedence. An unknown name is an error, since a typo that is
-silently ignored costs a training run.
+A recipe contains flags by name, without dashes. Flags after it take precedence. Unknown names are errors, since a silently ignored typo
+could waste a training run.
 """
 
 import argparse
@@ -24,13 +24,13 @@ from ..command_line import (
     known_flags,
     recipe_arguments,
 )
-from ..conflicts import LATER, check_length, read_overrides, refuse_unknown_names, unknown_name
+from ..conflicts import LATER, check_length, check_training, read_overrides, refuse_unknown_names, unknown_name
 from ..errors import UserError, one_line
-from ..files import refuse_a_run
+from ..files import refuse_existing_run
 from ..ranges import check_ranges
 from .lock import LOCK, lock_output_directory
 
-SCHEDULE = {"learning_rate": 5e-5, "lr_scheduler_type": "linear", "warmup_steps": 0}  # Trainer's, where nobody chooses
+SCHEDULE = {"learning_rate": 5e-5, "lr_scheduler_type": "linear", "warmup_steps": 0}  # Trainer's defaults
 
 
 @dataclasses.dataclass
@@ -51,27 +51,27 @@ class ScratchTrainingArguments(TrainingArguments):
     dataloader_pin_memory: bool = dataclasses.field(
         default_factory=torch.cuda.is_available, metadata={"help": "Page-locked batches, for faster copies to a GPU."}
     )
-    # The patience of early stopping continues after an interruption.
+    # Needed for the patience of early stopping after resuming.
     restore_callback_states_from_checkpoint: bool = dataclasses.field(
         default=True, metadata={"help": "Restore the state of callbacks from a checkpoint, with --resume_from_checkpoint."}
     )
     allow_non_finite: bool = dataclasses.field(
         default=False,
-        metadata={"help": "Continue when the loss or the gradient's norm is NaN or infinite; by default this ends the run."},
+        metadata={"help": "Continue if the loss or the gradient norm is NaN or infinite; by default the run stops."},
     )
-    # Open until the model is known: set_default_learning_rate in optimizers.py.
+    # Resolved when the model is known: see set_default_learning_rate in optimizers.py.
     learning_rate: float | None = dataclasses.field(
         default=None,
-        metadata={"help": "Highest learning rate. Default: by the model's size and what trains, printed at the start."},
+        metadata={"help": "Peak learning rate. Default: by model size and trainable parameters, printed at the start."},
     )
     lr_scheduler_type: SchedulerType | None = dataclasses.field(
-        default=None, metadata={"help": "How the learning rate falls. Default: linear; without --learning_rate cosine."}
+        default=None, metadata={"help": "Learning rate schedule. Default: linear; without --learning_rate cosine."}
     )
     warmup_steps: float | None = dataclasses.field(
         default=None,
-        metadata={"help": "Steps in which it rises, or below 1 their share of all. Default: none; without --learning_rate 0.05."},
+        metadata={"help": "Warm-up steps, or below 1 their share of all steps. Default: 0; without --learning_rate 0.05."},
     )
-    # A model whose every parameter takes part in every step needs no search for unused ones.
+    # Every parameter is used in every step, so no search is needed.
     ddp_find_unused_parameters: bool | None = dataclasses.field(
         default=False, metadata={"help": "Search for parameters without gradient in each step under DDP."}
     )
@@ -84,7 +84,7 @@ class ScratchTrainingArguments(TrainingArguments):
 
 
 class _OneLineParser(HfArgumentParser):
-    """transformers' parser, with the script's own flags in a group of their own, each flag once in the help, and errors of one line."""
+    """transformers' parser with a separate group for the script's own flags, each flag once in the help, and one-line errors."""
 
     def __init__(self, types: Sequence[type], **settings: Any):
         super().__init__([], formatter_class=HelpFormatter, allow_abbrev=False, **settings)
@@ -97,22 +97,22 @@ class _OneLineParser(HfArgumentParser):
                 self._parse_dataclass_field(group, field)
         for action in self._actions:
             if isinstance(action, argparse._StoreFalseAction):
-                action.help = argparse.SUPPRESS  # --no_x says what --x false does
+                action.help = argparse.SUPPRESS  # --no_x is the same as --x false
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists the flags")
 
     def parse_known_args(self, args=None, namespace=None):
-        """Numbers are checked before `TrainingArguments` uses them."""
+        """Check the ranges of numbers before `TrainingArguments` uses them."""
         found, rest = super().parse_known_args(args, namespace)
         check_ranges({k: v for k, v in vars(found).items() if k not in LATER and (k not in OFF or v != OFF[k])}, "--")
-        if rest:  # before the dataclasses are made, which have errors of their own
+        if rest:  # before the dataclasses are built, which raise their own errors
             raise UserError(unknown_name(rest[0].lstrip("-").split("=")[0], known_flags(self), "flag"))
         return found, rest
 
 
 def _with_types(kind: type) -> Iterator[dataclasses.Field]:
-    """The fields that the command line may set, with types in place of their names."""
+    """The fields that the command line may set, with resolved types."""
     types = get_type_hints(kind)
     for field in dataclasses.fields(kind):
         if field.init:
@@ -124,7 +124,7 @@ def parse_arguments(types: Sequence[type], argv: Sequence[str], description: str
     """One instance of each dataclass in `types` from `argv`: `[recipe.yaml] [--flag value ...]`.
 
     Raises:
-        UserError: an unknown flag or key (with the nearest known one), a wrong value, an unreadable recipe.
+        UserError: an unknown flag or key (with the closest known one), an invalid value, an unreadable recipe.
     """
     parser = _OneLineParser(types, description=description, usage="%(prog)s [recipe.yaml] [--flag value ...]")
     arguments = list(argv)
@@ -136,19 +136,20 @@ def parse_arguments(types: Sequence[type], argv: Sequence[str], description: str
         raise
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(one_line(error, 3000)) from error
-    except Exception as error:  # a file that a flag names, a key that it lacks: TrainingArguments raises many kinds
-        raise UserError(f"the flags cannot be used: {type(error).__name__}: {one_line(error, 3000)}") from error
+    except Exception as error:  # TrainingArguments raises many exception types
+        raise UserError(f"invalid flags: {type(error).__name__}: {one_line(error, 3000)}") from error
     for part in parsed:
         if isinstance(part, TrainingArguments):
             check_length(part)
+            check_training(part)
     return tuple(parsed)
 
 
 def parse_config_overrides(text: str | None, config_class: Any) -> dict[str, Any]:
-    """`n_embd=384,n_layer=6` or a JSON object, as keyword arguments of `config_class`.
+    """Parse `n_embd=384,n_layer=6` or a JSON object into keyword arguments of `config_class`.
 
     Raises:
-        UserError: not of that form, or a name that the configuration does not have (it would accept it silently).
+        UserError: not in this form, or a name that the configuration does not have (and would silently accept).
     """
     overrides = read_overrides(text)
     refuse_unknown_names(overrides, config_names(config_class))
@@ -156,16 +157,16 @@ def parse_config_overrides(text: str | None, config_class: Any) -> dict[str, Any
 
 
 def config_names(config_class: Any) -> set[str]:
-    """What `--config_overrides` may set."""
-    written = {"auto_map", "gpt_scratch_version", "model_type", "transformers_version"}  # by saving, not by the user
+    """The names that `--config_overrides` may set."""
+    written = {"auto_map", "gpt_scratch_version", "model_type", "transformers_version"}  # set when saving, not by the user
     return (config_class().to_dict().keys() - written) | config_class.attribute_map.keys() | {"drop_rate"}
 
 
 def check_output_directory(output_dir: str, resume: str | None) -> None:
-    """Make the directory, lock it for this process's life, and refuse one that holds files which the run would overwrite.
+    """Create and lock the output directory, and refuse it if the run would overwrite its files.
 
     Args:
-        resume: the checkpoint to resume from; one in `output_dir` lets the run that it belongs to be continued.
+        resume: the checkpoint to resume from; if it is in `output_dir`, the existing run is continued.
 
     Raises:
         UserError: names the directory and what to do.
@@ -173,7 +174,7 @@ def check_output_directory(output_dir: str, resume: str | None) -> None:
     path = Path(output_dir)
     continued = resume is not None and Path(resume).resolve().parent == path.resolve()
     if not continued:
-        refuse_a_run(path)
+        refuse_existing_run(path)
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -186,23 +187,23 @@ def check_output_directory(output_dir: str, resume: str | None) -> None:
         raise UserError(f"cannot write to --output_dir {output_dir}: {error.strerror or error}") from error
     lock_output_directory(output_dir)
     if not continued:
-        refuse_a_run(path)  # by a run that ended between the two
+        refuse_existing_run(path)  # again, in case another run has ended since the first check
 
 
 def remove_unused(made: Sequence[Path]) -> None:
-    """Remove directories that a run made and left empty, innermost first: a misspelt override ends a run after its directory is made."""
+    """Remove directories that a failed run created and left empty, innermost first."""
     for folder in made:
         try:
             if {entry.name for entry in folder.iterdir()} - {LOCK}:
                 return
             (folder / LOCK).unlink(missing_ok=True)
             folder.rmdir()
-        except OSError:  # gone, or somebody else's by now
+        except OSError:  # removed, or used by another process
             return
 
 
 def keep_best_checkpoint(args: TrainingArguments, metric: str = "eval_loss", greater_is_better: bool = False) -> None:
-    """Save at each evaluation and end with the best checkpoint, as early stopping needs it; a metric given by flag stays."""
+    """Save at each evaluation and load the best checkpoint at the end, as needed for early stopping; a metric set by flag is kept."""
     if args.metric_for_best_model is None:
         args.metric_for_best_model, args.greater_is_better = metric, greater_is_better
     args.load_best_model_at_end = True

@@ -1,4 +1,4 @@
-"""Trainer callbacks: a line for each log, perplexity, samples, loss on training text, the curve redrawn live, overfitting."""
+"""Trainer callbacks: log lines, perplexity, samples, loss on training text, live loss curves, overfitting warnings."""
 
 import json
 import sys
@@ -16,19 +16,19 @@ from ..inference.generation import generate_ids, pad_left, padding_id
 from ..plots import plot_losses, plot_or_warn
 from ..tokenization.special_tokens import encode_text
 
-# Of what Trainer and TRL log: how it is called in a line. What is in neither table is shown by its own name.
+# Display names of the values that Trainer and TRL log; others are shown by their own name.
 LOG_NAMES = {
     "loss": "loss", "eval_loss": "validation loss", "learning_rate": "learning rate", "grad_norm": "gradient norm",
     "num_input_tokens_seen": "tokens seen", "train_tokens_per_second": "tokens/s", "eval_macro_f1": "macro F1", "eval_roc_auc": "ROC AUC",
 }  # fmt: skip
-COUNTS = ("num_input_tokens_seen", "train_tokens_per_second", "num_tokens")  # stand before their names
+COUNTS = ("num_input_tokens_seen", "train_tokens_per_second", "num_tokens")  # shown before their names
 HIDDEN = ("epoch", "step", "total_flos")
 HIDDEN_ENDS = ("_runtime", "_per_second", "_preparation_time", "_macro_precision", "_macro_recall", "_calibration_error",
                  "eval_precision", "eval_recall", "eval_f1")  # fmt: skip
 
 
 def log_line(logs: Mapping[str, Any], step: int, max_steps: int) -> str:
-    """What Trainer logs, as a line to read; lists, such as confusion matrices, are for the files.
+    """Format Trainer's logs as a line; lists, such as confusion matrices, are omitted.
 
     >>> log_line({"loss": 2.5, "learning_rate": 1e-3, "epoch": 0.5, "num_input_tokens_seen": 5120}, 10, 20)
     'step 10 of 20 (epoch 0.50): loss 2.5, learning rate 0.001, 5,120 tokens seen'
@@ -49,7 +49,7 @@ def log_line(logs: Mapping[str, Any], step: int, max_steps: int) -> str:
 
 
 class LogCallback(ProgressCallback):
-    """Trainer's progress bar, with a line for each log in place of a dict; the lines alone where there is no terminal to draw a bar in."""
+    """Trainer's progress bar, with log lines instead of dicts; only the lines without a terminal."""
 
     def __init__(self, bar: bool):
         super().__init__()
@@ -82,7 +82,7 @@ class LogCallback(ProgressCallback):
 
 
 def use_log_lines(trainer: Trainer) -> None:
-    """Put [`LogCallback`] in the place of the callback by which Trainer prints; a notebook keeps its table."""
+    """Replace Trainer's printing callback by [`LogCallback`], except in notebooks."""
     for printing in (PrinterCallback, ProgressCallback):
         if trainer.pop_callback(printing) is not None:
             trainer.add_callback(LogCallback(bar=printing is ProgressCallback and sys.stderr.isatty()))
@@ -101,8 +101,8 @@ class PerplexityCallback(TrainerCallback):
 class TrainingLossCallback(TrainerCallback):
     """After each evaluation, the loss on a fixed part of the training rows, without dropout: `train_eval_loss`.
 
-    The `loss` that Trainer logs is a mean over steps while the weights change, with dropout; it cannot be compared
-    with the validation loss. The book and nanoGPT measure training loss this way.
+    The `loss` that Trainer logs is a mean over steps with changing weights and dropout, and is not comparable with the validation
+    loss. The book and nanoGPT measure the training loss in this way.
     """
 
     def __init__(self, rows: Sequence[dict]):
@@ -118,14 +118,14 @@ class TrainingLossCallback(TrainerCallback):
 
 
 class SamplesCallback(TrainerCallback):
-    """After each evaluation, a continuation of each prompt: printed, and appended to `samples.jsonl`.
+    """After each evaluation, prints a continuation of each prompt and appends it to `samples.jsonl`.
 
-    Draws from its own random numbers, so a run with samples equals one without.
+    Uses its own random state, so a run with samples equals one without.
 
     Args:
-        tokenizer: encodes the prompts; an empty prompt starts from its end-of-text token.
-        prompts: texts, whose special tokens are characters, or pairs of a text to show and its token ids.
-        max_new_tokens: tokens to add to each.
+        tokenizer: encodes the prompts; an empty prompt starts with the end-of-text token.
+        prompts: texts, whose special tokens are encoded as characters, or pairs of a text to print and its token ids.
+        max_new_tokens: new tokens for each prompt.
         temperature: 0 is greedy; else top-k sampling (k = 50) with seed `seed`.
     """
 
@@ -161,7 +161,7 @@ class SamplesCallback(TrainerCallback):
 
     def _continue(self, model, ids: list[int]) -> str:
         ids = ids or [self.tokenizer.eos_token_id]
-        # The prompt is cut where both do not fit: absolute positions end at max_position_embeddings.
+        # The prompt is truncated if both do not fit in max_position_embeddings.
         ids = ids[-max(1, model.config.max_position_embeddings - self.max_new_tokens) :]
         pad_id = padding_id(self.tokenizer)
         sampling: dict[str, Any] = {"top_k": 50} if self.temperature else {}
@@ -193,7 +193,7 @@ class CurveCallback(TrainerCallback):
 
 
 class OverfittingCallback(TrainerCallback):
-    """Warns once, naming the step, when validation loss has risen for 3 evaluations in a row while training loss fell."""
+    """Warns once when validation loss has risen for 3 consecutive evaluations while training loss fell."""
 
     def __init__(self) -> None:
         self.warned = False

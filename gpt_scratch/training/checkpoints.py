@@ -1,12 +1,13 @@
-"""Checkpoints that are whole or not there, and runs that resume after being killed, pre-empted, or left without disk space.
+"""Atomic checkpoints, and resuming after a crash, preemption or a full disk.
 
-Trainer writes a checkpoint in place: a process killed on the way leaves a `checkpoint-N` that the next run would load, with fresh
-optimizer state if it is only that file that is missing. [`ResumableTrainer`] writes into a hidden neighbour, flushes it to the disk, lists
-the files with their sizes in `.manifest.json`, and gives it its name last; older checkpoints go only then.
+Trainer writes a checkpoint in place: if the process is killed, the next run would load the incomplete `checkpoint-N`, possibly with a new
+optimizer state. [`ResumableTrainer`] writes into a hidden directory, flushes it to disk, lists the files with their sizes in
+`.manifest.json`, and renames it at the end; older checkpoints are deleted only afterwards.
 
-SIGTERM and Ctrl-C save a checkpoint, too (`preemption.py`).
+SIGTERM and Ctrl-C also save a checkpoint (`preemption.py`).
 
-Each checkpoint says what it was made with (`made_with.py`), and what it holds is checked before a run resumes from it (`resume.py`).
+Each checkpoint records the settings and data it was made with (`made_with.py`), and its contents are checked before a run resumes from it
+(`resume.py`).
 """
 
 import json
@@ -35,15 +36,15 @@ from .resume import TRAINER_STATE, check_callbacks, check_optimizer, check_weigh
 from .threads import ThreadsCallback
 
 MANIFEST = ".manifest.json"
-UNFINISHED = ".unfinished-checkpoint"  # in the output directory: the checkpoint that is being written
-REPLACED = ".replaced-"  # prefix of the one that it replaces, until it is in place
+UNFINISHED = ".unfinished-checkpoint"  # the checkpoint that is being written, in the output directory
+REPLACED = ".replaced-"  # prefix of a replaced checkpoint, until the new one is in place
 
 
 def damage(checkpoint: str | os.PathLike) -> str | None:
-    """What is missing in a checkpoint directory, or `None` if it is whole.
+    """The damage of a checkpoint directory, or `None` if it is complete.
 
-    Sizes are compared with the manifest. For a checkpoint without one, from a plain Trainer, only the file that is written last is
-    looked for.
+    Sizes are compared with the manifest. For a checkpoint of a plain Trainer, without a manifest, only the file that is written last is
+    checked.
     """
     folder = Path(checkpoint)
     try:
@@ -66,20 +67,18 @@ def damage(checkpoint: str | os.PathLike) -> str | None:
     return None
 
 
-def newest_whole_checkpoint(output_dir: str) -> str | None:
-    """The `checkpoint-N` with the largest N that is whole; reports which ones it skipped."""
+def newest_complete_checkpoint(output_dir: str) -> str | None:
+    """The complete `checkpoint-N` with the largest N; prints a warning for each incomplete one."""
     for path in Path(output_dir).glob(f"{REPLACED}*"):
-        if not (
-            path.parent / path.name.removeprefix(REPLACED)
-        ).exists():  # killed between renaming the old one and naming the new
-            with suppress(FileNotFoundError):  # another process was faster
+        if not (path.parent / path.name.removeprefix(REPLACED)).exists():  # killed between the two renames
+            with suppress(FileNotFoundError):  # another process has restored it
                 path.rename(path.parent / path.name.removeprefix(REPLACED))
     folders = Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
     numbered = {int(path.name.rpartition("-")[2]): path for path in folders if path.name.rpartition("-")[2].isdecimal()}
     for _, path in sorted(numbered.items(), reverse=True):
         if (found := damage(path)) is None:
             return str(path)
-        print(f"warning: {path.name} is not whole ({found}) and is skipped")
+        print(f"warning: {path.name} is incomplete ({found}) and is skipped")
     return None
 
 
@@ -92,11 +91,11 @@ def _flush(path: Path) -> None:
 
 
 def _publish(unfinished: Path, final: Path) -> None:
-    """Give a finished directory its name; an existing one is removed when the new one is in place."""
+    """Rename a finished directory; an existing one is removed when the new one is in place."""
     files = [path for path in sorted(unfinished.rglob("*")) if path.is_file()]
     sizes = {path.relative_to(unfinished).as_posix(): path.stat().st_size for path in files}
     (unfinished / MANIFEST).write_text(json.dumps(sizes, indent=2) + "\n", encoding="utf-8")
-    if os.name == "posix":  # a renamed directory whose contents are still in memory only would be lost with the machine
+    if os.name == "posix":  # flush first: contents that are not on disk would be lost in a system crash
         for path in (*files, unfinished / MANIFEST, unfinished):
             _flush(path)
     replaced = final.parent / f"{REPLACED}{final.name}"
@@ -109,8 +108,8 @@ def _publish(unfinished: Path, final: Path) -> None:
 
 
 def rotate(run: Path, newest: Path, limit: int | None, best: str | None) -> None:
-    """Remove checkpoints until `limit` are left: first those beyond the step of `newest`, left by an abandoned attempt, then the
-    lowest. `newest`, `best` and what [`ResumableTrainer`] did not write stay. Modification times are not used: clocks go back.
+    """Remove checkpoints until `limit` are left: first those after the step of `newest`, from an abandoned attempt, then the oldest.
+    `newest`, `best` and checkpoints of other trainers are kept. Modification times are not used, since clocks may change.
     """
     if limit is None or limit <= 0:
         return
@@ -124,22 +123,22 @@ def rotate(run: Path, newest: Path, limit: int | None, best: str | None) -> None
 
 
 def _remove_leftovers(output_dir: Path) -> None:
-    """Remove what a run left that was killed while it saved."""
+    """Remove the leftovers of a run that was killed while saving."""
     for path in (output_dir / UNFINISHED, *output_dir.glob(f"{REPLACED}*")):
         shutil.rmtree(path, ignore_errors=True)
 
 
 class ResumableTrainer(Trainer):
-    """Trainer with the checkpoints of the file's head. Before a trainer of TRL in a class's bases it does the same for that.
+    """Trainer with atomic, resumable checkpoints (see the module docstring). With TRL's trainers it is the first base class.
 
     Raises:
-        UserError: a checkpoint cannot be written; the one before it is as it was.
-            Also a loss or gradient that is not finite, before it reaches the weights, unless `allow_non_finite`.
+        UserError: a checkpoint cannot be written; the previous one is unchanged.
+            Also a loss or gradient that is not finite, before the weights are updated, unless `allow_non_finite`.
         Preempted: SIGTERM, with the checkpoint saved.
     """
 
     allow_non_finite = False
-    script_args: Any = None  # the script's own flags, a dataclass: a resumed run names what has changed
+    script_args: Any = None  # dataclass with the script's own flags, to report changes when resuming
     made_with: dict[str, Any] | None = None
     _unfinished: Path | None = None
     _was_finished = _evaluation_due = False
@@ -151,12 +150,12 @@ class ResumableTrainer(Trainer):
         use_log_lines(self)
         self.add_callback(ThreadsCallback())
         self.preemption = PreemptionCallback(self)
-        self.add_callback(self.preemption)  # last, after those that decide whether to evaluate and to save
+        self.add_callback(self.preemption)  # last, after the callbacks that decide whether to evaluate and save
 
     def save_model(self, output_dir: str | None = None, **kwargs: Any) -> None:
-        """Every checkpoint and the finished model, with a tokenizer that older transformers open, too.
+        """Save checkpoints and the finished model, with a tokenizer that older releases of transformers can load.
 
-        The finished model's files get their names when all are written: half of one would look like a run that has ended.
+        The files of the finished model are renamed when all are written, since a partial model would look like a finished run.
         """
         if self._unfinished is not None:
             self._write_model(output_dir, **kwargs)
@@ -171,11 +170,11 @@ class ResumableTrainer(Trainer):
         except (OSError, RuntimeError, SafetensorError) as error:
             if not _is_about_writing(error):
                 raise
-            kept = newest_whole_checkpoint(str(final))
+            kept = newest_complete_checkpoint(str(final))
             raise UserError(
                 f"the model could not be written to {final}: {one_line(error)}; "
                 + (
-                    f"{Path(kept).name} is whole: make room and resume with --resume_from_checkpoint latest"
+                    f"{Path(kept).name} is complete: free some disk space and resume with --resume_from_checkpoint latest"
                     if kept
                     else "make room"
                 )
@@ -198,11 +197,11 @@ class ResumableTrainer(Trainer):
         try:
             if self.args.should_save:
                 _remove_leftovers(run)
-            self.accelerator.wait_for_everyone()  # a process must not write into what another removes
+            self.accelerator.wait_for_everyone()  # a process must not write into a directory that another removes
             self._unfinished = run / UNFINISHED
             super()._save_checkpoint(model, trial)
             self._name_best_checkpoint(run, name)
-            self.accelerator.wait_for_everyone()  # each process writes the state of its random numbers
+            self.accelerator.wait_for_everyone()  # each process writes its RNG state
             if self.args.should_save:
                 if self.made_with is not None:
                     made_with.write(self.made_with, run / UNFINISHED / name)
@@ -212,8 +211,8 @@ class ResumableTrainer(Trainer):
                 raise
             free = shutil.disk_usage(run).free / 2**20
             raise UserError(
-                f"{name} could not be written to {run}: {one_line(innermost(error))}; {free:,.1f} MiB were free; what was saved before is "
-                "as it was: make room and resume with --resume_from_checkpoint latest"
+                f"{name} could not be written to {run}: {one_line(innermost(error))}; {free:,.1f} MiB were free; earlier checkpoints are "
+                "unchanged: free some disk space and resume with --resume_from_checkpoint latest"
             ) from error
         finally:
             self._unfinished = None
@@ -224,34 +223,34 @@ class ResumableTrainer(Trainer):
             rotate(run, run / name, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def _name_best_checkpoint(self, run: Path, name: str) -> None:
-        """Trainer has noted the best checkpoint where it was written."""
+        """Correct the path of the best checkpoint, which Trainer has recorded with the temporary name."""
         if self.state.best_model_checkpoint == str(run / UNFINISHED / name):
             self.state.best_model_checkpoint = str(run / name)
             if self.args.should_save:
                 self.state.save_to_json(str(run / UNFINISHED / name / TRAINER_STATE))
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """An evaluation that fails, out of memory for example, does not cost the steps before it: they are saved first."""
+        """Save a checkpoint if an evaluation fails, for example out of memory, so that the steps before it are not lost."""
         try:
             return super()._evaluate(*args, **kwargs)
         except Exception:
-            if self.args.world_size == 1 and self.state.global_step:  # several processes write a checkpoint together
+            if self.args.world_size == 1 and self.state.global_step:  # saving with several processes is collective
                 self._save_checkpoint(self.model, trial=None)
-                print(f"the evaluation failed; checkpoint-{self.state.global_step} is saved, from before it")
+                print(f"the evaluation failed; checkpoint-{self.state.global_step} was saved before it")
             raise
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the scripts write the card, and TRL's, at each checkpoint, would replace one that was edited."""
+        """Do nothing: the scripts write the model card; TRL's would replace an edited one at each checkpoint."""
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
         self.made_with = made_with.describe(self, self.script_args)
         if resume_from_checkpoint:
             state = self._check_resumed(resume_from_checkpoint)
             control = state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
-            # Stopped early, and not by its number of steps, which may have been raised since.
+            # Whether it was stopped early, not by its number of steps, which may have been increased.
             self._was_finished = control.get("should_training_stop", False) and state.global_step < state.max_steps
-            # Ended by SIGTERM before the evaluation of that step was done. It draws random numbers, as any pass over data does, so without
-            # it the weights would come out others.
+            # Stopped by SIGTERM before the evaluation of that step. The evaluation uses random numbers, so it must be made up for, or the
+            # weights would differ from those of an uninterrupted run.
             evaluated = any(entry["step"] == state.global_step and "eval_runtime" in entry for entry in state.log_history)
             self._evaluation_due = control.get("should_evaluate", False) and not evaluated
         if self.args.should_save:
@@ -261,14 +260,14 @@ class ResumableTrainer(Trainer):
         finally:
             self.preemption.restore_signals()
         if self.state.global_step == 0:
-            raise UserError("nothing was trained: there was not a single batch; give more text, or fewer rows a batch")
+            raise UserError("nothing was trained: there are no batches; give more data, or a smaller batch size")
         return result
 
     def _check_resumed(self, checkpoint: str) -> TrainerState:
-        """The state of the checkpoint; names what has changed since.
+        """The state of the checkpoint; prints settings that have changed.
 
         Raises:
-            UserError: it cannot be read, or this run is another one.
+            UserError: it cannot be read, or does not belong to this run.
         """
         try:
             state = read_trainer_state(checkpoint)
@@ -295,13 +294,13 @@ class ResumableTrainer(Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         check_optimizer(checkpoint, self.optimizer, self.lr_scheduler)
-        # Settings are this run's, of which the user may have changed some: the checkpoint brings only what the steps have made.
+        # Hyperparameters are those of this run, which the user may have changed; only the state is loaded from the checkpoint.
         settings = [{name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups]
         rates = list(getattr(self.lr_scheduler, "base_lrs", []))
         super()._load_optimizer_and_scheduler(checkpoint)
         scheduled = isinstance(
             self.lr_scheduler, torch.optim.lr_scheduler.LambdaLR
-        )  # else the steps have made the learning rate, too
+        )  # otherwise the learning rate is part of the state
         for group, own in zip(self.optimizer.param_groups, settings):
             group.update({name: value for name, value in own.items() if scheduled or name not in ("lr", "initial_lr")})
         if scheduled:
@@ -311,7 +310,7 @@ class ResumableTrainer(Trainer):
             self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def _load_callback_state(self) -> None:
-        """What the callbacks have counted is the checkpoint's; the patience is this run's."""
+        """Counters of callbacks are loaded from the checkpoint; the patience is that of this run."""
         patience = [c.early_stopping_patience for c in self.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)]
         super()._load_callback_state()
         for callback in self.callback_handler.callbacks:
@@ -319,7 +318,7 @@ class ResumableTrainer(Trainer):
                 callback.early_stopping_patience = patience[0]
 
     def _is_sharded(self, checkpoint: str) -> bool:
-        """Written by FSDP or DeepSpeed in forms of their own, which they check."""
+        """Whether it was written by FSDP or DeepSpeed in their own formats, which they check themselves."""
         return self.is_deepspeed_enabled or self.is_fsdp_enabled
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -328,20 +327,20 @@ class ResumableTrainer(Trainer):
         return loss
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
-        """Between the backward pass and the optimizer's step. In float16 overflows are expected: the scaler skips those steps."""
+        """Check the gradient norm before the optimizer step. In float16, overflows are expected and skipped by the scaler."""
         norm = super()._get_grad_norm(*args, **kwargs)
         if norm is not None and self.accelerator.scaler is None:
             self._refuse_non_finite("gradient's norm", norm)
         return norm
 
     def _refuse_non_finite(self, name: str, value: torch.Tensor | float) -> None:
-        number = float(value)  # waits for the GPU, as Trainer does itself at each step to leave NaN out of the mean loss
+        number = float(value)  # synchronizes with the GPU, as Trainer does in each step to filter NaN losses
         if self.allow_non_finite or math.isfinite(number):
             return
-        checkpoint = newest_whole_checkpoint(self.args.output_dir)
+        checkpoint = newest_complete_checkpoint(self.args.output_dir)
         saved = f"{Path(checkpoint).name} is kept, resume from it" if checkpoint else "there is no checkpoint, start again"
         raise UserError(
-            f"step {self.state.global_step + 1}: the {name} is {number}; training ends here: {saved} with a lower --learning_rate or other "
+            f"step {self.state.global_step + 1}: the {name} is {number}; stopped: {saved} with a lower --learning_rate or other "
             "data, or with --allow_non_finite"
         )
 
@@ -358,14 +357,14 @@ class ResumableTrainer(Trainer):
             self._determine_best_metric(metrics=self._evaluate(None, None), trial=None)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Trainer asks whether to stop after a step only: a run that was killed when it had finished would take one more."""
+        """Do not run an epoch if training should stop: Trainer checks this only after a step, so a finished run would take another one."""
         if self._was_finished or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        """Not before the run ends: with --save_total_limit 1 Trainer would delete all but the best checkpoint."""
+        """Skip this if the run was interrupted: with --save_total_limit 1, Trainer would delete all but the best checkpoint."""
         if self.preemption.saved:
             step = self.state.global_step
             interrupted = self.preemption.agreed == signal.SIGINT
@@ -378,5 +377,5 @@ class ResumableTrainer(Trainer):
 
 
 def _is_about_writing(error: Exception) -> bool:
-    # torch reports a full disk as a RuntimeError of its zip writer
+    # torch's zip writer raises a RuntimeError if the disk is full
     return not isinstance(error, RuntimeError) or any(word in str(error) for word in ("inline_container", "PytorchStreamWriter"))

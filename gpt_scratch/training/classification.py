@@ -1,4 +1,4 @@
-"""The parts of a classification finetuning: its flags, data, model, what trains, metrics, plots and the table of mistakes."""
+"""Components of classification finetuning: flags, data, model, trainable parameters, metrics, plots and the table of mistakes."""
 
 import csv
 import textwrap
@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from ..configuration_gpt_scratch import GPTScratchConfig
-from ..conflicts import DROPOUTS, check_classification_splits, settle_trainable
+from ..conflicts import DROPOUTS, check_classification_splits, resolve_trainable
 from ..data.classification import (
     CONFLICTS,
     LabelledTexts,
@@ -54,7 +54,7 @@ from .finetuning import (
 from .losses import balanced_class_weights, classification_loss
 from .run import evaluation_curve, run_figures
 
-# A new classifier where no flag sets a size, as spam/random.yaml: a few thousand texts teach GPT-2's 86 million weights nothing, in hours.
+# Default sizes of a new classifier, as in spam/random.yaml: a few thousand texts are too few to train GPT-2's 86 million weights.
 SMALL = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "max_position_embeddings": 512, "drop_rate": 0.2}
 SIZES = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "head_dim"}
 
@@ -85,11 +85,13 @@ class ClassificationArguments(Reading):
     conflicting_labels: str = field(
         default="refuse",
         metadata={
-            "help": "Of equal texts with different labels, with --deduplicate: refuse them, keep the first, or drop them all.",
+            "help": "With --deduplicate, what to do with equal texts with different labels: refuse, keep the first, or drop all.",
             "choices": list(CONFLICTS),
         },
     )
-    balance_classes: bool = field(default=False, metadata={"help": "Train on as many texts of each class as the rarest has."})
+    balance_classes: bool = field(
+        default=False, metadata={"help": "Train on the same number of texts of each class, that of the rarest."}
+    )
     text_column: str | None = field(default=None, metadata={"help": "Column of the texts. Default: text, in any case."})
     label_column: str | None = field(default=None, metadata={"help": "Column of the labels. Default: label, in any case."})
     class_names: list[str] | None = field(
@@ -110,8 +112,8 @@ class ClassificationArguments(Reading):
     trainable: str | None = field(
         default=None,
         metadata={
-            "help": "What trains: head alone, last_blocks (with final norm and head), all, or lora. Default: all of new weights, the last "
-            "block of a checkpoint. last_block and last_two_blocks are last_blocks with --train_last_blocks 1 and 2.",
+            "help": "Trainable parameters: head, last_blocks (with final norm and head), all, or lora. Default: all of a new model, the "
+            "last block of a checkpoint. last_block and last_two_blocks are last_blocks with --train_last_blocks 1 and 2.",
             "choices": ["head", "last_blocks", "all", "lora", "last_block", "last_two_blocks"],
         },
     )
@@ -127,12 +129,12 @@ class ClassificationArguments(Reading):
     )
 
     def __post_init__(self) -> None:
-        settle_trainable(self)
+        resolve_trainable(self)
 
 
 @dataclass
 class ClassificationSplits:
-    """The texts of train, validation and test, and the id of each class."""
+    """Training, validation and test texts, and the id of each class."""
 
     texts: dict[str, LabelledTexts]
     ids: dict[str, int]
@@ -144,20 +146,20 @@ class ClassificationSplits:
         return sorted(self.ids, key=self.ids.__getitem__)
 
     def also_in_train(self, split: str) -> int:
-        """Texts of a split that stand in the training data, too."""
+        """Number of texts of a split that also occur in the training data."""
         return overlap(self.texts[split], self.texts["train"])
 
 
 @dataclass
 class ClassificationData:
-    """Encoded rows of each split, and how many of its texts were cut."""
+    """Encoded rows of each split, and the number of truncated texts."""
 
     splits: ClassificationSplits
     rows: dict[str, datasets.Dataset]
     cut: dict[str, int]
 
     def description(self) -> dict[str, Any]:
-        """What was made of the files, for the record of the run."""
+        """Statistics of the data, for `metrics.json`."""
         counts = {
             split: {
                 "rows": len(texts),
@@ -173,7 +175,7 @@ class ClassificationData:
 
 
 def read_splits(args: ClassificationArguments) -> ClassificationSplits:
-    """Texts of train, validation and test, and the class ids; prints the statistics of each split.
+    """Read training, validation and test texts, and the class ids; prints statistics of each split.
 
     Raises:
         UserError: flags that exclude each other, or data that cannot be read or split.
@@ -206,20 +208,20 @@ def read_splits(args: ClassificationArguments) -> ClassificationSplits:
         note = "" if name == "train" else f", {splits.also_in_train(name)} of them also in train"
         print(f"{name}: {len(part):,} texts, {', '.join(f'{n:,} {label}' for label, n in part.counts().items())}{note}")
     if copies:
-        print(f"{copies:,} copies of other texts were removed before splitting")
+        print(f"{copies:,} duplicate texts were removed before splitting")
     return splits
 
 
 def make_model(
     args: ClassificationArguments, ids: dict[str, int], train: LabelledTexts, seed: int, resume: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The classifier to train, its head new unless the checkpoint is a classifier, and its tokenizer, with the same pad token.
+    """Create the classifier, with a new head unless the checkpoint is a classifier, and its tokenizer, with the same pad token.
 
     Args:
-        resume: the checkpoint that the run resumes from. Its tokenizer is taken where one would be trained.
+        resume: the checkpoint to resume from. Its tokenizer is used instead of training a new one.
 
     Raises:
-        UserError: a checkpoint or tokenizer that cannot be loaded, or values that no model can have.
+        UserError: a checkpoint or tokenizer that cannot be loaded, or invalid settings.
     """
     labels = {"id2label": {i: label for label, i in ids.items()}, "label2id": ids, "num_labels": len(ids)}
     set_seed(seed)
@@ -245,7 +247,7 @@ def make_model(
         check_rows(tokenizer, config, "the model of --config_overrides")
         model = GPTScratchForSequenceClassification(config)
     if tokenizer.pad_token is None:
-        # Safe, since this model pools by attention_mask: an end-of-text token inside a text is not taken for padding.
+        # Safe, since this model pools by attention_mask: an end-of-text token inside a text is not treated as padding.
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -254,7 +256,7 @@ def make_model(
 
 
 def new_model_settings(args: ClassificationArguments) -> dict[str, Any]:
-    """`--config_overrides` of a new model, on top of [`SMALL`] where they set no size.
+    """`--config_overrides` of a new model, in addition to [`SMALL`] if they set no sizes.
 
     >>> new_model_settings(ClassificationArguments(config_overrides="n_positions=64"))["max_position_embeddings"]
     64
@@ -269,23 +271,23 @@ def new_model_settings(args: ClassificationArguments) -> dict[str, Any]:
 
 
 def choose_trainable(model: PreTrainedModel, args: ClassificationArguments) -> PreTrainedModel:
-    """Freeze everything but what `args.trainable` names; for "lora" return the model wrapped by peft.
+    """Freeze all parameters not selected by `args.trainable`; for "lora", return the model wrapped by peft.
 
     Raises:
         UserError: "lora" without peft installed, more blocks than the model has.
     """
     if args.trainable != "all" and not args.model_name_or_path:
-        print(f"warning: --trainable {args.trainable} leaves most of these new, random weights as they are: give --trainable all")
+        print(f"warning: --trainable {args.trainable} does not train most of these new, random weights: pass --trainable all")
     if args.trainable == "lora":
-        assert args.lora_rank is not None and args.lora_alpha is not None  # settle_trainable
+        assert args.lora_rank is not None and args.lora_alpha is not None  # resolve_trainable
         return add_lora(model, "SEQ_CLS", args.lora_rank, args.lora_alpha, modules_to_save=["score"])
     if args.trainable != "all":
         train_last_blocks(model, args.train_last_blocks or 0, head=model.score)
     return model
 
 
-def what_trains(args: ClassificationArguments) -> str:
-    """As `set_default_learning_rate` names it."""
+def trainable_scope(args: ClassificationArguments) -> str:
+    """The name of the trainable parameters for `set_default_learning_rate`."""
     if not args.model_name_or_path:
         return "new"
     return {"head": "head", "all": "all"}.get(str(args.trainable), "some")
@@ -294,7 +296,7 @@ def what_trains(args: ClassificationArguments) -> str:
 def encode_splits(
     args: ClassificationArguments, splits: ClassificationSplits, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> ClassificationData:
-    """Token ids of every text, cut at `max_length` with a printed count."""
+    """Token ids of every text, truncated to `max_length`; prints the number of truncated texts."""
     if written := describe_special_tokens((text for part in splits.texts.values() for text in part.texts), tokenizer):
         print(written)
     limit = model.config.max_position_embeddings
@@ -303,12 +305,12 @@ def encode_splits(
     for name, part in splits.texts.items():
         data.rows[name], data.cut[name] = encode_texts(part, tokenizer, splits.ids, max_length)
         if data.cut[name]:
-            print(f"{name}: {data.cut[name]} texts are longer than {max_length} tokens and were cut")
+            print(f"{name}: {data.cut[name]} texts are longer than {max_length} tokens and were truncated")
     return data
 
 
 def make_loss(args: ClassificationArguments, training_args: TrainingArguments, data: ClassificationData) -> dict[str, Any]:
-    """Keyword arguments for Trainer: a loss with class weights and label smoothing where either is asked for."""
+    """Keyword arguments for Trainer: a loss with class weights and label smoothing, if requested."""
     if not args.class_weights and not training_args.label_smoothing_factor:
         return {}
     weights = balanced_class_weights(data.rows["train"]["labels"], len(data.splits.ids)) if args.class_weights else None
@@ -328,7 +330,7 @@ def make_compute_metrics():
 
 
 class ClassifierTrainer(ResumableTrainer):
-    """[`ResumableTrainer`] whose predictions come in the order of their rows, also where batches are grouped by length in training."""
+    """[`ResumableTrainer`] that evaluates rows in order, even if training batches are grouped by length."""
 
     def _get_eval_sampler(self, eval_dataset: datasets.Dataset) -> torch.utils.data.Sampler | None:
         in_training = eval_dataset is self.eval_dataset
@@ -337,7 +339,7 @@ class ClassifierTrainer(ResumableTrainer):
 
 @dataclass
 class Predictions:
-    """Texts of a split, sorted by length, with the scores (rows, L) and true class ids (rows,) of each."""
+    """Texts of a split, sorted by length, with scores (rows, L) and true class ids (rows,)."""
 
     texts: LabelledTexts
     scores: np.ndarray
@@ -345,11 +347,11 @@ class Predictions:
 
 
 def measure(trainer: ClassifierTrainer, data: ClassificationData) -> tuple[dict[str, Any], Predictions]:
-    """Figures of all three splits, over the whole of each, and the predictions of the test split."""
+    """Metrics of all three splits, and the predictions for the test split."""
     metrics: dict[str, Any] = {}
     for split in SPLITS:
         lengths = data.rows[split]["length"]
-        order = sorted(range(len(lengths)), key=lengths.__getitem__)  # so that little is padded
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)  # reduces padding
         with named(f"measuring {split}"):
             prediction = trainer.predict(data.rows[split].select(order), metric_key_prefix=split)
         for name, value in prediction.metrics.items():
@@ -362,7 +364,7 @@ def measure(trainer: ClassifierTrainer, data: ClassificationData) -> tuple[dict[
 def figures_of_run(
     trainer: Trainer, data: ClassificationData, measured: dict[str, Any], trainable: tuple[int, int], train_seconds: float
 ) -> dict[str, Any]:
-    """What was measured, with classes, sizes, speed and the curve."""
+    """The metrics of the run, with classes, sizes, speed and the loss curve."""
     return {
         "trainable_parameters": trainable[0],
         "all_parameters": trainable[1],
@@ -375,7 +377,7 @@ def figures_of_run(
 
 
 def write_mistakes(path: Path, predictions: Predictions, names: list[str]) -> None:
-    """The wrong predictions, the most confident first: confidence, predicted, true, row of the file, text."""
+    """Write the wrong predictions, the most confident first: confidence, predicted, true, row of the file, text."""
     texts, scores, references = predictions.texts, predictions.scores, predictions.references
     wrong = [i for i in np.argsort(-scores.max(-1)) if scores[i].argmax() != references[i]]
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
@@ -388,14 +390,14 @@ def write_mistakes(path: Path, predictions: Predictions, names: list[str]) -> No
 
 
 def plot_curves(history: list[dict[str, Any]], train_rows: int, output: Path) -> None:
-    """`loss` and `accuracy` against examples seen, PNG and PDF."""
+    """Plot `loss` and `accuracy` against examples seen, PNG and PDF."""
     examples = [{**entry, "examples": entry["epoch"] * train_rows} for entry in history if "epoch" in entry]
     save_lines(examples, {"loss": "training", "eval_loss": "validation"}, "examples", output / "loss", "examples seen", "loss")
     save_lines(examples, {"eval_accuracy": "validation"}, "examples", output / "accuracy", "examples seen", "accuracy")
 
 
 def plot_confusion(matrix: list[list[int]], names: list[str], path: Path, title: str = "Test texts") -> None:
-    """The confusion matrix, coloured by the share of each row, with its counts, and the rates of each class beside it; PNG and PDF."""
+    """Plot the confusion matrix with counts, coloured by the share of each row, and precision and recall of each class; PNG and PDF."""
     figures = figures_by_class(matrix, names)
     wrapped = ["\n".join(textwrap.wrap(name, 24) or [name]) for name in names]
     longest = max(len(line) for name in wrapped for line in name.split("\n"))
@@ -430,7 +432,7 @@ def plot_confusion(matrix: list[list[int]], names: list[str], path: Path, title:
 
 
 def warn_of_missed_classes(confusion: list[list[int]], names: list[str], args: ClassificationArguments) -> str | None:
-    """What to say of classes of which no text is recognised, with the flag that helps; `None` where there are none."""
+    """A warning for classes with a recall of 0, with the flag that helps; `None` if there are none."""
     missing = [row for row in figures_by_class(confusion, names) if row.texts and not row.recall]
     if not missing:
         return None
@@ -441,7 +443,7 @@ def warn_of_missed_classes(confusion: list[list[int]], names: list[str], args: C
     if not args.class_weights:
         advice = "--class_weights gives rare classes more weight"
     elif not args.balance_classes:
-        advice = "--balance_classes trains on as many texts of each class as the rarest has"
+        advice = "--balance_classes trains on the same number of texts of each class"
     else:
         advice = "give more texts of them, or a larger --num_train_epochs"
-    return f"warning: no text is recognised of the class{'es' if len(missing) > 1 else ''} {listed}: {advice}"
+    return f"warning: recall is 0 for the class{'es' if len(missing) > 1 else ''} {listed}: {advice}"

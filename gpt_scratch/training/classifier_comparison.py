@@ -1,6 +1,6 @@
-"""Several classifiers on one split, side by side: runs collected over their seeds, and the baseline that each must beat.
+"""Comparison of classifiers on the same split, over several seeds, with a baseline.
 
-The baseline is TF-IDF and logistic regression (scikit-learn's own, with its defaults): the usual first try.
+The baseline is TF-IDF with logistic regression (scikit-learn with default settings).
 """
 
 import statistics

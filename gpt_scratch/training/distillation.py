@@ -1,9 +1,9 @@
-"""A smaller model taught by a larger one of the same tokenizer (Hinton et al. 2015): soft targets beside the text.
+"""Knowledge distillation (Hinton et al. 2015): a smaller model is trained on the soft targets of a larger one with the same tokenizer.
 
     loss = hard_loss * CE(student, text) + (1 - hard_loss) * T^2 * KL(teacher_T || student_T)
 
-where X_T are the distributions of logits / T. T^2 keeps the size of the soft gradients, whatever T is. Both terms are means over the tokens
-that the text predicts. With `hard_loss` 1 the student is trained as if there were no teacher, by the same steps.
+where X_T are the distributions of logits / T. The factor T^2 makes the scale of the soft gradients independent of T. Both terms are means
+over the predicted tokens. With `hard_loss` 1, training is the same as without a teacher.
 """
 
 from dataclasses import dataclass, field
@@ -28,11 +28,11 @@ class DistillationArguments(PretrainingArguments):
     )
     teacher_temperature: float = field(
         default=2.0,
-        metadata={"help": "T, by which the logits of both are divided for the soft targets; above 1 they are softer."},
+        metadata={"help": "Temperature T of the soft targets; above 1 they are softer."},
     )
     hard_loss: float = field(
         default=0.5,
-        metadata={"help": "Share of the loss on the text itself, 0 to 1; the rest is on the teacher's. 1: no teacher."},
+        metadata={"help": "Weight of the loss on the text, 0 to 1; the rest is for the soft targets. 1: no teacher."},
     )
 
 
@@ -44,12 +44,12 @@ def distillation_loss(
     hard_loss: float,
     num_items_in_batch: int | torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The loss of the file's head.
+    """The loss in the module docstring.
 
     Args:
-        student, teacher: logits, (B, T, V); a teacher with more rows than the student has tokens is cut to them.
-        labels: (B, T), not shifted; -100 is not predicted.
-        num_items_in_batch: predicted tokens of all accumulated batches; default: those of this one.
+        student, teacher: logits, (B, T, V); a larger vocabulary of the teacher is truncated.
+        labels: (B, T), not shifted; -100 is ignored.
+        num_items_in_batch: number of predicted tokens over all accumulated batches; default: of this batch.
     """
     predicted = labels[:, 1:] != -100
     student = student[:, :-1][predicted].float()  # (N, V)
@@ -63,7 +63,7 @@ def distillation_loss(
 
 
 class DistillationTrainer(LanguageModelTrainer):
-    """[`LanguageModelTrainer`] with the loss of a teacher; what it evaluates is the loss on the text alone.
+    """[`LanguageModelTrainer`] with the distillation loss; evaluation uses only the loss on the text.
 
     Attributes:
         teacher: on the student's device, in eval mode; its parameters have no gradient.
@@ -88,14 +88,15 @@ class DistillationTrainer(LanguageModelTrainer):
 def check_teacher(
     teacher: PreTrainedModel, teachers: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizerBase, block_size: int
 ) -> None:
-    """
+    """Check that teacher and student can be compared.
+
     Raises:
-        UserError: the teacher reads other tokens than the student, or shorter rows.
+        UserError: the tokenizers differ, or the teacher has too few positions.
     """
     if tokenizer_checksum(teachers) != tokenizer_checksum(tokenizer):
         raise UserError(
-            f"the teacher's tokenizer ({len(teachers):,} tokens) is not the student's ({len(tokenizer):,}): the same ids must mean the "
-            "same tokens; leave out --tokenizer_name, so that the teacher's is used"
+            f"the teacher's tokenizer ({len(teachers):,} tokens) differs from the student's ({len(tokenizer):,}): leave out "
+            "--tokenizer_name to use the teacher's"
         )
     positions: Any = teacher.config.max_position_embeddings
     if block_size > positions:
@@ -103,9 +104,10 @@ def check_teacher(
 
 
 def check_arguments_of_teacher(args: DistillationArguments) -> None:
-    """
+    """Check that a teacher is given.
+
     Raises:
         UserError: no teacher.
     """
     if args.teacher is None:
-        raise UserError("--teacher is missing: give the model to learn from")
+        raise UserError("--teacher is missing: give the teacher model")

@@ -1,4 +1,4 @@
-"""What every finetuning shares: loading a checkpoint with its tokenizer, what trains and what is frozen, LoRA."""
+"""Shared components of finetuning: loading a checkpoint with its tokenizer, freezing parameters, LoRA."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,10 +16,10 @@ SPLITS = ("train", "validation", "test")
 
 
 def dropout_overrides(text: str | None) -> dict[str, Any]:
-    """`--config_overrides` of a checkpoint, of which only dropout can be changed.
+    """Parse `--config_overrides` for a checkpoint, where only dropout can be changed.
 
     Raises:
-        UserError: another name.
+        UserError: another setting.
     """
     overrides = parse_config_overrides(text, GPTScratchConfig)
     refuse_sizes(overrides)
@@ -29,12 +29,12 @@ def dropout_overrides(text: str | None) -> dict[str, Any]:
 def load_language_model(
     name: str | None, tokenizer_name: str | None = None, config_overrides: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A language model in fp32 and its tokenizer, with the same special tokens, ready to train on rows padded on the right.
+    """Load a language model in fp32 and its tokenizer, with the same special tokens and right padding.
 
-    Without a padding token the end-of-text token is used, which is safe: this package masks by length.
+    Without a padding token, the end-of-text token is used; this is safe, since padding is masked by length.
 
     Raises:
-        UserError: no name, a checkpoint or tokenizer that cannot be loaded, more tokens than the model has rows.
+        UserError: no name, a checkpoint or tokenizer that cannot be loaded, a tokenizer larger than the model's vocabulary.
     """
     overrides = dropout_overrides(config_overrides)
     if name is None:
@@ -62,12 +62,12 @@ def add_lora(
     targets: str | Sequence[str] = "all-linear",
     modules_to_save: list[str] | None = None,
 ) -> Any:
-    """The model wrapped by peft: frozen, with trainable low-rank matrices beside `targets` (Hu et al. 2021).
+    """Wrap the model with peft: frozen, with trainable low-rank matrices for `targets` (Hu et al. 2021).
 
     Args:
-        task_type: peft's, `CAUSAL_LM` or `SEQ_CLS`.
-        targets: endings of module names, or "all-linear": every projection of attention and MLP, not the head.
-        modules_to_save: modules that train whole and are saved with the adapter.
+        task_type: peft's task type, `CAUSAL_LM` or `SEQ_CLS`.
+        targets: suffixes of module names, or "all-linear": every projection of attention and MLP, not the head.
+        modules_to_save: modules that are fully trained and saved with the adapter.
 
     Raises:
         UserError: without peft installed, or targets that the model does not have.
@@ -89,7 +89,7 @@ def add_lora(
 
 
 def train_last_blocks(model: PreTrainedModel, count: int, head: nn.Module | None = None) -> None:
-    """Freeze everything but `head`, the last `count` blocks and, where there are any, the final norm.
+    """Freeze everything except `head`, the last `count` blocks and the final norm.
 
     Raises:
         UserError: the model has fewer blocks.
@@ -103,7 +103,7 @@ def train_last_blocks(model: PreTrainedModel, count: int, head: nn.Module | None
 
 
 def describe_trainable(model: Any) -> tuple[int, int]:
-    """Trainable and all parameters; prints the share."""
+    """The number of trainable and of all parameters; prints the share."""
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     trainable, total = sum(n for n, on in counts if on), sum(n for n, _ in counts)
     print(f"trainable: {trainable:,} of {total:,} parameters ({trainable / total:.2%})")

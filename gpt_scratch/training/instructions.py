@@ -1,4 +1,4 @@
-"""The parts of an instruction finetuning: its flags, data, what trains, exact evaluation, sample replies and final figures."""
+"""Components of instruction finetuning: flags, data, trainable parameters, evaluation, sample replies and final metrics."""
 
 import json
 import statistics
@@ -16,7 +16,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..conflicts import check_instruction_splits, settle_trainable
+from ..conflicts import check_instruction_splits, resolve_trainable
 from ..data.instruction import (
     IGNORED,
     PROMPT_STYLES,
@@ -43,7 +43,7 @@ from .callbacks import CurveCallback, OverfittingCallback, PerplexityCallback, S
 from .finetuning import SPLITS, add_lora, train_last_blocks
 from .run import evaluation_curve, run_figures
 
-LITTLE_ROOM = 64  # tokens, some two sentences: a model whose prompts leave less is hardly of use
+LITTLE_ROOM = 64  # tokens, about two sentences: the minimum length of useful replies
 
 
 @dataclass
@@ -71,7 +71,7 @@ class InstructionArguments(Reading):
     )
     split_seed: int = field(default=123, metadata={"help": "Seed of --split random, apart from --seed so that runs share it."})
     remove_shared_prompts: bool = field(
-        default=False, metadata={"help": "Leave out training records whose prompt occurs in validation or test, too."}
+        default=False, metadata={"help": "Remove training records whose prompt also occurs in validation or test."}
     )
     model_name_or_path: str | None = field(default=None, metadata={"help": "A checkpoint of this package to finetune."})
     tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer. Default: the checkpoint's."})
@@ -87,26 +87,27 @@ class InstructionArguments(Reading):
     learn: str = field(
         default="all",
         metadata={
-            "help": "Of a conversation with several replies: all of them, or the last one only, the others being read.",
+            "help": "Which replies of a conversation to train on: all, or only the last one.",
             "choices": ["all", "last"],
         },
     )
     max_length: int | None = field(default=None, metadata={"help": "Tokens of a record at most. Default: the model's positions."})
     ignore_keys: list[str] | None = field(
-        default=None, metadata={"help": "Keys of records and messages that are not used, whatever they hold."}
+        default=None, metadata={"help": "Keys of records and messages to ignore, whatever they contain."}
     )
     skip_unusable: bool = field(
         default=False,
         metadata={
-            "help": "Leave out records that cannot be trained on: an empty reply, no trainable token, what the template cannot write."
+            "help": "Skip records that cannot be trained on: an empty reply, no trainable token, parts that the template omits."
         },
     )
     packing: bool = field(
-        default=False, metadata={"help": "Pack several records into a row of --pack_length; they do not attend to one another."}
+        default=False, metadata={"help": "Pack several records into a row of --pack_length; they do not attend to each other."}
     )
     pack_length: int = field(default=512, metadata={"help": "Tokens of a packed row at most."})
     trainable: str = field(
-        default="all", metadata={"help": "What trains: all, last_blocks or lora.", "choices": ["all", "last_blocks", "lora"]}
+        default="all",
+        metadata={"help": "Trainable parameters: all, last_blocks or lora.", "choices": ["all", "last_blocks", "lora"]},
     )
     train_last_blocks: int | None = field(
         default=None, metadata={"help": "With --trainable last_blocks: how many, and the final norm. Default: 2."}
@@ -130,35 +131,35 @@ class InstructionArguments(Reading):
     sample_tokens: int = field(default=64, metadata={"help": "Tokens of a sample reply at most."})
 
     def __post_init__(self) -> None:
-        settle_trainable(self)
+        resolve_trainable(self)
 
 
 @dataclass
 class InstructionSplits:
-    """The records of train, validation and test, and how many training records were removed for a prompt they share with the others."""
+    """Training, validation and test records, and the number of training records removed because of shared prompts."""
 
     records: dict[str, Conversations]
     removed: int
 
     def prompts_in_train(self, split: str) -> int:
-        """Records of a split whose prompt stands in the training data, too."""
+        """Number of records of a split whose prompt also occurs in the training data."""
         return 0 if split == "train" else len(shared_prompts(self.records[split], self.records["train"]))
 
 
 @dataclass
 class InstructionData:
-    """Rows to train on, the encoded splits, and validation and test with other labels."""
+    """Training rows, the encoded splits, and validation and test with other labels."""
 
     splits: InstructionSplits
     train: datasets.Dataset
     encoded: dict[str, EncodedConversations]
-    replies: dict[str, datasets.Dataset]  # validation and test, labels on the replies alone
+    replies: dict[str, datasets.Dataset]  # validation and test, with labels only on the replies
     everything: dict[str, datasets.Dataset]  # labels on every token
     sample_prompts: list[str | tuple[str, list[int]]]  # texts to show, with their tokens
     padding_share: float
 
     def description(self) -> dict[str, Any]:
-        """What was made of the files, for the record of the run."""
+        """Statistics of the data, for `metrics.json`."""
         counts = {
             split: {
                 "records": len(self.splits.records[split]),
@@ -174,7 +175,7 @@ class InstructionData:
 
 
 def read_splits(args: InstructionArguments) -> InstructionSplits:
-    """Train, validation and test; prints the size of each, and the prompts that they share with train.
+    """Read training, validation and test records; prints the size of each, and the number of prompts shared with train.
 
     Raises:
         UserError: flags that exclude each other, or data that cannot be read or split.
@@ -199,7 +200,7 @@ def read_splits(args: InstructionArguments) -> InstructionSplits:
         shared_with_train = "" if name == "train" else f", {result.prompts_in_train(name)} of their prompts also in train"
         print(f"{name}: {len(part):,} records{shared_with_train}")
     if removed:
-        print(f"{removed:,} training records were left out: their prompts occur in validation or test")
+        print(f"{removed:,} training records were removed: their prompts occur in validation or test")
     return result
 
 
@@ -210,7 +211,7 @@ def prepare_data(
     tokenizer: PreTrainedTokenizerBase,
     training_args: TrainingArguments,
 ) -> InstructionData:
-    """Encode every split with the chat template of `prompt_style`, which the tokenizer gets; prints statistics of each split.
+    """Set the chat template of `prompt_style` and encode every split; prints statistics of each split.
 
     Raises:
         UserError: a template without markers, a row without a trainable token.
@@ -237,16 +238,14 @@ def prepare_data(
     for split, part in encoded.items():
         print(f"{split}: {part}")
     held_out = ("validation", "test")
-    # Sorted by length: the order does not matter to a mean over tokens, and hardly any padding is left.
+    # Sorted by length to reduce padding; the order does not affect a mean over tokens.
     replies = {split: by_length(encode(split, True).rows) for split in held_out}
     warn_of_little_room(replies["validation"]["labels"], limit)
     everything = {split: by_length(encode(split, False).rows) for split in held_out}
     train = encoded["train"].rows
     if args.packing:
         train = pack_rows(train, args.pack_length)
-        print(
-            f"packing: {len(encoded['train'].rows):,} rows in {len(train):,} of at most {max(train['length'])} tokens, kept apart"
-        )
+        print(f"packing: {len(encoded['train'].rows):,} rows in {len(train):,} of at most {max(train['length'])} tokens")
     grouped = training_args.train_sampling_strategy == "group_by_length"
     waste = padding_share(train["length"], training_args.per_device_train_batch_size, grouped)
     print(f"padding: {waste:.1%} of the tokens in training batches{' grouped by length' if grouped else ''}")
@@ -259,16 +258,16 @@ def prepare_data(
 
 
 def by_length(rows: datasets.Dataset) -> datasets.Dataset:
-    """Rows from the shortest to the longest; those of one length stay in their order."""
+    """Rows sorted by length (stable)."""
     lengths = rows["length"][:]
-    return rows.select(sorted(range(len(lengths)), key=lengths.__getitem__))  # its own `sort` warns of a setting of pyarrow's
+    return rows.select(sorted(range(len(lengths)), key=lengths.__getitem__))  # `Dataset.sort` emits a pyarrow warning
 
 
 def warn_of_little_room(labels: list[list[int]], positions: int) -> None:
-    """Say so where prompts fill most of the model's positions.
+    """Print a warning if prompts fill most of the model's positions.
 
     Args:
-        labels: of rows in which the replies alone are labelled, (T,) each.
+        labels: labels of rows, (T,) each, only on the replies.
     """
     prompt = int(statistics.median(next((i for i, label in enumerate(row) if label != IGNORED), len(row)) for row in labels))
     if positions - prompt < LITTLE_ROOM:
@@ -279,13 +278,13 @@ def warn_of_little_room(labels: list[list[int]], positions: int) -> None:
 
 
 def choose_trainable(model: PreTrainedModel, args: InstructionArguments) -> Any:
-    """Freeze what `args.trainable` leaves out; for "lora" return the model wrapped by peft.
+    """Freeze all parameters not selected by `args.trainable`; for "lora", return the model wrapped by peft.
 
     Raises:
         UserError: "lora" without peft installed or with unknown targets, more blocks than the model has.
     """
     if args.trainable == "lora":
-        assert args.lora_rank is not None and args.lora_alpha is not None  # settle_trainable
+        assert args.lora_rank is not None and args.lora_alpha is not None  # resolve_trainable
         return add_lora(model, "CAUSAL_LM", args.lora_rank, args.lora_alpha, args.lora_targets or "all-linear")
     if args.trainable == "last_blocks":
         train_last_blocks(model, args.train_last_blocks or 0)
@@ -295,7 +294,7 @@ def choose_trainable(model: PreTrainedModel, args: InstructionArguments) -> Any:
 def make_callbacks(
     args: InstructionArguments, data: InstructionData, tokenizer: PreTrainedTokenizerBase, title: str
 ) -> list[TrainerCallback]:
-    """What a run shows and keeps, in the order in which it must see an evaluation."""
+    """The callbacks of a run, in the order in which they must be called."""
     callbacks: list[TrainerCallback] = [PerplexityCallback(), OverfittingCallback(), CurveCallback(title)]
     if data.sample_prompts:
         callbacks.append(SamplesCallback(tokenizer, data.sample_prompts, args.sample_tokens))
@@ -307,7 +306,7 @@ def make_callbacks(
 def held_out_losses(
     model: Any, data: InstructionData, collator: InstructionCollator, batch_size: int, when: str
 ) -> dict[str, float]:
-    """Nats per token over whole splits: of the replies alone, and of prompts and replies together (as published curves are)."""
+    """Nats per token over whole splits: of the replies only, and of prompts and replies together (as in published curves)."""
 
     def measure(rows: datasets.Dataset, what: str) -> float:
         return evaluate_loss(model, rows, batch_size, collator, f"measuring {what}, {when} training")["loss"]
@@ -340,5 +339,5 @@ def figures_of_run(
 
 
 def save_test_records(output_dir: str, test: Conversations) -> None:
-    """Write the test split as `test.json`, which `scripts/evaluate_instructions.py` reads."""
+    """Write the test split as `test.json`, for `scripts/evaluate_instructions.py`."""
     write_json(Path(output_dir) / "test.json", json.loads(json.dumps(test.records, default=str)))

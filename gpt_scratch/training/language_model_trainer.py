@@ -1,4 +1,4 @@
-"""The trainer of language models: exact evaluation, and the checkpoints of [`ResumableTrainer`]."""
+"""The trainer of language models: token-weighted evaluation, and the checkpoints of [`ResumableTrainer`]."""
 
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -7,9 +7,9 @@ from .checkpoints import ResumableTrainer
 
 
 class LanguageModelTrainer(ResumableTrainer):
-    """Trainer, with an `eval_loss` that is a mean over tokens, whatever the number of processes.
+    """Trainer whose `eval_loss` is a mean over tokens, independent of the number of processes.
 
-    Trainer's own is a mean over batches, in which short rows weigh more, and several processes count some rows twice.
+    Trainer's own is a mean over batches, in which short rows have more weight, and several processes count some rows twice.
     """
 
     def evaluation_loop(self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"):

@@ -1,4 +1,4 @@
-"""One run at a time in an output directory: flock(2) on a file in it, which the system frees when the process ends, however it ends."""
+"""Allows only one run at a time in an output directory: flock(2) on a file, released by the system when the process ends."""
 
 import os
 import platform
@@ -12,22 +12,22 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-LOCK = ".run.lock"  # hidden: it does not go to the Hub
+LOCK = ".run.lock"  # hidden, so that it is not uploaded
 _held: list[int] = []  # file descriptors
 
 
 def lock_output_directory(output_dir: str) -> None:
-    """Keep other runs out of an existing directory until this process ends; of the processes of one run the first locks for all.
+    """Lock an existing directory until this process ends; in a distributed run, the first process locks for all.
 
-    Where the file system knows no locks, a warning.
+    Prints a warning if the file system does not support locks.
 
     Raises:
-        UserError: another run holds it (the message names its process), or the directory cannot be written to.
+        UserError: another run has locked it (the message names its process), or the directory cannot be written to.
     """
     if os.environ.get("RANK", "0") != "0":  # set by torchrun and accelerate
         return
     try:
-        # A link is not followed, since the file is written.
+        # Links are not followed, since the file is written to.
         handle = os.open(Path(output_dir) / LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     except OSError as error:
         raise UserError(f"cannot write to --output_dir {output_dir}: {LOCK}: {error.strerror or error}") from error
@@ -54,15 +54,18 @@ def _lock(handle: int, output_dir: str) -> bool:
             f"--output_dir {output_dir} is in use by another run, {owner}: wait until it ends, or choose another --output_dir"
         ) from error
     except OSError as error:
-        print(f"warning: {output_dir} cannot be locked ({error.strerror or error}): start no second run there", file=sys.stderr)
+        print(
+            f"warning: {output_dir} cannot be locked ({error.strerror or error}): do not start a second run there",
+            file=sys.stderr,
+        )
         return False
 
 
-def _let_go_in_child() -> None:
-    """A worker that outlives a killed run would hold on to its lock."""
+def _release_in_child() -> None:
+    """Close the lock in forked children: a worker that outlives a killed run would keep it."""
     while _held:
         os.close(_held.pop())
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go_in_child)
+    os.register_at_fork(after_in_child=_release_in_child)

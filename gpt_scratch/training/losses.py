@@ -1,7 +1,7 @@
-"""Losses of a run: label smoothing with shifted labels, and class weights that accumulate exactly.
+"""Training losses: label smoothing with shifted labels, and class weights with exact gradient accumulation.
 
-Trainer divides nothing when a `compute_loss_func` is given, so that of the classifier divides the summed loss by `num_items_in_batch`,
-the number of rows over all accumulated batches and processes.
+With a `compute_loss_func`, Trainer does not divide the loss, so the classifier's divides the summed loss by `num_items_in_batch`, the
+number of rows over all accumulated batches and processes.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,11 @@ Loss = Callable[..., torch.Tensor]
 
 
 def set_language_modeling_loss(trainer: Trainer, loss_implementation: str) -> None:
-    """Have the model compute the loss of the run: "chunked" or "full", smoothed by `label_smoothing_factor` in training.
+    """Configure the loss of the model: "chunked" or "full", with `label_smoothing_factor` in training.
 
-    Trainer's own smoothing shifts labels only for models that ship inside transformers; on any other causal model it would train each
-    position to repeat its own token.
+    Trainer's label smoothing shifts labels only for models of transformers; other causal models would be trained to repeat each token.
     """
-    for module in trainer.model.modules():  # an adapter may be wrapped around it
+    for module in trainer.model.modules():  # it may be wrapped in an adapter
         if isinstance(module, GPTScratchForCausalLM):
             module.loss_implementation = loss_implementation
             module.label_smoothing = trainer.args.label_smoothing_factor
@@ -30,10 +29,10 @@ def set_language_modeling_loss(trainer: Trainer, loss_implementation: str) -> No
 
 
 def classification_loss(class_weights: torch.Tensor | None = None, label_smoothing: float = 0.0) -> Loss:
-    """Cross-entropy of a classifier, each row times the weight of its class, (L,), and with label smoothing.
+    """Cross-entropy of a classifier with class weights (L,) and label smoothing.
 
-    The weighted losses are divided by the number of rows and not, as torch does, by the sum of their weights, which differs from
-    batch to batch: a rare class keeps its weight in every batch, and accumulated batches equal one large batch.
+    The weighted losses are divided by the number of rows and not, as in torch, by the sum of the weights, which differs between batches:
+    class weights are the same in every batch, and accumulated batches equal one large batch.
     """
 
     def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:

@@ -1,8 +1,7 @@
-"""What a training checkpoint was made with: written beside it as `.made_with.json`, and compared when a run is resumed.
+"""Records what a training checkpoint was made with in `.made_with.json`, and compares it when a run is resumed.
 
-A run resumes only with the same function, ids, rows and random numbers: another architecture or tokenizer, other data, classes, trained
-parameters or another seed are an error. Other settings, such as the learning rate or the number of epochs, may be
-changed, and each change is named.
+A run resumes only with the same architecture, tokenizer, data, classes, trainable parameters and seed; otherwise an error is raised. Other
+settings, such as the learning rate or the number of epochs, may be changed, and each change is printed.
 """
 
 import dataclasses
@@ -21,10 +20,10 @@ from ..errors import UserError
 from ..files import read_json_object, write_json
 from ..progress import bar
 
-FILE = ".made_with.json"  # hidden, so that it does not go to the Hub
-ROWS = 4096  # of a data set whose content is compared, evenly spread; all of a smaller one. Their number is compared in any case
+FILE = ".made_with.json"  # hidden, so that it is not uploaded
+ROWS = 4096  # evenly spaced rows of a data set whose content is compared; all rows of a smaller one. The number of rows is always compared
 STREAMED_ROWS = 32  # the first ones of a stream
-# Of a configuration: what does not change the function, or is compared with the settings (dropout) or by itself (classes).
+# Configuration settings that do not change the outputs, or are compared with the flags (dropout) or separately (classes).
 NOT_ARCHITECTURE = {
     *(
         "_name_or_path",
@@ -47,7 +46,7 @@ NOT_ARCHITECTURE = {
     ),
     *("bos_token_id", "eos_token_id", "pad_token_id"),
 }
-# Prefixes of flags that do not change what is learned, or whose effect is compared.
+# Prefixes of flags that do not affect training, or whose effect is compared.
 NOT_COMPARED = (
     *(
         "_",
@@ -104,7 +103,7 @@ REFUSED = {
     "model": "another architecture",
     "classes": "other classes",
     "trained": "other trained parameters",
-    "tokenizer": "another tokenizer, whose ids mean other tokens",
+    "tokenizer": "another tokenizer",
     "training data": "other training data",
     "validation data": "other validation data",
     "seed": "another seed",
@@ -112,11 +111,11 @@ REFUSED = {
 
 
 def describe(trainer: Trainer, script_args: Any = None) -> dict[str, Any]:
-    """Everything that is compared, as JSON has it.
+    """Everything that is compared, in JSON form.
 
     Args:
-        trainer: with model, data and tokenizer as it trains them.
-        script_args: the script's own flags, a dataclass.
+        trainer: with model, data and tokenizer.
+        script_args: dataclass with the script's own flags.
     """
     args, model = trainer.args, trainer.model
     config = model.config.to_dict() if hasattr(model, "config") else {}
@@ -139,27 +138,25 @@ def describe(trainer: Trainer, script_args: Any = None) -> dict[str, Any]:
 
 
 def write(made_with: dict[str, Any], checkpoint: Path) -> None:
-    """Into a checkpoint's directory."""
+    """Write the file into a checkpoint's directory."""
     write_json(checkpoint / FILE, made_with)
 
 
 def compare(made_with: dict[str, Any], checkpoint: str) -> list[str]:
-    """What differs between a run and the checkpoint that it resumes from, a line each, without what is refused.
+    """The allowed differences between a run and the checkpoint that it resumes from, one line each.
 
     Raises:
-        UserError: what cannot be changed in the middle of a run; names each change and what to do.
+        UserError: differences that are not allowed; names each one and what to do.
     """
     path = Path(checkpoint) / FILE
     if not path.exists():
-        return [
-            f"{path.parent.name} does not say what it was made with ({FILE}): check that data, tokenizer and seed are the same"
-        ]
+        return [f"{path.parent.name} contains no {FILE}: check that data, tokenizer and seed are the same"]
     try:
         before = read_json_object(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{checkpoint} cannot be resumed: {error}") from error
-    go_on = (
-        f"resume with what the run began with, or start another one from its weights (--model_name_or_path {checkpoint}, "
+    advice = (
+        f"resume with the original settings, or start a new run from its weights (--model_name_or_path {checkpoint}, "
         "another --output_dir)"
     )
     wrong = [
@@ -168,14 +165,14 @@ def compare(made_with: dict[str, Any], checkpoint: str) -> list[str]:
         if before.get(key) != made_with[key]
     ]
     if wrong:
-        raise UserError(f"{checkpoint} was made with {'; '.join(wrong)}: {go_on}")
+        raise UserError(f"{checkpoint} was made with {'; '.join(wrong)}: {advice}")
     rows, now = before.get("rows a step"), made_with["rows a step"]
     if rows != now and made_with["length"]["max_steps"] <= 0:
         raise UserError(
-            f"{checkpoint} was made with {rows} rows a step, and now it would be {now}: the place in the data is counted in steps, so "
-            f"keep the product of batch size, accumulation and processes, or {go_on}"
+            f"{checkpoint} was made with {rows} rows per step, now it would be {now}: the position in the data is counted in steps, so "
+            f"keep the product of batch size, accumulation steps and processes, or {advice}"
         )
-    changes = [f"rows a step: {rows} before, {now} now"] if rows != now else []
+    changes = [f"rows per step: {rows} before, {now} now"] if rows != now else []
     for key in ("length", "dropout", "flags"):
         then = before.get(key)
         then = then if isinstance(then, dict) else {}
@@ -186,10 +183,10 @@ def compare(made_with: dict[str, Any], checkpoint: str) -> list[str]:
 
 
 def fingerprint(rows: Any, name: str = "hashing data") -> dict[str, Any] | None:
-    """The number of rows and a checksum of their content; of a stream that of its first rows and the sizes of its files.
+    """The number of rows and a checksum of their content; for a stream, of its first rows and the sizes of its files.
 
     Args:
-        name: of the work, shown with a bar where it takes long.
+        name: description for the progress bar.
     """
     if rows is None:
         return None
@@ -202,7 +199,7 @@ def fingerprint(rows: Any, name: str = "hashing data") -> dict[str, Any] | None:
             "sha256": _sha256(*map(_as_text, islice(rows, STREAMED_ROWS))),
             "bytes": [os.path.getsize(file) for file in files],
         }
-    if not hasattr(rows, "__len__"):  # a stream of another library, which may be read once only
+    if not hasattr(rows, "__len__"):  # a stream of another library, which may be readable only once
         return None
     return {"rows": len(rows), "sha256": _sha256(*map(_as_text, bar(_spread(rows), name, "rows", min(len(rows), ROWS))))}
 
@@ -219,7 +216,7 @@ def _as_text(row: Any) -> str:
 
 
 def tokenizer_checksum(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Of its pipeline and special tokens, whatever its chat template is: equal for tokenizers that give equal ids."""
+    """Checksum of the pipeline and special tokens, without the chat template: equal for tokenizers that give equal ids."""
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
     return _sha256(json.dumps([_pipeline(tokenizer), special], sort_keys=True, default=str))
 
@@ -227,7 +224,7 @@ def tokenizer_checksum(tokenizer: PreTrainedTokenizerBase) -> str:
 def _pipeline(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     pipeline: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
-    pipeline.pop("truncation", None)  # these two are settings of the last call
+    pipeline.pop("truncation", None)  # these two depend on the last call
     pipeline.pop("padding", None)
     return pipeline
 
@@ -247,12 +244,12 @@ def _sha256(*texts: str) -> str:
 
 
 def _difference(before: Any, now: Any) -> str:
-    """The first setting that differs, or that the content does."""
+    """Describe the first difference."""
     if isinstance(before, dict) and isinstance(now, dict):
         for name in sorted(now.keys() | before.keys(), key=lambda name: (name == "sha256", name)):
             if before.get(name) != now.get(name):
                 if name == "sha256":
-                    return "as many, and others"
+                    return "the same number, but different content"
                 return f"{name} {_short(before.get(name))} before, {_short(now.get(name))} now"
     return f"{_short(before)} before, {_short(now)} now"
 

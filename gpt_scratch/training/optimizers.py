@@ -1,4 +1,4 @@
-"""Learning rates where no flag gives one, and optimizers that Trainer does not build by itself."""
+"""Default learning rates, and optimizers that Trainer does not provide."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import SchedulerType, TrainingArguments
 
-# What trains: its learning rate, as a share of that of new weights, and what is said of it.
+# Kind of trainable parameters to the factor of the learning rate relative to new weights, and its description.
 SHARES = {
     "new": (1.0, "new weights"),
     "all": (1 / 10, "all weights of a trained model"),
@@ -17,12 +17,11 @@ WARMUP = 0.05  # share of the steps
 
 
 def default_learning_rate(parameters: int, trained: str) -> float:
-    """The highest learning rate of AdamW (and of Muon, scaled as here) for a model of this size.
+    """The peak learning rate of AdamW (and of Muon, scaled as below) for a model of this size.
 
-    New weights: 6e-4 at 124M parameters, as Brown et al. 2020 (table 2.1) have it, times (124M / parameters) to the power of 0.3, which
-    passes through their larger models (2.8e-4 at 1.5B) and through what learned best here at 0.2M to 12M; 5e-3 at most. A trained model
-    forgets at such rates: a tenth, which grows below 124M parameters by the same power, since a small model has less to forget and more to
-    learn; or a third where most of it is frozen.
+    New weights: 6e-4 at 124M parameters, as in Brown et al. 2020 (table 2.1), times (124M / parameters)^0.3, which fits their larger models
+    (2.8e-4 at 1.5B) and the best rates measured here at 0.2M to 12M; at most 5e-3. A trained model would forget at such rates: a tenth for
+    all weights, or a third if most of them are frozen.
 
     >>> [float(f"{default_learning_rate(size, 'new'):.1e}") for size in (10**5, 10**6, 124 * 10**6, 15 * 10**8)]
     [0.005, 0.0025, 0.0006, 0.00028]
@@ -38,10 +37,10 @@ def default_learning_rate(parameters: int, trained: str) -> float:
 
 
 def set_default_learning_rate(args: TrainingArguments, parameters: int, trained: str) -> None:
-    """Set learning rate, warm-up and decay in `args` where no flag gave the learning rate; says so in one line.
+    """Set learning rate, warm-up and schedule in `args` if the learning rate was not given, and print them.
 
     Args:
-        args: [`ScratchTrainingArguments`], which know what was left open.
+        args: [`ScratchTrainingArguments`], which record the flags that were not given.
         parameters, trained: as [`default_learning_rate`].
     """
     if "learning_rate" not in args.left_open:
@@ -54,14 +53,14 @@ def set_default_learning_rate(args: TrainingArguments, parameters: int, trained:
     warmup = f"{args.warmup_steps:.0%} of the steps" if args.warmup_steps < 1 else f"{args.warmup_steps:,.0f} steps"
     print(
         f"learning rate: {args.learning_rate:g} after a warm-up of {warmup}, then {SchedulerType(args.lr_scheduler_type).value}: the "
-        f"default for {SHARES[trained][1]} at {parameters:,} parameters; --learning_rate sets another one"
+        f"default for {SHARES[trained][1]} at {parameters:,} parameters; override it with --learning_rate"
     )
 
 
 def adamw_on_all(model: torch.nn.Module, args: TrainingArguments) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019) with weight decay on every parameter, as the book and nanoGPT's early versions have it.
+    """AdamW (Loshchilov & Hutter 2019) with weight decay on every parameter, as in the book and nanoGPT's early versions.
 
-    Trainer itself leaves biases and norms without decay.
+    Trainer applies no decay to biases and norms.
     """
     return torch.optim.AdamW(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
@@ -76,8 +75,8 @@ def adamw_on_all(model: torch.nn.Module, args: TrainingArguments) -> torch.optim
 class MuonAndAdamW(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) for the matrices inside the blocks, AdamW for embeddings, head, norms and biases; one state dict.
 
-    Muon's update is scaled as Liu et al. 2025 (arXiv:2502.16982, equation 4) have it, to the size of AdamW's, so that a learning rate
-    that suits AdamW suits both; `muon_lr` sets another one.
+    Muon's update is scaled to match AdamW's (Liu et al. 2025, arXiv:2502.16982, equation 4), so that both can use the same learning rate;
+    `muon_lr` overrides it.
 
     Args:
         model: parameters under `layers.` that are matrices go to Muon; no `nn.Embedding` is there.
@@ -115,13 +114,13 @@ class MuonAndAdamW(torch.optim.Optimizer):
         self._share()
 
     def _share(self) -> None:
-        """Both parts work on this optimizer's groups and state, which schedulers, `state_dict` and `load_state_dict` see as one."""
+        """Let both optimizers share this optimizer's groups and state, for schedulers, `state_dict` and `load_state_dict`."""
         self.muon.param_groups, self.adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
         self.muon.state = self.adamw.state = self.state
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step of both."""
+        """Run one step of both optimizers."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -131,19 +130,19 @@ class MuonAndAdamW(torch.optim.Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As every optimizer's."""
+        """Load the state and share it with both optimizers."""
         super().load_state_dict(state_dict)
         self._share()
 
 
 class _Factory:
-    """What Trainer takes in place of an optimizer class that needs the model."""
+    """An optimizer factory for Trainer that receives the model."""
 
     def __call__(self, model: nn.Module, **kwargs: Any) -> MuonAndAdamW:
         return MuonAndAdamW(model, **kwargs)
 
 
 def muon_and_adamw(args: TrainingArguments, muon_lr: float | None) -> dict[str, Any]:
-    """Keyword arguments for Trainer that have it build [`MuonAndAdamW`] from its own arguments."""
+    """Keyword arguments for Trainer to build [`MuonAndAdamW`] from its own arguments."""
     settings = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
     return {"optimizer_cls_and_kwargs": (_Factory, settings | {"weight_decay": args.weight_decay, "muon_lr": muon_lr})}

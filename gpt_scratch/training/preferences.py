@@ -1,8 +1,8 @@
-"""The parts of preference training with TRL: flags, pairs, and a trainer for each method (DPO, reward model, GRPO).
+"""Components of preference training with TRL: flags, pairs, and a trainer for each method (DPO, reward model, GRPO).
 
-DPO (Rafailov et al. 2023) trains a finetuned model on pairs at once. The classical chain takes two steps: a reward model, which is this
-package's classifier with one label (Ouyang et al. 2022), then GRPO (Shao et al. 2024), which lets the model answer and reinforces the
-answers that the reward model prefers; or those that a reward finds right that is computed (`reinforcement.py`).
+DPO (Rafailov et al. 2023) trains a finetuned model directly on pairs. The alternative has two steps: a reward model, which is this
+package's classifier with one label (Ouyang et al. 2022), then GRPO (Shao et al. 2024), which samples replies and reinforces those with a
+high reward. The reward can also be computed by a function (`reinforcement.py`).
 """
 
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from ..data.instruction import PROMPT_STYLES, Conversations, set_prompt_style, split_conversations
 from ..data.opening import Reading
-from ..data.preference import preference_rows, read_preferences, refuse_unsaid_pairs
+from ..data.preference import preference_rows, read_preferences, refuse_omissions_in_pairs
 from ..errors import UserError, innermost, one_line
 from ..evaluation.rewards import load_rewards
 from ..inference.chat_template import bound_chat_templates, encode_chat, keep_content_text
@@ -27,7 +27,7 @@ from .reinforcement import QuestionData, read_questions, reward_functions
 from .run import evaluation_curve, run_figures
 
 METHODS = ("dpo", "reward", "grpo")
-# What each method logs and plots: file, {key of the log: label}, label of the axis.
+# The plots of each method: file, {key of the log: label}, label of the axis.
 CURVES = {
     "dpo": [
         ("loss", {"loss": "training", "eval_loss": "validation"}, "loss"),
@@ -64,7 +64,7 @@ class PreferenceArguments(Reading):
         },
     )
     ignore_keys: list[str] | None = field(
-        default=None, metadata={"help": "Keys of pairs and messages that are not used, whatever they hold."}
+        default=None, metadata={"help": "Keys of pairs and messages to ignore, whatever they contain."}
     )
     split_fractions: list[float] = field(
         default_factory=lambda: [0.85, 0.05, 0.1],
@@ -73,7 +73,7 @@ class PreferenceArguments(Reading):
     model_name_or_path: str | None = field(default=None, metadata={"help": "A finetuned checkpoint of this package."})
     allow_non_finite: bool = field(
         default=False,
-        metadata={"help": "Continue when the loss or the gradient's norm is NaN or infinite; by default this ends the run."},
+        metadata={"help": "Continue if the loss or the gradient norm is NaN or infinite; by default the run stops."},
     )
     reward_model: str | None = field(default=None, metadata={"help": "With grpo: a model trained by the method reward."})
     reward: list[str] | None = field(
@@ -96,7 +96,7 @@ class PreferenceArguments(Reading):
 
 
 def import_trl() -> Any:
-    """The module trl, which renders chat templates itself, here within their limits.
+    """Import trl, with limits for its rendering of chat templates.
 
     Raises:
         UserError: it is not installed.
@@ -117,20 +117,20 @@ def configuration_class(method: str) -> type:
 
 @dataclass
 class PreferenceData:
-    """Pairs of train, validation and test, and how many were left out since their replies are equal."""
+    """Training, validation and test pairs, and the number of removed pairs with equal replies."""
 
     rows: dict[str, datasets.Dataset]
     left_out: dict[str, int]
 
     def description(self) -> dict[str, Any]:
-        """What was made of the file, for the record of the run."""
+        """Statistics of the data, for `metrics.json`."""
         return {
             name: {"pairs": len(rows), "pairs_of_equal_replies_left_out": self.left_out[name]} for name, rows in self.rows.items()
         }
 
 
 def read_data(args: PreferenceArguments) -> PreferenceData | QuestionData:
-    """The pairs, or with `--reward` the questions.
+    """Read the pairs, or with `--reward` the questions.
 
     Raises:
         UserError: broken records or rewards.
@@ -139,7 +139,7 @@ def read_data(args: PreferenceArguments) -> PreferenceData | QuestionData:
 
 
 def read_pairs(args: PreferenceArguments) -> PreferenceData:
-    """Train, validation and test pairs; prints their numbers.
+    """Read training, validation and test pairs; prints their numbers.
 
     Raises:
         UserError: broken pairs, a split without pairs.
@@ -151,9 +151,9 @@ def read_pairs(args: PreferenceArguments) -> PreferenceData:
     for name, part in splits.items():
         data.rows[name], equal = preference_rows(part, args.prompt_style)
         if not len(data.rows[name]):
-            raise UserError(f"{args.train_file}: all pairs of the {name} split hold two equal replies")
+            raise UserError(f"{args.train_file}: all pairs of the {name} split have equal replies")
         data.left_out[name] = equal
-        print(f"{name}: {len(data.rows[name]):,} pairs" + (f", {equal} pairs of equal replies left out" if equal else ""))
+        print(f"{name}: {len(data.rows[name]):,} pairs" + (f", {equal} pairs with equal replies removed" if equal else ""))
     return data
 
 
@@ -164,21 +164,21 @@ def fit_lengths(
     tokenizer: PreTrainedTokenizerBase,
     models: dict[str, int],
 ) -> None:
-    """Compare all pairs with the positions of the models before training starts, and lower TRL's `max_length` to them, where it has one.
+    """Check the lengths of all pairs before training, and limit TRL's `max_length` to the models' positions.
 
-    Prints how many pairs DPO will cut there, and how many a reward model leaves out.
+    Prints how many pairs DPO truncates, or reward training drops.
 
     Args:
-        models: the positions of each model that reads the pairs, by what it is called in messages.
+        models: name of each model, for messages, to its positions.
 
     Raises:
-        UserError: a prompt that leaves no room for a reply, or a split of which nothing is left.
+        UserError: a prompt that leaves no room for a reply, or a split without remaining pairs.
     """
     model, positions = min(models.items(), key=lambda item: item[1])
     if method == "grpo":
         if any("tools" in rows.column_names for rows in data.rows.values()):
             raise UserError(
-                "pairs hold 'tools', which TRL's GRPO does not write into prompts: pass --ignore_keys tools, or train by dpo or reward"
+                "pairs contain 'tools', which TRL's GRPO does not support: pass --ignore_keys tools, or use dpo or reward"
             )
         for split, rows in data.rows.items():
             lengths = [_tokens(tokenizer, row["prompt"]) for row in bar(rows, f"measuring the prompts of {split}")]
@@ -187,8 +187,8 @@ def fit_lengths(
             if room < (training_args.max_completion_length or 1):
                 advice = f"pass --max_completion_length {room}, or shorten it" if room > 0 else "shorten it"
                 raise UserError(
-                    f"{_place(rows, split, longest)}: the prompt has {lengths[longest]} tokens, so that {max(room, 0)} of {model}'s "
-                    f"{positions} positions are left for a reply, and --max_completion_length is {training_args.max_completion_length}: "
+                    f"{_place(rows, split, longest)}: the prompt has {lengths[longest]} tokens, so {max(room, 0)} of {model}'s "
+                    f"{positions} positions are left for a reply, but --max_completion_length is {training_args.max_completion_length}: "
                     f"{advice}"
                 )
         return
@@ -200,19 +200,19 @@ def fit_lengths(
             prompt, tools = _tokens(tokenizer, row["prompt"], row.get("tools")), row.get("tools")
             if prompt >= limit and not cuts_prompts:
                 raise UserError(
-                    f"{_place(rows, split, number)}: the prompt has {prompt} tokens, which leaves nothing of the replies within {limit} "
+                    f"{_place(rows, split, number)}: the prompt has {prompt} tokens, which leaves no room for the replies within {limit} "
                     f"(--max_length, or {model}'s {positions} positions): shorten it, or remove the pair"
                 )
             long += any(_tokens(tokenizer, row["prompt"] + row[key], tools) > limit for key in ("chosen", "rejected"))
         if method == "reward" and long == len(rows):
-            raise UserError(f"all pairs of the {split} split are longer than {limit} tokens, the most that {model} reads")
+            raise UserError(f"all pairs of the {split} split are longer than {limit} tokens, the limit of {model}")
         if long:
             what = "left out" if method == "reward" else "cut there"
             print(f"{split}: {long:,} of {len(rows):,} pairs are longer than {limit} tokens and are {what}")
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], tools: list | None = None) -> int:
-    """As TRL encodes them."""
+    """Number of tokens with TRL's encoding."""
     asks = messages[-1]["role"] != "assistant"
     return len(encode_chat(tokenizer, messages, tools, add_generation_prompt=asks).ids)
 
@@ -222,7 +222,7 @@ def _place(rows: datasets.Dataset, split: str, number: int) -> str:
 
 
 def load_reward_model(name: str) -> tuple[Any, PreTrainedTokenizerBase]:
-    """A classifier with one label and its tokenizer.
+    """Load a classifier with one label and its tokenizer.
 
     Raises:
         UserError: unreadable, or with several labels.
@@ -230,7 +230,7 @@ def load_reward_model(name: str) -> tuple[Any, PreTrainedTokenizerBase]:
     config = load_config(name)
     if config.num_labels != 1 or "ForSequenceClassification" not in (config.architectures or [""])[0]:
         raise UserError(
-            f"--reward_model {name} is not a reward model, which is a classifier with one label: train one with the method reward"
+            f"--reward_model {name} is not a reward model (a classifier with one label): train one with the method reward"
         )
     tokenizer = load_tokenizer(name)
     check_rows(tokenizer, config, name)
@@ -240,10 +240,10 @@ def load_reward_model(name: str) -> tuple[Any, PreTrainedTokenizerBase]:
 def make_trainer(
     method: str, args: PreferenceArguments, training_args: TrainingArguments, data: PreferenceData | QuestionData
 ) -> Trainer:
-    """TRL's trainer for `method`, with model, tokenizer and data.
+    """Create TRL's trainer for `method`, with model, tokenizer and data.
 
     Raises:
-        UserError: a checkpoint that cannot be loaded, pairs that the model's positions do not hold, or flags that TRL refuses.
+        UserError: a checkpoint that cannot be loaded, pairs that are too long for the model, or flags that TRL refuses.
     """
     trl, rows, positions = import_trl(), data.rows, {}
     if args.reward_model is not None:
@@ -252,7 +252,7 @@ def make_trainer(
     model, tokenizer = load_language_model(args.model_name_or_path)
     set_prompt_style(tokenizer, args.prompt_style)
     if not args.reward:
-        refuse_unsaid_pairs(rows, tokenizer, args.prompt_style)
+        refuse_omissions_in_pairs(rows, tokenizer, args.prompt_style)
     keep_content_text(tokenizer)
     positions["the model"] = model.config.max_position_embeddings
     fit_lengths(method, training_args, data, tokenizer, positions)
@@ -283,12 +283,12 @@ def make_trainer(
 
 
 def _resumable(trainer_class: type[Trainer]) -> Any:
-    """TRL's trainer with checkpoints that are whole or not there, and saved at SIGTERM."""
+    """TRL's trainer combined with [`ResumableTrainer`]."""
     return type(trainer_class.__name__, (ResumableTrainer, trainer_class), {})
 
 
 def figures_of_run(trainer: Trainer, data: PreferenceData | QuestionData, train_seconds: float) -> dict[str, Any]:
-    """The last figures on the validation pairs, the whole curve, speed."""
+    """The final validation metrics, the curve and speed."""
     curve = evaluation_curve(trainer.state.log_history)
     last = curve[-1] if curve else {}
     return {
@@ -305,7 +305,7 @@ def figures_of_run(trainer: Trainer, data: PreferenceData | QuestionData, train_
 
 
 def reinforcement_curve(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Reward, length of replies, entropy and divergence from the start, of each line of a GRPO run's log."""
+    """Reward, reply length, entropy and KL divergence for each log entry of a GRPO run."""
     columns = [column for _, labels, _ in CURVES["grpo"] for column in labels if not column.startswith("eval_")]
     return [
         {name: entry[name] for name in entry if name in ("step", *columns) or name.startswith("rewards/")}
@@ -315,6 +315,6 @@ def reinforcement_curve(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def plot_curves(method: str, history: list[dict[str, Any]], output: Path) -> None:
-    """The curves of `method` against steps, PNG and PDF."""
+    """Plot the curves of `method` against steps, PNG and PDF."""
     for name, labels, y_label in CURVES[method]:
         save_lines(history, labels, "step", output / name, "step", y_label)

@@ -1,4 +1,4 @@
-"""The parts of a pretraining run: its flags, data, model, optimizer, callbacks and final figures. `scripts/pretrain.py` joins them."""
+"""Components of pretraining, used by `scripts/pretrain.py`: flags, data, model, optimizer, callbacks and final metrics."""
 
 from dataclasses import dataclass, field
 from itertools import islice
@@ -53,13 +53,13 @@ class PretrainingArguments(Reading):
     split_by: str = field(
         default="documents",
         metadata={
-            "help": "Where the validation text begins: documents, at the end of the nearest one; characters, at the very character, as the "
+            "help": "Where the validation text begins: documents, at the nearest end of one; characters, at the exact character, as the "
             "book splits.",
             "choices": list(SPLITS_BY),
         },
     )
     streaming: bool = field(
-        default=False, metadata={"help": "Read and tokenize while training, in constant memory; needs --max_steps."}
+        default=False, metadata={"help": "Read and tokenize during training, in constant memory; needs --max_steps."}
     )
     validation_documents: int = field(
         default=100, metadata={"help": "With --streaming and no validation text: documents at the start to hold out."}
@@ -81,8 +81,8 @@ class PretrainingArguments(Reading):
     parse_special_tokens: bool = field(
         default=False,
         metadata={
-            "help": "Special tokens written in the text become the tokens: for corpora whose documents are separated by <|endoftext|>. "
-            "Default: they are characters. Their number is printed."
+            "help": "Encode special tokens written in the text as tokens, for corpora whose documents are separated by <|endoftext|>. "
+            "Default: as characters. Their number is printed."
         },
     )
     isolate_documents: bool = field(default=False, metadata={"help": "Documents that share a row do not attend to each other."})
@@ -132,7 +132,7 @@ class PretrainingArguments(Reading):
 
 
 def check_arguments(args: PretrainingArguments, training_args: TrainingArguments) -> None:
-    """Refuse what can be refused without reading any data.
+    """Check the flags without reading data.
 
     Raises:
         UserError: names the flags.
@@ -143,10 +143,10 @@ def check_arguments(args: PretrainingArguments, training_args: TrainingArguments
 
 
 def model_config(args: PretrainingArguments) -> GPTScratchConfig:
-    """The configuration of the model to train, before the vocabulary is known.
+    """The configuration of the model, before the vocabulary is known.
 
     Raises:
-        UserError: values that no model can have, an unreadable checkpoint, a checkpoint of another architecture.
+        UserError: invalid settings, an unreadable checkpoint, a checkpoint of another architecture.
     """
     if args.model_name_or_path:
         config = load_config(args.model_name_or_path)
@@ -167,7 +167,7 @@ def model_config(args: PretrainingArguments) -> GPTScratchConfig:
 
 
 def open_tokenizer(name: str, model_max_length: int) -> PreTrainedTokenizerBase:
-    """A tokenizer by Hub name or directory, OpenAI's two files included.
+    """Load a tokenizer by Hub name or directory, including OpenAI's two files.
 
     Raises:
         UserError: it cannot be loaded.
@@ -180,10 +180,10 @@ def open_tokenizer(name: str, model_max_length: int) -> PreTrainedTokenizerBase:
 def prepare_data(
     args: PretrainingArguments, config: GPTScratchConfig, resume: str | None = None
 ) -> tuple[LanguageModelingData, PreTrainedTokenizerBase]:
-    """Read, split, tokenize and cut; prints statistics of each split.
+    """Read, split and tokenize the text and create blocks; prints statistics of each split.
 
     Args:
-        resume: the checkpoint that the run resumes from. Its tokenizer is taken where one would be trained.
+        resume: the checkpoint to resume from. Its tokenizer is used instead of training a new one.
 
     Raises:
         UserError: data that cannot be read or is shorter than one block, a tokenizer that does not fit the model.
@@ -199,7 +199,7 @@ def prepare_data(
     if tokenizer is None:
         tokenizer = train_byte_level_bpe(corpus.training_texts(), vocab_size=args.vocab_size, model_max_length=block_size)
         print(f"tokenizer: byte-level BPE trained on the training text, {len(tokenizer):,} tokens")
-    settle_vocabulary(tokenizer, args, config)
+    resolve_vocab_size(tokenizer, args, config)
     settings = BlockSettings(
         block_size,
         args.stride,
@@ -212,7 +212,7 @@ def prepare_data(
 
 
 def open_corpus(args: PretrainingArguments, end_of_text: str | None) -> Corpus:
-    """The documents that the flags name, split.
+    """Open the documents given by the flags, and split them.
 
     Raises:
         UserError: data that cannot be read or split.
@@ -234,11 +234,11 @@ def open_corpus(args: PretrainingArguments, end_of_text: str | None) -> Corpus:
     )
 
 
-def settle_vocabulary(tokenizer: PreTrainedTokenizerBase, args: PretrainingArguments, config: GPTScratchConfig) -> None:
-    """Give a new model a row for each token, unless its user has set `vocab_size`; before any text is tokenized.
+def resolve_vocab_size(tokenizer: PreTrainedTokenizerBase, args: PretrainingArguments, config: GPTScratchConfig) -> None:
+    """Set the `vocab_size` of a new model to that of the tokenizer, unless it is set by the user; before any text is tokenized.
 
     Raises:
-        UserError: more tokens than rows, where their number is the checkpoint's or the user's.
+        UserError: the tokenizer is larger than the vocabulary of the checkpoint, or the one set by the user.
     """
     chosen = parse_config_overrides(args.config_overrides, GPTScratchConfig).keys() & {"vocab_size", "n_vocab"}
     if args.model_name_or_path or chosen:
@@ -248,7 +248,7 @@ def settle_vocabulary(tokenizer: PreTrainedTokenizerBase, args: PretrainingArgum
 
 
 def make_model(args: PretrainingArguments, config: GPTScratchConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A new model (seed it before), or the checkpoint of `model_name_or_path`; special tokens are the tokenizer's."""
+    """Create a new model (seed it first), or load the checkpoint of `model_name_or_path`; special tokens are those of the tokenizer."""
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(config, name, getattr(tokenizer, name))
     if args.model_name_or_path:
@@ -257,7 +257,7 @@ def make_model(args: PretrainingArguments, config: GPTScratchConfig, tokenizer: 
 
 
 def make_optimizers(args: PretrainingArguments, training_args: TrainingArguments, model: PreTrainedModel) -> dict[str, Any]:
-    """Keyword arguments for Trainer: its own AdamW, one with decay on everything, or Muon beside AdamW."""
+    """Keyword arguments for Trainer: its own AdamW, AdamW with decay on all parameters, or Muon and AdamW."""
     if args.optimizer == "muon":
         return muon_and_adamw(training_args, args.muon_learning_rate)
     return {"optimizers": (adamw_on_all(model, training_args), None)} if args.weight_decay_on == "all" else {}
@@ -266,7 +266,7 @@ def make_optimizers(args: PretrainingArguments, training_args: TrainingArguments
 def make_callbacks(
     args: PretrainingArguments, data: LanguageModelingData, tokenizer: PreTrainedTokenizerBase, title: str
 ) -> list[TrainerCallback]:
-    """Everything that a run shows and keeps, in the order in which it must see an evaluation."""
+    """The callbacks of a run, in the order in which they must be called."""
     callbacks: list[TrainerCallback] = [PerplexityCallback()]
     if args.eval_train_blocks:
         callbacks.append(TrainingLossCallback(first_rows(data.train, args.eval_train_blocks)))
@@ -281,12 +281,12 @@ def make_callbacks(
 
 
 def first_rows(rows: TokenBlocks | StreamedBlocks, count: int) -> list[dict]:
-    """The first `count` rows, also of a stream."""
+    """The first `count` rows of a data set or stream."""
     return list(islice(rows if isinstance(rows, StreamedBlocks) else (rows[i] for i in range(len(rows))), count))
 
 
 def describe_model(model: PreTrainedModel) -> str:
-    """One line: parameters and the choices of architecture."""
+    """Describe the number of parameters and the architecture in one line."""
     c = model.config
     tied = "tied" if c.tie_word_embeddings else "untied"
     return (
@@ -297,13 +297,13 @@ def describe_model(model: PreTrainedModel) -> str:
 
 
 def measure(trainer, data: LanguageModelingData, train_seconds: float | None, eval_train_blocks: int) -> dict[str, Any]:
-    """The final figures: exact token-weighted losses, the best and first validation losses, speed, tokens seen."""
+    """The final metrics: token-weighted losses, the best validation loss, speed, tokens seen."""
     history, batch_size = trainer.state.log_history, trainer.args.per_device_eval_batch_size
     if isinstance(data.train, StreamedBlocks) and (written := data.train.written()):
         print(f"training: {written}")
     speeds = [entry["train_tokens_per_second"] for entry in history if "train_tokens_per_second" in entry]
     validation = evaluate_loss(trainer.model, data.validation, batch_size, name="measuring the validation text")
-    counts = data.description["validation"]  # of the whole text: its mean loss is taken for the few tokens that no row predicts
+    counts = data.description["validation"]  # of the whole text: the mean loss is used for the few tokens that no row predicts
     metrics = {
         "validation_loss": validation["loss"],
         "validation_perplexity": validation["perplexity"],

@@ -1,7 +1,7 @@
-"""GRPO on rewards that are computed: questions with their references, rewards in TRL's form, and what the model can do at the start.
+"""GRPO with computed rewards: questions with references, rewards in TRL's interface, and the initial success rate of the model.
 
-A reward that no reply reaches teaches nothing, and neither does one that every reply reaches: the advantages of a group are zero. So
-the share of rewarded replies is measured first.
+If no reply of a group is rewarded, or every reply, the advantages of the group are zero and nothing is learned. Therefore the share of
+rewarded replies is measured before training.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,58 +16,52 @@ from ..data.instruction import (
     Conversations,
     prompt_ids,
     prompt_messages,
-    read_conversations,
     reply_text,
     shared_prompts,
     split_conversations,
 )
 from ..data.opening import Reading
-from ..errors import UserError
+from ..data.records import question, read_records
 from ..evaluation.replies import generate_replies
 from ..evaluation.rewards import Reward, check_references, total
 
-USEFUL = (0.1, 0.6)  # share of rewarded replies before training: outside of it most groups are of equal replies
+USEFUL = (0.1, 0.6)  # useful share of rewarded replies before training: outside, the rewards of most groups are equal
 
 
 @dataclass
 class QuestionData:
-    """Questions of train and validation with their references: rows of `prompt` (messages) and `reference`."""
+    """Training and validation questions with their references: rows of `prompt` (messages) and `reference`."""
 
     rows: dict[str, datasets.Dataset]
     questions: dict[str, Conversations]
-    shared: int  # validation questions that are also in train
+    shared: int  # number of validation questions that are also in train
 
     def description(self) -> dict[str, Any]:
-        """What was made of the files, for the record of the run."""
+        """Statistics of the data, for `metrics.json`."""
         counts = {split: {"questions": len(rows)} for split, rows in self.rows.items()}
         counts["validation"]["questions_also_in_train"] = self.shared
         return counts
 
 
 def read_questions(args: Any, rewards: Sequence[Reward]) -> QuestionData:
-    """The records of `--train_file`, whose last reply is the reference, and those of `--validation_file` or the last part; prints numbers.
+    """Read the records of `--train_file`, with the last reply as reference, and of `--validation_file` or the last part.
 
     Raises:
         UserError: records that cannot be read, or a reference that a reward cannot compare.
     """
     reading, ignored = Reading.of(args), args.ignore_keys or ()
-    train = read_conversations(args.train_file, "train", reading, ignored)
+    train = read_records(args.train_file, question, "train", reading, ignored)
     if args.validation_file is not None:
-        splits = {"train": train, "validation": read_conversations(args.validation_file, "validation", reading, ignored)}
+        splits = {"train": train, "validation": read_records(args.validation_file, question, "validation", reading, ignored)}
     else:
         splits = split_conversations(train, args.split_fractions)
         del splits["test"]
     rows = {}
     for split, part in splits.items():
-        for record, place in zip(part.records, part.places):
-            if "input_ids" in record:
-                raise UserError(f"{place} holds token ids: --reward needs records of text")
-            if record.get("tools"):
-                raise UserError(f"{place} holds 'tools', which TRL's GRPO does not write into prompts: pass --ignore_keys tools")
         references = [reply_text(record, args.prompt_style) for record in part.records]
         check_references(rewards, references, part.places)
         prompts = [prompt_messages(record, args.prompt_style) for record in part.records]
-        # JSON, as in data/preference.py: a struct would give each message the keys of all others.
+        # JSON, as in data/preference.py: a struct would add the keys of all messages to each.
         features = datasets.Features({"prompt": datasets.Json(), "reference": datasets.Value("string")})
         rows[split] = datasets.Dataset.from_dict({"prompt": prompts, "reference": references}, features)
     data = QuestionData(rows, splits, len(shared_prompts(splits["validation"], splits["train"])))
@@ -77,7 +71,7 @@ def read_questions(args: Any, rewards: Sequence[Reward]) -> QuestionData:
 
 
 def reward_functions(rewards: Sequence[Reward], end: int) -> list[Callable[..., list[float]]]:
-    """The rewards as TRL calls them.
+    """The rewards as functions for TRL.
 
     Args:
         end: id of the end-of-text token.
@@ -104,16 +98,16 @@ def measure_success(
     rewards: Sequence[Reward],
     weights: Sequence[float] | None,
     training_args: Any,
-    most: int,
+    max_questions: int,
 ) -> dict[str, Any]:
-    """Rewards of replies to the first `most` questions: the likeliest reply, and as many drawn as a group of the run has.
+    """Rewards of replies to the first `max_questions` questions: a greedy reply, and a group of sampled replies for each.
 
-    Random numbers of the run are left as they are.
+    The random state is preserved.
 
-    Returns `{"questions", "greedy", "sampled"}`, the last two each with `success`, the share of replies with all of the first reward, the
+    Returns `{"questions", "greedy", "sampled"}`, the last two each with `success`, the share of replies with the full first reward, the
     mean `reward` and the mean of each in `rewards`; and `replies` of the first questions, with their references.
     """
-    records = data.records[:most]
+    records = data.records[:max_questions]
     prompts = [prompt_ids(record, tokenizer, style) for record in records]
     messages = [prompt_messages(record, style) for record in records]
     references = [reply_text(record, style) for record in records]
@@ -154,7 +148,7 @@ def measure_success(
 
 
 def describe_success(success: dict[str, Any], rewards: Sequence[Reward], temperature: float) -> str:
-    """What was measured before training, and whether it is a start from which a reward can be learned."""
+    """Describe the success rate before training, with a warning if it is not useful for GRPO."""
     sampled, low, high = success["sampled"]["success"], *USEFUL
     line = (
         f"the model to start from: {success['greedy']['success']:.1%} of its likeliest replies and {sampled:.1%} of those drawn at "
@@ -164,7 +158,7 @@ def describe_success(success: dict[str, Any], rewards: Sequence[Reward], tempera
         return line
     if sampled < low:
         return (
-            f"{line}\nwarning: below {low:.0%} most groups hold no rewarded reply, and nothing is learned from them: finetune longer "
-            "first, ask easier questions, or draw more replies (--num_generations)"
+            f"{line}\nwarning: below {low:.0%}, most groups have no rewarded reply, and nothing is learned from them: finetune longer "
+            "first, use easier questions, or sample more replies (--num_generations)"
         )
-    return f"{line}\nwarning: above {high:.0%} most groups hold rewarded replies alone, and nothing is learned from them: ask harder ones"
+    return f"{line}\nwarning: above {high:.0%}, all replies of most groups are rewarded, and nothing is learned: use harder questions"

@@ -1,7 +1,7 @@
-"""The files of a training checkpoint, checked before a run resumes from them: their form, their shapes, their numbers.
+"""Validates the files of a training checkpoint before a run resumes from them: structure, shapes and values.
 
-They may be damaged or untrusted. Pickles are read by `torch.load(weights_only=True)` alone, which runs no code; but a state of other
-shapes ends fused AdamW in a segmentation fault, and a setting of another type a run hours later.
+They may be damaged or untrusted. Pickles are read with `torch.load(weights_only=True)`, which runs no code; but a state with wrong shapes
+would crash fused AdamW with a segmentation fault, and a setting of a wrong type could crash a run hours later.
 """
 
 import math
@@ -19,35 +19,36 @@ from ..inference.loading import refuse_non_finite, weight_files
 from .optimizers import MuonAndAdamW
 
 TRAINER_STATE = "trainer_state.json"
-MOST_STEPS = 10**12
-ADAM = {"step", "exp_avg", "exp_avg_sq"}  # of torch's Adam and AdamW
+MAX_STEPS = 10**12
+ADAM = {"step", "exp_avg", "exp_avg_sq"}  # state of torch's Adam and AdamW
 MUON = {"momentum_buffer"}
 OF_A_SHAPE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # of the parameter
 
 
 def read_trainer_state(checkpoint: str | Path) -> TrainerState:
-    """
+    """Read and check `trainer_state.json` of a checkpoint.
+
     Raises:
-        ValueError: not of the form that Trainer writes, or of a step other than the directory's; OSError: it cannot be read.
+        ValueError: not written by Trainer, or of another step than the directory; OSError: it cannot be read.
     """
     path = Path(checkpoint) / TRAINER_STATE
     content = read_json_object(path)
-    for key, most in {
-        "global_step": MOST_STEPS,
-        "max_steps": MOST_STEPS,
-        "epoch": MOST_STEPS,
+    for key, limit in {
+        "global_step": MAX_STEPS,
+        "max_steps": MAX_STEPS,
+        "epoch": MAX_STEPS,
         "num_input_tokens_seen": 10**18,
     }.items():
         value: Any = content.get(key, 0 if key == "num_input_tokens_seen" else None)
         number = type(value) is int or (key == "epoch" and type(value) is float)
-        if not number or not 0 <= value <= most:
-            raise ValueError(f"{TRAINER_STATE}: {key} is {str(value)[:40]!r}, which no run has")
+        if not number or not 0 <= value <= limit:
+            raise ValueError(f"{TRAINER_STATE}: {key} has the invalid value {str(value)[:40]!r}")
     if not isinstance(content.get("log_history"), list):
         raise ValueError(f"{TRAINER_STATE}: log_history must be a list")
     folder = path.resolve().parent.name
     step = folder.removeprefix("checkpoint-")
     if step != folder and step.isdecimal() and int(step) != content["global_step"]:
-        raise ValueError(f"{TRAINER_STATE} is of step {content['global_step']:,}, and the directory is {folder}")
+        raise ValueError(f"{TRAINER_STATE} is of step {content['global_step']:,}, but the directory is {folder}")
     if not all(isinstance(entry, dict) and type(entry.get("step")) is int for entry in content["log_history"]):
         raise ValueError(f"{TRAINER_STATE}: log_history must be a list of objects with a step each")
     if not isinstance(content.get("stateful_callbacks", {}) or {}, dict):
@@ -61,7 +62,7 @@ def read_trainer_state(checkpoint: str | Path) -> TrainerState:
 
 
 def check_callbacks(state: TrainerState, callbacks: Sequence[Any], checkpoint: str) -> None:
-    """Refuse states of callbacks that their classes would not have written: they are set as attributes, whatever they are.
+    """Refuse invalid states of callbacks, since they are set as attributes without checks.
 
     Raises:
         UserError: names the callback.
@@ -74,7 +75,7 @@ def check_callbacks(state: TrainerState, callbacks: Sequence[Any], checkpoint: s
 
 
 def check_weights(checkpoint: str, model: Any) -> None:
-    """Every tensor of the model, or of its adapter, is there in its shape, and nothing else.
+    """Check the names and shapes of the weights of the model or adapter.
 
     Raises:
         UserError: names the tensor.
@@ -82,12 +83,12 @@ def check_weights(checkpoint: str, model: Any) -> None:
     folder = Path(checkpoint)
     adapter = folder / "adapter_model.safetensors"
     if adapter.is_file() and not hasattr(model, "peft_config"):
-        raise UserError(f"{checkpoint} cannot be resumed: it holds an adapter, and this run trains a whole model (--trainable)")
+        raise UserError(f"{checkpoint} cannot be resumed: it contains an adapter, but this run trains a full model (--trainable)")
     if hasattr(model, "peft_config"):
         from peft import get_peft_model_state_dict
 
         if not adapter.is_file():
-            raise UserError(f"{checkpoint} cannot be resumed: it holds no adapter_model.safetensors")
+            raise UserError(f"{checkpoint} cannot be resumed: it contains no adapter_model.safetensors")
         try:
             read_json_object(folder / "adapter_config.json")
         except (OSError, ValueError) as error:
@@ -110,9 +111,9 @@ def check_weights(checkpoint: str, model: Any) -> None:
             raise UserError(f"{checkpoint} cannot be resumed: its weights lack {min(names)}")
     for name, shape in found.items():
         if name not in shapes:
-            raise UserError(f"{checkpoint} cannot be resumed: its weights hold {name}, which this model does not have")
+            raise UserError(f"{checkpoint} cannot be resumed: its weights contain {name}, which this model does not have")
         if shapes[name] != shape:
-            raise UserError(f"{checkpoint} cannot be resumed: {name} has the shape {shape}, and {shapes[name]} in this run")
+            raise UserError(f"{checkpoint} cannot be resumed: {name} has the shape {shape}, but {shapes[name]} in this run")
 
 
 def _shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
@@ -127,10 +128,10 @@ def _shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
 
 
 def read_pickle(path: Path) -> Any:
-    """Tensors, containers and numbers, as `torch.save` writes them.
+    """Load tensors, containers and numbers from a file of `torch.save`.
 
     Raises:
-        UserError: anything else, without running it.
+        UserError: other contents, without running any code.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -140,14 +141,15 @@ def read_pickle(path: Path) -> Any:
 
 
 def check_optimizer(checkpoint: str, optimizer: Any, scheduler: Any) -> None:
-    """
+    """Check `optimizer.pt` and `scheduler.pt` of a checkpoint.
+
     Raises:
-        UserError: `optimizer.pt` or `scheduler.pt` is missing, unreadable, of another form, or has other shapes than this run's.
+        UserError: `optimizer.pt` or `scheduler.pt` is missing, unreadable, invalid, or has other shapes than in this run.
     """
     for name in ("optimizer.pt", "scheduler.pt"):
         if not (Path(checkpoint) / name).is_file():
             raise UserError(
-                f"{checkpoint} cannot be resumed: it holds no {name}; start another run from its weights, by --model_name_or_path"
+                f"{checkpoint} cannot be resumed: it contains no {name}; start a new run from its weights with --model_name_or_path"
             )
     reason = _wrong_optimizer(read_pickle(Path(checkpoint) / "optimizer.pt"), optimizer)
     if reason is not None:
@@ -159,29 +161,29 @@ def check_optimizer(checkpoint: str, optimizer: Any, scheduler: Any) -> None:
 
 def _wrong_optimizer(saved: Any, optimizer: Any) -> str | None:
     if not isinstance(saved, dict) or not isinstance(saved.get("state"), dict) or not isinstance(saved.get("param_groups"), list):
-        return "it holds no state and param_groups"
+        return "it contains no state and param_groups"
     groups = saved["param_groups"]
     if len(groups) != len(optimizer.param_groups):
-        return f"it has {len(groups)} groups of parameters, and this run's optimizer {len(optimizer.param_groups)}"
+        return f"it has {len(groups)} parameter groups, but this run's optimizer has {len(optimizer.param_groups)}"
     parameters: dict[Any, torch.Tensor] = {}
     for number, (group, own) in enumerate(zip(groups, optimizer.param_groups)):
         ids = group.get("params") if isinstance(group, dict) else None
         if not isinstance(ids, list) or not all(type(i) is int for i in ids):
             return f"group {number} has no list of parameters"
         if len(ids) != len(own["params"]):
-            return f"group {number} has {len(ids)} parameters, and {len(own['params'])} in this run"
+            return f"group {number} has {len(ids)} parameters, but {len(own['params'])} in this run"
         settings = {name: value for name, value in group.items() if name != "params"}
         if reason := _other_form(settings, {n: v for n, v in own.items() if n != "params"}, f"group {number}"):
             return reason
         parameters |= dict(zip(ids, own["params"]))
     if _is_adam(optimizer) and not saved["state"]:
-        return "it holds no state of any parameter"
+        return "it contains no state of any parameter"
     for number, state in saved["state"].items():
         if number not in parameters or not isinstance(state, dict):
             return f"it has a state of parameter {str(number)[:20]}, which is not trained"
         kinds = (ADAM, MUON) if _is_adam(optimizer) else ()
         if reason := _wrong_state(state, parameters[number], kinds):
-            return f"of parameter {number} (of shape {tuple(parameters[number].shape)}) {reason}"
+            return f"for parameter {number} (of shape {tuple(parameters[number].shape)}), {reason}"
     return None
 
 
@@ -202,7 +204,7 @@ def _wrong_state(state: dict[Any, Any], parameter: torch.Tensor, kinds: Sequence
     step = state.get("step", 0)
     if (isinstance(step, torch.Tensor) and step.numel() != 1) or not isinstance(step, (int, float, torch.Tensor)):
         return "step is not a number"
-    if not 0 <= float(step) <= MOST_STEPS:
+    if not 0 <= float(step) <= MAX_STEPS:
         return f"step is {float(step):g}"
     try:
         refuse_non_finite("it", ((str(name), value) for name, value in state.items() if isinstance(value, torch.Tensor)))
@@ -212,7 +214,7 @@ def _wrong_state(state: dict[Any, Any], parameter: torch.Tensor, kinds: Sequence
 
 
 def _other_form(saved: Any, own: Any, name: str) -> str | None:
-    """Where `saved` is not of the types of `own`, which it is to replace; numbers that are not finite are of none."""
+    """Describe the first type difference between `saved` and `own`, which it replaces; numbers that are not finite are refused."""
     if isinstance(own, Mapping):
         if not isinstance(saved, Mapping):
             return f"{name} is not a mapping"
@@ -224,14 +226,14 @@ def _other_form(saved: Any, own: Any, name: str) -> str | None:
         return None
     if isinstance(own, (list, tuple)):
         if not isinstance(saved, (list, tuple)) or len(saved) != len(own):
-            return f"{name} is not a list of {len(own)}"
+            return f"{name} is not a list of length {len(own)}"
         return next((reason for a, b in zip(saved, own) if (reason := _other_form(a, b, name))), None)
     if isinstance(saved, torch.Tensor) and saved.numel() == 1:
         saved = saved.item()
     if isinstance(own, torch.Tensor) and own.numel() == 1:
         own = own.item()
     number = isinstance(saved, (int, float)) and not isinstance(saved, bool)
-    if number and not (math.isfinite(saved) and abs(saved) <= MOST_STEPS):
+    if number and not (math.isfinite(saved) and abs(saved) <= MAX_STEPS):
         return f"{name} is {saved}"
     fits = {
         bool: isinstance(saved, bool),
@@ -242,4 +244,4 @@ def _other_form(saved: Any, own: Any, name: str) -> str | None:
     }.get(type(own), type(saved) is type(own))
     if saved is None and not isinstance(own, bool):
         fits = True
-    return None if fits else f"{name} is {str(saved)[:40]!r}, a {type(saved).__name__}, and not a {type(own).__name__}"
+    return None if fits else f"{name} is {str(saved)[:40]!r}, a {type(saved).__name__} and not a {type(own).__name__}"

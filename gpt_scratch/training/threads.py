@@ -1,8 +1,8 @@
-"""How many threads a training step on a CPU runs on, measured at the start.
+"""Selects the number of CPU threads for training by measuring a few steps at the start.
 
-torch takes a thread for each core. Where others keep the cores busy, each of the many small steps of a small model waits until its last
-thread has had a turn: ten times as long as on one thread (tests/training/measure_threads.py). On a quiet machine all threads stay, so that
-equal runs stay equal to the last bit there; `OMP_NUM_THREADS` sets a number that is kept.
+By default, torch uses one thread per core. On a loaded machine, each of the many small operations of a small model then waits for its
+slowest thread, which can be ten times slower than a single thread (tests/training/measure_threads.py). On an idle machine all threads are
+used, so that repeated runs are bit-identical; `OMP_NUM_THREADS` overrides the choice.
 """
 
 import os
@@ -16,26 +16,26 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 FIXED_BY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-GAIN = 1.3  # times as fast as on all threads, or these stay
-STEPS = 3  # measured on each number of threads, after one to warm up
-FLOP = 2e10  # of a measured step at most, some 0.5 s on a core: rows are left out until it is less
-LARGEST = 8e10  # a single row beyond this is enough work for all threads
+GAIN = 1.3  # minimum speedup over all threads for using fewer
+STEPS = 3  # measured steps per number of threads, after a warm-up step
+FLOP = 2e10  # maximum size of a measured step, about 0.5 s on a core: rows are dropped until it is smaller
+LARGEST = 8e10  # a single row above this size is enough work for all threads
 
 
-def fastest_threads(step: Callable[[], Any], most: int) -> tuple[int, dict[int, float]]:
-    """The number of threads on which `step` is fastest, `most` unless another is [`GAIN`] times as fast; and the seconds of each.
+def fastest_threads(step: Callable[[], Any], max_threads: int) -> tuple[int, dict[int, float]]:
+    """The fastest number of threads for `step`: `max_threads`, unless another is [`GAIN`] times faster; and the seconds for each.
 
-    Powers of two are tried from 1 on until more threads do not help, then `most`.
+    Powers of two are tried, starting with 1, until more threads do not help, then `max_threads`.
     """
     seconds: dict[int, float] = {}
-    numbers = [2**i for i in range(most.bit_length()) if 2**i < most]
+    numbers = [2**i for i in range(max_threads.bit_length()) if 2**i < max_threads]
     for number in numbers:
         seconds[number] = _seconds(step, number)
         if number > 1 and seconds[number] > 0.9 * seconds[number // 2]:
             break
-    seconds[most] = _seconds(step, most)
+    seconds[max_threads] = _seconds(step, max_threads)
     fastest = min(seconds, key=seconds.__getitem__)
-    chosen = fastest if seconds[most] > GAIN * seconds[fastest] else most
+    chosen = fastest if seconds[max_threads] > GAIN * seconds[fastest] else max_threads
     torch.set_num_threads(chosen)
     return chosen, seconds
 
@@ -51,7 +51,7 @@ def _seconds(step: Callable[[], Any], threads: int) -> float:
 
 
 class ThreadsCallback(TrainerCallback, ExportableState):
-    """Measures steps of the run's own model on its own rows when training begins; a resumed run keeps the number that it had."""
+    """Measures steps with the run's own model and data when training begins; a resumed run keeps its number of threads."""
 
     def __init__(self, threads: int | None = None):
         self.threads = threads
@@ -60,9 +60,9 @@ class ThreadsCallback(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"threads": self.threads}}
 
     def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
-        most = torch.get_num_threads()
+        max_threads = torch.get_num_threads()
         if (
-            most == 1
+            max_threads == 1
             or args.world_size > 1
             or args.torch_compile
             or args.device.type != "cpu"
@@ -70,21 +70,21 @@ class ThreadsCallback(TrainerCallback, ExportableState):
         ):
             return
         if self.threads is not None:
-            torch.set_num_threads(min(self.threads, most))
+            torch.set_num_threads(min(self.threads, max_threads))
             return
         batch = first_rows(train_dataloader, model, args.per_device_train_batch_size)
         if batch is None:
             return
-        self.threads, seconds = fastest_threads(lambda: _step(model, batch, args.bf16), most)
+        self.threads, seconds = fastest_threads(lambda: _step(model, batch, args.bf16), max_threads)
         others = ", ".join(f"{value:.2g} s on {number}" for number, value in sorted(seconds.items()) if number != self.threads)
         print(
-            f"threads: {self.threads} of {most}, a step of {len(batch['input_ids'])} rows takes {seconds[self.threads]:.2g} s so, and "
-            f"{others}{'' if self.threads == most else ': the machine is busy, or the model small'} (OMP_NUM_THREADS sets a number)"
+            f"threads: {self.threads} of {max_threads}, {seconds[self.threads]:.2g} s per step of {len(batch['input_ids'])} rows; "
+            f"{others}{'' if self.threads == max_threads else ' (busy machine or small model)'}; set OMP_NUM_THREADS to override"
         )
 
 
 def first_rows(dataloader: Any, model: Any, batch_size: int) -> dict[str, Any] | None:
-    """Rows of a run as its model takes them, few enough to be measured; `None` of streams, of large models, and of what is no batch."""
+    """A few rows of the run's data for the measurement; `None` for streams, large models, and unknown batches."""
     rows: Any = getattr(dataloader, "dataset", None)
     if isinstance(rows, torch.utils.data.IterableDataset) or not hasattr(rows, "__getitem__"):
         return None
@@ -100,7 +100,7 @@ def first_rows(dataloader: Any, model: Any, batch_size: int) -> dict[str, Any] |
 
 
 def _step(model: Any, batch: dict[str, Any], bf16: bool) -> None:
-    """Forward and backward, without a trace in gradients and random numbers."""
+    """Forward and backward pass that preserves gradients and random state."""
     was_training = model.training
     model.train()
     with torch.random.fork_rng([]), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):

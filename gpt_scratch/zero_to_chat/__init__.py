@@ -1,1 +1,1 @@
-"""From text to a model that answers: the sizes, the stages as processes, the report. `scripts/zero_to_chat.py` joins them."""
+"""From text to a chat model: sizes, stages as processes, report. Used by `scripts/zero_to_chat.py`."""

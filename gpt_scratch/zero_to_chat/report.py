@@ -1,4 +1,4 @@
-"""The report of a run from text to chat: what each stage was given, took and reached, as report.json, report.md and one page of HTML.
+"""The report of a zero_to_chat run: inputs, cost and results of each stage, as report.json, report.md and an HTML page.
 
 Everything is read from what the stages wrote; what a stage did not write is left out. `compare` sets two reports side by side.
 """

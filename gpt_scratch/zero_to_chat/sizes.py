@@ -30,7 +30,7 @@ from ..training.optimizers import default_learning_rate
 
 DEPTHS = {"tiny": 4, "small": 6, "medium": 8, "124M": 12}
 TOKENS_PER_PARAMETER = 20
-MOST_EPOCHS = 4
+MAX_EPOCHS = 4
 EPOCHS = 3  # of the dialogues: short of all that they teach, so that reinforcement has something to raise
 QUESTIONS_A_STEP, REPLIES = 32, 8  # of reinforcement
 REPLY_TOKENS = 24
@@ -133,7 +133,7 @@ def make_size(name: str, text_tokens: float, dialogues: int | None = None, quest
     parameters = _parameters(depth, shape)
     step = 2 ** round(math.log2(4096 * math.sqrt(parameters / 1e6)))
     rows = max(8, step // shape["positions"])
-    tokens = min(TOKENS_PER_PARAMETER * parameters, MOST_EPOCHS * text_tokens)
+    tokens = min(TOKENS_PER_PARAMETER * parameters, MAX_EPOCHS * text_tokens)
     dialogues = dialogues or 1600 * depth * depth  # 25,600 at depth 4
     questions = questions or 200 * depth * depth  # 3,200 at depth 4
     dialogue_rows = max(16, step // 64)

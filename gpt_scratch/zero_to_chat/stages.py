@@ -237,7 +237,7 @@ def open_output(output: Path, plan: dict[str, Any]) -> None:
             )
 
 
-def run_stages(output: Path, stages: Sequence[Stage], say: Callable[[str], None] = print) -> None:
+def run_stages(output: Path, stages: Sequence[Stage], report: Callable[[str], None] = print) -> None:
     """Run the stages that have not finished, one after the other.
 
     Raises:
@@ -246,13 +246,13 @@ def run_stages(output: Path, stages: Sequence[Stage], say: Callable[[str], None]
     for number, stage in enumerate(stages):
         heading = f"[{number + 1}/{len(stages)}] {stage.name}"
         if stage.done.exists():
-            say(f"{heading}: done")
+            report(f"{heading}: done")
             continue
         later = sum(one.seconds for one in stages[number + 1 :] if not one.done.exists())
-        _run(output, stage, heading, later, say)
+        _run(output, stage, heading, later, report)
 
 
-def _run(output: Path, stage: Stage, heading: str, later: float, say: Callable[[str], None]) -> None:
+def _run(output: Path, stage: Stage, heading: str, later: float, report: Callable[[str], None]) -> None:
     slug = stage.name.replace(" ", "-")
     log, record_path = output / "logs" / f"{slug}.log", output / "stages" / f"{slug}.json"
     for folder in (log.parent, record_path.parent, output / "evaluation"):
@@ -260,7 +260,7 @@ def _run(output: Path, stage: Stage, heading: str, later: float, say: Callable[[
     command = list(stage.command)
     if stage.trains and any(stage.done.parent.glob("checkpoint-*")):
         command += ["--resume_from_checkpoint", "latest"]
-        say(f"{heading}: resuming")
+        report(f"{heading}: resuming")
     if stage.before is not None:
         stage.before()
     record = read_json_object(record_path) if record_path.is_file() else {"seconds": 0.0, "cpu_seconds": 0.0, "peak_bytes": 0}
@@ -278,7 +278,7 @@ def _run(output: Path, stage: Stage, heading: str, later: float, say: Callable[[
         )
         try:
             shown = Progress(log, begin, stage, heading, later)
-            ended = _wait(process, shown, start, say, lambda s: write_json(record_path, record | {"seconds": before + s}))
+            ended = _wait(process, shown, start, report, lambda s: write_json(record_path, record | {"seconds": before + s}))
         except BaseException:
             process.kill()  # whatever went wrong here: nobody would look after it
             process.wait()
@@ -293,12 +293,12 @@ def _run(output: Path, stage: Stage, heading: str, later: float, say: Callable[[
     if status in (PREEMPTED_STATUS, INTERRUPTED_STATUS):
         raise Preempted(f"stopped in {stage.name}: the same command resumes there", status)
     if status != 0:
-        raise UserError(f"{stage.name} ended with status {status}: {_last_words(log)}; see {log}")
+        raise UserError(f"{stage.name} ended with status {status}: {_last_error(log)}; see {log}")
     if stage.after is not None:
         stage.after()
     if not stage.done.exists():
         raise UserError(f"{stage.name} ended without {stage.done}: see {log}")
-    say(f"{heading}: {duration(record['seconds'])}")
+    report(f"{heading}: {duration(record['seconds'])}")
 
 
 @dataclass
@@ -311,7 +311,7 @@ class Ended:
 
 
 def _wait(
-    process: subprocess.Popen, progress: "Progress", start: float, say: Callable[[str], None], note: Callable[[float], None]
+    process: subprocess.Popen, progress: "Progress", start: float, report: Callable[[str], None], note: Callable[[float], None]
 ) -> Ended:
     """Wait for a process, with progress until it ends. SIGTERM and Ctrl-C are passed on.
 
@@ -340,7 +340,7 @@ def _wait(
             if time.monotonic() - shown >= (EVERY if sys.stderr.isatty() else LINE):
                 shown = time.monotonic()
                 note(shown - start)
-                show_progress(progress.line(shown - start), say)
+                show_progress(progress.line(shown - start), report)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -386,12 +386,12 @@ class Progress:
         return f"{self.heading}: {where}{times}"
 
 
-def show_progress(line: str, say: Callable[[str], None]) -> None:
+def show_progress(line: str, report: Callable[[str], None]) -> None:
     """On one line of a terminal, else a line each time."""
     if sys.stderr.isatty():
         print(f"\r{line:<{shutil.get_terminal_size().columns - 1}}", end="\r", file=sys.stderr, flush=True)
     else:
-        say(line)
+        report(line)
 
 
 def duration(seconds: float) -> str:
@@ -407,7 +407,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86400:.1f} days"
 
 
-def _last_words(log: Path) -> str:
+def _last_error(log: Path) -> str:
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     return one_line((errors or lines or ["it printed nothing"])[-1], 400)

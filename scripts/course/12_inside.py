@@ -287,13 +287,13 @@ from transformers import AutoTokenizer
 
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from gpt_scratch.analysis.attention import attention_maps
-from gpt_scratch.analysis.next_token import logit_lens, next_token_places
+from gpt_scratch.analysis.next_token import logit_lens, score_tokens
 
 theirs = GPTScratchForCausalLM.from_pretrained(checkpoint).eval()
 of_maps = (torch.cat(maps) - attention_maps(theirs, ids)).abs().max().item()
 their_lens = logit_lens(theirs, ids)
 of_lens = ((lens - their_lens).abs().max() / their_lens.abs().max()).item()
-places, _ = next_token_places(theirs, AutoTokenizer.from_pretrained(checkpoint), ids)
+places, _ = score_tokens(theirs, AutoTokenizer.from_pretrained(checkpoint), ids)
 of_surprise = max(abs(place.surprise - bits) for place, bits in zip(places[1:], surprise.tolist()))
 print(f"largest difference: maps {of_maps:.1e}, lens {of_lens:.1e} of the largest score, surprise {of_surprise:.1e} bits")
 assert of_maps < 1e-5 and of_lens < 1e-5 and of_surprise < 1e-3 and len(places) == len(words)
@@ -398,7 +398,7 @@ print(check_3(entropy))
 # | what | where |
 # |---|---|
 # | maps, entropy, and what flows through all layers | `gpt_scratch/analysis/attention.py`, `attention_maps`, `attention_entropy`, `attention_rollout` |
-# | lens and surprise | `gpt_scratch/analysis/next_token.py`, `logit_lens`, `next_token_places` |
+# | lens and surprise | `gpt_scratch/analysis/next_token.py`, `logit_lens`, `score_tokens` |
 # | pictures of any checkpoint | `scripts/analyze.py` |
 # | the same in the browser | `gpt_scratch/demo/page.py` |
 #

@@ -28,7 +28,7 @@ def test_maps_are_the_eager_attentions_and_the_model_stays_as_it_was(style):
         expected = tiny_model(style, attention="eager")(ids, output_attentions=True).attentions
     assert torch.equal(maps, torch.cat(expected))
     assert (maps.triu(1) == 0).all() and torch.allclose(maps.sum(-1), torch.ones(2, 4, 9))
-    assert (maps[..., -1, :].max(-1).values > 0.3).any()  # far from uniform, or this says nothing
+    assert (maps[..., -1, :].max(-1).values > 0.3).any()  # far from uniform, or the test would prove nothing
 
 
 def test_entropy_by_hand():

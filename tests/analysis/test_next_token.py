@@ -10,14 +10,14 @@ from transformers import GPT2Config, GPT2LMHeadModel, TemperatureLogitsWarper, T
 
 from gpt_scratch.analysis import next_token
 from gpt_scratch.analysis.next_token import (
-    Place,
+    ScoredToken,
     lens_table,
     logit_lens,
-    next_token_places,
     plot_lens,
     plot_surprise,
     plot_temperatures,
     sampling_distribution,
+    score_tokens,
     write_surprise_html,
 )
 from gpt_scratch.errors import UserError
@@ -40,7 +40,7 @@ def model(tokenizer):
 
 def test_ranks_surprises_and_expectations(model, tokenizer):
     ids = tokenizer("One day, Anna lost", return_tensors="pt")["input_ids"]
-    places, after = next_token_places(model, tokenizer, ids, top=3)
+    places, after = score_tokens(model, tokenizer, ids, top=3)
     with torch.no_grad():
         probabilities = model(ids).logits[0].double().softmax(-1)
     assert places[0].rank is None and len(places) == ids.shape[1]
@@ -52,7 +52,7 @@ def test_ranks_surprises_and_expectations(model, tokenizer):
     assert after[0][1] == pytest.approx(probabilities[-1].max().item(), abs=1e-6)
 
 
-def test_the_book_s_temperatures():
+def test_temperatures_of_the_book():
     assert sampling_distribution(BOOK)[3].item() == pytest.approx(0.57212, abs=5e-6)
     assert sampling_distribution(BOOK, temperature=5)[6].item() == pytest.approx(0.0430, abs=5e-5)
     top = sampling_distribution(BOOK, top_k=3)
@@ -99,7 +99,7 @@ def test_the_last_layer_of_the_lens_is_the_model(style):
 
 def test_pictures_and_page(model, tokenizer, tmp_path):
     ids = tokenizer("One day, Anna lost her <key> & found it.\n", return_tensors="pt")["input_ids"]
-    places, _ = next_token_places(model, tokenizer, ids)
+    places, _ = score_tokens(model, tokenizer, ids)
     page = write_surprise_html(places, tmp_path / "text.html", "a < b").read_text(encoding="utf-8")
     assert "&lt;key&gt;" in page or ("&lt;" in page and "<key>" not in page)
     assert page.count("title=") == len(places) - 1 and "<title>a &lt; b</title>" in page
@@ -136,9 +136,9 @@ HOSTILE = [
 
 
 @pytest.mark.fault("tokens and the name of a model that are HTML, in the page of coloured text", seconds=20, mebibytes=300)
-def test_tokens_and_names_are_no_html(tmp_path):
+def test_tokens_and_names_are_escaped_in_html(tmp_path):
     def tags(words: list[str], title: str) -> set:
-        places = [Place(word, 1, 2, 0.5, 1.0, ((word, 0.5),)) for word in words]
+        places = [ScoredToken(word, 1, 2, 0.5, 1.0, ((word, 0.5),)) for word in words]
         return Tags(write_surprise_html(places, tmp_path / "text.html", title).read_text(encoding="utf-8")).seen
 
     plain = tags(["word"], "model")

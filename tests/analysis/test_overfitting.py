@@ -1,4 +1,4 @@
-"""When a run is said to overfit."""
+"""When a run counts as overfitting."""
 
 from gpt_scratch.analysis.overfitting import overfitting_step
 

@@ -1,4 +1,4 @@
-"""Measurements in turn, their ratios, and rivals from a file."""
+"""Alternating measurements, their ratios, and rivals loaded from a file."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from gpt_scratch.benchmarking.harness import Contender, Sizes, load_rival, measu
 from gpt_scratch.benchmarking.training import Step
 
 
-def test_turns_and_ratios():
+def test_measurements_alternate_and_ratios_are_paired():
     order: list[str] = []
     slow, fast = Contender("slow", lambda: order.append("slow")), Contender("fast", lambda: order.append("fast") or {"half": 0.5})
     times = measure([slow, fast], repetitions=2)
@@ -22,7 +22,7 @@ def test_turns_and_ratios():
 
 
 @pytest.mark.parametrize(("factory", "optimizer"), [("build", torch.optim.AdamW), ("WithItsOptimizer", torch.optim.SGD)])
-def test_a_rival_may_bring_its_optimizer(tmp_path, factory, optimizer):
+def test_a_rival_may_have_its_own_optimizer(tmp_path, factory, optimizer):
     (tmp_path / "rival.py").write_text(RIVAL, encoding="utf-8")
     name, build = load_rival(f"mine={tmp_path / 'rival.py'}:{factory}")
     step = Step(build, Sizes(vocab_size=7), 2, 4, bf16=False, compiled=False, fast_matmul=False)

@@ -36,5 +36,5 @@ def test_runs_are_compared_with_the_mean_of_the_baseline(tmp_path):
     assert (rows[2]["steps"], rows[2]["seconds"], rows[1]["seconds"]) == (15, 30, 40)
     assert rows[3]["steps"] is None and "times_less" not in rows[3]
     assert rows[2]["times_fewer_steps"] == pytest.approx(40 / 15) and rows[2]["times_less"] == pytest.approx(40 / 30)
-    with pytest.raises(UserError, match="neither trainer_state.json nor metrics.json is there"):
+    with pytest.raises(UserError, match="found neither trainer_state.json nor metrics.json"):
         time_to_loss(baseline, [str(tmp_path)])

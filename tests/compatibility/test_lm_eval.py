@@ -17,7 +17,7 @@ TASK = ROOT / "tests" / "fixtures" / "lm_eval"
 
 @torch.no_grad()
 def log_likelihood(model, tokenizer, context: str, continuation: str) -> float:
-    """Of the continuation's tokens after the context's, one forward, no padding."""
+    """Log-likelihood of the continuation's tokens after the context's, from one forward without padding."""
     before, whole = tokenizer(context)["input_ids"], tokenizer(context + continuation)["input_ids"]
     assert whole[: len(before)] == before
     log = model(torch.tensor([whole])).logits[0].log_softmax(-1)

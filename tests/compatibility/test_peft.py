@@ -1,4 +1,4 @@
-"""peft: LoRA on all linear layers; the adapter saved, loaded and merged is the same function."""
+"""peft: LoRA on all linear layers; a saved, loaded or merged adapter gives the same logits."""
 
 import subprocess
 import sys
@@ -68,7 +68,7 @@ for kind, task, method in (("CausalLM", "CAUSAL_LM", "LoraConfig"), ("SequenceCl
 
 
 @pytest.mark.thorough
-def test_a_plain_script_names_no_modules(tmp_path):
+def test_lora_needs_no_target_modules(tmp_path):
     """By the code in the checkpoint, this package absent."""
     tiny_model().save_pretrained(tmp_path)
     done = subprocess.run([sys.executable, "-c", PLAIN_SCRIPT, str(tmp_path)], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""torchao's int8 and bitsandbytes' nf4 on the CPU: the quantized model computes what its own rounded weights say, and is saved and loaded."""
+"""torchao's int8 and bitsandbytes' nf4 on the CPU: the quantized model computes what its rounded weights imply, and can be saved and loaded."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def linear_layers(model) -> dict[str, nn.Linear]:
 
 @torch.no_grad()
 def logits_with(checkpoint, weights: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Of the float32 model with these weights in the place of its own."""
+    """Logits of the float32 model with these weights in place of its own."""
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     for name, layer in linear_layers(model).items():
         assert layer.weight.shape == weights[name].shape

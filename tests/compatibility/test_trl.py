@@ -1,4 +1,4 @@
-"""trl: its trainers take the model as it is, and their losses are those computed by hand."""
+"""trl: its trainers take the model unchanged, and their losses equal those computed by hand."""
 
 import math
 

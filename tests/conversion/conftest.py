@@ -10,7 +10,7 @@ from gpt_scratch.errors import run_script
 
 @pytest.fixture
 def convert(script, tmp_path):
-    """A function `(source, *flags) -> directory`; an error leaves as the script's one line and exit status."""
+    """A function `(source, *flags) -> directory`; an error ends in the script's one line and exit status."""
     module, numbers = script("convert_checkpoint"), itertools.count()
 
     def run(source, *flags: str) -> Path:

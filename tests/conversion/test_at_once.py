@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.thorough
-def test_of_two_conversions_into_one_directory_one_wins(tmp_path):
+def test_one_of_two_conversions_into_one_directory_succeeds(tmp_path):
     for number in (1, 2):
         torch.manual_seed(number)
         sizes = {

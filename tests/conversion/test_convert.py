@@ -4,16 +4,13 @@ import json
 
 import pytest
 import torch
+from converted import HEADS_FLAG, book, save
 from safetensors.torch import load_file, save_file
-from stock_models import gpt2, llama, saved
+from stock_models import gpt2, ids, llama, saved
 from tiny_models import assert_equal, randomize
 from transformers import (
     AutoModelForCausalLM,
 )
-
-
-def ids(rows: int = 3, length: int = 14) -> torch.Tensor:
-    return torch.randint(0, 60, (rows, length), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -66,4 +63,21 @@ def test_tied_weights_under_either_name_or_both(convert, tmp_path, capsys):
         assert model.config.tie_word_embeddings == tied
         assert torch.equal(model.model.embed_tokens.weight, wte)
         assert torch.equal(model.lm_head.weight, stored["lm_head.weight"])
-    assert "kept apart, as transformers does" in capsys.readouterr().out
+    assert "not tied, as in transformers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(torch.nan, "has NaN (1 of 1,024 values)"), (torch.inf, "has infinite values (1 of 1,024")]
+)
+def test_weights_that_are_no_numbers_are_named(refused, tmp_path, value, words):
+    state = book().state_dict()
+    state["trf_blocks.1.att.out_proj.weight"][3, 5] = state["trf_blocks.0.norm1.scale"][0] = value
+    message = refused(save(state, tmp_path / "model.pth"), *HEADS_FLAG)
+    assert f"trf_blocks.1.att.out_proj.weight {words}" in message and "trf_blocks.0.norm1.scale has" in message
+
+
+def test_weights_beyond_the_asked_dtype_are_named(refused, tmp_path):
+    state = book().state_dict()
+    state["tok_emb.weight"][3, 5] = 1e6
+    message = refused(save(state, tmp_path / "model.pth"), *HEADS_FLAG, "--dtype", "float16")
+    assert "tok_emb.weight has values beyond the range of float16: choose another --dtype" in message

@@ -51,7 +51,7 @@ def check(folder: Path, logits_of, reference_greedy, vocabulary: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_124m_there_and_back(convert, tmp_path, family):
+def test_124m_round_trip(convert, tmp_path, family):
     reference = spread(GPT2LMHeadModel(GPT2Config()) if family == "gpt2" else LlamaForCausalLM(LlamaConfig(**SMOLLM2)))
     reference.save_pretrained(tmp_path / "original")
     ours = convert(tmp_path / "original")

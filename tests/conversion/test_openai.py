@@ -2,15 +2,13 @@
 
 import json
 import shutil
-import struct
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
 import pytest
 import torch
 from published_layouts import greedy, openai_gpt2
-from test_hostile_checkpoints import HEADER, block, entry, index_of
+from tensorflow_bytes import HEADER, block, entry, index_of, masked
 from tiny_models import assert_equal
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -29,7 +27,7 @@ def checkpoint(tmp_path):
 @pytest.mark.parametrize("kind", ["one_shard", "several_shards", "float16", "finetuned"])
 @torch.no_grad()
 @pytest.mark.quick_cases("several_shards")
-def test_the_same_function(convert, checkpoint, capsys, kind):
+def test_logits_and_greedy_tokens_equal_the_reference(convert, checkpoint, capsys, kind):
     source = checkpoint(kind)
     values = {name.replace(".", "/"): torch.from_numpy(value) for name, value in np.load(source / "expected.npz").items()}
     if kind == "finetuned":  # it was initialized, never trained: the slots are there, the values as drawn
@@ -50,7 +48,7 @@ def test_the_same_function(convert, checkpoint, capsys, kind):
     ours = model.generate(start, attention_mask=torch.ones_like(start), max_new_tokens=25, do_sample=False, eos_token_id=None)
     assert torch.equal(ours, greedy(reference, start, 25))
     printed = capsys.readouterr().out
-    assert "compared with:      GPT2LMHeadModel" in printed and "28 foreign tensors" in printed
+    assert "compared with:      GPT2LMHeadModel" in printed and "28 source tensors" in printed
     assert ("variables of the optimizer and counters were skipped" in printed) == (kind == "finetuned")
 
 
@@ -76,7 +74,7 @@ def test_back_to_the_layout_of_transformers(convert, checkpoint):
             assert torch.equal(weight, torch.from_numpy(values[f"model.h{layer}.{name}.w"])[0])
 
 
-def test_the_tokenizer_comes_along(convert, refused, checkpoint):
+def test_the_tokenizer_is_converted(convert, refused, checkpoint):
     source = checkpoint("one_shard")
     tokens = [*"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,!?'0123", "Ġ", "ab", "<|endoftext|>"]
     (source / "encoder.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}), encoding="utf-8")
@@ -89,7 +87,7 @@ def test_the_tokenizer_comes_along(convert, refused, checkpoint):
     for settings in (model.config, model.generation_config, tokenizer):
         assert settings.eos_token_id == settings.bos_token_id == settings.pad_token_id == eos
     (source / "encoder.json").write_text(json.dumps({token: i for i, token in enumerate([*tokens, "ba"])}), encoding="utf-8")
-    assert "has 65 tokens, and the model's vocab_size is 64" in refused(source)
+    assert "has 65 tokens, but the model's vocab_size is 64" in refused(source)
 
 
 def test_names_of_the_optimizer():
@@ -137,7 +135,7 @@ def test_checkpoints_of_tensorflow_1_and_of_keras_are_refused_by_what_they_are(r
     keras.mkdir()
     graph, variable = b"_CHECKPOINTABLE_OBJECT_GRAPH", b"layer/kernel/.ATTRIBUTES/VARIABLE_VALUE"
     (keras / "ckpt-1.index").write_bytes(index_of(block([HEADER, (graph, b"\x08\x07\x28\x04"), (variable, entry(1, size=4))])))
-    assert "ckpt-1.index is an object checkpoint of TensorFlow 2 (tf.train.Checkpoint, Keras)" in refused(keras)
+    assert "ckpt-1.index is an object-based checkpoint of TensorFlow 2 (tf.train.Checkpoint, Keras)" in refused(keras)
 
 
 def test_damaged_files_are_named(refused, checkpoint):
@@ -146,7 +144,7 @@ def test_damaged_files_are_named(refused, checkpoint):
     whole = second.read_bytes()
     second.write_bytes(whole[:-1])
     message = refused(source)
-    assert f"{second.name} is cut short" in message and "model/" in message
+    assert f"{second.name} is truncated" in message and "model/" in message
     second.unlink()
     message = refused(source)
     assert f"{second.name} is missing" in message and "model/" in message
@@ -157,23 +155,23 @@ def test_damaged_files_are_named(refused, checkpoint):
     message = refused(source)
     assert "model.ckpt.index: the checksum of the block" in message
     index.write_bytes(entries[:-20])
-    assert "model.ckpt.index is cut short" in refused(source)
+    assert "model.ckpt.index is truncated" in refused(source)
     index.unlink()
-    assert "holds neither config.json nor a TensorFlow index" in refused(source)
+    assert "contains neither config.json nor a TensorFlow index" in refused(source)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"n_layer": 3}, ["hparams.json", "model.layers.2."]),
-        ({"n_layer": 1}, ["hparams.json", "model/h1/", "no place"]),
+        ({"n_layer": 1}, ["hparams.json", "model/h1/", "unexpected tensors"]),
         ({"n_embd": 32}, ["hparams.json", "instead of"]),
         ({"n_ctx": 1024}, ["hparams.json", "model/wpe is (32, 16) instead of (1024, 16)"]),
         ({"n_vocab": 65}, ["hparams.json", "model/wte is (64, 16) instead of (65, 16)"]),
         ({"n_head": 3}, ["num_attention_heads 3"]),
         ({"n_head": "2"}, ["hparams.json", "n_head is '2'"]),
         ({"n_ctx": None}, ["hparams.json", "n_ctx is None"]),
-        ({"n_embd": 768, "n_head": 16}, ["hparams.json", "GPT-2 of n_embd 768 has 12", "--config_overrides n_head=16"]),
+        ({"n_embd": 768, "n_head": 16}, ["hparams.json", "GPT-2 with n_embd 768 has 12", "--config_overrides n_head=16"]),
     ],
 )
 def test_wrong_hparams_are_named(refused, checkpoint, changes, words):
@@ -205,8 +203,3 @@ def test_renamed_variables_are_named(refused, checkpoint):
     index.write_bytes(data)
     message = refused(source)
     assert "model/ln_z/b, model/ln_z/g" in message and "model.norm.weight" in message
-
-
-def masked(contents: bytes) -> bytes:
-    crc = google_crc32c.value(contents)
-    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)

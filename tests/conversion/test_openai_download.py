@@ -1,4 +1,4 @@
-"""The download of OpenAI's checkpoints, from servers on this machine that break off, lie and refuse as real ones do."""
+"""The download of OpenAI's checkpoints, from local servers that break off, send wrong answers and refuse as real ones do."""
 
 import re
 import shutil
@@ -110,7 +110,7 @@ def test_progress_is_shown(contents, tmp_path, capfd):
     assert all(f"{name}: 100%" in shown for name in FILES)
 
 
-def test_whole_files_are_not_fetched_again(contents, tmp_path):
+def test_complete_files_are_not_downloaded_again(contents, tmp_path):
     server = Server(contents)
     with server.running() as url:
         download_openai_checkpoint("124M", tmp_path, [url])
@@ -125,7 +125,7 @@ def test_an_interrupted_transfer_resumes(contents, tmp_path):
     with Server(contents, break_off={DATA: stop}).running() as url, pytest.raises(UserError) as caught:
         download_openai_checkpoint("124M", tmp_path, [url])
     assert f"{url}/124M/{DATA}" in str(caught.value)
-    assert f"broke off at byte {stop:,} of {len(contents[DATA]):,}" in str(caught.value)
+    assert f"closed at byte {stop:,} of {len(contents[DATA]):,}" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / DATA).exists()
     assert (tmp_path / f"{DATA}.part").read_bytes() == contents[DATA][:stop]
@@ -136,7 +136,7 @@ def test_an_interrupted_transfer_resumes(contents, tmp_path):
     assert files(tmp_path) == contents
 
 
-def test_the_backup_resumes_where_the_first_broke_off(contents, tmp_path):
+def test_the_backup_server_resumes_an_interrupted_download(contents, tmp_path):
     first, backup = Server(contents, break_off={DATA: 5000}), Server(contents)
     with first.running() as url, backup.running() as backup_url:
         download_openai_checkpoint("124M", tmp_path, [url, backup_url])
@@ -144,7 +144,7 @@ def test_the_backup_resumes_where_the_first_broke_off(contents, tmp_path):
     assert files(tmp_path) == contents
 
 
-def test_a_server_without_ranges_begins_anew(contents, tmp_path):
+def test_without_range_requests_the_download_restarts(contents, tmp_path):
     (tmp_path / f"{DATA}.part").write_bytes(contents[DATA][:5000])
     server = Server(contents, ranges=False)
     with server.running() as url:
@@ -154,7 +154,7 @@ def test_a_server_without_ranges_begins_anew(contents, tmp_path):
 
 
 @pytest.mark.parametrize("surplus", [0, 10])
-def test_a_part_that_is_no_part_is_fetched_anew(contents, tmp_path, surplus):
+def test_a_partial_file_that_does_not_match_is_downloaded_again(contents, tmp_path, surplus):
     length = len(contents[DATA]) + surplus
     (tmp_path / f"{DATA}.part").write_bytes(bytes(length))
     server = Server(contents)
@@ -168,18 +168,18 @@ def test_each_failing_url_is_named(contents, tmp_path):
     rest = {name: body for name, body in contents.items() if name != "vocab.bpe"}
     with Server(rest).running() as url:
         with Server({}).running() as gone:
-            pass  # nobody listens there any more
+            pass  # nothing listens there any more
         with pytest.raises(UserError) as caught:
             download_openai_checkpoint("124M", tmp_path, [url, gone])
     message = str(caught.value)
-    assert message.startswith("cannot fetch vocab.bpe: ")
+    assert message.startswith("cannot download vocab.bpe: ")
     assert f"{url}/124M/vocab.bpe: HTTP 404 Not Found" in message
     assert f"{gone}/124M/vocab.bpe: " in message and "refused" in message
     assert "\n" not in message
     assert set(files(tmp_path)) == {"checkpoint", "hparams.json", "model.ckpt.index"}
 
 
-def test_404_at_the_first_is_found_at_the_backup(contents, tmp_path):
+def test_a_404_falls_back_to_the_second_server(contents, tmp_path):
     with Server({}).running() as url, Server(contents).running() as backup_url:
         download_openai_checkpoint("124M", tmp_path, [url, backup_url])
     assert files(tmp_path) == contents
@@ -194,7 +194,7 @@ def test_a_file_of_a_wrong_size_is_refused(contents, tmp_path, name):
     assert not (tmp_path / name).exists() and not (tmp_path / f"{name}.part").exists()
 
 
-def test_an_error_page_spoils_nothing_that_was_begun(contents, tmp_path):
+def test_an_error_page_does_not_damage_a_partial_download(contents, tmp_path):
     """A server between us and them that answers everything with a page: the next server takes over."""
     part = tmp_path / f"{DATA}.part"
     part.write_bytes(contents[DATA][:5000])
@@ -211,7 +211,9 @@ def test_a_range_that_was_not_asked_for_is_refused(contents, tmp_path):
     server.shift = 1
     with (
         server.running() as url,
-        pytest.raises(UserError, match="asked for the bytes from 5,000 on, .* 'bytes 5001-32511/32512'"),
+        pytest.raises(
+            UserError, match="the server responded with the range 'bytes 5001-32511/32512' to a request for bytes from 5,000 on"
+        ),
     ):
         download_openai_checkpoint("124M", tmp_path, [url])
     assert (tmp_path / f"{DATA}.part").read_bytes() == contents[DATA][:5000]
@@ -246,18 +248,18 @@ def test_a_file_of_a_wrong_size_that_is_there_is_refused(contents, tmp_path):
 def test_a_server_that_states_no_size_is_refused(contents, tmp_path):
     with (
         Server(contents, lengths=False).running() as url,
-        pytest.raises(UserError, match="checkpoint: the server does not state the size"),
+        pytest.raises(UserError, match="checkpoint: the server does not send the size"),
     ):
         download_openai_checkpoint("124M", tmp_path, [url])
     assert files(tmp_path) == {}
 
 
-def test_no_room(contents, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported(contents, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=500_000))
     with (
         Server(contents).running() as url,
-        pytest.raises(UserError, match=r"has room for 500,000 bytes, encoder\.json needs 1,042,301 more"),
+        pytest.raises(UserError, match=r"has 500,000 bytes of free space, but encoder\.json needs 1,042,301 more"),
     ):
         download_openai_checkpoint("124M", tmp_path, [url])
 

@@ -1,52 +1,17 @@
-"""Files of the book's models and of nanoGPT, converted as a user does it, against the published layouts in plain torch."""
+"""State dicts of the book's models and its later variants, converted as a user does it, against the published models in plain torch."""
 
-import os
-import pickle
+import json
 import zipfile
 
 import pytest
 import torch
-from published_layouts import BookGPT, NanoGPT, add_lora, greedy
+from book_variants import BookVariant
+from converted import CONTEXT, HEADS, HEADS_FLAG, LAYERS, VOCABULARY, WIDTH, book, check_language_model, enlarge, save
+from published_layouts import BookGPT, add_lora
 from safetensors.torch import save_file
-from tiny_models import assert_equal, randomize
+from tiny_models import assert_equal
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-VOCABULARY, CONTEXT, WIDTH, HEADS, LAYERS = 61, 64, 32, 4, 2
-HEADS_FLAG = ("--config_overrides", f"n_heads={HEADS}")
-NANO = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 64, "bias": True, "vocab_size": 61, "dropout": 0.1}
-
-
-def enlarge(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Random weights of standard deviation 0.25, norms around one, no bias zero."""
-    randomize(model, seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(".scale"):  # the book's name of a norm's weight
-                parameter.add_(1.0)
-    return model.eval()
-
-
-def book(**arguments) -> BookGPT:
-    return enlarge(BookGPT(VOCABULARY, CONTEXT, WIDTH, HEADS, LAYERS, **arguments))
-
-
-def save(content, path):
-    torch.save(content, path)
-    return path
-
-
-@torch.no_grad()
-def check_language_model(folder, reference, vocabulary=VOCABULARY):
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    ids = torch.randint(0, vocabulary, (3, CONTEXT), generator=torch.Generator().manual_seed(0))
-    expected = reference(ids)[..., :vocabulary]
-    assert expected.abs().max() > 2  # large enough to show errors
-    assert_equal(model(ids).logits, expected)
-    start = ids[:1, : CONTEXT - 50]
-    ours = model.generate(start, attention_mask=torch.ones_like(start), max_new_tokens=50, do_sample=False, eos_token_id=None)
-    assert torch.equal(ours, greedy(reference, start, 50))
-    return model
 
 
 @pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])
@@ -67,7 +32,7 @@ def test_book_with_its_optimizer(convert, tmp_path, capsys):
     optimizer.step()
     content = {"model_state_dict": reference.state_dict(), "optimizer_state_dict": optimizer.state_dict()}
     check_language_model(convert(save(content, tmp_path / "model_and_optimizer.pth"), *HEADS_FLAG), reference)
-    assert "left out, since it is not a weight of the model: optimizer_state_dict" in capsys.readouterr().out
+    assert "ignored, not weights of the model: optimizer_state_dict" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
@@ -105,7 +70,7 @@ def test_padded_vocabulary_is_cut(convert, tmp_path, capsys):
     path = save(reference.state_dict(), tmp_path / "model.pth")
     model = check_language_model(convert(path, "--config_overrides", "n_heads=2"), reference, vocabulary=50257)
     assert model.config.vocab_size == 50257 and model.config.eos_token_id == 50256
-    assert "the last 47, which no token has, were cut off" in capsys.readouterr().out
+    assert "the last 47, unused rows were removed" in capsys.readouterr().out
     kept = AutoModelForCausalLM.from_pretrained(convert(path, "--config_overrides", "n_heads=2,vocab_size=50304"))
     assert torch.equal(kept.lm_head.weight, reference.out_head.weight)
 
@@ -139,7 +104,7 @@ def test_classifier_with_its_biased_head(convert, tmp_path, capsys, lora):
     ids = torch.randint(0, VOCABULARY, (5, 20), generator=torch.Generator().manual_seed(0))
     expected = reference(ids)[:, -1]
     bias = (reference.out_head.linear if lora else reference.out_head).bias
-    assert bias.abs().max() > 0.05  # a lost bias would show
+    assert bias.abs().max() > 0.05  # large enough to notice a lost bias
     assert_equal(model(ids, attention_mask=torch.ones_like(ids)).logits, expected)
     assert model.config.id2label == {0: "ham", 1: "spam"}
     assert "the bias of out_head was moved" in capsys.readouterr().out
@@ -153,46 +118,14 @@ def test_a_classifier_whose_bias_cannot_be_moved_is_refused(refused, tmp_path):
     with torch.no_grad():
         reference.out_head.weight[1] = -2 * reference.out_head.weight[0]
     message = refused(save(reference.state_dict(), tmp_path / "review_classifier.pth"), *HEADS_FLAG)
-    assert "bias of out_head cannot be moved" in message and "depend on one another" in message
+    assert "bias of out_head cannot be moved" in message and "linearly dependent" in message
 
 
 def test_heads_are_derived_for_published_sizes_and_reported(convert, tmp_path, capsys):
     reference = enlarge(BookGPT(VOCABULARY, CONTEXT, width=768, heads=12, layers=1))
     model = check_language_model(convert(save(reference.state_dict(), tmp_path / "model.pth")), reference)
     assert model.config.num_attention_heads == 12
-    assert "heads are not in the file: 12, as GPT-2 of width 768 has" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("mask", [True, False], ids=["mask", "no-mask"])
-def test_nanogpt(convert, tmp_path, bias, mask):
-    reference = enlarge(NanoGPT(**NANO | {"bias": bias}, mask=mask))
-    optimizer = torch.optim.AdamW(reference.parameters())
-    content = {
-        "model": {"_orig_mod." + name: tensor for name, tensor in reference.state_dict().items()},
-        "optimizer": optimizer.state_dict(),
-        "model_args": NANO | {"bias": bias},
-        "iter_num": 3,
-        "best_val_loss": torch.tensor(1.5),
-        "config": {"dataset": "shakespeare_char"},
-    }
-    path = save(content, tmp_path / "ckpt.pt")
-    model = check_language_model(convert(path), reference)
-    assert model.config.hidden_act == "gelu" and model.config.tie_word_embeddings
-    assert model.config.residual_dropout == model.config.attention_dropout == model.config.embedding_dropout == 0.1
-    assert model.config.o_bias == model.config.mlp_bias == model.config.qkv_bias == bias
-    with pytest.raises(AssertionError):  # the tanh form of GELU would be noticed
-        check_language_model(convert(path, "--config_overrides", "hidden_act=gelu_new"), reference)
-
-
-@pytest.mark.thorough
-def test_nanogpt_of_a_padded_vocabulary(convert, tmp_path, capsys):
-    args = NANO | {"vocab_size": 50304, "n_embd": 8, "n_head": 2, "n_layer": 1, "bias": False}
-    reference = enlarge(NanoGPT(**args))
-    path = save({"model": reference.state_dict(), "model_args": args}, tmp_path / "ckpt.pt")
-    model = check_language_model(convert(path), reference, vocabulary=50257)
-    assert model.config.vocab_size == 50257
-    assert "the last 47, which no token has, were cut off" in capsys.readouterr().out
+    assert "the number of heads is not in the file: set to 12, as in GPT-2 of width 768" in capsys.readouterr().out
 
 
 def changed_book(change) -> dict:
@@ -208,9 +141,12 @@ def rename(state, old, new):
 BROKEN_BOOKS = {
     "renamed": (
         lambda s: rename(s, "trf_blocks.1.norm2.shift", "trf_blocks.1.norm2.shft"),
-        ["trf_blocks.1.norm2.shft", "no place"],
+        ["trf_blocks.1.norm2.shft", "unexpected tensors"],
     ),
-    "missing": (lambda s: s.pop("trf_blocks.1.att.out_proj.bias"), ["model.layers.1.self_attn.o_proj.bias", "no tensor fills"]),
+    "missing": (
+        lambda s: s.pop("trf_blocks.1.att.out_proj.bias"),
+        ["model.layers.1.self_attn.o_proj.bias", "missing parameters"],
+    ),
     "no head": (lambda s: s.pop("out_head.weight"), ["no matrix out_head.weight"]),
     "shape": (
         lambda s: s.update({"trf_blocks.0.ff.layers.0.weight": s["trf_blocks.0.ff.layers.0.weight"].T}),
@@ -218,9 +154,9 @@ BROKEN_BOOKS = {
     ),
     "twice": (
         lambda s: s.update({"trf_blocks.0.norm1.weight": torch.ones(32)}),
-        ["two tensors fill", "trf_blocks.0.norm1.scale and trf_blocks.0.norm1.weight"],
+        ["parameters set by two tensors", "trf_blocks.0.norm1.scale and trf_blocks.0.norm1.weight"],
     ),
-    "two prefixes": (lambda s: s.update({"module.tok_emb.weight": s["tok_emb.weight"]}), ["same tensor twice, tok_emb.weight"]),
+    "two prefixes": (lambda s: s.update({"module.tok_emb.weight": s["tok_emb.weight"]}), ["both the tensor tok_emb.weight"]),
     "a layer too few": (lambda s: [s.pop(name) for name in list(s) if name.startswith("trf_blocks.0.")], ["trf_blocks.1."]),
     "half a LoRA layer": (lambda s: s.update({"out_head.lora.A": torch.ones(32, 2)}), ["--lora_alpha"]),
     "integers": (lambda s: s.update({"tok_emb.weight": torch.ones(61, 32, dtype=torch.int64)}), ["torch.int64"]),
@@ -245,121 +181,59 @@ def test_half_a_lora_layer_is_refused(refused, tmp_path):
     assert "lora.A [32, 2] times lora.B [3, 61] does not fit" in refused(save(state, path), *flags)
 
 
-def test_heads_are_asked_for(refused, tmp_path):
+def test_the_number_of_heads_is_requested(refused, tmp_path):
     path = save(book().state_dict(), tmp_path / "model.pth")
-    assert "width 32 is none of GPT-2's published sizes: pass --config_overrides n_heads=N" in refused(path)
+    assert "width 32 is not one of GPT-2's published sizes: pass --config_overrides n_heads=N" in refused(path)
     assert "hidden_size 32 is not a multiple of num_attention_heads 5" in refused(path, "--config_overrides", "n_heads=5")
 
 
-def nano_content(**changes) -> dict:
-    model = enlarge(NanoGPT(**NANO)).state_dict()
-    return {"model": {**model}, "model_args": {**NANO}} | changes
+ROTARY = json.dumps({"n_heads": 4, "context_length": 64, "rope_parameters": {"rope_theta": 5000.0}})
+
+BOOK = {
+    "gqa": "n_heads=4",
+    "swa": "n_heads=4,sliding_window=5",
+    "ffn": "n_heads=4",
+    "llama3": ROTARY,
+    "qwen3": json.dumps({"context_length": 64, "rope_parameters": {"rope_theta": 5000.0}}),
+}
 
 
-def test_broken_nanogpt_is_refused(refused, tmp_path):
-    path = tmp_path / "ckpt.pt"
-    assert "the number of heads is not in the file, and width 32" in refused(save({"model": nano_content()["model"]}, path))
-    assert "model_args has no n_head: pass --config_overrides n_head=N" in refused(
-        save(nano_content(model_args={"n_layer": 2}), path)
-    )
-    for name, value, words in (
-        ("n_head", None, "n_head of model_args is 'None', of type NoneType: a whole number is needed"),
-        ("bias", "False", "bias of model_args is 'False', of type str: true or false is needed"),
-        ("dropout", None, "dropout of model_args is 'None', of type NoneType: a number is needed"),
-        ("dropout", torch.tensor(0.1), "dropout of model_args is 'tensor(0.1000)', of type Tensor: a number is needed"),
-    ):
-        assert words in refused(save(nano_content(model_args=NANO | {name: value}), path))
-    assert "model_args is a list, a dictionary is needed" in refused(save(nano_content(model_args=[2]), path))
-    content = nano_content()
-    content["model"]["lm_head.weight"] = content["model"]["lm_head.weight"] + 1
-    assert "lm_head.weight differs from transformer.wte.weight" in refused(save(content, path))
-    message = refused(save(nano_content(model_args=NANO | {"n_layer": 3}), path))
-    assert "sizes in model_args" in message and "model.layers.2." in message
-    message = refused(save(nano_content(model_args=NANO | {"bias": False}), path))
-    assert "transformer.h.0.attn.c_attn.bias" in message and "no place" in message
+@pytest.mark.parametrize("kind", BOOK)
+@pytest.mark.quick_cases("swa")
+def test_the_books_later_variants(convert, tmp_path, kind, capsys):
+    reference = BookVariant(kind)
+    enlarge(reference)
+    path = save(reference.state_dict(), tmp_path / "model.pth")
+    model = check_language_model(convert(path, "--config_overrides", BOOK[kind]), reference)
+    assert model.config.num_key_value_heads == (4 if kind in ("swa", "ffn") else 2)
+    assert ("same tensors" in capsys.readouterr().out) == (kind in ("gqa", "ffn"))
 
 
-def test_unknown_files_are_refused(refused, tmp_path):
-    path = tmp_path / "model.pth"
-    assert "post-norm" in refused(save({"transformer_blocks.0.norm1.weight": torch.ones(2)}, path))
-    assert "in no known format; its tensors are fc.weight" in refused(save({"fc.weight": torch.ones(2)}, path))
-    assert "holds a list, not a dictionary" in refused(save([torch.ones(2)], path))
-    assert "holds no tensors by name" in refused(save({"epoch": 3}, path))
-    assert "whose config.json is missing" in refused(save({"wte.weight": torch.ones(2)}, path))
-    assert "the name of a tensor is 0, which is no text" in refused(save({0: torch.ones(2), 1: torch.ones(2)}, path))
-    several = {"generator": {"a": torch.ones(2)}, "ema": {"a": torch.ones(2)}, "optimizer": {"a": torch.ones(2)}}
-    assert "holds several sets of tensors, generator, ema: save the one to convert" in refused(save(several, path))
-    sparse = {"trf_blocks.0.w": torch.eye(2).to_sparse()}
-    assert "trf_blocks.0.w is a sparse_coo tensor: save the plain weights" in refused(save(sparse, path))
-    quantized = {"trf_blocks.0.w": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}
-    assert "trf_blocks.0.w is a quantized tensor" in refused(save(quantized, path))
-    assert "not a local path" in refused(tmp_path / "nothing.pth")
-    assert "name the file with the weights itself" in refused(tmp_path)
+def test_without_its_window_a_model_computes_something_else(convert, tmp_path, capsys):
+    reference = BookVariant("swa")
+    enlarge(reference)
+    folder = convert(save(reference.state_dict(), tmp_path / "model.pth"), "--config_overrides", "n_heads=4")
+    assert "pass --config_overrides sliding_window=N" in capsys.readouterr().out
+    with pytest.raises(AssertionError):
+        check_language_model(folder, reference)
 
 
-@pytest.mark.parametrize(
-    ("value", "words"), [(torch.nan, "has NaN (1 of 1,024 values)"), (torch.inf, "has infinite values (1 of 1,024")]
-)
-def test_weights_that_are_no_numbers_are_named(refused, tmp_path, value, words):
-    state = book().state_dict()
-    state["trf_blocks.1.att.out_proj.weight"][3, 5] = state["trf_blocks.0.norm1.scale"][0] = value
-    message = refused(save(state, tmp_path / "model.pth"), *HEADS_FLAG)
-    assert f"trf_blocks.1.att.out_proj.weight {words}" in message and "trf_blocks.0.norm1.scale has" in message
+def test_settings_missing_from_the_books_rotary_models_are_requested(refused, tmp_path):
+    path = save(BookVariant("qwen3").state_dict(), tmp_path / "model.pth")
+    assert "pass max_position_embeddings and rope_parameters" in refused(path)
+    path = save(BookVariant("llama3").state_dict(), path)
+    message = refused(path, "--config_overrides", json.dumps({"context_length": 64, "rope_parameters": {"rope_theta": 5000.0}}))
+    assert "pass --config_overrides n_heads=N" in message
 
 
-def test_weights_beyond_the_asked_dtype_are_named(refused, tmp_path):
-    state = book().state_dict()
-    state["tok_emb.weight"][3, 5] = 1e6
-    message = refused(save(state, tmp_path / "model.pth"), *HEADS_FLAG, "--dtype", "float16")
-    assert "tok_emb.weight has values beyond float16's largest: choose another --dtype" in message
+BEYOND = {
+    "experts": ({"trf_blocks.0.ff.fc1.0.weight": (4, 4), "trf_blocks.0.ff.gate.weight": (2, 4)}, "a mixture of experts"),
+    "latent attention": ({"trf_blocks.0.att.W_DKV.weight": (4, 4)}, "multi-head latent attention"),
+}
 
 
-def test_an_index_of_shards_that_is_no_text_is_refused(refused, tmp_path):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
-    index = tmp_path / "model" / "model.safetensors.index.json"
-    index.write_text('{"weight_map": {"a": "\\ud800.safetensors"}}', encoding="utf-8")
-    assert "index.json names '\\ud800.safetensors', which is no text" in refused(tmp_path / "model")
-    index.write_text('{"weight_map": {"a": 3}}', encoding="utf-8")
-    assert "is not an index of shards" in refused(tmp_path / "model")
-
-
-class Harmful:
-    def __init__(self, target):
-        self.target = target
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.target),)
-
-
-def test_a_pickle_with_code_is_refused_and_not_run(refused, tmp_path):
-    path, target = tmp_path / "model.pth", tmp_path / "made-by-the-pickle"
-    state = book().state_dict() | {"extra": Harmful(target)}
-    for zipped in (True, False):
-        torch.save(state, path, _use_new_zipfile_serialization=zipped)
-        message = refused(path, *HEADS_FLAG)
-        assert "model.pth holds posix.mkdir" in message or "model.pth holds nt.mkdir" in message
-        assert "not run" in message and "torch.save(model.state_dict()" in message and not target.exists()
-    torch.save(book(), path)  # a whole model needs its class to load
-    assert "holds published_layouts.BookGPT" in refused(path)
-    path.write_bytes(pickle.dumps(Harmful(target), protocol=2))
-    assert "mkdir" in refused(path) and not target.exists()
-    torch.load(save({"extra": Harmful(target)}, path), weights_only=False)
-    assert target.exists()  # it would have been harmful
-
-
-def test_damaged_files_are_refused(refused, tmp_path):
-    path = save(book().state_dict(), tmp_path / "model.pth")
-    whole = path.read_bytes()
-    with zipfile.ZipFile(path) as archive:
-        info = max(archive.infolist(), key=lambda info: info.file_size)
-    middle = info.header_offset + info.file_size // 2
-    for damaged in (
-        whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
-        whole[: len(whole) // 2],
-        b"",
-        b"this is no checkpoint",
-    ):
-        path.write_bytes(damaged)
-        message = refused(path, *HEADS_FLAG)
-        assert "model.pth is damaged" in message or "model.pth is broken" in message
+@pytest.mark.parametrize("name", BEYOND)
+def test_unsupported_parts_are_named(refused, tmp_path, name):
+    shapes, words = BEYOND[name]
+    state = BookVariant("gqa").state_dict() | {key: torch.ones(shape) for key, shape in shapes.items()}
+    assert f"{words} (trf_blocks.0." in refused(save(state, tmp_path / "model.pth"), "--config_overrides", "n_heads=4")

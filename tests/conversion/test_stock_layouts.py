@@ -3,19 +3,24 @@
 Other releases read the same files in `tests/versions`.
 """
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
 
+import check_stock_layouts
 import pytest
+import torch
 import yaml
 from stock_checkpoints import CASES, write
-from tiny_models import tiny_config
+from stock_models import ids
+from tiny_models import assert_equal, tiny_config, tiny_model
+from transformers import (
+    AutoModelForCausalLM,
+)
 
-from gpt_scratch import GPTScratchConfig
+from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from gpt_scratch.conversion.convert import parameters_of
-from gpt_scratch.conversion.stock_layouts import LAYOUTS, foreign_config
+from gpt_scratch.conversion.stock_layouts import CLASSES, LAYOUTS, foreign_config
 from gpt_scratch.errors import UserError
 
 NEW_NAMES, OLD_NAMES = ("rope_parameters", "dtype"), ("rope_theta", "rope_scaling", "torch_dtype")
@@ -31,11 +36,7 @@ def written(tmp_path_factory):
 @pytest.fixture(scope="module")
 def check():
     """`check` of the file that other releases run."""
-    path = Path(__file__).parents[1] / "versions" / "check_stock_layouts.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.check
+    return check_stock_layouts.check
 
 
 def without(folder: Path, names: tuple[str, ...], copy: Path) -> Path:
@@ -58,7 +59,7 @@ def test_stock_classes_compute_the_same_from_either_names(name, written, check, 
 
 
 @pytest.mark.parametrize("name", ["llama-theta", "llama-linear", "llama-llama3", "llama-classifier"])
-def test_the_check_notices_rotary_settings_that_are_not_read(name, written, check, tmp_path):
+def test_the_check_detects_rotary_settings_that_are_not_read(name, written, check, tmp_path):
     folder, expected = written
     broken = without(folder / name, ("rope_parameters", "rope_theta", "rope_scaling"), tmp_path / "broken")
     with pytest.raises(AssertionError, match="logits differ"):
@@ -115,3 +116,59 @@ def test_the_portable_recipes_fit_qwen3_and_its_gguf(folder):
 def test_a_value_that_transformers_refuses_is_named():
     with pytest.raises(UserError, match="llama cannot express a setting: .*initializer_range"):
         foreign_config(tiny_config("llama", initializer_range=2.0), "llama", "lm")
+
+
+OWN = {
+    "gpt2": ("gpt2", {"qkv_bias": False, "o_bias": False, "mlp_bias": False}),
+    "llama": ("llama", {}),
+    "mistral": ("llama", {"sliding_window": 5}),
+    "qwen2": ("llama", {}),
+    "qwen3": ("llama", {"qk_norm": True, "head_dim": 10}),
+}
+
+
+@pytest.mark.parametrize("target", OWN)
+@pytest.mark.parametrize("tied", [True, False])
+@torch.no_grad()
+@pytest.mark.quick_cases("True-qwen3")
+def test_models_trained_here_become_stock_models(convert, tmp_path, target, tied):
+    """What was trained here; for GPT-2 and Qwen 2 also without query, key and value biases, which become zeros."""
+    style, settings = OWN[target]
+    settings = settings | {"tie_word_embeddings": tied}
+    model = tiny_model(style, **settings)
+    model.save_pretrained(tmp_path / "ours")
+    stock = AutoModelForCausalLM.from_pretrained(convert(tmp_path / "ours", "--to", target))
+    assert type(stock).__name__ == CLASSES[target, "lm"]
+    assert_equal(stock(ids()).logits, model(ids()).logits)
+    assert stock.config.tie_word_embeddings == tied
+
+
+CANNOT_GO = {
+    "rope to gpt2": ("llama", {}, "gpt2", "position_embedding_type='rope'"),
+    "rmsnorm to gpt2": ("gpt2", {"norm_type": "rmsnorm"}, "gpt2", "norm_type='rmsnorm'"),
+    "gated to gpt2": ("gpt2", {"mlp_type": "gated"}, "gpt2", "mlp_type='gated'"),
+    "grouped to gpt2": ("gpt2", {"num_key_value_heads": 2}, "gpt2", "num_key_value_heads=2"),
+    "head_dim to gpt2": ("gpt2", {"head_dim": 10}, "gpt2", "head_dim=10"),
+    "learned to llama": ("gpt2", {}, "llama", "position_embedding_type='learned'"),
+    "layernorm to llama": ("llama", {"norm_type": "layernorm"}, "llama", "norm_type='layernorm'"),
+    "plain to llama": ("llama", {"mlp_type": "plain"}, "llama", "mlp_type='plain'"),
+    "output bias to llama": ("llama", {"o_bias": True}, "llama", "o_bias=True"),
+    "normed queries to llama": ("llama", {"qk_norm": True}, "llama", "qk_norm=True"),
+    "window to llama": ("llama", {"sliding_window": 31}, "llama", "sliding_window=31"),
+    "window to gpt2": ("gpt2", {"sliding_window": 31}, "gpt2", "sliding_window=31"),
+    "window to qwen2": ("llama", {"sliding_window": 31}, "qwen2", "sliding_window=31"),
+    "window to qwen3": ("llama", {"sliding_window": 31, "qk_norm": True}, "qwen3", "sliding_window=31"),
+    "no normed queries to qwen3": ("llama", {}, "qwen3", "qk_norm=False"),
+    "head_dim to qwen2": ("llama", {"head_dim": 10}, "qwen2", "head_dim=10"),
+    "biases to mistral": ("llama", {"qkv_bias": True}, "mistral", "qkv_bias=True"),
+    "mlp biases to qwen3": ("llama", {"qk_norm": True, "mlp_bias": True}, "qwen3", "mlp_bias=True"),
+    "head bias to gpt2": ("gpt2", {"lm_head_bias": True}, "gpt2", "lm_head_bias=True"),
+    "dropout to llama": ("llama", {"residual_dropout": 0.1}, "llama", "residual_dropout=0.1"),
+}
+
+
+@pytest.mark.parametrize("name", CANNOT_GO)
+def test_settings_that_a_stock_model_cannot_express_are_named(refused, tmp_path, name):
+    style, settings, target, words = CANNOT_GO[name]
+    GPTScratchForCausalLM(tiny_config(style, **settings)).save_pretrained(tmp_path / "ours")
+    assert f"{target} cannot express {words}" in refused(tmp_path / "ours", "--to", target)

@@ -1,4 +1,4 @@
-"""The proof at the end of a conversion: another function is noticed, rounding is not taken for one."""
+"""The verification at the end of a conversion: a wrong conversion is detected, rounding is not mistaken for one."""
 
 import pytest
 from stock_models import gpt2, llama, saved
@@ -9,8 +9,8 @@ from gpt_scratch.verify_checkpoint import EQUAL, read_reference, verify_checkpoi
 
 
 @pytest.mark.parametrize("family", [gpt2, llama])
-def test_another_function_fails_the_verification(script, refused, tmp_path, monkeypatch, family):
-    """The proof notices a weight map that is wrong in a way that no shape shows."""
+def test_a_wrong_weight_map_fails_the_verification(script, refused, tmp_path, monkeypatch, family):
+    """A weight map that is wrong although all shapes fit is detected."""
     from gpt_scratch.conversion import hub_directories, weight_maps
 
     original = saved(family(), tmp_path / "original")
@@ -21,12 +21,12 @@ def test_another_function_fails_the_verification(script, refused, tmp_path, monk
     )  # fmt: skip
     wrong[swapped[0]], wrong[swapped[1]] = wrong[swapped[1]], wrong[swapped[0]]
     monkeypatch.setattr(hub_directories, name, wrong)
-    assert "verification failed: logits are up to" in refused(original)
+    assert "verification failed: logits differ from those of" in refused(original)
 
 
 @pytest.mark.thorough
 def test_reference_outputs_are_those_of_the_model_that_was_converted(convert, refused, tmp_path, monkeypatch):
-    """Not of what was written: there and back, another function is refused although nothing but the proof looks for it."""
+    """And not of the model that was written: a conversion that computes something else is refused, in both directions."""
     from gpt_scratch.conversion import convert as engine
     from gpt_scratch.conversion import verify
 
@@ -41,10 +41,10 @@ def test_reference_outputs_are_those_of_the_model_that_was_converted(convert, re
 
     theirs = engine.foreign_config
     monkeypatch.setattr(engine, "foreign_config", lambda *args: change(theirs(*args), layer_norm_epsilon=1e-2))
-    monkeypatch.setattr(verify, "TOLERANCE", 100.0)  # so that the older part of the proof sees nothing
+    monkeypatch.setattr(verify, "TOLERANCE", 100.0)  # so that the first part of the verification passes
     line = refused(tmp_path / "ours", "--to", "gpt2")
-    assert "verification failed: what was written does not compute what it computed when it was written" in line
-    assert "logits of a plain forward differ by" in line
+    assert "verification failed: the converted checkpoint does not reproduce the outputs stored when it was written" in line
+    assert "logits without padding differ by" in line
 
 
 def change(config, **settings):
@@ -62,8 +62,8 @@ def test_a_stock_classifier_without_a_pad_token_is_verified_row_by_row(convert, 
 
 
 @pytest.mark.thorough
-def test_rounding_is_distinguished_from_another_function(convert, tmp_path, capsys, monkeypatch):
-    """A difference beyond the tolerance in float32 is looked at again in float64, where rounding is gone."""
+def test_rounding_is_distinguished_from_a_wrong_conversion(convert, tmp_path, capsys, monkeypatch):
+    """A difference beyond the tolerance in float32 is computed again in float64, without rounding."""
     from gpt_scratch.conversion import verify
 
     original = saved(gpt2(), tmp_path / "original")

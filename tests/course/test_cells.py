@@ -1,11 +1,11 @@
 """Reading lessons, and the command that runs them."""
 
-import importlib.util
 import re
 import sys
 from pathlib import Path
 
 import pytest
+from modules import load_file
 
 COURSE = Path(__file__).resolve().parents[2] / "scripts" / "course"
 sys.path.insert(0, str(COURSE))
@@ -29,10 +29,7 @@ def f(): ...
 
 
 def run_module():
-    spec = importlib.util.spec_from_file_location("course_run", COURSE / "run.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_file(COURSE / "run.py", "course_run")
 
 
 def test_cells_of_a_lesson(tmp_path):
@@ -70,7 +67,7 @@ def test_a_lesson_gives_what_it_defined_without_running():
     assert "tokens.weight" in lesson(6).NAMES
 
 
-def test_lessons_are_numbered_without_holes():
+def test_lessons_are_numbered_without_gaps():
     assert [int(path.stem[:2]) for path in lesson_files()] == list(range(1, 14))
 
 

@@ -122,7 +122,7 @@ def test_nothing_is_imported_from_the_package_before_the_comparison(path):
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
-def test_the_lesson_says_what_it_must(path):
+def test_the_lesson_has_goals_exercises_and_sources(path):
     text = "\n".join(cell.source for cell in read_cells(path) if cell.markdown)
     for part in ("After this lesson you can", "## Exercises", "## Where this lives in the package", "**Sources.**", "arXiv:"):
         assert part in text, part
@@ -150,7 +150,7 @@ def test_the_files_and_functions_that_the_lesson_names_exist(path):
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
-def test_checks_say_no_answer_yet_before_and_right_after_the_solution(path, played):
+def test_checks_print_no_answer_yet_before_and_right_after_the_solution(path, played):
     names, outputs = played(path)
     checks = [(cell, printed) for cell, printed in outputs if "check" in cell.tags]
     assert all("no answer yet" in printed for _, printed in checks), checks
@@ -165,7 +165,7 @@ def test_checks_say_no_answer_yet_before_and_right_after_the_solution(path, play
 @pytest.mark.parametrize(
     ("number", "answer", "reply"), [(n, *wrong) for n, answers in WRONG_ANSWERS.items() for wrong in answers]
 )
-def test_a_typical_wrong_answer_is_told_what_is_wrong(number, answer, reply, played):
+def test_a_typical_wrong_answer_gets_a_helpful_reply(number, answer, reply, played):
     names, outputs = played(LESSONS[NUMBERS.index(number)])
     answered = answer.split()[1].split("(")[0] if answer.startswith(("def ", "class ")) else answer.split()[0]
     (check,) = [cell for cell, _ in outputs if "check" in cell.tags and f"({answered})" in cell.source]

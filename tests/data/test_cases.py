@@ -1,6 +1,6 @@
 """Files as people had them, from public bug reports, with the right outcome for every script that reads such a file.
 
-The cases themselves are optional data (`shared/cases`); beside them stand small files of the same kinds that are written here.
+The cases themselves are optional data (`shared/cases`); small files of the same kinds are written here.
 """
 
 import argparse
@@ -88,9 +88,8 @@ TWINS = {
 
 
 @pytest.fixture(params=["the case", "a twin"])
-def case(request, tmp_path, monkeypatch):
+def case(request, tmp_path):
     """A function from the name of a case to its file."""
-    monkeypatch.setattr(opening, "_said", set())
     if request.param == "a twin":
 
         def write(name: str) -> str:
@@ -154,8 +153,8 @@ def scripts(script, tmp_path):
 TEXTS = ("pretrain", "train_tokenizer", "classify")
 LABELLED = (*TEXTS, "finetune_classifier")
 RECORDS = ("finetune_instructions", "evaluate_instructions")
-COMMAS = r"{file}: lines 2, 3, 4, 5, 6, 7, 8, 9, 10, 11: \d fields where the header has \d .* in double quotes"
-HALVES = r"{file} row 7: '\w+' holds half of a surrogate pair.*--replace_invalid"
+COMMAS = r"{file}: lines 2, 3, 4, 5, 6, 7, 8, 9, 10, 11: \d fields but the header has \d .* in double quotes"
+HALVES = r"{file} row 7: '\w+' contains a lone surrogate.*--replace_invalid"
 NUMBERS = r"{file}: rows 0, 1, 2, .* is int, not text"
 
 
@@ -179,12 +178,12 @@ def test_refused_in_one_line_with_the_places(case, scripts, name, script_name, m
 
 
 @pytest.mark.parametrize("script_name", LABELLED)
-def test_halves_of_an_emoji_are_replaced_by_a_flag(case, scripts, capsys, script_name):
+def test_lone_surrogates_are_replaced_by_a_flag(case, scripts, capsys, script_name):
     scripts[script_name](case("half-an-emoji/tweets.jsonl"), replace_invalid=True)
     assert "replaced by U+FFFD in 1 rows" in capsys.readouterr().err
 
 
-def test_marks_at_the_beginning_are_no_text(case, scripts):
+def test_byte_order_marks_are_not_text(case, scripts):
     for name in ("excel.csv", "excel.tsv"):
         splits = finetune_classifier(case(f"byte-order-mark/{name}"))
         assert splits.ids == {"ham": 0, "spam": 1} and sum(map(len, splits.texts.values())) in (30, 60)
@@ -204,13 +203,13 @@ def test_marks_at_the_beginning_are_no_text(case, scripts):
         ("class-names/price.csv", ["$10_to_$$50", "under $10"]),
     ],
 )
-def test_labels_are_what_they_are(case, capsys, name, classes):
+def test_labels_are_read_as_written(case, capsys, name, classes):
     splits = finetune_classifier(case(name))
     assert list(splits.ids) == classes
     assert "label" not in {label for part in splits.texts.values() for label in part.labels}
     if "spaces" in name:
         told = capsys.readouterr().err
-        assert "labels were taken off" in told and "'Ham' and 'ham' differ in case only" in told
+        assert "labels were removed" in told and "'Ham' and 'ham' differ only in case" in told
 
 
 def test_a_spaced_header_is_a_header(case, scripts):
@@ -236,7 +235,7 @@ def test_earlier_turns_and_system_prompts_are_used(case, style, name, parts):
     text = tokenizer.decode(encoded.rows[0]["input_ids"])
     places = [min(text.find(word) for word in part.split("|") if word in text) for part in parts]
     assert places == sorted(places)
-    # Evaluation gives the model the same.
+    # Evaluation gives the model the same prompt.
     assert (
         tokenizer.decode(prompt_ids(data.records[0], tokenizer, style))
         == text[: text.rindex(tokenizer.decode(reply_of(encoded)))]
@@ -261,10 +260,10 @@ def new_tokenizer(style: str = "chatml"):
 @pytest.mark.parametrize(
     ("name", "what"), [("tools", "tool_calls"), ("empty_content", "tools"), ("reasoning", "reasoning_content")]
 )
-def test_tools_and_reasoning_without_a_place_are_refused_by_name(case, style, name, what):
+def test_templates_without_tools_or_reasoning_refuse_them_by_name(case, style, name, what):
     file, tokenizer = case(f"tools-and-reasoning/{name}.json"), new_tokenizer(style)
     data = read_conversations(file)
-    with pytest.raises(UserError, match=rf"rows 0, 1, 2, .* leaves out .*{what}.*--ignore_keys .*30 faults in all"):
+    with pytest.raises(UserError, match=rf"rows 0, 1, 2, .* omits .*{what}.*--ignore_keys .*30 faults in total"):
         encode_conversations(data, tokenizer, style, True, 2000)
     with pytest.raises(UserError, match=what):
         prompt_ids(data.records[0], tokenizer, style)
@@ -274,7 +273,7 @@ def test_tools_and_reasoning_without_a_place_are_refused_by_name(case, style, na
 
 
 @pytest.mark.parametrize("name", ["tools", "empty_content", "reasoning"])
-def test_tools_and_reasoning_are_written_where_there_is_a_place(case, name):
+def test_templates_with_tools_and_reasoning_write_them(case, name):
     tokenizer, data = new_tokenizer("chatml"), read_conversations(case(f"tools-and-reasoning/{name}.json"))
     encoded = encode_conversations(data, tokenizer, "chatml", True, 4000)
     assert len(encoded.rows) == len(data.records) == 30
@@ -290,7 +289,7 @@ def test_tools_and_reasoning_are_written_where_there_is_a_place(case, name):
             assert (message.get("reasoning_content") or "") in text and (message["content"] or "") in text
 
 
-def test_the_end_of_text_in_a_reply_is_text(case):
+def test_an_end_of_text_mark_in_a_reply_is_text(case):
     tokenizer = new_tokenizer()
     data = read_conversations(case("end-of-text-in-text/faq.json"))
     encoded = encode_conversations(data, tokenizer, "chatml", True, 2000)

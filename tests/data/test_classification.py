@@ -70,7 +70,7 @@ def test_tables_with_any_columns(tmp_path, kind):
         ("a.jsonl", b'{"text": "a", "label": ["x"]}\n', "row 0: the label is list, not a name"),
         ("a.jsonl", b'{"text": "a", "label": NaN}\n', "row 0: empty label"),
         ("a.csv", b'text,label\na,"x\ny"\n', "row 0: the label holds control characters"),
-        ("a.csv", b"TEXT,Text,label\na,b,c\n", "the columns 'TEXT', 'Text' differ in case or spaces only"),
+        ("a.csv", b"TEXT,Text,label\na,b,c\n", "the columns 'TEXT', 'Text' differ only in case or spaces"),
     ],
 )
 def test_broken_files_are_named_with_their_rows(tmp_path, name, content, message):
@@ -102,7 +102,7 @@ def test_deduplication_keeps_the_first_and_refuses_contradictions():
     with pytest.raises(UserError) as caught:
         deduplicate(clashing)
     assert str(caught.value).startswith(
-        "2 texts stand there with different labels: row 0 ('ham') and row 2 ('spam'); row 1 ('x') and row 4 ('y') and row 5 ('x'): "
+        "2 texts occur with different labels: row 0 ('ham') and row 2 ('spam'); row 1 ('x') and row 4 ('y') and row 5 ('x'): "
     )
     assert "--conflicting_labels" in str(caught.value)
     kept, copies = deduplicate(clashing, "first")
@@ -175,8 +175,8 @@ def written(path, content: bytes | str) -> str:
 
 @pytest.fixture
 def said(monkeypatch, capsys):
-    """What was said of the files that were read, each line once more in this test."""
-    monkeypatch.setattr(opening, "_said", set())
+    """What was printed about the files, each line once."""
+    monkeypatch.setattr(opening, "_printed", set())
     return lambda: capsys.readouterr().err
 
 
@@ -193,7 +193,7 @@ def test_a_spreadsheet_of_german_classes(tmp_path, said):
     data = read_labelled_texts(path, reading=Reading(encoding="latin-1", skip_empty=True))
     assert data.counts() == {name: 10 * k + 5 for k, name in sorted(enumerate(classes), key=lambda pair: pair[1])}
     told = said()
-    assert "separated by semicolons" in told and "2 rows with an empty text or label were left out" in told
+    assert "separated by semicolons" in told and "2 rows with an empty text or label were skipped" in told
     assert "the column 'Text' is read as 'text'" in told
 
 
@@ -212,7 +212,7 @@ def test_labels_of_every_kind(tmp_path, said, values, labels):
     rows = "".join(json.dumps({"text": f"t {i}", "label": value}) + "\n" for i, value in enumerate(values))
     assert read_labelled_texts(written(tmp_path / "a.jsonl", rows)).labels == labels
     told = said()
-    assert ("spaces around 3 labels were taken off" in told) == (" ham" in values)
+    assert ("spaces around 3 labels were removed" in told) == (" ham" in values)
     assert ("1.0 is read as 1" in told) == ("2.5" in values)
 
 
@@ -231,9 +231,9 @@ def test_the_names_of_a_class_label_are_kept_in_their_order(tmp_path, kind):
         read_labelled_texts(str(tmp_path / "b.parquet"))
 
 
-def test_columns_that_are_not_used_are_said(tmp_path, said):
+def test_unused_columns_are_reported(tmp_path, said):
     data = read_labelled_texts(written(tmp_path / "a.csv", "id,Text,Label,note\n1,a,x,n\n2,b,y,n\n"))
-    assert data.texts == ["a", "b"] and "columns that are not used: id, note" in said()
+    assert data.texts == ["a", "b"] and "unused columns: id, note" in said()
 
 
 def test_several_files_of_labelled_texts(tmp_path):

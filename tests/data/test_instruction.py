@@ -34,7 +34,7 @@ ALPACA = (
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """A token a byte, and the end of text, which is the padding too: the case in which masking by id would go wrong."""
+    """One token a byte, and the end of text, which is the padding too: masking by id would be wrong here."""
     tokenizer = train_byte_level_bpe(["a"], vocab_size=258)
     tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -82,7 +82,7 @@ def test_every_reply_of_a_conversation_is_trained_and_every_form_becomes_message
     assert to_messages({"prompt": talk[:2], "completion": talk[2:3]}, "chatml") == talk[:3]
 
 
-def test_the_users_own_labels_stay(tokenizer):
+def test_given_labels_are_kept(tokenizer):
     row = {"input_ids": [5, 6, 7, 8], "labels": [-100, 6, -100, 8]}
     assert encode_record(row, tokenizer, "alpaca", mask_prompt=False) == ([5, 6, 7, 8], [-100, 6, -100, 8])
 
@@ -178,11 +178,11 @@ def test_the_style_is_saved_with_the_tokenizer(tokenizer, tmp_path):
         ('[{"instruction": "a", "output": "b"},\n {"instruction": "c" "output"}]', "not valid JSON.*line 2"),
         ('[{"instruction": "a"}]', "row 0: 'output' is missing"),
         ('[{"instruction": "a", "output": "b"}, {"instruction": 3, "output": "b"}]', "row 1: 'instruction' is int"),
-        ('[{"question": "a"}]', "row 0: the keys are question"),
-        ('[{"messages": [{"role": "user", "content": "a"}]}]', "row 0: messages hold no reply"),
+        ('[{"body": "a"}]', "row 0: the keys are body"),
+        ('[{"messages": [{"role": "user", "content": "a"}]}]', "row 0: messages contain no reply"),
         ('[{"messages": [{"role": "robot", "content": "a"}]}]', "message 0 has the role 'robot'"),
         ('[{"input_ids": [1, 2], "labels": [1]}]', "row 0: 2 input_ids but 1 labels"),
-        ("[]", "holds no records"),
+        ("[]", "contains no records"),
     ],
 )
 def test_broken_files_are_refused_with_their_place(tmp_path, text, message):

@@ -1,4 +1,4 @@
-"""Rows of token ids against values written by hand, and the counts that nothing may be missing from."""
+"""Rows of token ids against values written by hand, and counts that account for every token."""
 
 import json
 
@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from gpt_scratch.data import language_modeling, opening, readers
-from gpt_scratch.data.blocks import TokenBlocks, block_row
+from gpt_scratch.data.blocks import TokenBlocks
 from gpt_scratch.data.language_modeling import (
     BlockSettings,
     Source,
@@ -31,73 +31,9 @@ def tokenizer():
     return train_byte_level_bpe([TEXT], vocab_size=300)
 
 
-def arrow(*rows: list[int]) -> datasets.Dataset:
-    return datasets.Dataset.from_dict(
-        {"input_ids": rows}, features=datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))})
-    )
-
-
 def documents_of(rows: datasets.Dataset) -> datasets.Dataset:
     """The documents of a table in memory, one a row."""
     return language_modeling._cached({"source": Source(dataset_name="table"), "rows": rows})
-
-
-def ids(blocks) -> list[list[int]]:
-    return [blocks[i]["input_ids"].tolist() for i in range(len(blocks))]
-
-
-def test_default_windows_predict_every_token_exactly_once():
-    blocks = TokenBlocks(arrow([0, 1, 2], [3, 4, 5, 6, 7]), block_size=4)
-    assert ids(blocks) == [[0, 1, 2, 3], [3, 4, 5, 6]]
-    assert blocks.covered_tokens == 7  # token 7 does not fill a row
-    predicted = [token for row in ids(blocks) for token in row[1:]]
-    assert predicted == [1, 2, 3, 4, 5, 6]
-
-
-@pytest.mark.parametrize(
-    ("stride", "expected"), [(4, [[0, 1, 2, 3], [4, 5, 6, 7]]), (2, [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 7]])]
-)
-def test_stride_is_the_books_sliding_window(stride, expected):
-    assert ids(TokenBlocks(arrow(list(range(8))), 4, stride)) == expected
-
-
-def test_windows_over_many_arrow_chunks_equal_windows_over_one_array():
-    rng = np.random.default_rng(0)
-    pieces = [rng.integers(0, 1000, size=n).tolist() for n in rng.integers(0, 30, size=50)]
-    table = datasets.concatenate_datasets([arrow(piece) for piece in pieces])
-    stream = np.concatenate([np.array(piece, dtype=np.int64) for piece in pieces])
-    blocks = TokenBlocks(table, 7, 5)
-    assert len(blocks.chunks) > 1
-    assert ids(blocks) == [stream[i : i + 7].tolist() for i in range(0, len(stream) - 6, 5)]
-
-
-def test_isolated_documents_restart_positions_and_do_not_score_their_first_token():
-    row = block_row(np.array([5, 0, 7, 8, 0, 9]), end_id=0)
-    assert row["position_ids"].tolist() == [0, 1, 0, 1, 2, 0]
-    assert row["labels"].tolist() == [5, 0, -100, 8, 0, -100]
-    assert row["input_ids"].tolist() == [5, 0, 7, 8, 0, 9]
-    assert "position_ids" not in block_row(np.array([5, 0, 7]), end_id=None)
-
-
-def test_labels_are_a_copy_so_that_masking_cannot_reach_the_inputs():
-    row = block_row(np.array([1, 2, 3]), None)
-    row["labels"][0] = -100
-    assert row["input_ids"].tolist() == [1, 2, 3]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"block_size": 9}, "8 tokens, fewer than one block of 9"),
-        ({"block_size": 4, "stride": 5}, "stride is 5"),
-        ({"block_size": 4, "stride": 0}, "stride is 0"),
-        ({"block_size": 1}, "at least 2 tokens"),
-        ({"block_size": 4, "isolate_documents": True}, "end-of-text"),
-    ],
-)
-def test_impossible_windows_are_refused(arguments, message):
-    with pytest.raises(UserError, match=message):
-        TokenBlocks(arrow(list(range(8))), **arguments)
 
 
 def test_each_document_ends_with_the_end_of_text_token(tmp_path, tokenizer):
@@ -127,7 +63,7 @@ def test_a_file_read_in_pieces_has_the_tokens_of_the_whole(tmp_path, tokenizer, 
     assert [token for row in tokenize_documents(documents, tokenizer)["input_ids"] for token in row] == whole
 
 
-def test_a_tokenizer_that_puts_a_space_before_every_text_sees_none_twice(monkeypatch):
+def test_a_tokenizer_that_prepends_a_space_adds_none_between_pieces(monkeypatch):
     """Llama 2's: a normalizer writes spaces as ▁ and one before the text."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -178,24 +114,23 @@ def test_a_split_by_documents_cuts_between_the_nearest_two():
         ("漢" * 100, 10, "漢" * 90, "a character"),
     ],
 )
-def test_one_long_document_is_cut_at_an_end(monkeypatch, capsys, text, percentage, first, where):
-    monkeypatch.setattr(opening, "_said", set())
+def test_one_long_document_is_cut_at_an_end(capsys, text, percentage, first, where):
     documents = documents_of(datasets.Dataset.from_list([{"text": text}]))
     train, validation = split_documents(documents, percentage)
     assert [(row["text"], row["end"]) for row in train] == [(first, False)]
     assert "".join(row["text"] for row in validation) == text[len(first) :] and validation[-1]["end"]
-    assert f"so one is cut at {where}" in capsys.readouterr().err
+    assert f"so one is split at {where}" in capsys.readouterr().err
 
 
-def test_a_split_never_cuts_a_row_where_it_can_be_helped():
-    """As 2,400 stories of unlike lengths: as many documents come out as went in."""
+def test_a_split_avoids_cutting_documents():
+    """With documents of different lengths, as many come out as went in."""
     rng = np.random.default_rng(0)
     documents = documents_of(datasets.Dataset.from_list([{"text": "story " * int(n)} for n in rng.integers(20, 60, 240)]))
     train, validation = split_documents(documents, 10)
     assert sum(train["end"]) + sum(validation["end"]) == 240 and train[-1]["end"] and len(validation) in range(15, 35)
 
 
-def test_marks_in_the_text_separate_documents_on_demand(tmp_path, tokenizer, monkeypatch):
+def test_end_marks_separate_documents_if_requested(tmp_path, tokenizer, monkeypatch):
     end = "<|endoftext|>"
     file = tmp_path / "text.txt"
     file.write_text(f"One day{end}Anna lost {end}her key{end}\n", encoding="utf-8")
@@ -216,15 +151,15 @@ def test_marks_in_the_text_separate_documents_on_demand(tmp_path, tokenizer, mon
     assert sum(list(row).count(eos) for row in plain) == 1  # the end of the file
 
 
-def test_what_was_said_of_a_file_is_said_when_it_comes_from_the_cache(tmp_path, capsys, monkeypatch):
+def test_notes_about_a_file_are_repeated_when_it_is_cached(tmp_path, capsys, monkeypatch):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"text": "a\\ud83d"}\n{"text": "b"}\n{"text": ""}\n', encoding="utf-8")
     for _ in range(2):
-        monkeypatch.setattr(opening, "_said", set())
+        monkeypatch.setattr(opening, "_printed", set())
         documents = documents_from_files([str(file)], reading=opening.Reading(replace_invalid=True, skip_empty=True))
         assert documents["text"][:] == ["a\ufffd", "b"]
         told = capsys.readouterr().err
-        assert "replaced by U+FFFD in 1 rows" in told and "1 rows with an empty text were left out" in told
+        assert "replaced by U+FFFD in 1 rows" in told and "1 rows with an empty text were skipped" in told
 
 
 def test_counts_account_for_every_token(tokenizer):

@@ -1,4 +1,4 @@
-"""Files as people have them: encodings, archives, folders and globs; and one report of everything that is wrong."""
+"""Encodings, archives, folders and globs; and one report of everything that is wrong."""
 
 import bz2
 import codecs
@@ -22,14 +22,8 @@ def text_of(path, **flags) -> str:
     return "".join(read_text(str(path), Reading.of(Reading(**flags))))
 
 
-@pytest.fixture(autouse=True)
-def say_again(monkeypatch):
-    """What is said once in a process is said in each test."""
-    monkeypatch.setattr(opening, "_said", set())
-
-
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
-def test_byte_order_marks_are_read_and_are_no_text(tmp_path, capsys, encoding):
+def test_byte_order_marks_are_not_text(tmp_path, capsys, encoding):
     path = tmp_path / "a.txt"
     path.write_bytes(TEXT.encode(encoding))
     assert text_of(path) == TEXT
@@ -38,7 +32,7 @@ def test_byte_order_marks_are_read_and_are_no_text(tmp_path, capsys, encoding):
     assert ("read as UTF-" in told) == (encoding in ("utf-16", "utf-32"))
 
 
-def test_a_mark_between_two_blocks_of_a_read(tmp_path, monkeypatch):
+def test_a_byte_order_mark_across_two_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(opening, "READ_BYTES", 5)
     path = tmp_path / "a.txt"
     for encoding in ("utf-8-sig", "utf-16"):
@@ -57,8 +51,8 @@ def test_a_mark_between_two_blocks_of_a_read(tmp_path, monkeypatch):
         (b"\n\n" + "é".encode("cp1252"), {}, "line 3"),
         (TEXT.encode("utf-16-le"), {}, "looks like UTF-16 without a byte order mark: pass --encoding utf-16-le"),
         ("a line of text\n".encode("utf-16-be"), {}, "pass --encoding utf-16-be"),
-        (TEXT.encode("utf-8-sig"), {"encoding": "latin-1"}, "begins with the mark of UTF-8: leave out --encoding latin-1"),
-        (TEXT.encode("utf-16"), {"encoding": "utf-8"}, "begins with the mark of UTF-16"),
+        (TEXT.encode("utf-8-sig"), {"encoding": "latin-1"}, "has the byte order mark of UTF-8: leave out --encoding latin-1"),
+        (TEXT.encode("utf-16"), {"encoding": "utf-8"}, "has the byte order mark of UTF-16"),
         ("é".encode(), {"encoding": "ascii"}, "byte 0 is not ascii"),
     ],
 )
@@ -79,7 +73,7 @@ def test_an_encoding_that_is_given(tmp_path, encoding):
 
 
 @pytest.mark.parametrize("flags", [{"encoding": "klingon"}, {"encoding": "hex"}, {"delimiter": "ab"}, {"delimiter": '"'}])
-def test_flags_that_cannot_be(flags):
+def test_impossible_flags_are_refused(flags):
     with pytest.raises(UserError, match=f"--{next(iter(flags))}"):
         Reading.of(Reading(**flags))
 
@@ -89,7 +83,7 @@ def test_delimiters_by_name():
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
-def test_packed_files_are_read_as_what_they_hold(tmp_path, suffix):
+def test_compressed_files_are_read(tmp_path, suffix):
     rows = "".join(f'{{"text": "row {i}"}}\n' for i in range(3)).encode()
     path = tmp_path / f"a.jsonl{suffix}"
     pack = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
@@ -97,10 +91,10 @@ def test_packed_files_are_read_as_what_they_hold(tmp_path, suffix):
     assert suffix_of(str(path)) == ".jsonl"
     assert [piece.text for piece in read_pieces([str(path)])] == ["row 0", "row 1", "row 2"]
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(UserError, match=f"a.jsonl{suffix} cannot be unpacked"):
+    with pytest.raises(UserError, match=f"a.jsonl{suffix} cannot be decompressed"):
         list(read_pieces([str(path)]))
     path.write_bytes(b"no archive at all")
-    with pytest.raises(UserError, match="cannot be unpacked"):
+    with pytest.raises(UserError, match="cannot be decompressed"):
         list(read_pieces([str(path)]))
 
 
@@ -115,17 +109,17 @@ run_script(lambda: print(sum(len(piece.text) for piece in read_pieces(sys.argv[1
 @pytest.mark.fault("a .gz and a .zst of some kB that unpack to 300 MB and more", seconds=60, mebibytes=900)
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 @pytest.mark.thorough
-def test_an_archive_that_unpacks_beyond_reason_is_refused(tmp_path, suffix):
+def test_an_archive_bomb_is_refused(tmp_path, suffix):
     path = tmp_path / f"a.txt{suffix}"
     block = b"a b " * (1 << 18)
     with gzip.open(path, "wb") if suffix == ".gz" else pyarrow.output_stream(path, compression="zstd") as file:
         for _ in range(300):
             file.write(block)
     assert path.stat().st_size < 2_000_000
-    refused_in_one_line(run_bounded([sys.executable, "-c", READ, path], 60, 900), path.name, "unpacks to more than")
+    refused_in_one_line(run_bounded([sys.executable, "-c", READ, path], 60, 900), path.name, "decompresses to more than")
 
 
-def test_lines_of_each_kind_of_computer(tmp_path, monkeypatch):
+def test_line_ends_of_each_system(tmp_path, monkeypatch):
     monkeypatch.setattr(opening, "READ_BYTES", 3)
     path = tmp_path / "a.txt"
     for content, lines in {
@@ -153,12 +147,12 @@ def test_folders_and_globs(tmp_path, capsys):
     assert len(check_files([str(tmp_path / "books" / "**" / "[abc].txt")])) == 3
     (tmp_path / "books" / "rows.csv").write_text("text\nx\n", encoding="utf-8")
     with pytest.raises(
-        UserError, match=r"a folder of 1 csv and 3 txt files|a folder of 3 txt and 1 csv files: say which by a glob"
+        UserError, match=r"a folder of 1 csv and 3 txt files|a folder of 3 txt and 1 csv files: select some with a glob"
     ):
         check_files([str(tmp_path / "books")])
     (tmp_path / "empty").mkdir()
     for name, message in {
-        "empty": "a folder without files to read",
+        "empty": "a folder without readable files",
         "*.text": "no file matches it",
         "none.txt": "no such file",
     }.items():
@@ -168,7 +162,7 @@ def test_folders_and_globs(tmp_path, capsys):
     assert [piece.text for piece in read_pieces([str(tmp_path / "what[1].txt")])] == ["brackets"]
 
 
-def test_faults_are_told_at_once():
+def test_all_faults_are_reported_at_once():
     faults = Faults()
     faults.check()
     faults.add("a.csv", "row", 3, "empty text")
@@ -180,7 +174,7 @@ def test_faults_are_told_at_once():
     with pytest.raises(UserError) as caught:
         faults.check()
     assert str(caught.value) == (
-        "a.csv: rows 3, 4, 5, 6, 7, 8, 9, 10, 11, 12: empty text; 18 faults in all, of which the first 10 are named"
+        "a.csv: rows 3, 4, 5, 6, 7, 8, 9, 10, 11, 12: empty text; 18 faults in total, the first 10 are shown"
     )
     both = Faults()
     both.add("a.csv", "row", 1, "x")
@@ -191,7 +185,7 @@ def test_faults_are_told_at_once():
         Faults(at_once=True).add("a", "row", 0, "x")
 
 
-def test_halves_of_surrogate_pairs_wherever_they_stand():
+def test_lone_surrogates_are_found_anywhere():
     half = "\ud83d"
     assert invalid_place({"text": "fine 🙂 \x00\x1b"}) is None
     assert invalid_place({"a": 1, "text": half}) == "text"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gpt_scratch.data.instruction import Conversations, set_prompt_style, split_conversations
-from gpt_scratch.data.preference import preference_rows, read_preferences, refuse_unsaid_pairs
+from gpt_scratch.data.preference import preference_rows, prompt_of, read_preferences, refuse_omissions_in_pairs, replies_of
 from gpt_scratch.errors import UserError
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
@@ -42,7 +42,7 @@ def test_pairs_become_messages_and_equal_replies_are_left_out():
         ),
         (
             [{"prompt": "a", "chosen": [{"role": "assistant", "content": "b"}], "rejected": "c"}],
-            "must both be texts, or both lists",
+            "must both be strings, or both lists",
         ),
         (
             [
@@ -52,11 +52,11 @@ def test_pairs_become_messages_and_equal_replies_are_left_out():
                     "rejected": [{"role": "assistant", "content": "c"}],
                 }
             ],
-            "an empty reply is never learned",
+            "empty replies are not supported",
         ),
         ([{"prompt": "a", "chosen": "b", "rejected": "c", "tools": ["x"]}], "'tools' must be a list of objects"),
         ([{"prompt": "a", "chosen": "b", "rejected": "c", "margin": 0.5}], "--ignore_keys margin"),
-        ([{"text": "a"}], "row 0: key 'text' not understood"),
+        ([{"text": "a"}], "row 0: unknown key 'text'"),
         ([{"chosen": "a", "rejected": "b"}], "row 0: 'prompt' is missing"),
     ],
 )
@@ -88,15 +88,13 @@ def test_tools_reach_the_template_and_calls_keep_their_own_arguments(tmp_path):
     assert rows[0]["chosen"] == call("weather", {"city": "Rome"}) and rows[0]["rejected"] == call("clock", {"n": 1})
     assert rows[1]["chosen"] == [{"role": "assistant", "content": "Hello."}]
     tokenizer = new_tokenizer("alpaca")
-    with pytest.raises(
-        UserError, match="pair 0 of the train split: the chat template of --prompt_style alpaca leaves out .*tools"
-    ):
-        refuse_unsaid_pairs({"train": rows}, tokenizer, "alpaca")
+    with pytest.raises(UserError, match="pair 0 of the train split: the chat template of --prompt_style alpaca omits .*tools"):
+        refuse_omissions_in_pairs({"train": rows}, tokenizer, "alpaca")
     tokenizer.chat_template = (
         "{{ tools | tojson if tools }}{% for m in messages %}{{ m.role }}: {{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}\n"
         "{% endfor %}"
     )
-    refuse_unsaid_pairs({"train": rows}, tokenizer, "tokenizer")
+    refuse_omissions_in_pairs({"train": rows}, tokenizer, "tokenizer")
 
 
 def test_the_published_file(shared_data):
@@ -106,3 +104,40 @@ def test_the_published_file(shared_data):
     rows = {name: preference_rows(part, "alpaca") for name, part in parts.items()}
     assert {name: len(part) for name, part in parts.items()} == {"train": 935, "validation": 55, "test": 110}
     assert sum(equal for _, equal in rows.values()) == 6
+
+
+USER, REPLY = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+
+
+def test_the_pairs_of_trl(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    good, bad = {"role": "assistant", "content": "Hello"}, {"role": "assistant", "content": "What?"}
+    rows = [
+        {"prompt": "Hi", "chosen": "Hello", "rejected": "What?"},
+        {"prompt": [USER], "chosen": [good], "rejected": [bad]},
+        {"chosen": [USER, good], "rejected": [USER, bad]},
+        {
+            "prompt": "Hi",
+            "chosen": [USER, good],
+            "rejected": [USER, bad],
+            "messages": [USER, good],
+            "score_chosen": 8.0,
+            "prompt_id": "x",
+        },
+        {"prompt": [USER], "chosen": json.dumps([good]), "rejected": json.dumps([bad])},
+        {"instruction": "Hi", "chosen": [good], "rejected": [bad], "output": "Hello"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = read_preferences(str(path))
+    for record in data.records:
+        assert prompt_of(record, "alpaca") == [USER] and replies_of(record) == {"chosen": [good], "rejected": [bad]}, record
+    table, equal = preference_rows(data, "alpaca")
+    assert len(table) == 6 and equal == 0
+    path.write_text(json.dumps({"prompt": "Other", "chosen": [USER, good], "rejected": [USER, bad]}), encoding="utf-8")
+    with pytest.raises(UserError, match="begin with messages other than those of 'prompt'"):
+        read_preferences(str(path))
+    path.write_text(
+        json.dumps({"system": "Be brief.", "history": [["a", "b"]], "prompt": "Hi", "chosen": "x", "rejected": "y"}),
+        encoding="utf-8",
+    )
+    assert [m["content"] for m in prompt_of(read_preferences(str(path)).records[0], "alpaca")] == ["Be brief.", "a", "b", "Hi"]

@@ -1,4 +1,4 @@
-"""Documents from files of each format, and what broken files are answered with."""
+"""Documents from files of each format, and the errors of broken files."""
 
 import gzip
 import json
@@ -95,11 +95,11 @@ def test_files_are_checked_before_anything_is_read(tmp_path, name, content, mess
         ("cut.txt", "é".encode()[:1], "byte 0 is not UTF-8"),
         ("column.jsonl", b'{"content": "x"}\n', "no column 'text': its columns are content"),
         ("null.jsonl", b'{"text": "a"}\n{"text": null}\n', "row 1: 'text' is missing"),
-        ("short.csv", b"id,text\n0,a\n1\n", "line 3: 1 field where the header has 2"),
+        ("short.csv", b"id,text\n0,a\n1\n", "line 3: 1 field but the header has 2"),
         ("broken.jsonl", b'{"text": "a"}\n{"text": \n', "broken.jsonl line 2: not valid JSON"),
         ("latin1.csv", b"text\n\xe9\n", "latin1.csv: byte 5 is not UTF-8 .*line 2.*--encoding, such as cp1252"),
         ("latin1.jsonl", b'{"text": "\xe9"}', "latin1.jsonl: byte 10 is not UTF-8"),
-        ("number.json", b"3", "holds a int where a list of objects"),
+        ("number.json", b"3", "contains a int, expected a list of objects"),
         ("broken.parquet", gzip.compress(b"no parquet", mtime=0), "broken.parquet is not a readable parquet file"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A text larger than the memory that reading it may take."""
+"""Reading a text that is larger than the memory allowed."""
 
 import subprocess
 import sys

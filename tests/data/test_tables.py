@@ -1,21 +1,15 @@
-"""Rows of csv, tsv and JSON in the shapes in which people save them; nothing of a row is lost without a word."""
+"""Rows of csv, tsv and JSON in every common shape; nothing of a row is lost silently."""
 
 import json
 
 import datasets
 import pytest
 
-from gpt_scratch.data import opening
 from gpt_scratch.data.opening import Reading
 from gpt_scratch.data.tables import class_names, find_column, read_table
 from gpt_scratch.errors import UserError
 
 HALF = "\ud83d"
-
-
-@pytest.fixture(autouse=True)
-def say_again(monkeypatch):
-    monkeypatch.setattr(opening, "_said", set())
 
 
 def rows(path, content: str | bytes, **settings) -> list[dict]:
@@ -42,14 +36,14 @@ TWO = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
         ("a.csv", "text|label\na|x\nb|y\n", "separated by |"),
         ("a.csv", "text,label,,\na,x,,\nb,y,,\n", ""),
         ("a.csv", "text,label\na,x,\nb,y,,,\n", ""),
-        ("a.tsv", "text\tlabel\na\tx\nb\ty\n", "names of the columns: text, label"),
+        ("a.tsv", "text\tlabel\na\tx\nb\ty\n", "read as the header: text, label"),
         ("a.tsv", "x\ta\ny\tb\n", ""),
         ("a.tsv", "text;label\na;x\nb;y\n", "separated by semicolons"),
         ("a.jsonl", "".join(json.dumps(row) + "\n" for row in TWO), ""),
         ("a.jsonl", json.dumps(TWO), "read as one list of rows"),
         ("a.jsonl", json.dumps(TWO, indent=2), "read as one list of rows"),
         ("a.json", json.dumps(TWO), ""),
-        ("a.json", "".join(json.dumps(row) + "\n" for row in TWO), "read as one object a line"),
+        ("a.json", "".join(json.dumps(row) + "\n" for row in TWO), "read as one object per line"),
         ("a.json", json.dumps({"data": TWO}), "the rows under 'data'"),
         ("a.json", json.dumps({"version": 1, "rows": TWO}, indent=1), "the rows under 'rows'"),
         ("a.json", "\ufeff" + json.dumps(TWO), ""),
@@ -70,29 +64,29 @@ def test_one_record_is_a_row_and_not_rows_under_a_key(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "text,label\na, b,x\nc,y\nd\n", r"a.csv: line 2: 3 fields where the header has 2 \(text, label\): put a text that holds commas in double quotes.*; line 4: 1 field where"),
-        ("a.csv", "text\nOne, two\nthree\n", r"line 2: 2 fields where the header has 1 \(text\)"),
+        ("a.csv", "text,label\na, b,x\nc,y\nd\n", r"a.csv: line 2: 3 fields but the header has 2 \(text, label\): enclose text with commas in double quotes.*; line 4: 1 field but"),
+        ("a.csv", "text\nOne, two\nthree\n", r"line 2: 2 fields but the header has 1 \(text\)"),
         ("a.csv", 'text,label\n"two\nlines",x\na,b,c\n', "line 4: 3 fields"),
         ("a.csv", 'text,label\na,x\n"never closed,y\nb,z\n', "line 3: not valid CSV"),
         ("a.csv", 'text,label\n"a"b,x\n', "line 2: not valid CSV"),
-        ("a.csv", "text,text\na,b\n", "two columns are called 'text'"),
-        ("a.csv", "text;label\na;x;y\n", "text that holds semicolons"),
+        ("a.csv", "text,text\na,b\n", "two columns are named 'text'"),
+        ("a.csv", "text;label\na;x;y\n", "enclose text with semicolons"),
         ("a.tsv", "text\tlabel\na\tx\tz\n", "line 2: 3 fields"),
         ("a.tsv", "ham\tok\nspam no tab\n", "line 2: no tab: each line must be label<TAB>text"),
-        ("a.jsonl", '{"text": "a"}\n{"text": \n[1]\n{"text": "b", "text": "c"}\n', "line 2: not valid JSON.*line 3: a list where a JSON object.*line 4: not valid JSON: the key 'text' occurs twice"),
+        ("a.jsonl", '{"text": "a"}\n{"text": \n[1]\n{"text": "b", "text": "c"}\n', "line 2: not valid JSON.*line 3: a list, expected a JSON object.*line 4: not valid JSON: the key 'text' occurs twice"),
         ("a.json", '[{"text": "a"}, 3, "b"]', "row 1: it is int, not an object; row 2: it is str"),
         ("a.json", '{"train": [{"text": "a"}], "test": [{"text": "b"}]}', "lists of rows under 'train', 'test'"),
         ("a.json", '[{"text": "a"}', "a.json is not valid JSON"),
-        ("a.jsonl", '{"text": "' + HALF.encode("utf-16", "surrogatepass").decode("utf-16", "replace") + '"}\n{"text": "\\ud83d"}\n', "row 1: 'text' holds half of a surrogate pair"),
+        ("a.jsonl", '{"text": "' + HALF.encode("utf-16", "surrogatepass").decode("utf-16", "replace") + '"}\n{"text": "\\ud83d"}\n', "row 1: 'text' contains a lone surrogate"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_is_told_with_its_places(tmp_path, name, content, message):
+def test_unreadable_rows_are_reported_with_their_places(tmp_path, name, content, message):
     with pytest.raises(UserError, match=message) as caught:
         rows(tmp_path / name, content)
     assert "\n" not in str(caught.value)
 
 
-def test_text_of_any_kind_is_kept_and_halves_are_replaced_on_demand(tmp_path, capsys):
+def test_any_text_is_kept_and_lone_surrogates_are_replaced_if_requested(tmp_path, capsys):
     odd = 'He said "no", \x00 \x1b[31m \u202e 🙂\tok'
     assert rows(tmp_path / "a.jsonl", json.dumps({"text": odd})) == [{"text": odd}]
     assert rows(tmp_path / "a.csv", 'text,label\n"a ""quoted"" text, and\na line\x00",x\n') == [
@@ -103,7 +97,7 @@ def test_text_of_any_kind_is_kept_and_halves_are_replaced_on_demand(tmp_path, ca
     assert "replaced by U+FFFD in 2 rows" in capsys.readouterr().err
 
 
-def test_quotes_in_a_tsv_are_the_texts_own_unless_a_spreadsheet_put_them(tmp_path):
+def test_quotes_in_a_tsv_are_literal_unless_a_spreadsheet_wrote_them(tmp_path):
     assert rows(tmp_path / "a.tsv", 'ham\t"open quote\nham\tHe said "hi"\n') == [
         {"label": "ham", "text": '"open quote'},
         {"label": "ham", "text": 'He said "hi"'},
@@ -121,7 +115,7 @@ def test_columns_are_found_in_any_case(capsys):
     assert "the column 'Text' is read as 'text'" in capsys.readouterr().err
     assert find_column({"TEXT": 1, "text": 2}, "a.csv", "text") == "text"
     assert find_column({"body": 1}, "a.csv", "text") is None
-    with pytest.raises(UserError, match="differ in case or spaces only"):
+    with pytest.raises(UserError, match="differ only in case or spaces"):
         find_column({"TEXT": 1, "Text": 2}, "a.csv", "text")
 
 

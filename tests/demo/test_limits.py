@@ -6,7 +6,6 @@ import math
 import pytest
 
 from gpt_scratch.demo import models
-from gpt_scratch.demo.__main__ import main, parse
 from gpt_scratch.demo.limits import (
     MAX_CHARACTERS,
     MAX_MODELS,
@@ -104,14 +103,3 @@ def test_one_generation_ends_in_time(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(UserError, match="20,001 characters"):
         next(stream_reply(loaded, [{"role": "user", "content": "a" * (MAX_CHARACTERS + 1)}], Sampling()))
-
-
-@pytest.mark.fault("a page for others without models, and ports that are none", **BOUNDS)
-def test_flags():
-    for flags, message in (
-        (["--host", "0.0.0.0"], "give them with --model"),
-        (["--port", "0"], "--port is 0"),
-        (["--port", "70000"], "--port is 70000"),
-    ):
-        with pytest.raises(UserError, match=message):
-            main(parse(flags))

@@ -178,7 +178,7 @@ def test_a_page_on_loopback_loads_other_models(page, folder):
 
 @pytest.mark.slow
 @pytest.mark.fault("a client of a page that others reach, which asks it to load a path or a Hub name", **STARTING)
-def test_a_page_for_others_loads_nothing(model, folder):
+def test_a_public_page_loads_no_models(model, folder):
     process, page = start("--host", "0.0.0.0", "--model", model)
     try:
         assert "load_more" not in page.functions and "load-name" not in json.dumps(page.config)
@@ -191,7 +191,7 @@ def test_a_page_for_others_loads_nothing(model, folder):
 
 
 @pytest.mark.fault("HTML and Markdown in names, messages, replies and tokens of the running page", **BOUNDS)
-def test_nothing_is_html(page, model):
+def test_untrusted_text_is_escaped(page, model):
     status = next(part for part in page.config["components"] if part["props"].get("elem_id") == "status")["props"]["value"]
     assert "&#60;b&#62;no" in status and "<b>" not in status
     output = page.call("load_more", "<img src=x onerror=alert(1)>")["data"][0]
@@ -209,7 +209,7 @@ def test_nothing_is_html(page, model):
 
 
 @pytest.mark.fault("Gradio's own client, uploads, files, proxies and other addresses of Gradio's app", **BOUNDS)
-def test_no_api(page):
+def test_the_api_is_closed(page):
     import gradio_client
 
     with pytest.raises(ValueError, match="no such address"):
@@ -284,7 +284,7 @@ def test_slow_clients_are_ended(model):
         connections = [
             opened(text) for text in ["", "GET / HTTP/1.1\r\nX-A: ", f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n"] * 100
         ]
-        for number in range(3):  # each reply takes a while, and nobody reads it
+        for number in range(3):  # each reply takes a while, and is not read
             page.join("generate", [model, "One day " * 100, 400, *SETTINGS[1:]], f"unread-{number}")
         time.sleep(4)
         for connection in connections:

@@ -1,4 +1,4 @@
-"""What reaches the page's server at all: its own addresses, from its own origin, within bounds."""
+"""What reaches the page's server: its own addresses, from its own origin, within bounds."""
 
 import asyncio
 import json
@@ -43,7 +43,7 @@ def join(**changes) -> int:
     return ask("/gradio_api/queue/join", "POST", json.dumps(JOIN | changes).encode())
 
 
-def test_what_the_page_needs_passes():
+def test_requests_of_the_page_pass():
     for path in (
         "/",
         "/config",
@@ -145,7 +145,7 @@ def test_open_requests():
 
 
 @pytest.mark.fault("sessions of the page that ask for something and never read the answer", **BOUNDS)
-def test_what_nobody_reads_is_forgotten(monkeypatch):
+def test_unread_events_are_discarded(monkeypatch):
     monkeypatch.setattr("gpt_scratch.demo.page_guard.UNREAD_SECONDS", 0.3)
     forgotten, ended = [], asyncio.Event()
 

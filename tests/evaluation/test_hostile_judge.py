@@ -1,6 +1,5 @@
-"""A judge's server that answers with anything: the run continues, in bounded time and memory, and unusable answers are counted as none."""
+"""A judge whose server sends arbitrary answers: the run continues, within bounds of time and memory, and unusable answers are counted as unanswered."""
 
-import contextlib
 import gzip
 import json
 import socket
@@ -10,6 +9,7 @@ import time
 
 import pytest
 from bounds import run_bounded
+from raw_http import endless
 
 from gpt_scratch.errors import UserError
 from gpt_scratch.evaluation.bounded_post import ANSWER_BYTES
@@ -27,14 +27,8 @@ def reply(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-def endless(connection: socket.socket, start: bytes, chunk: bytes, pause: float) -> None:
-    connection.sendall(start)
-    while True:  # until the judge hangs up
-        connection.sendall(chunk)
-        time.sleep(pause)
-
-
 HEAD = b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
+
 # What the server does, and the message.
 ANSWERS = {
     "a drip without end": (lambda c: endless(c, HEAD + b"\r\n{", b" ", 0.05), "did not end in time"),
@@ -60,13 +54,13 @@ ANSWERS = {
     "5,000 digits in the form": (lambda c: c.sendall(reply(b"9" * 5_000)), "is not JSON"),
     "no UTF-8": (lambda c: c.sendall(reply(b"\xff\xfe\xfd")), "is not JSON"),
 }
+
 SCORED = {  # content that is text, and its score
     "5,000 digits": ("9" * 5_000, None),
     "a surrogate": ("\ud800 85", 85),
     "a number and 400,000 spaces": ("5" + " " * 400_000 + "x5", None),
     "a score": ("85", 85),
 }
-
 
 ASK = """
 import json, sys
@@ -129,35 +123,12 @@ def test_the_run_continues_whatever_the_judge_answers(server, tmp_path):
         assert len(read_verdicts(tmp_path / api)) == len(SCORED)  # the others are asked again
 
 
-@pytest.mark.thorough
-def test_headers_that_drip_do_not_end_in_time(tmp_path):
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
-        connection, _ = listener.accept()
-        with contextlib.suppress(OSError):
-            endless(connection, b"HTTP/1.1 200 OK\r\nX: ", b"x", 0.05)
-
-    threading.Thread(target=serve, daemon=True).start()
-    judge, start = Judge(f"http://127.0.0.1:{listener.getsockname()[1]}", "judge", timeout=SECONDS, retries=0), time.monotonic()
-    with pytest.raises(UserError, match="did not end in time"):
-        judge_replies(judge, [{"instruction": "a", "output": "b"}], ["c"], tmp_path / "v.jsonl", progress=False)
-    assert time.monotonic() - start < 5
-    listener.close()
-
-
 def test_a_judge_that_gives_no_usable_answer_at_all_is_an_error(server, tmp_path):
     number = list(ANSWERS).index("html")
     with pytest.raises(UserError, match="no answer that can be used to any of 1 questions: its answer is not JSON"):
         judge_replies(
             Judge(server, "judge"), [{"instruction": "a", "output": "b"}], [f"case {number} "], tmp_path / "v", progress=False
         )
-
-
-@pytest.mark.parametrize("url", ["file:///etc/hosts", "ftp://127.0.0.1/", "127.0.0.1:80"])
-def test_an_address_of_another_scheme_is_refused(tmp_path, url):
-    with pytest.raises(UserError, match="neither http:// nor https://"):
-        judge_replies(Judge(url, "judge"), [{"instruction": "a", "output": "b"}], ["c"], tmp_path / "v.jsonl", progress=False)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +140,7 @@ def test_a_file_of_verdicts_of_another_form_is_named(tmp_path, line):
         read_verdicts(tmp_path / "v.jsonl")
 
 
-def test_a_score_is_looked_for_in_bounded_time():
+def test_a_score_is_found_in_bounded_time():
     start = time.monotonic()
     assert (
         parse_score("5" + " " * ANSWER_BYTES + "x5", "0-100") is None and parse_score("5" + " " * 4_000 + "x5", "0-100") is None

@@ -86,7 +86,7 @@ def test_the_published_question():
     )
 
 
-def test_a_passing_failure_is_retried(server, tmp_path):
+def test_a_temporary_failure_is_retried(server, tmp_path):
     server.plan = [503, 429, 200, 500]
     verdicts = judge_replies(judge(server), RECORDS[:2], REPLIES[:2], tmp_path / "v.jsonl", progress=False)
     assert [verdict.score for verdict in verdicts] == [0, 10] and len(server.questions) == 5

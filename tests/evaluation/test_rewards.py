@@ -1,11 +1,16 @@
-"""Rewards by hand, those of a user's file, and what is refused."""
+"""Rewards against values worked out by hand, functions of a user's file, and what is refused."""
 
 import pytest
 
+from gpt_scratch import conflicts
 from gpt_scratch.errors import UserError
 from gpt_scratch.evaluation.rewards import REWARDS, check_references, load_rewards, total
 
 ASKED = [{"role": "user", "content": "What is 3 + 4?"}]
+
+
+def test_the_names_checked_before_torch_are_those_of_the_rewards():
+    assert tuple(REWARDS) == conflicts.REWARDS
 
 
 @pytest.mark.parametrize(
@@ -30,7 +35,7 @@ def test_by_hand(name, reply, reference, expected):
 
 
 @pytest.mark.parametrize("name", REWARDS)
-def test_a_reply_that_is_cut_off_gets_nothing(name):
+def test_a_reply_that_is_cut_off_gets_no_reward(name):
     assert load_rewards([name])[0](ASKED, "7", "7", ended=False) == 0.0 < load_rewards([name])[0](ASKED, "7", "7")
 
 
@@ -52,7 +57,7 @@ def test_a_function_of_a_file_is_given_prompt_reply_and_reference(tmp_path):
         ("", "os:remove", "os:remove is unknown"),
     ],
 )
-def test_what_is_no_reward_is_refused_by_name(tmp_path, monkeypatch, text, name, message):
+def test_an_invalid_reward_is_refused_by_name(tmp_path, monkeypatch, text, name, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message):
@@ -69,7 +74,7 @@ def test_what_is_no_reward_is_refused_by_name(tmp_path, monkeypatch, text, name,
         ("return 1e300", "returned 1e[+]300"),
     ],
 )
-def test_what_a_function_does_wrong_is_one_line_with_the_reply(tmp_path, body, message):
+def test_an_error_in_a_reward_function_is_one_line_with_the_reply(tmp_path, body, message):
     (tmp_path / "mine.py").write_text(f"def f(prompt, reply, reference):\n    {body}\n", encoding="utf-8")
     [reward] = load_rewards([f"{tmp_path / 'mine.py'}:f"])
     with pytest.raises(UserError, match=message) as found:

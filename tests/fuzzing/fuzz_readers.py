@@ -25,6 +25,7 @@ from torch._weights_only_unpickler import Unpickler
 INSTRUMENTED = ["gpt_scratch", "gguf", "yaml"]
 LIMITS = ["-timeout=10", "-rss_limit_mb=2048", "-max_len=4096"]
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "conversion"))  # tensorflow_bytes.py
 with atheris.instrument_imports(include=INSTRUMENTED):
     import targets
 Unpickler.load = atheris.instrument_func(Unpickler.load)  # of all of torch this alone

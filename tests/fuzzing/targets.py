@@ -1,4 +1,4 @@
-"""The readers of files that may come from anybody, each as a function of bytes: for the fuzzer, and for the replay of its corpus.
+"""The readers of untrusted files, each as a function of bytes: for the fuzzer, and for the replay of its corpus.
 
 A target writes the bytes to a file as its reader expects it, with the checksums or the archive around them that a fuzzer would not find, and
 reads it. It returns where the file is read or refused by the error that the reader documents, and lets every other exception out.
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import google_crc32c
 import torch
+from tensorflow_bytes import masked, varint
 
 from gpt_scratch import GPTScratchConfig, verify_checkpoint
 from gpt_scratch.analysis import runs
@@ -101,19 +101,6 @@ def split(data: bytes, kinds: int) -> tuple[int, bytes]:
 
 
 # Checkpoints
-
-
-def masked(data: bytes) -> bytes:
-    crc = google_crc32c.value(data)
-    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
-
-
-def varint(number: int) -> bytes:
-    digits = bytearray()
-    while number > 127:
-        digits.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*digits, number])
 
 
 def tensorflow_index(folder: Path, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The inputs that the fuzzer found or began with, read again: each is read or refused in one line, in bounds of time and memory."""
+"""The inputs that the fuzzer found or began with, read again: each is read or refused in one line, within bounds of time and memory."""
 
 import time
 from pathlib import Path
@@ -11,7 +11,7 @@ CORPUS = Path(__file__).parent / "corpus"
 
 @pytest.mark.fault("what coverage-guided fuzzing found: {}", seconds=30, mebibytes=600)
 @pytest.mark.parametrize("name", targets.TARGETS)
-def test_what_was_found_is_read_or_refused(name, monkeypatch, tmp_path):
+def test_every_input_of_the_corpus_is_read_or_refused(name, monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     files = sorted((CORPUS / name).iterdir())
     assert len(files) >= 5

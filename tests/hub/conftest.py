@@ -1,17 +1,12 @@
 """A Hub on loopback for these tests, and a client that talks to it from this process or from a fresh one."""
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
 from huggingface_hub import constants, hf_api
 from huggingface_hub.utils import _http, close_session
-from transformers.utils import hub as transformers_hub
-
-sys.path.insert(0, str(Path(__file__).parent))  # stand_in_hub.py
-
 from stand_in_hub import StandInHub
+from transformers.utils import hub as transformers_hub
 
 from gpt_scratch.hub import upload
 from gpt_scratch.verify_checkpoint import verify_checkpoint
@@ -61,3 +56,11 @@ def client_environment(hub, tmp_path):
     kept = {name: value for name, value in os.environ.items() if name not in dropped}
     ours = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_write", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf_home")}
     return kept | ours | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def push(script, monkeypatch):
+    """Runs scripts/push_to_hub.py in this process, without the download that follows: test_upload.py tests that."""
+    module = script("push_to_hub")
+    monkeypatch.setattr(module, "verify_upload", lambda contents, uploaded: 0.0)
+    return lambda *argv: module.main(module.parse([str(word) for word in argv]))

@@ -5,20 +5,33 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from stand_in_hub import StandInHub, _Handler
+from tiny_models import tiny_model
+
+from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
+
+HTML = b"<html><body>Log in to the network of this hotel</body></html>"
+BOUNDS = {"seconds": 20, "mebibytes": 500}
+
+
+def save_model(folder: Path) -> None:
+    """What stands on the Hub: a tiny model and its tokenizer."""
+    tiny_model("gpt2", vocab_size=300).save_pretrained(folder)
+    train_byte_level_bpe(["One day, Anna lost her key."] * 9, vocab_size=300).save_pretrained(folder)
 
 
 @dataclass
 class Answer:
-    """What the Hub is about to say; an attack changes it."""
+    """The answer that the Hub is about to send; an attack changes it."""
 
     status: int
     headers: dict[str, str]
     body: bytes
-    endless: bool = False  # in chunks, without a size, until the client has had enough
+    endless: bool = False  # in chunks, without a size, until the client closes the connection
 
     @property
     def json(self) -> Any:

@@ -113,9 +113,10 @@ class StandInHub:
         self.server.server_close()
 
     def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
-        """What a repository holds, for tests."""
+        """What was uploaded to a repository: without the file that the Hub itself puts there."""
         repo = self.repos[repo_id]
-        return {path: blob.content for path, blob in repo.commits[repo.branches[revision]].items()}
+        content = repo.commits[repo.branches[revision]]
+        return {path: blob.content for path, blob in content.items() if path != ".gitattributes"}
 
 
 def card_problems(text: str) -> tuple[list[str], list[str]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from run_records import RECORD, metrics
 from stand_in_hub import card_problems
 
 from gpt_scratch.hub.cards import (
@@ -23,13 +24,6 @@ from gpt_scratch.hub.cards import (
 )
 
 CARDS = Path(__file__).resolve().parents[2] / "model_cards"
-ENVIRONMENT = {"command": "x.py --a | b", "hardware": "CPU", "versions": {"torch": "1"}, "commit": None, "date": "2026-01-01"}
-RECORD = {
-    "metrics": {"validation_loss": 1.23456, "validation_perplexity": 3.4368, "tokens_seen": 9_000_000, "steps": 7, "train_loss": None,
-                "data": {"copies_removed": 3, "train": {"documents": 2, "tokens": 12345, "classes": {"a": 1}, "parsed": False}}},
-    "parameters": 1000, "script_arguments": {"train_file": ["/home/ada/a.txt"], "prompt_style": "alpaca"},
-    "training_arguments": {"learning_rate": 5e-5}, "environment": ENVIRONMENT,
-}  # fmt: skip
 
 
 def written(folder) -> tuple[str, ModelCard]:
@@ -72,10 +66,6 @@ def test_a_card_names_the_command_that_verifies_the_model(tmp_path):
     assert command.format("ada/story") in written(tmp_path)[0]
 
 
-def metrics(**more) -> dict:
-    return RECORD | {"metrics": RECORD["metrics"] | more}
-
-
 WRITERS = {
     "classifier": lambda folder: write_classifier_card(
         folder,
@@ -110,7 +100,7 @@ def test_the_name_of_the_repository_is_written_into_the_example_once(tmp_path):
     assert not name_repository(str(tmp_path / "nowhere"), "ada/story")
 
 
-def test_what_a_person_writes_around_a_card_is_kept_when_it_is_written_again(tmp_path, capsys):
+def test_text_around_a_card_is_kept_when_it_is_written_again(tmp_path, capsys):
     write_card(str(tmp_path), RECORD)
     assert name_repository(str(tmp_path), "ada/story")  # no edit by a person
     text = (tmp_path / "README.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What each script writes is a repository that strangers load: a fresh process, offline, without this package, from a copy of its own."""
+"""What each script writes is a complete repository: it loads in a fresh process, offline, without this package, from a copy."""
 
 import json
 import os
@@ -102,7 +102,7 @@ def logits(folder, head: str) -> torch.Tensor:
         return model(IDS)[0].contiguous()
 
 
-def test_strangers_load_what_the_scripts_write(outputs, tmp_path):
+def test_what_the_scripts_write_loads_without_this_package(outputs, tmp_path):
     expected = {"ids": IDS}
     for name, folder in outputs.items():
         contents = list_contents(folder)

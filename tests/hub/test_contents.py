@@ -34,7 +34,7 @@ def write(folder, files: dict[str, str]) -> None:
 MODEL = sorted([*CODE_FILES, "config.json", "generation_config.json", "model.safetensors"])
 
 
-def test_what_goes_up_and_what_stays(folder):
+def test_which_files_are_uploaded(folder):
     state = ["checkpoint-5/model.safetensors", "checkpoint-5/optimizer.pt", "optimizer.pt", "scheduler.pt", "rng_state_0.pth"]
     useless = ["training_args.bin", "checkpoint-5/training_args.bin", ".gitattributes", ".cache/x", "__pycache__/a.pyc",
                "runs/now/events.out.tfevents.1.host"]  # fmt: skip
@@ -75,7 +75,7 @@ def test_a_link_is_never_followed(folder, tmp_path, place, target):
         assert contents.files == MODEL and contents.left_out == {place: "excluded"}
 
 
-def test_what_is_neither_file_nor_directory_is_shown_as_such(folder):
+def test_special_files_are_shown_as_such(folder):
     os.mkfifo(folder / "pipe")  # reading it would wait forever
     (folder / "folder_by_link").symlink_to("/")
     contents = list_contents(folder, exclude=("folder_by_link",))
@@ -112,7 +112,7 @@ def test_a_name_that_could_forge_lines_is_refused(folder, name):
     assert str(refusal.value).isprintable()
 
 
-def test_names_that_turn_the_order_of_letters_are_shown_as_codes():
+def test_bidirectional_control_characters_in_names_are_escaped():
     assert shown("a\u202egnp.exe") == "a\\u202egnp.exe" and shown("é 猫.txt") == "é 猫.txt"
 
 
@@ -137,7 +137,7 @@ def test_settings_of_another_form_are_refused(folder, name):
         assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 1000, text[:50]
 
 
-def test_what_is_missing_for_use_is_noted(folder):
+def test_missing_files_are_reported_in_a_note(folder):
     [tokenizer] = missing_parts(list_contents(folder))
     assert tokenizer.startswith("there is no tokenizer")
     write(folder, {"tokenizer.json": "{}", "README.proposed.md": "a card of ours beside one that was edited"})

@@ -1,4 +1,4 @@
-"""A Hub that is hostile, or somebody between it and us: an upload, and the download that checks it, end in one line; nothing is written elsewhere, and no
+"""A hostile Hub, or an attacker on the network: an upload, and the download that checks it, end in one line; nothing is written elsewhere, and no
 other host gets the token."""
 
 import re
@@ -7,21 +7,16 @@ import tempfile
 
 import pytest
 import torch
-from hostile_hub import Answer, HostileHub
+from hostile_hub import BOUNDS, HTML, Answer, HostileHub, save_model
 from huggingface_hub import constants
-from tiny_models import tiny_model
 
 from gpt_scratch.errors import run_script
 from gpt_scratch.hub import upload as upload_module
-from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
-
-HTML = b"<html><body>Log in to the network of this hotel</body></html>"
-BOUNDS = {"seconds": 20, "mebibytes": 500}
 
 
 @pytest.fixture
 def hub():
-    """In the place of the friendly one."""
+    """A hostile one in its place."""
     with HostileHub() as hub:
         yield hub
 
@@ -29,8 +24,7 @@ def hub():
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "model"
-    tiny_model("gpt2", vocab_size=300).save_pretrained(folder)
-    train_byte_level_bpe(["One day, Anna lost her key."] * 9, vocab_size=300).save_pretrained(folder)
+    save_model(folder)
     (folder / "README.md").write_text("---\nlibrary_name: transformers\n---\n\n# A model\n", encoding="utf-8")
     return folder
 
@@ -114,7 +108,7 @@ def marks_of(place: str) -> list[pytest.MarkDecorator]:
 
 @pytest.mark.parametrize("place", [pytest.param(place, marks=marks_of(place)) for place in PLACES])
 @pytest.mark.quick_cases("the list of files")
-def test_another_answer(push, hub, place):
+def test_an_unexpected_answer_ends_in_one_line(push, hub, place):
     for name, change in WHOLE.items():
         hub.repos.clear()
         hub.objects.clear()
@@ -185,7 +179,7 @@ LIES = {
 }  # fmt: skip
 
 
-# Nothing rests on these: what came back is compared with what was sent.
+# Nothing depends on these: what is downloaded is compared with what was sent.
 HARMLESS = (
     "a Hub whose sizes are text",
     "a Hub that says each file has 10^15 bytes",
@@ -196,7 +190,7 @@ HARMLESS = (
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.fault(case, **BOUNDS)) for case in LIES])
 @pytest.mark.thorough
-def test_a_lie(push, hub, case, capsys):
+def test_a_false_answer_is_refused_or_harmless(push, hub, case, capsys):
     place, change = LIES[case]
     once_at(hub, PLACES[place], change)
     status, said = push("--update")  # else a file that is there already ends it early
@@ -219,7 +213,7 @@ def test_no_other_host_gets_the_token(push, hub):
 
 @pytest.mark.fault("a list of files that a later download gets, with a path of ..", **BOUNDS)
 @pytest.mark.parametrize("path", ["../../../forged", "/forged", "a/../../../../forged"])
-def test_a_list_that_turns_bad_after_the_upload(push, hub, path):
+def test_a_list_of_files_that_changes_after_the_upload(push, hub, path):
     def attack(method: str, asked: str, answer: Answer) -> None:
         if re.fullmatch(PLACES["the list of files"], asked) and not asked.endswith("/main"):
             list_also(path)(hub, answer)

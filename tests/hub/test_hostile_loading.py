@@ -4,20 +4,15 @@ import json
 import re
 
 import pytest
-from hostile_hub import Answer, HostileHub
+from hostile_hub import BOUNDS, HTML, Answer, HostileHub, save_model
 from huggingface_hub import constants
 from stand_in_hub import Blob, Repo
-from tiny_models import tiny_model
 
 from gpt_scratch import downloads
 from gpt_scratch.errors import UserError
 from gpt_scratch.inference.loading import load_language_model
 from gpt_scratch.reference_outputs import write_reference_outputs
-from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 from gpt_scratch.verify_checkpoint import EQUAL, UNKNOWN, verify_checkpoint
-
-HTML = b"<html><body>Log in to the network of this hotel</body></html>"
-BOUNDS = {"seconds": 20, "mebibytes": 500}
 
 
 @pytest.fixture
@@ -29,15 +24,14 @@ def hub():
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "model"
-    tiny_model("gpt2", vocab_size=300).save_pretrained(folder)
-    train_byte_level_bpe(["One day, Anna lost her key."] * 9, vocab_size=300).save_pretrained(folder)
+    save_model(folder)
     write_reference_outputs(folder)
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".py"}
 
 
 @pytest.fixture
 def ready(hub, files, logged_in, monkeypatch, tmp_path):
-    """The model stands on the Hub, and the cache is empty; at the end nothing may stand elsewhere."""
+    """The model stands on the Hub, and the cache is empty; at the end nothing may have been written elsewhere."""
     logged_in()
     repo = Repo(private=False)
     repo.commit("main", {name: Blob(data, name.endswith(".safetensors")) for name, data in files.items()}, "first")
@@ -68,7 +62,7 @@ def refused() -> str:
     return str(refusal.value)
 
 
-def test_a_friendly_hub_is_loaded_and_verified(ready):
+def test_a_model_on_an_honest_hub_is_loaded_and_verified(ready):
     model, tokenizer = load_language_model("ada/model")
     assert model.config.vocab_size == 300 and len(tokenizer("One day")["input_ids"]) > 0
     assert verify_checkpoint("ada/model").status == EQUAL
@@ -90,7 +84,7 @@ HARMLESS = ("an ETag that leads out of the cache", "a commit that leads out of t
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.fault(f"loading by name from a Hub with {name}", **BOUNDS)) for name in CASES]
 )
-def test_another_answer_is_one_line(ready, name):
+def test_an_unexpected_answer_is_refused_in_one_line(ready, name):
     pattern, changes = CASES[name]
     attack(ready, pattern, **changes)
     if name in HARMLESS:  # the file itself is whole, or it is refused
@@ -106,7 +100,7 @@ def test_another_answer_is_one_line(ready, name):
 
 @pytest.mark.fault("a Hub that sends a file without end", seconds=60, mebibytes=500)
 @pytest.mark.parametrize("place", [r"/resolve/.*/config\.json$", r"model\.safetensors$|/lfs/|/cdn/"])
-def test_a_file_without_end_is_ended(ready, monkeypatch, place):
+def test_an_endless_file_is_stopped(ready, monkeypatch, place):
     monkeypatch.setattr(downloads, "UNCLAIMED", 20 * 2**20)
     attack(ready, place, endless=True, headers={"X-Linked-Size": str(10**10)})
     assert "sends more than 20,971,520 bytes" in refused()
@@ -116,25 +110,25 @@ def test_a_file_without_end_is_ended(ready, monkeypatch, place):
 
 
 @pytest.mark.fault("a Hub that says a file has 10 GB where the disk has room for less, or 10^15 bytes", **BOUNDS)
-def test_a_file_larger_than_the_disk_is_not_begun(ready, monkeypatch):
+def test_a_file_larger_than_the_disk_is_not_downloaded(ready, monkeypatch):
     monkeypatch.setattr(downloads, "free_bytes", lambda: 2 * 2**30)
     attack(ready, "/cdn/", headers={"Content-Length": str(10**10)})
-    assert "has 10,000,000,000 bytes, and 2,147,483,648 are free" in refused()
+    assert "has 10,000,000,000 bytes, but only 2,147,483,648 are free" in refused()
     attack(ready, r"model\.safetensors$|/cdn/", headers={"Content-Length": str(10**15), "X-Linked-Size": str(10**15)})
     refused()
 
 
-@pytest.mark.fault("a Hub that packs a file by gzip", **BOUNDS)
-def test_a_packed_file_is_refused(ready):
+@pytest.mark.fault("a Hub that compresses a file with gzip", **BOUNDS)
+def test_a_compressed_file_is_refused(ready):
     attack(ready, r"/resolve/.*/config\.json$", headers={"Content-Encoding": "gzip"})
-    assert "packs a file by gzip" in refused()
+    assert "compresses a file with gzip" in refused()
 
 
 @pytest.mark.fault("an index of shards on the Hub that leads out of the repository", **BOUNDS)
-def test_an_index_that_leads_elsewhere(ready):
+def test_an_index_that_names_other_folders_is_refused(ready):
     repo = ready.repos["ada/model"]
     files = dict(repo.commits[repo.branches["main"]])
     del files["model.safetensors"]
     index = json.dumps({"metadata": {}, "weight_map": {"a": "../../../../forged.safetensors"}}).encode()
     repo.commit("main", files | {"model.safetensors.index.json": Blob(index, False)}, "second")
-    assert "no file beside it" in refused()
+    assert "not a file in the same directory" in refused()

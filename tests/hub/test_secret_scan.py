@@ -1,4 +1,4 @@
-"""What must not be published is found wherever it hides in an upload, and nothing else is taken for it. Tokens are built at run time."""
+"""Secrets in an upload are found in every encoding, without false alarms. Tokens are built at run time."""
 
 import base64
 import bz2
@@ -114,7 +114,7 @@ def scan(folder: Path, data: bytes, name: str = "file"):
     "tokens of 19 kinds in text, binary files, UTF-16, escapes, base64 and packed files", seconds=60, mebibytes=300
 )
 @pytest.mark.parametrize("place", PLACES)
-def test_secrets_are_found_wherever_they_hide(tmp_path, place):
+def test_secrets_are_found_in_every_encoding(tmp_path, place):
     missed = []
     for kind, secret in SECRETS.items():
         findings = scan(tmp_path, PLACES[place](secret)).findings
@@ -124,7 +124,7 @@ def test_secrets_are_found_wherever_they_hide(tmp_path, place):
     assert missed == []
 
 
-def test_a_finding_says_where(tmp_path):
+def test_a_finding_has_its_place(tmp_path):
     text = SECRETS["GitHub"]
     assert str(scan(tmp_path, f"one\ntwo {text}\n".encode()).findings[0]).startswith("file, line 2: a ")
     assert scan(tmp_path, b"\xff" * 70 + text.encode()).findings[0].place == "byte 70"
@@ -161,7 +161,7 @@ BOMBS = {
     "name", [pytest.param(name, marks=pytest.mark.fault(f"{name} in an upload", seconds=60, mebibytes=400)) for name in BOMBS]
 )
 @pytest.mark.thorough
-def test_what_cannot_be_checked_is_refused(tmp_path, name):
+def test_files_that_cannot_be_checked_are_refused(tmp_path, name):
     with pytest.raises(UserError, match="--exclude") as refusal:
         scan(tmp_path, BOMBS[name]())
     assert "\n" not in str(refusal.value)
@@ -182,7 +182,7 @@ def test_the_plots_of_a_run_are_read_and_other_pdfs_are_named(tmp_path):
     assert scan(tmp_path, deep, "deep.pdf").findings == [] and time.process_time() - start < 10
 
 
-def test_what_only_looks_like_a_secret_is_not_one(tmp_path):
+def test_text_that_resembles_a_secret_is_not_one(tmp_path):
     text = ("https://example.org/home/ada and/or ~/home/x, ./home/ada, task-specific sk-learn, hf_hub, /usr/bin/env api_key=os.environ['KEY1234'], "
             "https://user:password@host, http://localhost/home/index, pad_token: <pad>, password = your-password1, risk-management-and-so-on-for-all")  # fmt: skip
     picture = json.dumps({"image": base64.b64encode(os.urandom(10**6)).decode()})
@@ -192,7 +192,7 @@ def test_what_only_looks_like_a_secret_is_not_one(tmp_path):
 
 @pytest.mark.fault("100 MB of random weights: no false alarm", seconds=30, mebibytes=400)
 @pytest.mark.thorough
-def test_random_weights_raise_no_alarm(tmp_path):
+def test_random_weights_are_not_secrets(tmp_path):
     assert scan(tmp_path, np.random.default_rng().bytes(50 * 10**6)).findings == []
     normal = np.random.default_rng().standard_normal(6 * 10**6, dtype=np.float32) * 0.02
     assert scan(tmp_path, normal.tobytes() + (normal.view(np.uint32) >> 16).astype(np.uint16).tobytes()).findings == []

@@ -1,13 +1,13 @@
-"""`push_to_hub.py --layout` against a Hub on loopback: what arrives is a stock checkpoint that loads without trust and computes the same."""
+"""`push_to_hub.py --layout` against a Hub on loopback: what is uploaded is a stock checkpoint that loads without trust_remote_code and computes the same."""
 
 import json
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from run_records import RECORD, metrics
 from stand_in_hub import card_problems
 from stock_checkpoints import LABELS
-from test_cards import RECORD, metrics
 from tiny_models import assert_equal, tiny_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 
@@ -72,14 +72,6 @@ def run(tokenizer, tmp_path):
 
 
 @pytest.fixture
-def push(script, monkeypatch):
-    """Runs the script in this process, without the download that follows."""
-    module = script("push_to_hub")
-    monkeypatch.setattr(module, "verify_upload", lambda contents, uploaded: 0.0)
-    return lambda *argv: module.main(module.parse([str(word) for word in argv]))
-
-
-@pytest.fixture
 def refused(script, capsys):
     """A function `(*argv) -> message` of a push that must fail: one line, status 2."""
     module = script("push_to_hub")
@@ -94,12 +86,6 @@ def refused(script, capsys):
     return fail
 
 
-def present(hub, name: str) -> dict[str, bytes]:
-    files = hub.files(name)
-    del files[".gitattributes"]
-    return files
-
-
 def without_trust(name: str, head: str, tmp_path):
     auto = AutoModelForSequenceClassification if head == "classifier" else AutoModelForCausalLM
     model = auto.from_pretrained(name, cache_dir=tmp_path / "cache", trust_remote_code=False).eval()
@@ -110,11 +96,11 @@ def without_trust(name: str, head: str, tmp_path):
 @torch.no_grad()
 @pytest.mark.parametrize(("layout", "head"), [case for case in CLASSES if case[1] == "lm" or case[0] in ("gpt2", "llama")])
 @pytest.mark.quick_cases("llama-lm")
-def test_a_stock_checkpoint_arrives_whole(layout, head, run, push, logged_in, tokenizer, tmp_path):
+def test_a_stock_checkpoint_is_uploaded_completely(layout, head, run, push, logged_in, tokenizer, tmp_path):
     hub, folder = logged_in(), run(layout, head)
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     push(folder, "first", "--layout", layout)
-    files = present(hub, "ada/first")
+    files = hub.files("ada/first")
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md"} < {
         *files
     }
@@ -152,10 +138,10 @@ def test_uploaded_downloaded_and_loaded_again(run, script, logged_in, capsys):
 
 
 @pytest.mark.thorough
-def test_the_card_says_so(run, push, logged_in):
+def test_the_card_describes_the_stock_layout(run, push, logged_in):
     hub = logged_in()
     push(run("llama"), "first", "--layout", "llama")
-    text = present(hub, "ada/first")["README.md"].decode()
+    text = hub.files("ada/first")["README.md"].decode()
     assert card_problems(text) == ([], [])
     card = ModelCard(text)
     assert card.data.tags == ["gpt_scratch"] and card.data.library_name == "transformers" and len(card.data.eval_results) == 2
@@ -177,7 +163,7 @@ def test_the_card_names_its_own_repository_after_an_upload_in_our_layout(run, pu
     push(folder, "ours")
     assert '"ada/ours"' in (folder / "README.md").read_text(encoding="utf-8")
     push(folder, "stock", "--layout", "gpt2")
-    text = present(hub, "ada/stock")["README.md"].decode()
+    text = hub.files("ada/stock")["README.md"].decode()
     assert text.count('"ada/stock", revision="main")') == 2 and 'verify_checkpoint "ada/stock"\n' in text
     assert "ada/ours" not in text and "PATH_OR_NAME" not in text
 
@@ -202,7 +188,7 @@ def test_a_card_where_there_was_none(run, push, logged_in):
     hub, folder = logged_in(), run("gpt2")
     (folder / "README.md").unlink()
     push(folder, "none", "--layout", "gpt2")
-    text = present(hub, "ada/none")["README.md"].decode()
+    text = hub.files("ada/none")["README.md"].decode()
     assert "\n# run\n" in text and "This is a stock `GPT2LMHeadModel`" in text and card_problems(text) == ([], [])
     assert "trust_remote_code=True" not in text and "custom_code" not in text
 
@@ -237,9 +223,9 @@ def test_the_same_command_again_is_no_new_commit(run, push, logged_in):
 def test_code_and_shards_of_an_earlier_upload_are_deleted(run, push, logged_in):
     hub, folder = logged_in(), run("gpt2")
     push(folder, "first")
-    assert any(name.endswith(".py") for name in present(hub, "ada/first"))
+    assert any(name.endswith(".py") for name in hub.files("ada/first"))
     push(folder, "first", "--layout", "gpt2", "--update", "--exclude", "metrics.json")
-    files = present(hub, "ada/first")
+    files = hub.files("ada/first")
     assert not any(name.endswith(".py") or "-of-" in name for name in files) and "model.safetensors" in files
 
 
@@ -264,7 +250,7 @@ def test_other_directories_are_refused(run, refused, script, tmp_path):
 
 
 @pytest.mark.thorough
-def test_what_computes_something_else_is_not_uploaded(run, refused, logged_in, monkeypatch):
+def test_a_stock_layout_that_computes_something_else_is_not_uploaded(run, refused, logged_in, monkeypatch):
     hub = logged_in()
 
     def export_wrongly(checkpoint, folder, *rest):
@@ -276,7 +262,7 @@ def test_what_computes_something_else_is_not_uploaded(run, refused, logged_in, m
 
     export_weights = stock_layout.export_weights
     monkeypatch.setattr(stock_layout, "export_weights", export_wrongly)
-    assert "verification failed: logits are up to" in refused(run("llama"), "first", "--layout", "llama")
+    assert "verification failed: logits differ from those of" in refused(run("llama"), "first", "--layout", "llama")
     assert hub.requests == []
 
 

@@ -38,26 +38,12 @@ def folder(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "model")
 
 
-@pytest.fixture
-def push(script, monkeypatch):
-    """Runs the script in this process, without the download that follows; the process of its own is tested once below."""
-    monkeypatch.setattr(sys.modules.get("push_to_hub", script("push_to_hub")), "verify_upload", lambda contents, uploaded: 0.0)
-    module = sys.modules["push_to_hub"]
-    return lambda *argv: module.main(module.parse([str(word) for word in argv]))
-
-
 def puts(hub) -> list[str]:
     return [path for method, path in hub.requests if method == "PUT"]
 
 
 def expected(folder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "training_args.bin"}
-
-
-def present(hub, repo_id: str, revision: str = "main") -> dict[str, bytes]:
-    files = hub.files(repo_id, revision)
-    del files[".gitattributes"]
-    return files
 
 
 STRANGER = """
@@ -77,7 +63,7 @@ with torch.no_grad():
 def test_upload_download_and_load(folder, script, logged_in, capsys, tmp_path):
     hub, module = logged_in(), script("push_to_hub")
     commit = module.main(module.parse([str(folder), "first"]))
-    assert commit == hub.repos["ada/first"].branches["main"] and present(hub, "ada/first") == expected(folder)
+    assert commit == hub.repos["ada/first"].branches["main"] and hub.files("ada/first") == expected(folder)
     assert not hub.repos["ada/first"].private
     printed = capsys.readouterr().out
     assert "downloaded again: 16 checksums equal; loaded without this package, its logits differ by 0.0e+00" in printed
@@ -107,10 +93,10 @@ def test_upload_download_and_load_in_processes_of_their_own(folder, hub, client_
     assert printed[-2] == f'load it with from_pretrained("ada/first", trust_remote_code=True, revision="{commit}")'
     command = [sys.executable, "-m", *printed[-1].removeprefix("verify it with python -m ").split()]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 0 and done.stdout.startswith("ada/first: computes what it computed when it was written"), (
+    assert done.returncode == 0 and done.stdout.startswith("ada/first: reproduces the outputs stored when it was written"), (
         done.stderr
     )
-    assert hub.repos["ada/first"].private and present(hub, "ada/first") == expected(folder)
+    assert hub.repos["ada/first"].private and hub.files("ada/first") == expected(folder)
 
     command = [sys.executable, "-c", STRANGER, commit]
     done = subprocess.run(command, env=client_environment, capture_output=True, text=True, cwd=tmp_path, check=False)
@@ -146,41 +132,41 @@ def test_secrets_stop_it_before_anything_is_sent(folder, push, logged_in, capsys
         push(folder, "first", "--allow_paths")
     assert hub.requests == []
     push(folder, "first", "--allow_paths", "--exclude", "*.md")
-    assert "metrics.json" in present(hub, "ada/first") and "notes.md" not in present(hub, "ada/first")
+    assert "metrics.json" in hub.files("ada/first") and "notes.md" not in hub.files("ada/first")
 
 
 def test_a_second_run_after_an_interruption_sends_only_what_is_missing(folder, push, logged_in):
     hub = logged_in()
     shards = len(list(folder.glob("*.safetensors")))
     assert shards > 2
-    hub.drop = lambda method, path: method == "PUT" and path != puts(hub)[0]  # the cable is pulled after the first file
+    hub.drop = lambda method, path: method == "PUT" and path != puts(hub)[0]  # the connection is lost after the first file
     with pytest.raises(UserError, match="connection to the Hub broke off.*run the same command again") as error:
         push(folder, "first")
     assert "\n" not in str(error.value)
-    assert len(hub.objects) == 1 and present(hub, "ada/first") == {}  # nothing half-way is visible
+    assert len(hub.objects) == 1 and hub.files("ada/first") == {}  # nothing half-way is visible
     arrived = set(hub.objects)
     hub.drop, hub.requests = lambda method, path: False, []
     push(folder, "first")  # no --update: the repository holds nothing yet
     assert len(puts(hub)) == shards - 1 and not arrived & {path.split("/")[-1] for path in puts(hub)}
-    assert present(hub, "ada/first") == expected(folder)
+    assert hub.files("ada/first") == expected(folder)
 
 
 @pytest.mark.parametrize("lost", ["/api/repos/create", "/api/whoami-v2", "/commit/main"])
-def test_a_network_that_goes_away_at_any_point(folder, push, logged_in, lost):
+def test_a_lost_connection_at_any_point(folder, push, logged_in, lost):
     hub = logged_in()
     hub.drop = lambda method, path: path.endswith(lost)
     with pytest.raises(UserError, match="connection to the Hub broke off"):
         push(folder, "first")
     hub.drop = lambda method, path: False
     push(folder, "first")
-    assert present(hub, "ada/first") == expected(folder)
+    assert hub.files("ada/first") == expected(folder)
 
 
-def test_a_short_failure_is_not_noticed(folder, push, logged_in):
+def test_a_short_failure_is_retried(folder, push, logged_in):
     hub, failed = logged_in(), []
     hub.drop = lambda method, path: method == "PUT" and path not in failed and not failed.append(path)
     push(folder, "first")
-    assert len(failed) > 2 and present(hub, "ada/first") == expected(folder)
+    assert len(failed) > 2 and hub.files("ada/first") == expected(folder)
 
 
 def test_not_logged_in(folder, push, logged_in):
@@ -204,7 +190,7 @@ def test_no_permission(folder, push, logged_in):
         push(folder, "ada/first", "--update")
     with pytest.raises(UserError, match="no permission to write to ada/second"):
         push(folder, "ada/second")
-    assert set(hub.repos) == {"ada/first"} and present(hub, "ada/first")["README.md"] == CARD.encode()
+    assert set(hub.repos) == {"ada/first"} and hub.files("ada/first")["README.md"] == CARD.encode()
 
 
 @pytest.mark.thorough
@@ -221,7 +207,7 @@ def test_a_repository_that_exists(folder, push, logged_in, capsys):
     assert hub.repos["ada/first"].branches["main"] == first
     push(folder, "first", "--update")
     assert "deleted there, since it belongs to other weights: model-00001-of" in capsys.readouterr().out
-    assert present(hub, "ada/first") == expected(folder)
+    assert hub.files("ada/first") == expected(folder)
 
 
 @pytest.mark.thorough
@@ -242,7 +228,7 @@ def test_a_model_that_computes_what_it_did_is_verified_before_and_after(folder, 
     assert "computes its reference_outputs.json without this package, with and without the cache" in printed
     command = f"verify it with python -m gpt_scratch.verify_checkpoint ada/first --revision {commit} --trust_remote_code"
     assert printed.splitlines()[-1] == command
-    assert "reference_outputs.json" in present(hub, "ada/first")
+    assert "reference_outputs.json" in hub.files("ada/first")
 
 
 def test_a_model_that_computes_something_else_is_not_uploaded(folder, push, logged_in):
@@ -253,7 +239,7 @@ def test_a_model_that_computes_something_else_is_not_uploaded(folder, push, logg
     randomize(tiny_model("gpt2", vocab_size=300), seed=1).save_pretrained(folder)
     for flags in (["--dry_run"], []):
         with pytest.raises(
-            UserError, match="model does not compute what it computed when it was written .*: logits of a plain forward"
+            UserError, match="model does not reproduce the outputs stored when it was written .*: logits without padding"
         ):
             push(folder, "first", *flags)
     assert hub.requests == []
@@ -271,13 +257,13 @@ def test_reference_outputs_of_other_weights_do_not_stay_there(folder, push, logg
     printed = capsys.readouterr().out
     assert "note: there is no reference_outputs.json" in printed and "verify it with" not in printed
     assert "deleted there, since it belongs to other weights: reference_outputs.json" in printed
-    assert present(hub, "ada/first") == expected(folder)
+    assert hub.files("ada/first") == expected(folder)
 
 
 def test_a_branch(folder, push, logged_in):
     hub = logged_in()
     push(folder, "first", "--revision", "trial")
-    assert present(hub, "ada/first", "trial") == expected(folder) and present(hub, "ada/first") == {}
+    assert hub.files("ada/first", "trial") == expected(folder) and hub.files("ada/first") == {}
 
 
 def test_a_bad_name_and_a_card_that_the_hub_refuses(folder, push, logged_in):
@@ -296,7 +282,7 @@ def test_offline(folder, push, monkeypatch):
 
 
 @pytest.mark.thorough
-def test_verification_notices_another_file_and_other_logits(folder, script, logged_in, monkeypatch):
+def test_verification_detects_another_file_and_other_logits(folder, script, logged_in, monkeypatch):
     hub = logged_in()
     module = script("push_to_hub")
     arguments = module.parse([str(folder), "first"])

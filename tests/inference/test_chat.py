@@ -1,4 +1,4 @@
-"""The conversation in the terminal: what the model is given, what is forgotten when the context is full."""
+"""The conversation in the terminal: the model's input, and what is dropped when the context is full."""
 
 import shutil
 
@@ -26,16 +26,16 @@ def make(tokenizer, **settings) -> Chat:
 
 def test_history_is_given_whole_and_the_reply_is_streamed(tokenizer, capsys):
     chat = make(tokenizer)
-    first = chat.say("Hi")
+    first = chat.reply("Hi")
     assert capsys.readouterr().out.strip() == first
     chat.messages.append({"role": "user", "content": "b"})
     assert tokenizer.decode(chat.prompt_ids()) == (
         f"<|user|>\nHi\n<|assistant|>:\n{first}<|endoftext|>\n<|user|>\nb\n<|assistant|>:\n"
     )
     again = make(tokenizer)
-    assert again.say("Hi", stream=False) == first and len(again.messages) == 2
+    assert again.reply("Hi", stream=False) == first and len(again.messages) == 2
     again.reset()
-    assert again.messages == [] and again.say("Hi", stream=False) == first
+    assert again.messages == [] and again.reply("Hi", stream=False) == first
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="decoding.c needs a C compiler")
@@ -43,7 +43,7 @@ def test_a_conversation_of_a_prepared_model_is_the_same(tokenizer):
     plain, fast = make(tokenizer), make(tokenizer, prepared=True)
     prepare_for_decoding(fast.model)
     for text in ("Hi", "And b?", "c"):
-        assert fast.say(text, stream=False) == plain.say(text, stream=False)
+        assert fast.reply(text, stream=False) == plain.reply(text, stream=False)
 
 
 def test_the_oldest_exchange_is_forgotten_and_the_system_message_stays(tokenizer):
@@ -62,16 +62,14 @@ def test_a_long_message_gets_a_reply_of_what_is_left(tokenizer):
     room = 128 - len(chat.prompt_ids())
     chat.reset()
     assert 0 < room < 60
-    chat.say("x" * 90, stream=False)  # a token more would have no position
+    chat.reply("x" * 90, stream=False)  # a token more would have no position
     assert [message["role"] for message in chat.messages] == ["user", "assistant"]
 
 
 def test_what_cannot_fit_is_refused(tokenizer):
     chat = make(tokenizer)
-    with pytest.raises(
-        UserError, match="a prompt of 135 tokens, and the model's 128 positions leave no room for a reply: shorten it"
-    ):
-        chat.say("x" * 110)
+    with pytest.raises(UserError, match="has 135 tokens, and the model's 128 positions leave no room for a reply: shorten it"):
+        chat.reply("x" * 110)
     assert chat.messages == []  # taken back
     with pytest.raises(UserError, match="between 1 and 127"):
         make(tokenizer, max_new_tokens=128)

@@ -61,7 +61,7 @@ def test_a_stream_is_answered_while_it_is_read(folder):
     assert len(read) == 2
 
 
-def test_a_language_model_is_no_classifier(tmp_path, folder):
+def test_a_language_model_is_refused_as_a_classifier(tmp_path, folder):
     _, tokenizer = load_classifier(folder)
     GPTScratchForCausalLM(GPTScratchConfig(vocab_size=300, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -169,7 +169,7 @@ class Arrived(Exception):
     """What a function of the script was called with."""
 
 
-def test_the_batch_size_of_the_flag_arrives(script, folder, monkeypatch):
+def test_the_batch_size_flag_reaches_its_function(script, folder, monkeypatch):
     module = script("classify")
 
     def stop(model, tokenizer, texts, batch_size, window):

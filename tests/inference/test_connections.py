@@ -1,4 +1,4 @@
-"""Connections to the server: slow ones end, clients that go away or do not read hold up nobody, their number is bounded."""
+"""Connections to the server: slow ones are ended, clients that leave or do not read block no others, and their number is limited."""
 
 import json
 import socket
@@ -64,7 +64,7 @@ def test_slow_connections_are_ended(server, start, drip):
 
 
 @pytest.mark.fault("a client that never reads the reply it asked for", seconds=20, mebibytes=MEBIBYTES)
-def test_a_client_that_does_not_read_holds_up_nobody(server, question):
+def test_a_client_that_does_not_read_blocks_no_other(server, question):
     body = json.dumps(question | {"max_tokens": 3000, "stream": True}).encode()
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
@@ -77,7 +77,7 @@ def test_a_client_that_does_not_read_holds_up_nobody(server, question):
 
 
 @pytest.mark.fault("200 open connections that say nothing", seconds=10, mebibytes=MEBIBYTES)
-def test_connections_are_bounded_and_come_free(server):
+def test_connections_are_limited_and_released(server):
     connections = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(200)]
     try:
         time.sleep(0.5)
@@ -91,7 +91,7 @@ def test_connections_are_bounded_and_come_free(server):
 
 
 @pytest.mark.fault("HTTP that is none: binary noise, two lengths, an endless header, HTTP/2", seconds=5, mebibytes=MEBIBYTES)
-def test_noise_is_refused(server):
+def test_requests_that_are_not_http_are_refused(server):
     for noise in (
         b"\x16\x03\x01\x02\x00" * 50,
         b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",

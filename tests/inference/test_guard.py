@@ -1,4 +1,4 @@
-"""Who may ask the server, and what."""
+"""Which callers and which requests the server accepts."""
 
 import pytest
 from served import KEY, MEBIBYTES
@@ -16,8 +16,8 @@ pytest.importorskip("openai")
     [
         pytest.param({"Host": "evil.example"}, 403, "Host", marks=pytest.mark.fault("a foreign Host header (DNS rebinding)", seconds=2, mebibytes=MEBIBYTES)),
         pytest.param({"Host": "127.0.0.1@evil.example"}, 400, "Host", marks=pytest.mark.fault("a Host header with a user", seconds=2, mebibytes=MEBIBYTES)),
-        pytest.param({"Origin": "http://evil.example"}, 403, "pages of other origins", marks=pytest.mark.fault("a request from another origin", seconds=2, mebibytes=MEBIBYTES)),
-        pytest.param({"Origin": "null"}, 403, "pages of other origins", marks=pytest.mark.fault("a request from a sandboxed page", seconds=2, mebibytes=MEBIBYTES)),
+        pytest.param({"Origin": "http://evil.example"}, 403, "origin is not allowed", marks=pytest.mark.fault("a request from another origin", seconds=2, mebibytes=MEBIBYTES)),
+        pytest.param({"Origin": "null"}, 403, "origin is not allowed", marks=pytest.mark.fault("a request from a sandboxed page", seconds=2, mebibytes=MEBIBYTES)),
         pytest.param({"Content-Type": "text/plain"}, 415, "application/json", marks=pytest.mark.fault("JSON as plain text, which a page may send without asking", seconds=2, mebibytes=MEBIBYTES)),
         pytest.param({"Content-Encoding": "gzip"}, 415, "not compressed", marks=pytest.mark.fault("a compressed request", seconds=2, mebibytes=MEBIBYTES)),
         pytest.param({"Authorization": ""}, 401, "API key", marks=pytest.mark.fault("a request without the API key", seconds=2, mebibytes=MEBIBYTES)),
@@ -25,12 +25,12 @@ pytest.importorskip("openai")
         pytest.param({"Authorization": "Bearer \xff"}, 401, "API key", marks=pytest.mark.fault("an API key that is not ASCII", seconds=2, mebibytes=MEBIBYTES)),
     ],
 )  # fmt: skip
-def test_a_caller_who_may_not_ask_is_refused(server, question, headers, status, words):
+def test_unauthorized_callers_are_refused(server, question, headers, status, words):
     refused, error = server.error(COMPLETIONS, question, headers)
     assert refused == status and words in error["message"], error
 
 
-def test_a_caller_who_may_ask_is_heard(server, question):
+def test_authorized_callers_are_answered(server, question):
     for headers in ({"Origin": f"http://127.0.0.1:{server.port}"}, {"Host": f"LOCALHOST:{server.port}"}, {"Host": "[::1]:1"}):
         assert server.ask(COMPLETIONS, question, headers)[0] == 200, headers
     assert server.ask("/health", headers={"Authorization": "", "Host": "probe"})[0] == 200
@@ -64,6 +64,6 @@ def test_other_routes_are_closed(server, question):
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org", ""])
-def test_others_reach_no_server_without_a_key(tmp_path, host):
+def test_a_public_server_needs_a_key(tmp_path, host):
     with pytest.raises(UserError, match="set an API key in the variable GPT_SCRATCH_API_KEY"):
         serve(str(tmp_path), host=host)

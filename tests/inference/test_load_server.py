@@ -1,4 +1,4 @@
-"""The load test of the server, small, and that it fails where it should."""
+"""A small load test of the server, which must fail where the server does."""
 
 import sys
 import threading

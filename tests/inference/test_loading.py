@@ -1,4 +1,4 @@
-"""One loader for every script: what is not whole is refused by name in one line, within bounds of time and memory.
+"""One loader for every script: an incomplete checkpoint is refused by name in one line, within bounds of time and memory.
 
 All hostile checkpoints are opened by one process, one after the other.
 """
@@ -148,23 +148,23 @@ def tensors(edit, file: str = "model.safetensors"):
 # What was tried: the folder that is damaged, how, and words of the refusal.
 CASES = {
     "a checkpoint of a compiled model (_orig_mod.)": ("lm", tensors(rename_all), "begin with '_orig_mod.'"),
-    "a checkpoint without a layer": ("lm", tensors(lambda t: [t.pop(n) for n in list(t) if ".1." in n]), "lack model.layers.1."),
-    "a checkpoint with a layer too many": ("lm", tensors(add_tensor), "no place for: model.layers.2.mlp.up_proj.weight"),
-    "a weights file without tensors": ("lm", tensors(dict.clear), "model.safetensors holds no tensors"),
+    "a checkpoint without a layer": ("lm", tensors(lambda t: [t.pop(n) for n in list(t) if ".1." in n]), "files: model.layers.1."),
+    "a checkpoint with a layer too many": ("lm", tensors(add_tensor), "unexpected tensors in the weights files: model.layers.2.mlp.up_proj.weight"),
+    "a weights file without tensors": ("lm", tensors(dict.clear), "model.safetensors contains no tensors"),
     "a tensor of another shape": (
-        "lm", tensors(lambda t: t.update({"model.norm.weight": torch.ones(31)})), "model.norm.weight has the shape (31,) in the weights file, and (32,)"),
-    "a NaN in the weights": ("lm", tensors(lambda t: poison(t, torch.nan)), "model.norm.weight holds NaN"),
-    "an infinity in bf16 weights": ("lm", tensors(lambda t: poison(t, torch.inf, torch.bfloat16)), "holds infinite values"),
-    "a NaN in sharded weights": ("lm", lambda f: (edit_tensors(f, lambda t: poison(t, torch.nan)), shard(f)), "holds NaN"),
-    "an index of shards that points to /dev/zero": ("lm", lambda f: shard(f, weight_map={"a": "/dev/zero"}), "names '/dev/zero'"),
-    "an index of shards that points outside": ("lm", lambda f: shard(f, weight_map={"a": "../../x"}), "names '../../x'"),
+        "lm", tensors(lambda t: t.update({"model.norm.weight": torch.ones(31)})), "model.norm.weight has the shape (31,) in the weights file, but (32,)"),
+    "a NaN in the weights": ("lm", tensors(lambda t: poison(t, torch.nan)), "model.norm.weight contains NaN"),
+    "an infinity in bf16 weights": ("lm", tensors(lambda t: poison(t, torch.inf, torch.bfloat16)), "contains infinite values"),
+    "a NaN in sharded weights": ("lm", lambda f: (edit_tensors(f, lambda t: poison(t, torch.nan)), shard(f)), "contains NaN"),
+    "an index of shards that points to /dev/zero": ("lm", lambda f: shard(f, weight_map={"a": "/dev/zero"}), "lists '/dev/zero'"),
+    "an index of shards that points outside": ("lm", lambda f: shard(f, weight_map={"a": "../../x"}), "lists '../../x'"),
     "an index of shards without a map": ("lm", lambda f: shard(f, weight_map=[1]), "no weight_map"),
     "an index of shards that is a list": ("lm", lambda f: (shard(f), text("model.safetensors.index.json", "[]")(f)), "must hold a JSON object"),
     "a shard that is missing": ("lm", lambda f: (shard(f), (f / "part-1.safetensors").unlink()), "part-1.safetensors"),
-    "no weights at all": ("lm", lambda f: (f / "model.safetensors").unlink(), "it holds no weights"),
+    "no weights at all": ("lm", lambda f: (f / "model.safetensors").unlink(), "it contains no weights"),
     "truncated weights": ("lm", lambda f: os.truncate(f / "model.safetensors", 5000), "cannot be loaded"),
     "weights that are a link to /dev/zero": (
-        "lm", lambda f: ((f / "model.safetensors").unlink(), (f / "model.safetensors").symlink_to("/dev/zero")), "it holds no weights"),
+        "lm", lambda f: ((f / "model.safetensors").unlink(), (f / "model.safetensors").symlink_to("/dev/zero")), "it contains no weights"),
     "a pickle with code for weights": ("lm", pickled, "cannot be loaded"),
     "no configuration": ("lm", lambda f: (f / "config.json").unlink(), "config.json"),
     "a configuration that is a list": ("lm", text("config.json", "[1]"), "config.json must hold a JSON object, not a list"),
@@ -173,9 +173,9 @@ CASES = {
     "a configuration with a model_type that is a number": ("lm", config(model_type=7), "cannot be loaded"),
     "a configuration with 10^9 labels": ("lm", config(num_labels=10**9, id2label=None), "num_labels is 1,000,000,000"),
     "a Llama configuration with 10^9 layers": ("lm", llama(num_hidden_layers=10**9), "num_hidden_layers is 1,000,000,000"),
-    "a Llama configuration of a width of 10^6": ("lm", llama(hidden_size=10**6, head_dim=8), "and its weights have only"),
-    "a vocabulary of 10^8 rows, and a small file": ("lm", config(vocab_size=10**8), "parameters, and its weights have only"),
-    "a tokenizer with more tokens than the model": ("lm", config(vocab_size=200), "and the model's vocab_size is 200"),
+    "a Llama configuration of a width of 10^6": ("lm", llama(hidden_size=10**6, head_dim=8), "but the weights have only"),
+    "a vocabulary of 10^8 rows, and a small file": ("lm", config(vocab_size=10**8), "parameters, but the weights have only"),
+    "a tokenizer with more tokens than the model": ("lm", config(vocab_size=200), "but the model's vocab_size is 200"),
     "a tokenizer with an id beyond the model's rows": ("lm", add_token, "has an id 5,000"),
     "a tokenizer that is no JSON": ("lm", text("tokenizer.json", "{"), "its tokenizer cannot be loaded"),
     "a tokenizer with a regular expression that cannot be": ("lm", panic, "its tokenizer cannot be loaded"),
@@ -185,14 +185,14 @@ CASES = {
     "a classifier with a head of other classes": (
         "classifier as classifier", tensors(lambda t: t.update({"score.weight": torch.zeros(5, 32)})), "score.weight has the shape (5, 32)"),
     "an adapter without half of its tensors": (
-        "adapter", tensors(lambda t: [t.pop(n) for n in list(t) if "lora_B" in n], "adapter_model.safetensors"), "the weights files lack"),
+        "adapter", tensors(lambda t: [t.pop(n) for n in list(t) if "lora_B" in n], "adapter_model.safetensors"), "missing tensors in the weights files"),
     "an adapter of another width": (
         "adapter", tensors(lambda t: t.update({n: torch.zeros(8, 31) for n in t if "q_proj.lora_A" in n}), "adapter_model.safetensors"), "q_proj.lora_A"),
     "an adapter with a NaN": (
-        "adapter", tensors(lambda t: next(iter(t.values())).fill_(torch.nan), "adapter_model.safetensors"), "holds NaN"),
+        "adapter", tensors(lambda t: next(iter(t.values())).fill_(torch.nan), "adapter_model.safetensors"), "contains NaN"),
     "an adapter configuration that is a list": ("adapter", text("adapter_config.json", "[]"), "adapter_config.json must hold a JSON object"),
     "an adapter configuration without a base model": (
-        "adapter", lambda f: edit_json(f / "adapter_config.json", base_model_name_or_path=None), "names no base model"),
+        "adapter", lambda f: edit_json(f / "adapter_config.json", base_model_name_or_path=None), "has no base model"),
     "an adapter configuration with a rank that is a text": (
         "adapter", lambda f: edit_json(f / "adapter_config.json", r="many"), "cannot be loaded as an adapter"),
     "an adapter configuration with a rank of 10^12": ("adapter", lambda f: edit_json(f / "adapter_config.json", r=10**12), "cannot be loaded as an adapter"),
@@ -222,13 +222,13 @@ def refusals(whole, tmp_path_factory) -> dict[str, dict]:
     "name", [pytest.param(name, marks=pytest.mark.fault(name, seconds=SECONDS, mebibytes=MEBIBYTES)) for name in CASES]
 )
 @pytest.mark.thorough
-def test_what_is_not_whole_is_refused_in_one_line(refusals, name):
+def test_incomplete_checkpoints_are_refused_in_one_line(refusals, name):
     said = refusals[name]
     assert CASES[name][2] in said["said"] and "\n" not in said["said"], said
     assert said["seconds"] < SECONDS
 
 
-def test_whole_ones_are_opened(whole, tokenizer, tmp_path):
+def test_complete_checkpoints_are_opened(whole, tokenizer, tmp_path):
     model, opened = load_language_model(str(whole / "lm"))
     ids = torch.tensor([opened("One day")["input_ids"]])
     assert opened.get_vocab() == tokenizer.get_vocab() and not model.training
@@ -244,24 +244,24 @@ def test_whole_ones_are_opened(whole, tokenizer, tmp_path):
     assert load_model(str(tmp_path / "untied"), "lm").dtype == torch.bfloat16
 
 
-def test_a_head_that_is_to_be_trained_may_be_new_and_nothing_else(whole, tmp_path):
+def test_only_a_head_that_is_to_be_trained_may_be_new(whole, tmp_path):
     model = load_model(str(whole / "lm"), "classifier", "float32", new_head=True, num_labels=4)
     assert model.score.weight.shape == (4, 32)
     assert torch.equal(model.model.embed_tokens.weight, load_model(str(whole / "lm"), "lm").model.embed_tokens.weight)
     shutil.copytree(whole / "lm", tmp_path / "damaged")
     edit_tensors(tmp_path / "damaged", lambda t: t.pop("model.norm.weight"))
-    with pytest.raises(UserError, match="lack model.norm.weight"):
+    with pytest.raises(UserError, match="files: model.norm.weight"):
         load_model(str(tmp_path / "damaged"), "classifier", new_head=True, num_labels=4)
 
 
-def test_what_is_nowhere_is_named(tmp_path):
+def test_a_missing_checkpoint_is_named(tmp_path):
     for load in (load_language_model, load_classifier, load_tokenizer):
         with pytest.raises(UserError, match="nowhere"):
             load(str(tmp_path / "nowhere"))
 
 
-def test_no_script_loads_past_the_loader():
-    """Whoever adds a script finds this line: transformers alone fills in what is missing with random numbers."""
+def test_every_script_uses_the_loader():
+    """transformers alone initializes missing weights at random: a new script must use the loader, too."""
     root = Path(__file__).resolve().parents[2]
     found = subprocess.run(
         ["grep", "-rlE", r"Auto(Tokenizer|Model\w*)\.from_pretrained\(", "--include=*.py", "--exclude-dir=course", "gpt_scratch", "scripts"],

@@ -1,4 +1,4 @@
-"""Connections that are slow in one way or another, to a server whose answers may go on for long: real sockets, an app of ten lines."""
+"""Slow connections to a server whose answers take long: real sockets, an app of ten lines."""
 
 import asyncio
 import socket
@@ -89,7 +89,7 @@ def get(path: str) -> str:
 
 
 @pytest.mark.fault("clients that read nothing of an answer without end, or of one in a single piece", **BOUNDS)
-def test_an_answer_that_nobody_reads_is_ended(server):
+def test_an_unread_answer_is_ended(server):
     connections = [server.open(get(path)) for path in ("/much", "/once") * 4]
     until(lambda: server.written > 0)
     until(lambda: not server.server.server_state.connections)

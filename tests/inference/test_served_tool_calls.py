@@ -31,7 +31,7 @@ RECORDS = [
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """A model that has learned these three conversations by heart."""
+    """A model that was overfitted on these three conversations."""
     path = tmp_path_factory.mktemp("caller")
     tokenizer = train_byte_level_bpe([json.dumps(RECORDS)] * 2, 300, special_tokens=(END_OF_TEXT, PADDING, "<|im_start|>"))
     set_prompt_style(tokenizer, "chatml")
@@ -102,4 +102,4 @@ def test_a_template_without_tools_refuses_them(server, tmp_path):
     make_model(tmp_path / "model")
     with serving(tmp_path / "model", tmp_path / "log") as running:
         status, error = running.error(CHAT, {"model": running.model, "messages": [ASKED], "tools": [TOOL]})
-    assert status == 400 and "chat template leaves out tools" in error["message"]
+    assert status == 400 and "chat template does not support tools" in error["message"]

@@ -1,17 +1,15 @@
-"""Replies with calls of tools, taken apart; what is no call stays text."""
+"""Replies with tool calls are parsed; what is not a call stays text."""
 
 import json
 
 import pytest
 
-from gpt_scratch.inference.limits import CHAT, Limits, RequestReader
-from gpt_scratch.inference.refusal import Refusal
 from gpt_scratch.inference.tool_calls import ReplyParser, as_openai, parse_reply
 
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
 
 
-def test_text_reasoning_and_calls_are_taken_apart():
+def test_text_reasoning_and_calls_are_parsed():
     found = parse_reply(f"<think>\nwhy\n</think>\n\nI look.\n{CALL}\n{CALL}")
     assert found["reasoning_content"] == "why" and found["content"] == "I look."
     assert [call["function"] for call in found["tool_calls"]] == [{"name": "weather", "arguments": {"city": "Rome"}}] * 2
@@ -30,7 +28,7 @@ def test_text_reasoning_and_calls_are_taken_apart():
         "text <think>later</think>",
     ],
 )
-def test_what_is_no_call_stays_text(text):
+def test_invalid_calls_stay_text(text):
     assert parse_reply(text) == {"role": "assistant", "content": text}
 
 
@@ -42,7 +40,7 @@ TEXTS = [
 
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("size", [1, 3, 1000])
-def test_a_reply_in_pieces_is_taken_apart_as_the_whole_is(text, size):
+def test_a_streamed_reply_is_parsed_as_the_whole_reply(text, size):
     parser, whole = ReplyParser("<|endoftext|>"), text + "<|endoftext|>"
     events = [event for i in range(0, len(whole), size) for event in parser.feed(whole[i : i + size])] + parser.finalize()[1]
     found = {field: "".join(e["text"] for e in events if e["type"] == "region_chunk" and e["field"] == field)
@@ -59,62 +57,8 @@ def test_text_is_not_held_back_for_long():
     assert parser.feed(" <") == [{"type": "region_chunk", "field": "content", "text": " "}]
 
 
-TOOL = {"type": "function", "function": {"name": "weather", "description": "now", "parameters": {"type": "object"}}}
-ASKED = {"role": "user", "content": "Rome?"}
-CALLED = {
-    "role": "assistant",
-    "tool_calls": [{"id": "a", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}],
-}
-RESULT = {"role": "tool", "content": "sunny", "tool_call_id": "a"}
-
-
-def read(**fields):
-    pytest.importorskip("pydantic")
-    return RequestReader(Limits(), "m").read(CHAT, json.dumps({"model": "m", "messages": [ASKED], **fields}).encode())[0]
-
-
-def test_a_request_with_tools_calls_and_results_is_read():
-    body = read(tools=[TOOL], messages=[ASKED, CALLED, RESULT])
-    assert body["tools"] == [TOOL] and body["messages"][2] == RESULT
-    assert body["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"city": "Rome"}
-
-
-def call(**function):
-    return {
-        "role": "assistant",
-        "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"} | function}],
-    }
-
-
-@pytest.mark.parametrize(
-    ("fields", "name"),
-    [
-        ({"tools": []}, "tools"),
-        ({"tools": [TOOL] * 65}, "tools"),
-        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
-        ({"tools": [{"type": "code", "function": {"name": "a"}}]}, "tools.0.type"),
-        ({"tools": [{**TOOL, "code": "x"}]}, "tools.0.code"),
-        ({"tool_choice": "auto"}, "tool_choice"),
-        ({"messages": [call(arguments="[" * 9999)]}, "messages.0.tool_calls.0.function.arguments"),
-        ({"messages": [call(arguments="[1]")]}, "messages.0.tool_calls.0.function.arguments"),
-        ({"messages": [call(arguments='{"a": 1e999}')]}, "messages.0.tool_calls.0.function.arguments"),
-        ({"messages": [call(name="")]}, "messages.0.tool_calls.0.function.name"),
-        ({"messages": [{**CALLED, "role": "user"}]}, "messages.0.tool_calls"),
-        ({"messages": [{**CALLED, "content": "I look."}]}, "messages.0.content"),
-        ({"messages": [{"role": "assistant"}]}, "messages.0.content"),
-        ({"messages": [{**ASKED, "tool_call_id": "a"}]}, "messages.0.tool_call_id"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.tool_call_id"),
-    ],
-)
-@pytest.mark.fault("tools, calls and results in a request that are out of bounds or of another form", seconds=2, mebibytes=300)
-def test_tools_of_another_form_are_refused_by_name(fields, name):
-    with pytest.raises(Refusal) as found:
-        read(**fields)
-    assert name in str(vars(found.value)), vars(found.value)
-
-
 @pytest.mark.fault("a reply of 200,000 opened calls, or one nested 100,000 deep", seconds=10, mebibytes=300)
-def test_hostile_replies_take_no_time():
+def test_hostile_replies_are_parsed_quickly():
     assert "tool_calls" not in parse_reply("<tool_call>" * 200_000)
     assert "tool_calls" not in parse_reply("<tool_call>" + "[" * 100_000 + "</tool_call>")
 

@@ -15,7 +15,7 @@ PROCESSES = {"cpu": 2, "gpus": 8, "machines": 64, "fsdp2": 8, "deepspeed": 8}
 
 
 @pytest.mark.parametrize("file", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
-def test_accelerate_takes_it(file, monkeypatch):
+def test_accelerate_reads_every_file(file, monkeypatch):
     monkeypatch.setattr("accelerate.commands.launch.is_deepspeed_available", lambda: True, raising=False)
     settings = yaml.safe_load(file.read_text(encoding="utf-8"))
     config = load_config_from_file(str(file))  # refuses unknown keys

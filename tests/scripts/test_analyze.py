@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
-from gpt_scratch.benchmarking.time_to_loss import evaluated_history
 from gpt_scratch.errors import UserError
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
@@ -48,74 +47,6 @@ def test_figures_are_printed_and_pictures_written(script, folder, tmp_path, caps
 def test_summary(script, folder, capsys):
     summary = run(script, "summary", folder, "--batch", "2", "--flops", "1e9")
     assert f"{summary['parameters']:,}" in capsys.readouterr().out
-
-
-def write_run(path, losses: list[float]) -> str:
-    path.mkdir()
-    history: list[dict] = []
-    for step, loss in enumerate(losses, start=1):
-        history.append(
-            {"step": step, "loss": 5.0 - step, "learning_rate": 0.1 / step, "grad_norm": 1.0, "num_input_tokens_seen": 64 * step}
-        )
-        history.append({"step": step, "eval_loss": loss, "num_input_tokens_seen": 64 * step})
-    (path / "trainer_state.json").write_text(json.dumps({"log_history": history}), encoding="utf-8")
-    return str(path)
-
-
-def test_runs_from_nothing_but_their_logs(script, tmp_path):
-    runs = [write_run(tmp_path / "a", [4, 3, 3.1, 3.2, 3.3]), write_run(tmp_path / "b", [4, 3, 2])]
-    output = str(tmp_path / "compared")
-    assert run(script, "runs", *runs, "--x", "num_input_tokens_seen", "--output", output)["files"] == [
-        f"{output}.png",
-        f"{output}.pdf",
-    ]
-    for flags, message in [
-        ((str(tmp_path),), "neither trainer_state.json nor metrics.json"),
-        ((*runs, "--labels", "one"), "1 different labels for 2 runs"),
-        ((runs[0], "--x", "epoch"), "nothing to draw against epoch: a"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            run(script, "runs", *flags)
-    (tmp_path / "a" / "trainer_state.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(UserError, match="holds no log of a run"):
-        run(script, "runs", runs[0])
-
-
-HOSTILE_LOGS = {
-    "a list": "[]",
-    "nested 200,000 deep": "[" * 200_000,
-    "no JSON": "\x00",
-    "a log that is a text": '{"log_history": "text"}',
-    "a log of numbers": '{"log_history": [5]}',
-    "metrics that are a list": '{"metrics": []}',
-    "a curve that is a number": '{"metrics": {"curve": 5}}',
-    "an entry without a step": '{"log_history": [{"loss": 1, "eval_loss": 2}]}',
-    "a step that is a text": '{"log_history": [{"step": "1", "eval_loss": 2}]}',
-    "a step that is NaN": '{"log_history": [{"step": NaN, "eval_loss": 2}]}',
-    "a loss that is a list": '{"log_history": [{"step": 1, "eval_loss": [2]}]}',
-    "a loss that is null": '{"log_history": [{"step": 1, "eval_loss": null}]}',
-    "a loss of 400 digits": '{"log_history": [{"step": 1, "eval_loss": ' + "9" * 400 + "}]}",
-    "a step of 5,000 digits": '{"log_history": [{"step": ' + "9" * 5_000 + "}]}",
-    "an epoch of 1e300": '{"log_history": [{"step": 1, "epoch": 1e300, "eval_loss": 2}]}',
-}
-
-
-@pytest.mark.fault(
-    "a trainer_state.json or metrics.json of a stranger's run, drawn: lists, texts, NaN, huge numbers", seconds=20, mebibytes=400
-)
-def test_the_log_of_a_stranger_is_refused_in_one_line(script, tmp_path):
-    for name, text in HOSTILE_LOGS.items():
-        (tmp_path / "trainer_state.json").write_text(text, encoding="utf-8")
-        with pytest.raises(UserError) as refusal:
-            run(script, "runs", str(tmp_path))
-        assert (
-            "holds no log of a run" in str(refusal.value) and "\n" not in str(refusal.value) and len(str(refusal.value)) < 500
-        ), name
-        with pytest.raises(UserError):
-            evaluated_history(str(tmp_path))
-    log = [{"step": step, "eval_loss": loss} for step, loss in enumerate([3.0, float("inf"), float("nan"), 1e29, 2])]
-    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": log}), encoding="utf-8")
-    assert len(run(script, "runs", str(tmp_path), "--output", str(tmp_path / "drawn"))["files"]) == 2
 
 
 def test_bad_input(script, folder, tmp_path):

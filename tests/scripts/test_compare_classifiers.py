@@ -1,4 +1,4 @@
-"""Several runs, one table: what is trained, what is found again, what is refused."""
+"""Several runs in one table: which are trained, which are found again, what is refused."""
 
 import json
 import random
@@ -86,7 +86,7 @@ def started(script, tmp_path, monkeypatch):
     return compare, argv, commands
 
 
-def test_each_flag_arrives_at_the_runs(started, tmp_path):
+def test_each_flag_reaches_the_runs(started, tmp_path):
     compare, argv, commands = started
     (tmp_path / "runs" / "clean" / "head-5" / "checkpoint-7").mkdir(parents=True)
     table = compare.main(*compare.parse(argv))
@@ -115,7 +115,7 @@ def test_runs_of_other_flags_are_not_mixed_in(started, change):
         compare.main(*compare.parse([*argv, *change]))
 
 
-def test_a_record_that_is_none_is_named(started, tmp_path):
+def test_an_invalid_record_is_named(started, tmp_path):
     compare, argv, _ = started
     (tmp_path / "runs" / "clean" / "random-3").mkdir(parents=True)
     (tmp_path / "runs" / "clean" / "random-3" / "metrics.json").write_text("[]", encoding="utf-8")

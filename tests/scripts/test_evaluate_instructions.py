@@ -116,7 +116,7 @@ class Arrived(Exception):
     """What a function of the script was called with."""
 
 
-def test_each_flag_arrives_where_it_counts(script, folder, monkeypatch):
+def test_each_flag_reaches_its_function(script, folder, monkeypatch):
     module = script("evaluate_instructions")
 
     def stop(*arguments, **settings):

@@ -11,7 +11,6 @@ from old_releases import assert_old_releases_open
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM, GPTScratchForSequenceClassification
-from gpt_scratch.data.padding import padding_share
 from gpt_scratch.errors import UserError
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 from gpt_scratch.training.arguments import ScratchTrainingArguments, parse_arguments
@@ -19,6 +18,7 @@ from gpt_scratch.training.classification import ClassificationArguments
 from gpt_scratch.verify_checkpoint import EQUAL, verify_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
+
 COMMON = ["--use_cpu", "--disable_tqdm", "true", "--per_device_train_batch_size", "8", "--per_device_eval_batch_size", "16",
           "--save_strategy", "no", "--logging_steps", "5"]  # fmt: skip
 
@@ -189,7 +189,7 @@ def test_files_any_classes_new_weights_and_early_stopping(script, tmp_path):
         (["--train_file", "SMS", "--model_name_or_path", "nowhere"], "nowhere cannot be loaded"),
         (
             ["--train_file", "SMS", "--model_name_or_path", "BASE", "--config_overrides", "n_layer=2"],
-            "only dropout can be changed",
+            "only the dropout of a checkpoint can be changed",
         ),
         (["--train_file", "SMS", "--early_stopping_patience", "1", "--eval_strategy", "no"], "needs evaluations"),
     ],
@@ -198,11 +198,6 @@ def test_bad_input_ends_before_training(script, sms, base, tmp_path, flags, mess
     flags = [{"SMS": sms, "BASE": base}.get(flag, flag) for flag in flags]
     with pytest.raises(UserError, match=message):
         run(script, "--output_dir", str(tmp_path / "out"), *flags)
-
-
-def test_padding_share_by_hand():
-    assert padding_share([2, 4, 1, 3], 2, grouped=False) == 1 - 10 / 14
-    assert padding_share([2, 4, 1, 3], 2, grouped=True) == 1 - 10 / 12
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "scripts" / "configs" / "spam").glob("*.yaml")), ids=lambda path: path.stem)

@@ -24,7 +24,7 @@ COMMON = ["--use_cpu", "--disable_tqdm", "true", "--bf16", "false", "--gradient_
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> str:
-    """The polite reply is chosen, whatever it says."""
+    """The polite reply is always the chosen one."""
     words = ["red", "blue", "green", "white", "black", "gold"]
     rows = [
         {
@@ -78,7 +78,7 @@ def test_dpo_starts_at_log_2_and_the_margin_grows_on_held_out_pairs(script, base
 
 
 @pytest.mark.thorough
-def test_resuming_ends_with_the_same_weights_and_passes_a_broken_checkpoint_over(script, base, data, tmp_path):
+def test_resuming_skips_a_broken_checkpoint_and_ends_with_the_same_weights(script, base, data, tmp_path):
     flags = ["--train_file", data, "--model_name_or_path", base, "--max_steps", "6", "--save_strategy", "steps", "--save_steps", "3",
              "--eval_strategy", "no"]  # fmt: skip
     run(script, "dpo", *flags, "--output_dir", str(tmp_path / "whole"))
@@ -152,23 +152,23 @@ def test_grpo_learns_a_reward_that_is_computed(script, base, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "the first word must be the method"),
-        (["ppo"], "and not 'ppo'"),
+        ([], "the first argument must be the method"),
+        (["ppo"], ", not 'ppo'"),
         (["dpo"], "--train_file is missing"),
         (["dpo", "--train_file", "DATA"], "--model_name_or_path is missing"),
         (["grpo", "--train_file", "DATA", "--model_name_or_path", "BASE"], "needs --reward_model"),
         (["grpo", "--train_file", "DATA", "--model_name_or_path", "BASE", "--reward", "exact"], "--reward exact is unknown"),
         (
             ["grpo", "--train_file", "DATA", "--model_name_or_path", "BASE", "--reward", "length", "--reward_model", "BASE"],
-            "both are given",
+            "not both",
         ),
         (
             ["dpo", "--train_file", "DATA", "--model_name_or_path", "BASE", "--reward", "length"],
-            "--reward is for the method grpo",
+            "--reward needs the method grpo",
         ),
         (
             ["dpo", "--train_file", "DATA", "--model_name_or_path", "BASE", "--validation_file", "DATA"],
-            "read with --reward alone",
+            "only used with --reward",
         ),
         (["grpo", "--train_file", "DATA", "--model_name_or_path", "BASE", "--reward_model", "BASE"], "is not a reward model"),
         (["dpo", "--betta", "1"], "unknown flag 'betta'; did you mean 'beta'"),

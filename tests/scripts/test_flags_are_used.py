@@ -1,4 +1,4 @@
-"""No flag of any script is without effect: something reads it. What it must do is tested where that is done."""
+"""Each flag of each script is read by some code. Its effect is tested with that code."""
 
 import argparse
 import ast

@@ -52,15 +52,13 @@ def test_wrong_flags_are_refused(script, model_directory, flags, message):
         run(script, model_directory, *flags)
 
 
-@pytest.mark.slow
-def test_compiled_with_weights_in_fewer_bytes(script, model_directory):
+def test_weights_in_fewer_bytes(script, model_directory):
     plain = run(script, model_directory, "--prompt", "One day", "--max_new_tokens", "20")
-    torch._dynamo.reset()
     assert run(script, model_directory, "--prompt", "One day", "--max_new_tokens", "20", "--weights", "float32") == plain
     assert run(script, model_directory, "--prompt", "One day", "--max_new_tokens", "20", "--weights", "int8")[0]
 
 
-def test_beams_are_not_for_compiled_decoding(script, model_directory):
+def test_beams_are_refused_with_weights(script, model_directory):
     with pytest.raises(UserError, match="leave out --num_beams"):
         run(script, model_directory, "--weights", "int8", "--num_beams", "2")
 
@@ -69,7 +67,7 @@ class Arrived(Exception):
     """What a function of the script was called with."""
 
 
-def test_each_flag_arrives_where_text_is_generated(script, model_directory, monkeypatch):
+def test_each_flag_reaches_generation(script, model_directory, monkeypatch):
     module = script("generate")
 
     def stop(model, tokenizer, prompts, *settings, **more):

@@ -1,4 +1,4 @@
-"""End to end, small: text in, a directory that anything in the ecosystem loads out."""
+"""End to end, small: from text to a directory that the ecosystem loads."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def finished(script, text_file, tmp_path_factory):
     return output, record
 
 
-def test_it_learns_and_says_so(finished):
+def test_the_loss_falls_and_is_reported(finished):
     _, record = finished
     metrics = record["metrics"]
     assert metrics["validation_loss"] < metrics["curve"][0]["eval_loss"] - 2
@@ -211,20 +211,20 @@ def test_training_continues_from_a_checkpoint_of_this_package(script, finished, 
         (["--train_file", "TEXT", "--muon_learning_rate", "0.1"], "--muon_learning_rate needs --optimizer muon"),
         (
             ["--train_file", "TEXT", "--optimizer", "muon", "--weight_decay_on", "all"],
-            "--weight_decay_on all is for --optimizer adamw",
+            "--weight_decay_on all needs --optimizer adamw",
         ),
         (["--train_file", "TEXT", "--block_size", "50000"], "fewer than one block"),
         (["--train_file", "TEXT", "--tokenizer_name", "nowhere-at-all"], "nowhere-at-all: its tokenizer cannot be loaded"),
         (
             ["--train_file", "TEXT", "--tokenizer_name", "RUN", "--config_overrides", "vocab_size=50"],
-            "and the model's vocab_size is 50",
+            "but the model's vocab_size is 50",
         ),
         (["--train_file", "TEXT", "--config_overrides", "n_embd=30,n_head=4"], "hidden_size 30 is not a multiple"),
         (["--train_file", "TEXT", "--config_overrides", "n_embd=abc"], "must be of type int"),
         (["--train_file", "TEXT", "--config_overrides", "n_embed=30"], "did you mean 'n_embd'"),
         (["--train_file", "TEXT", "--streaming", "--max_steps", "1"], "--streaming needs --tokenizer_name"),
-        (["--train_file", "TEXT", "--resume_from_checkpoint", "latest"], "holds no checkpoint"),
-        (["--train_file", "TEXT", "--output_dir", "RUN"], "already holds a run"),
+        (["--train_file", "TEXT", "--resume_from_checkpoint", "latest"], "contains no complete checkpoint"),
+        (["--train_file", "TEXT", "--output_dir", "RUN"], "already contains a run"),
         (["--train_file", "TEXT", "--output_dir", "TEXT"], "cannot write to"),
         (["--train_file", "TEXT", "--model_name_or_path", "RUN"], "--config_overrides is for new models"),
     ],

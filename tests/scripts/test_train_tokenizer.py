@@ -78,7 +78,7 @@ def test_a_minbpe_file_is_converted(script, files):
     assert_old_releases_open(files / "out")
 
 
-def test_the_result_is_the_tokenizer_of_the_library(script, files):
+def test_the_tokenizer_equals_that_of_the_library(script, files):
     run(script, "--train_file", files / "train.txt", "--validation_file", files / "held_out.txt", "--output_dir", files / "out")
     assert AutoTokenizer.from_pretrained(files / "out")(HELD_OUT)["input_ids"] == train_byte_pair([TRAIN], 8000).encode(HELD_OUT)
 
@@ -100,8 +100,8 @@ def test_special_tokens_and_a_chat_template_are_saved(script, files):
         (["--train_file", "train.txt", "--word_list", "train.txt"], "give one of"),
         (["--train_file", "none.txt"], "none.txt: no such file"),
         (["--word_list", "train.txt", "--type", "word"], "--validation_file is needed"),
-        (["--word_list", "train.txt", "--validation_file", "held_out.txt"], "--word_list is for"),
-        (["--from_files", "a", "b", "c", "--validation_file", "held_out.txt"], "--from_files takes"),
+        (["--word_list", "train.txt", "--validation_file", "held_out.txt"], "--word_list needs"),
+        (["--from_files", "a", "b", "c", "--validation_file", "held_out.txt"], "--from_files needs"),
         (["--from_files", "a", "--validation_file", "held_out.txt", "--vocab_size", "9"], "need --train_file"),
         (["--train_file", "train.txt", "--validation_split_percentage", "100"], "100.0: it must be between 0"),
         (["--train_file", "train.txt", "--special_tokens", "<|a|>", "<|a|>"], r"'<\|a\|>': each must be text, given once"),
@@ -126,7 +126,7 @@ def test_an_existing_directory_is_kept_unless_overwrite_is_given(script, files):
     run(script, *flags, "--overwrite")
     assert (files / "out" / "tokenizer.json").stat().st_ino != before
     (files / "out" / "mine").write_text("mine", encoding="utf-8")
-    with pytest.raises(UserError, match="holds 'mine', which this package did not write"):
+    with pytest.raises(UserError, match="contains 'mine', which this package did not write"):
         run(script, *flags, "--overwrite")
     assert (files / "out" / "mine").read_text(encoding="utf-8") == "mine"
 

@@ -1,4 +1,4 @@
-"""The flags of the one command: refused before anything is made; the rule and the cost, without running anything."""
+"""The flags of zero_to_chat.py: wrong ones are refused before anything is written; a dry run prints the rule and the cost."""
 
 import pytest
 
@@ -16,7 +16,7 @@ from gpt_scratch.errors import UserError
         (["--samples", "-1"], "--samples is -1"),
     ],
 )
-def test_wrong_flags_are_refused_and_nothing_is_made(script, tmp_path, monkeypatch, argv, message):
+def test_wrong_flags_are_refused_and_nothing_is_written(script, tmp_path, monkeypatch, argv, message):
     monkeypatch.chdir(tmp_path)
     module = script("zero_to_chat")
     with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""What learning merges takes is bounded, whatever the text."""
+"""Training a tokenizer takes bounded memory on any text."""
 
 import sys
 
@@ -9,12 +9,12 @@ from gpt_scratch.tokenization import byte_pair_training
 from gpt_scratch.tokenization.byte_pair_training import count_pieces
 
 
-def test_of_too_many_different_words_the_rarest_are_left_out_and_that_is_said(monkeypatch, capsys):
+def test_the_rarest_of_too_many_words_are_left_out_with_a_note(monkeypatch, capsys):
     words = [f"{number:06d}" for number in range(20_000)]
     text = " ".join([*["often", "always"] * 50, *words, *["always"] * 50])
     whole = count_pieces([text])
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(byte_pair_training, "MOST_CHARACTERS", 7_000)
+    monkeypatch.setattr(byte_pair_training, "MAX_CHARACTERS", 7_000)
     counts = count_pieces([text[start : start + 5_000] for start in range(0, len(text), 5_000)])
     assert sum(map(len, counts)) <= 7_000 and counts[" always"] == whole[" always"] and counts[" often"] == whole[" often"]
     said = capsys.readouterr().err

@@ -52,7 +52,7 @@ def test_old_releases_open_what_is_saved(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["bpe", "chat", "chats"])
-def test_what_transformers_5_writes_by_itself_is_found(name, tmp_path):
+def test_files_as_transformers_5_writes_them_are_detected(name, tmp_path):
     MADE[name]().save_pretrained(tmp_path)
     with pytest.raises(AssertionError, match="TokenizersBackend"):
         assert_old_releases_open(tmp_path)
@@ -77,7 +77,7 @@ def test_each_difference_is_found(fault, tmp_path):
 
 
 class OwnTokenizer(PreTrainedTokenizerFast):
-    """A class outside of transformers: what it does nobody can know."""
+    """A class outside of transformers, of which nothing is known."""
 
 
 @pytest.mark.parametrize(

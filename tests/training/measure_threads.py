@@ -1,4 +1,4 @@
-"""What torch's default of all threads costs on a machine whose cores are taken: seconds of a training step by number of threads.
+"""What torch's default of all threads costs on a busy machine: seconds of a training step by number of threads.
 
     python tests/training/measure_threads.py                 # as the machine is
     python tests/training/measure_threads.py --busy 4        # with four processes that take a core each

@@ -1,11 +1,10 @@
-"""Runs training scripts in forks of one process that has imported everything, and kills them where it is told to.
+"""Runs training scripts in forks of one process that has imported everything, and kills them at given places.
 
 Reads a JSON object a line: `script`, `argv`, `log` (a file for the output), and how to end it: `kill` (see [`plan`]), or `after`, seconds
 until a SIGKILL from outside. Answers with a line: the exit status, negative for a signal.
 """
 
 import contextlib
-import importlib.util
 import json
 import os
 import shutil
@@ -18,6 +17,9 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from modules import load_script
+
 from gpt_scratch.data.instruction import InstructionCollator  # noqa: F401  imported once, not in each fork
 from gpt_scratch.errors import run_script
 from gpt_scratch.training import checkpoints
@@ -26,7 +28,6 @@ from gpt_scratch.training.classification import ClassificationArguments
 from gpt_scratch.training.instructions import InstructionArguments
 from gpt_scratch.training.pretraining import PretrainingArguments
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 ARGUMENTS = {
     "pretrain": PretrainingArguments,
     "finetune_classifier": ClassificationArguments,
@@ -188,11 +189,8 @@ def run(job: dict) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     name = job["script"]
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
     sys.argv = [f"{name}.py", *job["argv"]]
-    spec.loader.exec_module(module)
+    module = load_script(name)
     if job.get("kill"):
         plan(job["kill"])
     if name == "finetune_preferences":

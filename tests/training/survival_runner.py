@@ -11,7 +11,7 @@ import torch
 
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
-from gpt_scratch.training.checkpoints import damage, newest_whole_checkpoint
+from gpt_scratch.training.checkpoints import damage, newest_complete_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = "One day, Anna lost her key. She looked by the river, and there it was. Tom had a cat. The cat sat on the mat.\n"
@@ -93,9 +93,9 @@ class Runner:
         return answer | {"log": log.read_text(encoding="utf-8")}
 
     def resume(self, name: str, output: Path, **how) -> dict:
-        """Go on, or start where nothing was saved."""
+        """Resume, or start where nothing was saved."""
         return self(
-            name, output, *(["--resume_from_checkpoint", "latest"] if newest_whole_checkpoint(str(output)) else []), **how
+            name, output, *(["--resume_from_checkpoint", "latest"] if newest_complete_checkpoint(str(output)) else []), **how
         )
 
     def whole(self, name: str) -> Path:
@@ -108,7 +108,7 @@ class Runner:
         return self.whole_runs[name]
 
     def assert_same(self, output: Path, name: str) -> None:
-        """The run went on to the weights of the run that was left alone: it has survived what befell it."""
+        """The run ended with the weights of the run that was left alone."""
         assert_same(output, self.whole(name))
         self.survived.update(place for place, where in self.faults if where == output)
 

@@ -79,7 +79,7 @@ def test_wrong_flags_end_in_one_line(argv, message):
     ("text", "message"),
     [
         ("learnin_rate: 1\n", "unknown key 'learnin_rate'; did you mean 'learning_rate'"),
-        ("- a\n", "must hold"),
+        ("- a\n", "must contain"),
         ("a: [\n", "cannot be read"),
     ],
 )
@@ -107,7 +107,7 @@ def test_output_directory_must_be_new_and_writable(tmp_path):
     check_output_directory(str(tmp_path / "new"), resume=None)
     (tmp_path / "new" / "checkpoint-5").mkdir()
     for resume in (None, str(tmp_path / "other" / "checkpoint-5")):
-        with pytest.raises(UserError, match="already holds a run"):
+        with pytest.raises(UserError, match="already contains a run"):
             check_output_directory(str(tmp_path / "new"), resume)
     check_output_directory(str(tmp_path / "new"), str(tmp_path / "new" / "checkpoint-5"))
     (tmp_path / "file").write_text("")
@@ -115,18 +115,18 @@ def test_output_directory_must_be_new_and_writable(tmp_path):
         check_output_directory(str(tmp_path / "file" / "below"), resume=None)
 
 
-def test_a_run_writes_over_nobody_s_files(tmp_path, monkeypatch):
+def test_a_run_overwrites_no_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "thesis.tex").write_text("mine")
     check_output_directory(".", resume=None)  # nothing of what is there has a name that a run writes
     for name in ("README.md", "tokenizer.json"):
         (tmp_path / name).write_text("mine")
-        with pytest.raises(UserError, match=f"holds a {name}, which the run would overwrite"):
+        with pytest.raises(UserError, match=f"contains {name}, which the run would overwrite"):
             check_output_directory(".", resume=None)
         (tmp_path / name).unlink()
 
 
-def test_a_directory_that_a_run_made_and_left_empty_goes(tmp_path):
+def test_an_empty_directory_that_a_run_made_is_removed(tmp_path):
     """At the end of the process."""
     script = (
         "import sys; from gpt_scratch.training.arguments import check_output_directory as check\n"

@@ -1,4 +1,4 @@
-"""Watching a run does not change it."""
+"""Samples and logs do not change a run."""
 
 import torch
 from transformers import TrainerState

@@ -86,7 +86,7 @@ def test_the_patience_of_the_resumed_run_counts(tmp_path):
 
 
 @pytest.mark.thorough
-def test_an_evaluation_that_fails_costs_no_steps(tmp_path, capsys):
+def test_a_failed_evaluation_loses_no_steps(tmp_path, capsys):
     class Failing(ResumableTrainer):
         def evaluation_loop(self, *args, **kwargs):
             raise torch.OutOfMemoryError("no memory is left")
@@ -95,7 +95,7 @@ def test_an_evaluation_that_fails_costs_no_steps(tmp_path, capsys):
     trainer.__class__ = Failing
     with pytest.raises(torch.OutOfMemoryError):
         trainer.train()
-    assert "the evaluation failed; checkpoint-3 is saved" in capsys.readouterr().out
+    assert "the evaluation failed; checkpoint-3 was saved before it" in capsys.readouterr().out
     assert (tmp_path / "checkpoint-3" / MANIFEST).is_file()
     again = trainer_of(tmp_path, eval_strategy="steps", eval_steps=3, save_strategy="no")
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
@@ -104,7 +104,7 @@ def test_an_evaluation_that_fails_costs_no_steps(tmp_path, capsys):
     assert state["global_step"] == 3
 
 
-def test_checkpoints_give_way_by_their_steps_whatever_the_clock_says(tmp_path):
+def test_old_checkpoints_are_removed_by_step_not_by_time(tmp_path):
     """The newest has the oldest time, as after a clock that went back; what this package did not write stays."""
     for step, time in ((2, 4000), (4, 3000), (6, 2000), (8, 1000)):
         (tmp_path / f"checkpoint-{step}").mkdir()

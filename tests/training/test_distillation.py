@@ -111,7 +111,7 @@ def test_accumulated_batches_give_the_gradient_of_one(script, folder, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--tokenizer_name", "OTHER"], "the teacher's tokenizer .* is not the student's"),
+        (["--tokenizer_name", "OTHER"], "the teacher's tokenizer .* differs from the student's"),
         (["--block_size", "64"], "--block_size 64 is longer than the teacher's 32 positions"),
         (["--hard_loss", "1.5"], "--hard_loss is 1.5: it must be between 0 and 1"),
         (["--teacher_temperature", "0"], "--teacher_temperature is 0.0"),

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
-from gpt_scratch.training.checkpoints import newest_whole_checkpoint
+from gpt_scratch.training.checkpoints import newest_complete_checkpoint
 from gpt_scratch.verify_checkpoint import EQUAL, verify_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -130,7 +130,7 @@ def test_two_processes_train_as_one(data, tmp_path, name):
 
 @pytest.mark.parametrize("name", ["pretrain", "streaming"])
 def test_two_processes_resume_exactly(data, tmp_path, name):
-    """In the midst of an epoch, with dropout; and after SIGTERM, which ends both at the same step."""
+    """Within an epoch, with dropout; and after SIGTERM, which ends both at the same step."""
     argv = [str(data / word) if (data / word).exists() else word.replace("drop_rate=0", "drop_rate=0.1") for word in RUNS[name]]
     argv += ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2", "--save_total_limit", "9"]
     whole, resumed, stopped = (["--output_dir", str(tmp_path / way)] for way in ("whole", "resumed", "stopped"))
@@ -148,7 +148,7 @@ def test_two_processes_resume_exactly(data, tmp_path, name):
     assert process.returncode != 0, told[-3000:]
     found = re.search(r"stopped by SIGTERM after step (\d) of 8", told)
     assert found, told[-3000:]
-    assert newest_whole_checkpoint(str(tmp_path / "stopped")) == str(tmp_path / "stopped" / f"checkpoint-{found[1]}")
+    assert newest_complete_checkpoint(str(tmp_path / "stopped")) == str(tmp_path / "stopped" / f"checkpoint-{found[1]}")
     launch(TORCHRUN, *argv, *stopped, "--resume_from_checkpoint", "latest")
     assert largest_difference(tmp_path / "whole", tmp_path / "stopped") == 0
 

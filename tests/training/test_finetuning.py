@@ -1,4 +1,4 @@
-"""What trains, by flags in the same terms for every script; flags without effect are refused."""
+"""Which parameters train, by the same flags in every script; flags without effect are refused."""
 
 import pytest
 import torch
@@ -70,12 +70,12 @@ def test_lora_has_the_rank_and_scale_of_the_flags(kind):
 @pytest.mark.parametrize(
     ("kind", "flags", "message"),
     [
-        (ClassificationArguments, {"trainable": "last_two_blocks", "train_last_blocks": 3}, "with --train_last_blocks write last_blocks"),
-        (ClassificationArguments, {"trainable": "all", "train_last_blocks": 3}, "--train_last_blocks is for --trainable last_blocks"),
-        (ClassificationArguments, {"trainable": "head", "lora_rank": 4}, "--lora_rank is for --trainable lora, and has no effect with"),
-        (InstructionArguments, {"lora_alpha": 4}, "--lora_alpha is for --trainable lora, and has no effect with --trainable all"),
-        (InstructionArguments, {"lora_targets": ["q_proj"]}, "--lora_targets is for --trainable lora"),
-        (InstructionArguments, {"train_last_blocks": 1}, "--train_last_blocks is for --trainable last_blocks"),
+        (ClassificationArguments, {"trainable": "last_two_blocks", "train_last_blocks": 3}, "use --trainable last_blocks with --train_last_blocks"),
+        (ClassificationArguments, {"trainable": "all", "train_last_blocks": 3}, "--train_last_blocks needs --trainable last_blocks"),
+        (ClassificationArguments, {"trainable": "head", "lora_rank": 4}, "--lora_rank needs --trainable lora: it has no effect with"),
+        (InstructionArguments, {"lora_alpha": 4}, "--lora_alpha needs --trainable lora: it has no effect with --trainable all"),
+        (InstructionArguments, {"lora_targets": ["q_proj"]}, "--lora_targets needs --trainable lora"),
+        (InstructionArguments, {"train_last_blocks": 1}, "--train_last_blocks needs --trainable last_blocks"),
     ],
 )  # fmt: skip
 def test_flags_without_effect_are_refused(kind, flags, message):
@@ -88,11 +88,11 @@ def test_flags_without_effect_are_refused(kind, flags, message):
 )
 @pytest.mark.parametrize("name", ["validation_file", "test_file"])
 def test_files_of_another_split_are_refused(kind, read, name):
-    with pytest.raises(UserError, match=f"--{name} is read with --split files alone"):
+    with pytest.raises(UserError, match=f"--{name} is only used with --split files"):
         read(kind(train_file="x.csv", **{name: "y.csv"}))
 
 
 def test_only_dropout_of_a_checkpoint_can_be_changed():
     assert dropout_overrides("drop_rate=0.3") == {"drop_rate": 0.3} and dropout_overrides(None) == {}
-    with pytest.raises(UserError, match="--config_overrides n_layer: of a checkpoint only dropout can be changed"):
+    with pytest.raises(UserError, match="--config_overrides n_layer: only the dropout of a checkpoint can be changed"):
         dropout_overrides("n_layer=2,drop_rate=0.1")

@@ -1,4 +1,4 @@
-"""Each setting of an instruction run does what it says, and each figure is of what it names."""
+"""Each setting of an instruction run has its effect, and each metric is computed as named."""
 
 import json
 from pathlib import Path
@@ -127,7 +127,7 @@ def test_samples_follow_the_flags(file, tokenizer):
     )
 
 
-def test_losses_are_of_what_they_name(file, tokenizer):
+def test_losses_are_computed_as_named(file, tokenizer):
     model, data = prepare(file, tokenizer)
     collator = InstructionCollator(tokenizer.pad_token_id)
     losses = held_out_losses(model, data, collator, 2, "after")
@@ -151,7 +151,7 @@ def test_losses_are_of_what_they_name(file, tokenizer):
     assert figures["data"] == data.description()
 
 
-def test_little_room_for_a_reply_is_said(file, tokenizer, capsys):
+def test_little_room_for_a_reply_is_reported(file, tokenizer, capsys):
     labels = [[IGNORED] * 40 + [1] * 9, [IGNORED] * 50 + [1], [IGNORED] * 90]
     warn_of_little_room(labels, 50 + 64)
     assert capsys.readouterr().out == ""

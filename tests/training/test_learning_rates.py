@@ -3,7 +3,7 @@
 import pytest
 
 from gpt_scratch.training.arguments import ScratchTrainingArguments, parse_arguments
-from gpt_scratch.training.classification import ClassificationArguments, what_trains
+from gpt_scratch.training.classification import ClassificationArguments, trainable_scope
 from gpt_scratch.training.optimizers import default_learning_rate, set_default_learning_rate
 
 
@@ -29,7 +29,7 @@ def test_the_rule_by_hand(parameters, trained, expected):
     assert default_learning_rate(parameters, trained) == pytest.approx(expected)
 
 
-def test_it_is_set_with_warm_up_and_decay_and_said_in_one_line(tmp_path, capsys):
+def test_it_is_set_with_warm_up_and_decay_and_reported_in_one_line(tmp_path, capsys):
     args = arguments(tmp_path)
     set_default_learning_rate(args, 1_240_000, "new")
     assert (args.learning_rate, args.lr_scheduler_type, args.warmup_steps) == (0.0024, "cosine", 0.05)
@@ -55,7 +55,7 @@ def test_flags_take_precedence(tmp_path, flags, expected):
 
 def test_a_classifier_with_new_weights_trains_all_of_them():
     new, loaded = ClassificationArguments(), ClassificationArguments(model_name_or_path="runs/mine")
-    assert (new.trainable, what_trains(new)) == ("all", "new")
-    assert (loaded.trainable, loaded.train_last_blocks, what_trains(loaded)) == ("last_blocks", 1, "some")
+    assert (new.trainable, trainable_scope(new)) == ("all", "new")
+    assert (loaded.trainable, loaded.train_last_blocks, trainable_scope(loaded)) == ("last_blocks", 1, "some")
     assert ClassificationArguments(trainable="head", model_name_or_path="runs/mine").trainable == "head"
     assert ClassificationArguments(train_last_blocks=3, model_name_or_path="runs/mine").train_last_blocks == 3

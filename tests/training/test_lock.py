@@ -73,7 +73,7 @@ def test_a_killed_run_leaves_no_lock(running, tmp_path, number):
     check_output_directory(str(tmp_path), resume=None)  # nor does the file count as a run
 
 
-def test_nor_does_one_whose_workers_live_on(tmp_path):
+def test_a_killed_run_whose_workers_live_on_leaves_no_lock(tmp_path):
     run = start(tmp_path, "worker")
     worker = int(run.stdout.readline())
     run.kill()

@@ -1,4 +1,4 @@
-"""Muon beside AdamW: who gets what, one step against the formulas, and a state that resumes exactly."""
+"""Muon with AdamW: which parameters each gets, one step against the formulas, and a state that resumes exactly."""
 
 import copy
 
@@ -22,7 +22,7 @@ def train(model, optimizer, steps: range) -> None:
 
 
 @pytest.mark.parametrize("style", ["gpt2", "llama"])
-def test_who_gets_what(style):
+def test_which_parameters_each_optimizer_gets(style):
     model = tiny_model(style)
     optimizer = MuonAndAdamW(model, lr=1e-3, muon_lr=1e-2, weight_decay=0.1)
     muon, decayed, rest = [{id(p) for p in group["params"]} for group in optimizer.param_groups]

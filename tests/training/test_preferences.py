@@ -6,12 +6,11 @@ import datasets
 import pytest
 from transformers import TrainerState
 
-from gpt_scratch.conflicts import check_preferences
 from gpt_scratch.data.instruction import set_prompt_style
 from gpt_scratch.errors import UserError
 from gpt_scratch.inference.chat_template import apply_chat_template
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
-from gpt_scratch.training.preferences import PreferenceArguments, PreferenceData, figures_of_run, fit_lengths
+from gpt_scratch.training.preferences import PreferenceData, figures_of_run, fit_lengths
 
 
 @pytest.fixture(scope="module")
@@ -82,26 +81,10 @@ def test_replies_that_grpo_may_write_must_fit_both_models(tokenizer):
     prompt, _ = template(tokenizer)
     models = {"the model": prompt + 25, "the reward model": prompt + 20}
     fit_lengths("grpo", settings(), pairs((10, 1, 1), (3, 1, 1)), tokenizer, models)
-    with pytest.raises(
-        UserError, match=r"pair 1 .* so that 9 of the reward model's \d+ positions .* pass --max_completion_length 9"
-    ):
+    with pytest.raises(UserError, match=r"pair 1 .* so 9 of the reward model's \d+ positions .* pass --max_completion_length 9"):
         fit_lengths("grpo", settings(), pairs((3, 1, 1), (11, 1, 1)), tokenizer, models)
-    with pytest.raises(UserError, match=r"so that 0 of the reward model's \d+ positions .* is 10: shorten it"):
+    with pytest.raises(UserError, match=r"so 0 of the reward model's \d+ positions .* is 10: shorten it"):
         fit_lengths("grpo", settings(), pairs((40, 1, 1)), tokenizer, models)
-
-
-@pytest.mark.parametrize(
-    ("method", "given", "message"),
-    [
-        ("dpo", {}, "--train_file is missing"),
-        ("dpo", {"train_file": "x"}, "--model_name_or_path is missing"),
-        ("grpo", {"train_file": "x", "model_name_or_path": "y"}, "grpo needs --reward_model"),
-        ("dpo", {"train_file": "x", "model_name_or_path": "y", "reward_model": "z"}, "--reward_model is for the method grpo"),
-    ],
-)
-def test_flags_that_do_not_go_together(method, given, message):
-    with pytest.raises(UserError, match=message):
-        check_preferences(method, PreferenceArguments(**given))
 
 
 def test_the_figures_of_a_run_are_those_of_its_last_evaluation():

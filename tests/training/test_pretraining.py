@@ -1,4 +1,4 @@
-"""Each setting of a pretraining run does what it says, and each figure is what it is called."""
+"""Each setting of a pretraining run has its effect, and each metric is computed as named."""
 
 import json
 import math
@@ -27,7 +27,7 @@ from gpt_scratch.training.pretraining import (
     make_optimizers,
     measure,
     model_config,
-    settle_vocabulary,
+    resolve_vocab_size,
 )
 from gpt_scratch.training.run import evaluation_curve
 
@@ -56,7 +56,7 @@ def arguments(tmp_path, **given) -> TrainingArguments:
     return TrainingArguments(str(tmp_path), use_cpu=True, **given)
 
 
-def test_the_figures_of_a_run_are_what_they_are_called(tmp_path):
+def test_metrics_are_computed_as_named(tmp_path):
     history = [
         {"step": 0, "epoch": 0.0, "eval_loss": 4.0, "num_input_tokens_seen": 0},
         {"step": 2, "epoch": 1.0, "loss": 3.5, "train_tokens_per_second": 10.0},
@@ -154,15 +154,15 @@ def test_a_new_model_has_a_row_for_each_token_unless_the_user_says_otherwise(tok
     for overrides, size in ((None, len(tokenizer)), ("vocab_size=300", 300), ("n_vocab=301", 301), ('{"n_vocab": 302}', 302)):
         args = PretrainingArguments(config_overrides=overrides)
         config = model_config(args)
-        settle_vocabulary(tokenizer, args, config)
+        resolve_vocab_size(tokenizer, args, config)
         assert config.vocab_size == size
     args = PretrainingArguments(config_overrides="initialization=pytorch")
     config = model_config(args)
-    settle_vocabulary(tokenizer, args, config)
+    resolve_vocab_size(tokenizer, args, config)
     assert config.vocab_size == len(tokenizer)
     args = PretrainingArguments(config_overrides="vocab_size=50")
-    with pytest.raises(UserError, match="the model of --config_overrides cannot be used with this tokenizer"):
-        settle_vocabulary(tokenizer, args, model_config(args))
+    with pytest.raises(UserError, match="the model of --config_overrides: the tokenizer has"):
+        resolve_vocab_size(tokenizer, args, model_config(args))
 
 
 def test_the_model_follows_the_flags(tokenizer):
@@ -171,7 +171,7 @@ def test_the_model_follows_the_flags(tokenizer):
         assert (config.hidden_size, config.num_attention_heads, config.max_position_embeddings) == (32, 2, positions)
     args = PretrainingArguments(config_overrides="n_embd=16,n_layer=1,n_head=2", block_size=8)
     config = model_config(args)
-    settle_vocabulary(tokenizer, args, config)
+    resolve_vocab_size(tokenizer, args, config)
     model = make_model(args, config, tokenizer)
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     assert {name: getattr(model.config, name) for name in ids} == ids and model.num_parameters() > 0

@@ -1,4 +1,4 @@
-"""What a run says of itself."""
+"""Reference outputs and adapters that a run writes."""
 
 import errno
 import inspect
@@ -14,7 +14,7 @@ from gpt_scratch.training.finetuning import add_lora
 from gpt_scratch.training.pretraining import PretrainingArguments
 
 
-def test_reference_outputs_that_cannot_be_written_do_not_cost_the_run(tmp_path, monkeypatch, capsys):
+def test_reference_outputs_that_cannot_be_written_do_not_end_the_run(tmp_path, monkeypatch, capsys):
     trainer = Trainer(tiny_model(), TrainingArguments(str(tmp_path), use_cpu=True))
     (tmp_path / "reference_outputs.json").write_text("of a run before this one", encoding="utf-8")
 
@@ -26,7 +26,7 @@ def test_reference_outputs_that_cannot_be_written_do_not_cost_the_run(tmp_path, 
     run.write_record(trainer, PretrainingArguments(), {"steps": 3})
     assert {path.name for path in tmp_path.iterdir()} >= {"model.safetensors", "metrics.json"}
     assert not (tmp_path / "reference_outputs.json").exists()
-    assert "warning: the model is saved, but not what it computes (reference_outputs.json)" in capsys.readouterr().out
+    assert "warning: the model is saved, but without reference_outputs.json" in capsys.readouterr().out
 
 
 def test_reference_outputs_are_written_by_the_first_process_alone(tmp_path, monkeypatch):

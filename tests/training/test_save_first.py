@@ -1,4 +1,4 @@
-"""The trained model is on disk before anything is measured, plotted, written about or uploaded, in every script; text in plots is text."""
+"""The trained model is on disk before anything is measured, plotted, written about or uploaded, in every script; text in plots is not read as formulas."""
 
 import json
 from pathlib import Path
@@ -62,7 +62,7 @@ KINDS = {"pretrain": "measure", "classifier": "measure", "instructions": "held_o
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.quick_cases("pretrain")
-def test_a_stop_after_training_costs_no_model(script, folder, tmp_path, monkeypatch, capsys, kind):
+def test_an_error_after_training_keeps_the_model(script, folder, tmp_path, monkeypatch, capsys, kind):
     output = tmp_path / "out"
     module, run = start(script, kind, folder, output)
     function = getattr(module, KINDS[kind])
@@ -91,7 +91,7 @@ def test_a_plot_that_fails_is_a_warning(script, folder, tmp_path, capsys, kind):
         (output / name).mkdir(parents=True)  # where the plot would go
     record = start(script, kind, folder, output)[1]()
     printed = capsys.readouterr().out
-    assert "warning: a plot could not be drawn, and the run continues without it: " in printed
+    assert "warning: a plot could not be drawn and is skipped: " in printed
     assert json.loads((output / "metrics.json").read_text(encoding="utf-8")) == record
     assert (output / "README.md").is_file() and (output / "model.safetensors").is_file()
     assert printed.rstrip().splitlines()[-1].startswith(f"everything is in {output}")

@@ -11,7 +11,7 @@ import pytest
 from survival_runner import RUNS, Runner, assert_same, curve, write_inputs
 
 from gpt_scratch.errors import INTERRUPTED_STATUS, PREEMPTED_STATUS, UserError
-from gpt_scratch.training.checkpoints import MANIFEST, UNFINISHED, damage, newest_whole_checkpoint
+from gpt_scratch.training.checkpoints import MANIFEST, UNFINISHED, damage, newest_complete_checkpoint
 from gpt_scratch.training.run import checkpoint_to_resume
 
 pytestmark = [pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forks"), pytest.mark.thorough]
@@ -39,12 +39,12 @@ def runner(tmp_path_factory):
     ],
 )
 def test_killed_while_saving(runner, tmp_path, place):
-    """Of the checkpoint in the making nothing is picked up, and the one before it is whole."""
+    """Nothing of the unfinished checkpoint is used, and the one before it is complete."""
     output = tmp_path / "run"
     killed = runner("pretrain", output, kill={"place": place, "step": 9})
     assert killed["status"] == -9, killed["log"][-3000:]
     newest = 9 if place in ("named", "removed") else 6
-    assert newest_whole_checkpoint(str(output)) == str(output / f"checkpoint-{newest}")
+    assert newest_complete_checkpoint(str(output)) == str(output / f"checkpoint-{newest}")
     done = runner.resume("pretrain", output)
     assert done["status"] == 0, done["log"][-3000:]
     runner.assert_same(output, "pretrain")
@@ -71,7 +71,7 @@ def test_preemption(runner, tmp_path, name, place, step):
     assert stopped["status"] == PREEMPTED_STATUS, stopped["log"][-3000:]
     last = stopped["log"].splitlines()[-1]
     assert last.startswith(f"stopped by SIGTERM after step {step} of ") and f"checkpoint-{step} is saved" in last
-    assert newest_whole_checkpoint(str(output)) == str(output / f"checkpoint-{step}")
+    assert newest_complete_checkpoint(str(output)) == str(output / f"checkpoint-{step}")
     assert not (output / "model.safetensors").exists()  # an unfinished run does not look like a finished one
     done = runner.resume(name, output)
     assert done["status"] == 0, done["log"][-3000:]
@@ -80,16 +80,16 @@ def test_preemption(runner, tmp_path, name, place, step):
 
 @pytest.mark.parametrize("name", ["pretrain", "lora_packed"])
 def test_ctrl_c(runner, tmp_path, name):
-    """Saves like SIGTERM; a second one ends the run at once, and it goes on from the checkpoint before."""
+    """Saves like SIGTERM; a second one ends the run at once, and it resumes from the checkpoint before."""
     output = tmp_path / "run"
     stopped = runner(name, output, kill={"place": "ctrl_c", "step": 5})
     assert stopped["status"] == INTERRUPTED_STATUS and "Traceback" not in stopped["log"], stopped["log"][-3000:]
     assert stopped["log"].splitlines()[-1].startswith("stopped by Ctrl-C after step 5 of ")
-    assert newest_whole_checkpoint(str(output)) == str(output / "checkpoint-5")
+    assert newest_complete_checkpoint(str(output)) == str(output / "checkpoint-5")
     stopped = runner.resume(name, output, kill={"place": "two_ctrl_cs", "step": 8})
     assert stopped["status"] == INTERRUPTED_STATUS and "Traceback" not in stopped["log"], stopped["log"][-3000:]
     assert stopped["log"].splitlines()[-1] == "stopped by Ctrl-C"
-    assert newest_whole_checkpoint(str(output)) == str(output / "checkpoint-6")
+    assert newest_complete_checkpoint(str(output)) == str(output / "checkpoint-6")
     assert runner.resume(name, output)["status"] == 0
     runner.assert_same(output, name)
 
@@ -99,7 +99,7 @@ def test_killed_while_a_checkpoint_is_replaced(runner, tmp_path):
     output = tmp_path / "run"
     assert runner("pretrain", output, kill={"place": "replacing", "step": 8})["status"] == -9
     assert not (output / "checkpoint-8").exists()
-    assert newest_whole_checkpoint(str(output)) == str(output / "checkpoint-8")
+    assert newest_complete_checkpoint(str(output)) == str(output / "checkpoint-8")
     assert runner.resume("pretrain", output)["status"] == 0
     runner.assert_same(output, "pretrain")  # the evaluation was made up for, with the random numbers that it draws
 
@@ -121,7 +121,7 @@ def test_a_full_disk_while_saving(runner, tmp_path):
     assert stopped["status"] == 2
     last = stopped["log"].splitlines()[-1]
     assert last.startswith("error: checkpoint-6 could not be written") and "No space left on device" in last
-    assert "what was saved before is as it was" in last and "Traceback" not in stopped["log"]
+    assert "earlier checkpoints are unchanged" in last and "Traceback" not in stopped["log"]
     assert [path.name for path in output.iterdir() if "checkpoint" in path.name] == ["checkpoint-3"]
     assert runner.resume("pretrain", output)["status"] == 0
     runner.assert_same(output, "pretrain")
@@ -139,7 +139,7 @@ def test_a_disk_that_really_is_full(runner, tmp_path):
         stopped = runner("pretrain", output)
         assert stopped["status"] == 2, stopped["log"][-3000:]
         assert "could not be written" in stopped["log"].splitlines()[-1] and "Traceback" not in stopped["log"]
-        saved = newest_whole_checkpoint(str(output))
+        saved = newest_complete_checkpoint(str(output))
         assert saved and not (output / UNFINISHED).exists()
         assert all(damage(checkpoint) is None for checkpoint in output.glob("checkpoint-*"))
         subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
@@ -162,7 +162,7 @@ def disk(tmp_path):
 
 @pytest.mark.parametrize("name", ["pretrain", "lora_packed"])
 def test_a_disk_that_fills_in_the_final_saves(runner, tmp_path, disk, name):
-    """A tmpfs that really is full: nothing looks finished, and the last checkpoint is whole."""
+    """A tmpfs that is really full: nothing looks finished, and the last checkpoint is complete."""
     output = disk / "run"
     stopped = runner(name, output, kill={"place": "fill", "step": 0, "disk": str(disk)})
     assert stopped["status"] == 2 and "Traceback" not in stopped["log"], stopped["log"][-3000:]
@@ -182,7 +182,7 @@ def test_a_folder_that_turns_read_only(runner, tmp_path):
     assert stopped["status"] == 2 and "Traceback" not in stopped["log"], stopped["log"][-3000:]
     last = stopped["log"].splitlines()[-1]
     assert last.startswith("error: ") and "Permission denied" in last
-    assert newest_whole_checkpoint(str(output)) == str(output / "checkpoint-6")
+    assert newest_complete_checkpoint(str(output)) == str(output / "checkpoint-6")
     assert runner.resume("pretrain", output)["status"] == 0
     runner.assert_same(output, "pretrain")
 
@@ -197,7 +197,7 @@ def test_a_folder_that_turns_read_only(runner, tmp_path):
         ("half of .manifest.json", ".manifest.json is broken"),
     ],
 )
-def test_half_a_checkpoint_is_passed_over(runner, tmp_path, capsys, harm, told):
+def test_an_incomplete_checkpoint_is_skipped(runner, tmp_path, capsys, harm, told):
     output = tmp_path / "run"
     shutil.copytree(runner.whole("pretrain"), output)
     older, newest = output / "checkpoint-12", output / "checkpoint-14"
@@ -206,8 +206,8 @@ def test_half_a_checkpoint_is_passed_over(runner, tmp_path, capsys, harm, told):
         os.truncate(newest / name, (newest / name).stat().st_size // 2)
     else:
         (newest / name).unlink()
-    assert newest_whole_checkpoint(str(output)) == str(older if told else newest)
-    assert (f"checkpoint-14 is not whole ({told}" in capsys.readouterr().out) == bool(told)
+    assert newest_complete_checkpoint(str(output)) == str(older if told else newest)
+    assert (f"checkpoint-14 is incomplete ({told}" in capsys.readouterr().out) == bool(told)
     if told:
         with pytest.raises(UserError, match="checkpoint"):
             checkpoint_to_resume(str(output), str(newest))
@@ -218,7 +218,7 @@ def size(folder: Path) -> int:
 
 
 def survive(runner: Runner, name: str, folder: Path, rng: random.Random) -> None:
-    """Until it has been killed KILLS times, a run dies at random places and moments, and goes on from what is whole."""
+    """A run is killed KILLS times at random places and moments, and resumes each time from a complete checkpoint."""
     whole, output = runner.whole(name), folder / "run"
     last = max(step for step, _ in curve(whole))
     seconds = runner(name, folder / "timed")["seconds"]
@@ -226,7 +226,7 @@ def survive(runner: Runner, name: str, folder: Path, rng: random.Random) -> None
     while kills < KILLS:
         attempt += 1
         assert attempt < 8 * KILLS, "it ends before it is killed"
-        reached = newest_whole_checkpoint(str(output))
+        reached = newest_complete_checkpoint(str(output))
         start, saved = (int(reached.rpartition("-")[2]), size(Path(reached))) if reached else (0, 0)
         if attempt % 2:
             how = {"after": rng.uniform(0.2, 1.0) * seconds}
@@ -242,7 +242,7 @@ def survive(runner: Runner, name: str, folder: Path, rng: random.Random) -> None
             continue
         assert done["status"] == -9, done["log"][-3000:]
         kills += 1
-        left = newest_whole_checkpoint(str(output))
+        left = newest_complete_checkpoint(str(output))
         if reached and not (left and int(left.rpartition("-")[2]) >= start):
             runner.bytes_lost += saved
         print(f"{name}: killed by {how}, at or after checkpoint {start}")

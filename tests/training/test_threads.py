@@ -1,4 +1,4 @@
-"""The number of threads is measured, kept over an interruption, and set by nobody else than the user."""
+"""The number of threads is measured, kept when a run resumes, and otherwise only set by the user."""
 
 import time
 from types import SimpleNamespace
@@ -59,7 +59,7 @@ def begin(callback: ThreadsCallback, model, **changes) -> None:
     callback.on_train_begin(SimpleNamespace(**args | changes), None, None, model=model, train_dataloader=dataloader())
 
 
-def test_measuring_leaves_no_trace_in_the_run(monkeypatch, capsys):
+def test_measuring_does_not_change_the_run(monkeypatch, capsys):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     torch.set_num_threads(2)
     model = tiny_model(embedding_dropout=0.5).train()
@@ -72,7 +72,7 @@ def test_measuring_leaves_no_trace_in_the_run(monkeypatch, capsys):
     assert torch.equal(torch.rand(2), expected) and model.training
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert capsys.readouterr().out.startswith(f"threads: {callback.threads} of 2, a step of 2 rows takes ")
+    assert capsys.readouterr().out.startswith(f"threads: {callback.threads} of 2, ")
     assert callback.state()["attributes"] == {"threads": callback.threads}
 
 

@@ -45,7 +45,7 @@ def test_columns_by_name(monkeypatch):
     assert list(environments.resolve(["all"], "python3")) == environments.supported_releases(INDEX)
 
 
-def test_a_name_that_is_none():
+def test_an_invalid_release_name_is_refused():
     with pytest.raises(
         environments.BuildError, match="--releases 5.x: give a version such as 5.0.0, or one of oldest, newest, all, pinned"
     ):
@@ -63,7 +63,7 @@ def test_a_failed_command_is_one_line():
         environments.run(sys.executable, "-c", "raise ValueError('no such thing')")
 
 
-def test_what_is_shared_is_torch_and_not_what_differs(tmp_path):
+def test_torch_is_shared_and_other_packages_are_not(tmp_path):
     base = environments.Base(sys.executable, tmp_path)
     links = {path.name for path in base.link().iterdir()}
     assert {"torch", "numpy", "sympy"} <= links and base.link().joinpath("torch", "__init__.py").is_file()
@@ -107,7 +107,7 @@ def test_a_checker_sees_no_pythonpath(tmp_path, monkeypatch):
     }
 
 
-def test_what_a_column_lacks_is_a_failure(tmp_path, monkeypatch):
+def test_a_missing_row_is_a_failure(tmp_path, monkeypatch):
     columns = {f"5.{i}.0": column(kind, tmp_path, monkeypatch) for i, kind in enumerate(("healthy", "wrong", "dies"))}
     matrix = {"date": "2026-01-02", "python": "3.11", "torch": "2.13.0", "columns": columns}
     run_matrix.complete(columns)

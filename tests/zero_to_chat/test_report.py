@@ -1,4 +1,4 @@
-"""The report of a run: everything in it comes from what the stages wrote, whatever is in that."""
+"""The report of a run: everything in it comes from what the stages wrote, and untrusted text is escaped."""
 
 import json
 from pathlib import Path
@@ -78,7 +78,7 @@ def test_accuracy_time_and_replies_are_those_of_the_stages(run):
     assert "length.png" not in text  # no run wrote it
 
 
-def test_what_a_model_or_a_user_wrote_is_text(run):
+def test_untrusted_text_in_the_report_is_escaped(run):
     page, text = ((run / name).read_text(encoding="utf-8") for name in ("report.html", "report.md"))
     assert "<script" not in page and "&lt;script&gt;" in page
     assert "a \\| b" in text and all(line.count("|") > 3 for line in text.splitlines() if line.startswith("| a "))
@@ -87,7 +87,7 @@ def test_what_a_model_or_a_user_wrote_is_text(run):
     )  # nothing is loaded from elsewhere
 
 
-def test_a_stage_that_did_not_raise_it_is_named(tmp_path):
+def test_a_stage_without_improvement_is_named(tmp_path):
     make_run(tmp_path, {"pretrained": 2, "instructed": 100, "reinforced": 108})
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "Not every stage raised it beyond the 95 % intervals: instruction tuning did; reinforcement did not." in text
@@ -107,7 +107,7 @@ def test_two_reports_side_by_side(run, tmp_path, script):
 @pytest.mark.parametrize(
     ("content", "message"), [("{", "the report needs"), ('{"size": {}}', "it has no 'stages'"), (None, "the report needs")]
 )
-def test_what_is_no_report_is_refused(tmp_path, content, message):
+def test_an_invalid_report_is_refused(tmp_path, content, message):
     if content is not None:
         (tmp_path / "report.json").write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=message):

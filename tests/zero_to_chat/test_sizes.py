@@ -1,4 +1,4 @@
-"""The rule: what a depth makes, and that the estimates are those of the model that is made."""
+"""The rule: the sizes that follow from a depth, and estimates that equal the model."""
 
 import pytest
 

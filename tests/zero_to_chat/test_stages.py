@@ -1,4 +1,4 @@
-"""Stages as processes: run once, resumed after a kill, ended with their caller, reported by one line."""
+"""Stages as processes: run once, resumed after a kill, ended with their caller, reported in one line."""
 
 import json
 import os
@@ -140,7 +140,7 @@ def test_another_plan_needs_another_directory(tmp_path):
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["letter.txt"]
 
 
-def test_progress_says_which_stage_how_far_and_how_long_still(tmp_path):
+def test_progress_shows_stage_share_and_time_left(tmp_path):
     log = tmp_path / "log"
     log.write_text("step 7 of 9 of an earlier attempt\n")
     shown = Progress(log, log.stat().st_size, Stage("one", [], tmp_path, seconds=100), "[1/2] one", 3600)
@@ -187,7 +187,7 @@ def test_the_flags_of_the_stages_are_flags_of_their_scripts(tmp_path):
         assert values["seed"] == 1 if "seed" in values and name != "evaluate_instructions" else True
 
 
-def test_the_tokenizer_reads_what_is_said(tmp_path):
+def test_the_tokenizer_is_trained_on_the_dialogues_too(tmp_path):
     row = {"history": [["Hi", "Hello"]], "instruction": "Who?", "output": "Me.", "category": "names"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     write_tokenizer_text(str(tmp_path / "rows.jsonl"), tmp_path / "text.jsonl")

@@ -1,4 +1,4 @@
-"""The whole way in one command, very small: every stage leaves what the next one reads, and kills at random change no weight."""
+"""All stages in one command, very small: each writes what the next one reads, and random kills change no weight."""
 
 import hashlib
 import json
@@ -58,7 +58,7 @@ def weights(output: Path) -> dict[str, str]:
     }
 
 
-def test_every_stage_leaves_its_part(whole):
+def test_every_stage_writes_its_output(whole):
     output, _ = whole
     report = json.loads((output / "report.json").read_text(encoding="utf-8"))
     assert [stage["attempts"] for stage in report["stages"]] == [1] * 7

@@ -1,0 +1,71 @@
+"""What comes with the weights of a checkpoint: tokenizer, special tokens and generation settings."""
+
+import pytest
+from old_releases import assert_old_releases_open
+from stock_models import GPT2, LLAMA, gpt2, saved
+from tiny_models import tiny_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
+
+
+def test_tokenizer_and_generation_settings_are_converted(convert, tmp_path):
+    tokenizer = train_byte_level_bpe(["One day, Anna lost her key. " * 20], vocab_size=300)
+    eos = tokenizer.eos_token_id
+    reference = LlamaForCausalLM(LlamaConfig(**LLAMA | {"vocab_size": 300, "eos_token_id": [eos, 7], "bos_token_id": eos}))
+    original = saved(reference, tmp_path / "original")
+    GenerationConfig(eos_token_id=[eos, 7], temperature=0.6, do_sample=True).save_pretrained(original)
+    tokenizer.save_pretrained(original)
+    folder = convert(original)
+    assert_old_releases_open(folder)
+    again = AutoTokenizer.from_pretrained(folder)
+    assert again("Anna lost")["input_ids"] == tokenizer("Anna lost")["input_ids"] and again.model_max_length == 64
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.config.eos_token_id == [eos, 7] and model.generation_config.eos_token_id == [eos, 7]
+    assert model.config.pad_token_id == model.generation_config.pad_token_id == again.pad_token_id is not None
+    assert model.generation_config.temperature == 0.6 and model.generation_config.do_sample
+
+
+@pytest.mark.thorough
+def test_special_tokens_outside_of_the_vocabulary_are_dropped(convert, tmp_path, capsys):
+    original = saved(GPT2LMHeadModel(GPT2Config(**GPT2 | {"eos_token_id": 50256})), tmp_path / "original")
+    GenerationConfig(eos_token_id=[50256, 7], bos_token_id=61).save_pretrained(original)
+    folder = convert(original)
+    assert "special tokens outside of the vocabulary of 61 were dropped: 61, 50256" in capsys.readouterr().out
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.config.eos_token_id is None and model.generation_config.eos_token_id == [7]
+    assert model.generation_config.bos_token_id is None
+
+
+def test_a_tokenizer_model_needs_its_package(refused, tmp_path, monkeypatch):
+    original = saved(gpt2(), tmp_path / "original")
+    (original / "tokenizer.model").write_bytes(b"pieces")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "tokenizer.model needs the package sentencepiece" in refused(original)
+
+
+@pytest.mark.thorough
+def test_a_tokenizer_given_by_flag_brings_its_special_tokens(convert, refused, tmp_path):
+    tokenizer = train_byte_level_bpe(["One day, Anna lost her key. " * 20], vocab_size=300)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    model = tiny_model("gpt2", vocab_size=300, qkv_bias=True)
+    model.save_pretrained(tmp_path / "ours")
+    stock = convert(tmp_path / "ours", "--to", "gpt2")
+    folder = convert(stock, "--tokenizer", str(tmp_path / "tokenizer"))
+    assert AutoTokenizer.from_pretrained(folder)("Anna")["input_ids"] == tokenizer("Anna")["input_ids"]
+    assert_old_releases_open(folder)
+    assert_old_releases_open(convert(folder, "--to", "gpt2"))
+    assert AutoModelForCausalLM.from_pretrained(folder).config.eos_token_id == tokenizer.eos_token_id
+    small = saved(gpt2(), tmp_path / "small")
+    assert f"has {len(tokenizer)} tokens, but the model's vocab_size is 61" in refused(
+        small, "--tokenizer", str(tmp_path / "tokenizer")
+    )
+    assert "its tokenizer cannot be loaded" in refused(small, "--tokenizer", str(tmp_path / "nothing"))

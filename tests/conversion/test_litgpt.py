@@ -1,0 +1,57 @@
+"""litgpt's checkpoints, against its model in plain torch."""
+
+import pytest
+import torch
+import yaml
+from converted import check_language_model, enlarge
+from litgpt_model import LITGPT, LitGPT, as_older_litgpt
+
+VARIANTS = {
+    "llama": {},
+    "window": {"sliding_window_size": 5},
+    "gpt-neox mlp": {"mlp_class_name": "GptNeoxMLP", "norm_class_name": "LayerNorm", "bias": True, "n_query_groups": 4},
+    "qwen3": {"norm_qk": True, "head_size": 10},
+    "qwen2": {"attn_bias": True, "lm_head_bias": True},
+}
+
+
+def lit_folder(folder, state, settings):
+    folder.mkdir()
+    torch.save({"model": state}, folder / "lit_model.pth")
+    (folder / "model_config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.quick_cases("qwen3-False")
+def test_litgpt(convert, tmp_path, name, older):
+    reference = enlarge(LitGPT(**VARIANTS[name]))
+    state = as_older_litgpt(reference) if older else reference.state_dict()
+    folder = lit_folder(tmp_path / "lit", state, reference.settings)
+    model = check_language_model(convert(folder), reference, vocabulary=64)
+    assert model.config.sliding_window == VARIANTS[name].get("sliding_window_size")
+
+
+def test_pythia_is_refused_by_each_of_its_settings(refused, tmp_path):
+    settings = LITGPT | {
+        "parallel_residual": True,
+        "rotary_percentage": 0.25,
+        "tomorrow": 1,
+        "mlp_class_name": "LLaMAMoE",
+        "n_expert": 4,
+    }
+    folder = lit_folder(tmp_path / "pythia", LitGPT().state_dict(), settings)
+    message = refused(folder)
+    for words in (
+        "parallel_residual=True (it must be False)",
+        "rotary_percentage=0.25",
+        "tomorrow is unknown",
+        "LLaMAMoE",
+        "n_expert=4",
+    ):
+        assert words in message
+    (folder / "model_config.yaml").write_text("{", encoding="utf-8")
+    assert "model_config.yaml cannot be read as YAML" in refused(folder)
+    (folder / "model_config.yaml").unlink()
+    assert "model_config.yaml is missing" in refused(folder / "lit_model.pth")

@@ -1,0 +1,3 @@
+"""A tiny checkpoint at both ends of the architecture."""
+
+from tiny_checkpoints import checkpoint, style, tokenizer  # noqa: F401
