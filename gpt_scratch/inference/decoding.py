@@ -1,11 +1,12 @@
-"""Generation at the speed of memory: weights in fewer bytes, each read once a step.
+"""Memory-bound generation: quantized weights, and the layers of the model as one call of C.
 
-Generating one token reads every weight and does two operations with it, so its time is bytes / bandwidth, if nothing else costs. Two things
-do: matrix products of one row, which general libraries read at a third of the bandwidth (`scripts/benchmark.py ceilings`), and some twenty
-calls a layer. On a CPU both are written out in `decoding.c`: [`StreamedLinear`] is its product, for any model, and a model of this package
-runs all its layers there, prompts as well. Weights in bf16, 8 or 4 bits are widened on their way from memory; all arithmetic is fp32.
+Generating a token reads every weight once for two operations, so the minimum time is bytes / bandwidth. Two things cost more than that:
+general matrix products, which with one row read at a third of the bandwidth (`scripts/benchmark.py ceilings`), and some twenty calls of
+PyTorch per layer. On a CPU, both are replaced by `decoding.c`: [`StreamedLinear`] is its matrix product, for any model, and
+[`DecodingStep`] runs all layers of a model of this package, for prompts, too. bf16, int8 and int4 weights are converted while they are
+read; all arithmetic is fp32.
 
-On a GPU the step is compiled by `torch.compile` over a static cache instead.
+On a GPU, `torch.compile` compiles the decoding step with a static cache instead.
 """
 
 import functools
@@ -25,44 +26,55 @@ from ..modeling_gpt_scratch import GPTScratchForCausalLM, rotary_embedding
 from ..positions_gpt_scratch import count_positions, refuse_positions_beyond
 from ..releases_gpt_scratch import CACHE
 from . import decoding_library as c
-from .decoding_library import GROUP, address
+from .decoding_library import GROUP, address, library
 
 WEIGHTS = ("float32", "bfloat16", "int8", "int4")
-ROWS_AT_ONCE = 1 << 24  # weights that are rounded at a time, so that their fp32 copies stay small
+CHUNK = 1 << 24  # number of weights that are quantized at once, which limits the memory for fp32 copies
+MAX_ROWS = 8  # up to this number of rows, torch.compile generates one loop for a product with a quantized weight
+FREE_COLUMNS = 192  # minimum number of new tokens for which a cache has space
 
 
-def narrowed(weight: torch.Tensor, weights: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """A weight (out, in) as it is kept, and its scales.
+# ------------------------------------------------------------------------------------------------------------------- quantization
 
-    int8 is symmetric, one fp32 scale per output: weight = scale * q, scale = max |row| / 127. int4 has a scale and a minimum, in bf16, for
-    every `GROUP` columns: weight = scale * q + minimum, scale = (max - min) / 15; two columns share a byte, 16 apart. in is a multiple
-    of `GROUP`.
+
+def quantize(weight: torch.Tensor, weights: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Convert a weight (out, in) to one of the formats `WEIGHTS`.
+
+    int8 is symmetric with one fp32 scale per output: weight = scale * q, scale = max |row| / 127. int4 has a bf16 scale and minimum per
+    `GROUP` columns: weight = scale * q + minimum, scale = (max - min) / 15; a byte holds two columns of a group, 16 apart.
+
+    Args:
+        weight: its number of columns is a multiple of `GROUP`.
 
     Returns:
-        float32, bfloat16: (out, in) and `None`; int8: (out, in), (out,); int4: uint8 (out, in / 2), (out, in / GROUP, 2).
+        The weight and its scales: float32, bfloat16: (out, in) and `None`; int8: (out, in) and (out,); int4: uint8 (out, in / 2) and
+        (out, in / GROUP, 2).
     """
     if weights == "float32":
         return weight.float().contiguous(), None
     if weights == "bfloat16":
         return weight.bfloat16().contiguous(), None
-    kept, scales = zip(*(_rounded(rows.float(), weights) for rows in weight.split(max(1, ROWS_AT_ONCE // weight.shape[1]))))
-    return torch.cat(kept), torch.cat(scales)
+    rounded = _round_to_int8 if weights == "int8" else _round_to_int4
+    quantized, scales = zip(*(rounded(rows.float()) for rows in weight.split(max(1, CHUNK // weight.shape[1]))))
+    return torch.cat(quantized), torch.cat(scales)
 
 
-def _rounded(rows: torch.Tensor, weights: str) -> tuple[torch.Tensor, torch.Tensor]:
-    if weights == "int8":
-        scale = rows.abs().amax(1).clamp(min=1e-12) / 127
-        return (rows / scale[:, None]).round().to(torch.int8), scale
-    groups = rows.view(len(rows), -1, GROUP)
+def _round_to_int8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    scale = rows.abs().amax(1).clamp(min=1e-12) / 127
+    return (rows / scale[:, None]).round().to(torch.int8), scale
+
+
+def _round_to_int4(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    groups = rows.reshape(len(rows), -1, GROUP)
     low, high = groups.aminmax(dim=-1)
-    low = low.bfloat16()
+    low = low.bfloat16()  # before the columns are rounded, which compensates for its error
     scale = ((high - low.float()) / 15).clamp(min=1e-12).bfloat16()
     q = ((groups - low.float()[..., None]) / scale.float()[..., None]).round().clamp(0, 15).to(torch.uint8)
     return (q[..., : GROUP // 2] | q[..., GROUP // 2 :] << 4).view(len(rows), -1), torch.stack((scale, low), dim=-1)
 
 
-def widened(weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-    """The fp32 weight, (out, in), of what [`narrowed`] returns."""
+def dequantize(weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    """The fp32 weight, (out, in), from the results of [`quantize`]."""
     if scale is None:
         return weight.float()
     if weight.dtype == torch.int8:
@@ -73,7 +85,10 @@ def widened(weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
 
 
 class StreamedLinear(nn.Module):
-    """`nn.Linear` for inference: (..., in) -> (..., out), its weight (out, in) kept as [`narrowed`] returns it."""
+    """`nn.Linear` for inference: (..., in) -> (..., out), with its weight in one of the formats `WEIGHTS`, see [`quantize`].
+
+    Columns of zeros make the input size a multiple of `GROUP`.
+    """
 
     weight: torch.Tensor
     scale: torch.Tensor | None
@@ -82,124 +97,140 @@ class StreamedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, weights: str):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.padding = -linear.in_features % GROUP  # columns of zeros
+        self.padding = -linear.in_features % GROUP
         weight = linear.weight.detach()
-        weight, scale = narrowed(nn.functional.pad(weight, (0, self.padding)) if self.padding else weight, weights)
+        weight, scale = quantize(nn.functional.pad(weight, (0, self.padding)) if self.padding else weight, weights)
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float().contiguous())
 
     def structure(self) -> c.Linear:
-        """As decoding.c takes it; its addresses hold while the buffers do."""
-        size = self.in_features + self.padding
-        kind = c.FORMATS[self.weight.dtype]
-        return c.Linear(address(self.weight), address(self.scale), address(self.bias), size, len(self.weight), kind)
+        """The argument of decoding.c; valid as long as the buffers are not replaced."""
+        size, kind = self.in_features + self.padding, c.FORMATS[self.weight.dtype]
+        return c.Linear(address(self.weight), address(self.scale), address(self.bias), size, self.out_features, kind)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.device.type != "cpu":
-            weight = widened(self.weight, self.scale)[:, : self.in_features].to(x.dtype)
-            return nn.functional.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
-        rows = x.reshape(-1, self.in_features).float()
-        rows = nn.functional.pad(rows, (0, self.padding)) if self.padding else rows.contiguous()
-        y = rows.new_empty(len(rows), self.out_features)
-        c.library().linear(byref(self.structure()), address(rows), address(y), len(rows), torch.get_num_threads())
-        return y.view(*x.shape[:-1], self.out_features).to(x.dtype)
+        rows = x.reshape(-1, self.in_features)
+        if self.padding:
+            rows = nn.functional.pad(rows, (0, self.padding))
+        in_c = x.device.type == "cpu" and not torch.compiler.is_compiling()
+        y = self._in_c(rows) if in_c else self._in_torch(rows)
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def _in_c(self, rows: torch.Tensor) -> torch.Tensor:
+        x = rows.float().contiguous()
+        y = x.new_empty(len(x), self.out_features)
+        _library().gpt_scratch_linear(byref(self.structure()), address(x), address(y), len(x), torch.get_num_threads())
+        return y.to(rows.dtype)
+
+    def _in_torch(self, rows: torch.Tensor) -> torch.Tensor:
+        weight, scale = self.weight, self.scale
+        if weight.dtype == torch.uint8:
+            weight, scale = dequantize(weight, scale), None
+        if torch.compiler.is_compiling() and len(rows) <= MAX_ROWS and weight.dtype != rows.dtype:
+            # as_strided forces the rows to be written to memory first. Otherwise the compiler fuses their producer, often a norm, into
+            # the loop and recomputes it for every output.
+            rows32 = rows.float().as_strided(rows.shape, (rows.shape[1], 1))
+            y = torch.stack([(weight.float() * row).sum(-1) for row in rows32]).to(rows.dtype)  # one loop over the weight
+        else:
+            y = nn.functional.linear(rows, weight.to(rows.dtype))
+        y = y if scale is None else y * scale
+        return (y if self.bias is None else y + self.bias).to(rows.dtype)
 
 
-def stacked(linears: list[StreamedLinear]) -> c.Linear:
-    """Layers with one input as a single one, whose outputs follow each other; they keep views of its buffers."""
-    for name in ("weight", "scale", "bias"):
-        parts = [getattr(linear, name) for linear in linears]
-        if parts[0] is not None:
-            for linear, part in zip(linears, torch.cat(parts).split([len(part) for part in parts])):
-                setattr(linear, name, part)
-    whole = linears[0].structure()
-    whole.out = sum(linear.out_features for linear in linears)
-    return whole
+def _library() -> Any:
+    loaded = library()
+    assert loaded is not None, "prepare_for_decoding replaces no layer without the library"
+    return loaded
 
 
-class RoomyLayer(DynamicLayer):
-    """Keys and values of a layer with room behind them: a new token is written there, and nothing is copied until the room is full.
+# ---------------------------------------------------------------------------------------------------------- keys and values
 
-    `room` is (2, B, K, capacity, D), `length` of its columns are taken.
+
+class PreallocatedLayer(DynamicLayer):
+    """Keys and values of a layer with free space for later tokens, so that a step copies only its own.
+
+    `memory` is (2, B, K, capacity, D): keys and values; the first `length` columns are in use, the others are finite.
     """
 
     supports_early_init = False
 
     def __init__(self) -> None:
-        self.room, self.length, self.is_initialized = torch.empty(2, 0, 0, 0, 0), 0, False
+        self.memory, self.length, self.is_initialized = torch.empty(2, 0, 0, 0, 0), 0, False
 
-    # the base class assigns them in methods that are all replaced here
-    keys = property(lambda self: self.room[0, :, :, : self.length] if self.is_initialized else None)
-    values = property(lambda self: self.room[1, :, :, : self.length] if self.is_initialized else None)
+    # read-only: every method of the base class that would assign them is replaced here
+    keys = property(lambda self: self.memory[0, :, :, : self.length] if self.is_initialized else None)
+    values = property(lambda self: self.memory[1, :, :, : self.length] if self.is_initialized else None)
 
     def reserve(self, new: int, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
-        """Make room for `new` columns more; shape (B, K, D) is read at the first call."""
-        if self.is_initialized and self.length + new <= self.room.shape[3]:
+        """Allocate space for `new` more columns; shape (B, K, D)."""
+        if self.is_initialized and self.length + new <= self.memory.shape[3]:
             return
-        before = self.keys, self.values
-        capacity = max(2 * self.room.shape[3], self.length + new + 192) + 63 & -64
-        room = torch.zeros(2, *shape[:2], capacity, shape[2], dtype=dtype, device=device)
+        capacity = max(2 * self.memory.shape[3], self.length + new + FREE_COLUMNS)
+        memory = torch.zeros(2, *shape[:2], -(-capacity // 64) * 64, shape[2], dtype=dtype, device=device)
         if self.is_initialized:
-            room[:, :, :, : self.length] = self.room[:, :, :, : self.length]
-        self.room, self.is_initialized = room, True
+            memory[:, :, :, : self.length] = self.memory[:, :, :, : self.length]
+        self.memory, self.is_initialized = memory, True
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         B, K, new, D = key_states.shape
         self.reserve(new, (B, K, D), key_states.dtype, key_states.device)
-        self.room[0, :, :, self.length : self.length + new] = key_states
-        self.room[1, :, :, self.length : self.length + new] = value_states
-        self.length += new
+        end = self.length + new
+        self.memory[0, :, :, self.length : end] = key_states
+        self.memory[1, :, :, self.length : end] = value_states
+        self.length = end
         return self.keys, self.values
 
     def get_seq_length(self) -> int:
         return self.length
 
-    def crop(self, tokens: int) -> None:
-        """Forget the last `-tokens`; a positive number, until 5.23, is what is left."""
-        self.length = min(tokens, self.length) if tokens > 0 else self.length + tokens
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last -tokens_to_remove tokens; until 5.23, a positive number is the remaining length."""
+        self.length = max(0, self.length + tokens_to_remove) if tokens_to_remove <= 0 else min(tokens_to_remove, self.length)
 
     def reset(self) -> None:
-        self.length = 0
+        self.memory, self.length, self.is_initialized = torch.empty(2, 0, 0, 0, 0), 0, False
 
-    def _take(self, rows: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def _replace_rows(self, select: Callable[[torch.Tensor], torch.Tensor]) -> None:
         if self.is_initialized:
-            self.room = rows(self.room)
+            self.memory = select(self.memory)
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        self._take(lambda room: room.index_select(1, beam_idx.to(room.device)))
+        self._replace_rows(lambda memory: memory.index_select(1, beam_idx.to(memory.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self._take(lambda room: room.repeat_interleave(repeats, dim=1))
+        self._replace_rows(lambda memory: memory.repeat_interleave(repeats, dim=1))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        self._take(lambda room: room[:, indices])
+        self._replace_rows(lambda memory: memory[:, indices].contiguous())
+
+
+# ----------------------------------------------------------------------------------------------------- all layers of this model
 
 
 class DecodingStep:
-    """`forward` of a [`GPTScratchForCausalLM`] on a CPU, through `decoding.c` where nothing but logits is asked for.
+    """`forward` of a [`GPTScratchForCausalLM`] on a CPU: the layers run in `decoding.c` if only logits and a dynamic cache are needed.
 
-    Takes the place of the model's own `forward`, which still answers everything else, with the same weights.
+    Any other call, for example with labels or without a cache, uses the model's own `forward` with the same weights. Hooks of the layers
+    are called only there.
 
     Args:
-        model: all of its linear layers are [`StreamedLinear`], everything else is fp32.
+        model: [`supports`] it.
     """
 
     def __init__(self, model: GPTScratchForCausalLM):
         self.model, self.plain, config = model, model.forward, model.config
         self.layers = (c.Layer * config.num_hidden_layers)()
-        self.kept: list[torch.Tensor | None] = []  # what the structures point to
         for layer, block in zip(self.layers, model.model.layers):
             attention, mlp = block.self_attn, block.mlp
             norms = block.input_layernorm, block.post_attention_layernorm
             vectors = [vector for norm in norms for vector in (norm.weight, getattr(norm, "bias", None))]
             vectors += [attention.q_norm.weight, attention.k_norm.weight] if config.qk_norm else [None, None]
-            self.kept += vectors
             for (name, _), vector in zip(c.Layer._fields_, vectors):
                 setattr(layer, name, address(vector))
-            layer.qkv = stacked([attention.q_proj, attention.k_proj, attention.v_proj])
+            layer.qkv = stack([attention.q_proj, attention.k_proj, attention.v_proj])
             layer.o, layer.down = attention.o_proj.structure(), mlp.down_proj.structure()
-            layer.up = stacked([mlp.gate_proj, mlp.up_proj]) if mlp.gated else mlp.up_proj.structure()
+            layer.up = stack([mlp.gate_proj, mlp.up_proj]) if mlp.gated else mlp.up_proj.structure()
         self.shape = config.num_key_value_heads, config.head_dim
         self.structure = c.Model(
             self.layers,
@@ -207,21 +238,27 @@ class DecodingStep:
             *(config.mlp_type == "gated", c.ACTIVATIONS[config.hidden_act], config.norm_type == "rmsnorm"),
             *(config.sliding_window or 0, config.norm_eps, config.head_dim**-0.5),
         )
-        self.turns: tuple[torch.Tensor, torch.Tensor] | None = None  # cosines and sines of the first positions, (positions, D)
+        # The structures contain addresses: the tensors must live as long as they do, even if the model's are replaced (`model.to`).
+        self.tensors = [*model.model.layers.parameters(), *model.model.layers.buffers()]
+        self.rotary_table: tuple[torch.Tensor, torch.Tensor] | None = None  # cosines and sines of the first positions, (positions, D)
 
     @staticmethod
-    def suits(model: PreTrainedModel) -> bool:
-        """Whether the layers of `model` can run there: of this package, fp32 on a CPU, an activation and sizes that decoding.c has."""
+    def supports(model: PreTrainedModel) -> bool:
+        """Whether decoding.c can run the layers of `model`, whose linear layers have been replaced.
+
+        It needs a model of this package without adapters, in fp32 on a CPU, one of its activations, an even head dimension, and sizes that
+        are multiples of `GROUP`.
+        """
+        if type(model) is not GPTScratchForCausalLM or model.device.type != "cpu":
+            return False
         config = model.config
+        linears = (module for name, module in model.model.layers.named_modules() if name.endswith("_proj"))
+        sizes = config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_dim
         return (
-            isinstance(model, GPTScratchForCausalLM)
-            and model.device.type == "cpu"
+            all(type(linear) is StreamedLinear for linear in linears)
             and config.hidden_act in c.ACTIVATIONS
             and config.head_dim % 2 == 0
-            and not any(
-                size % GROUP
-                for size in (config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_dim)
-            )
+            and not any(size % GROUP for size in sizes)
         )
 
     def __call__(
@@ -229,134 +266,168 @@ class DecodingStep:
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: DynamicCache | None = None,
+        past_key_values: Any = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: int | torch.Tensor | None = None,
         return_dict: bool | None = None,
-        cache: DynamicCache | None = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
         known = past_key_values if cache is None else cache
-        unusual = (inputs_embeds, labels, num_items_in_batch), kwargs.keys() - {"cache_position"}, (past_key_values, cache)
-        usual = all(x is None for x in unusual[0]) and not unusual[1] and None in unusual[2] and return_dict is not False
-        if usual and input_ids is not None and known is not None and self._takes(known, attention_mask, input_ids):
+        others = inputs_embeds, labels, num_items_in_batch, *kwargs.values(), past_key_values if cache is not None else None
+        config = self.model.config
+        only_logits = not (config.output_attentions or config.output_hidden_states) and all(value is None for value in others)
+        if only_logits and (config.use_cache if use_cache is None else use_cache) and self._fits(input_ids, attention_mask, known):
             logits = self._logits(input_ids, attention_mask, position_ids, known, logits_to_keep)
-            return CausalLMOutputWithPast(logits=logits, **{CACHE: known})
+            return self.model.as_asked(CausalLMOutputWithPast(logits=logits, **{CACHE: known}), return_dict)
         return self.plain(
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, labels, use_cache, logits_to_keep,
             num_items_in_batch, return_dict, cache, **kwargs,
         )  # fmt: skip
 
-    def _takes(self, cache: Any, attention_mask: torch.Tensor | None, input_ids: torch.Tensor) -> bool:
-        """Whether the keys and values are, or can be, where decoding.c finds them, and the mask is one of tokens."""
-        if type(cache) is not DynamicCache:
+    def _fits(self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, cache: Any) -> bool:
+        """Whether decoding.c can compute this call: token ids, a mask of tokens, and a cache that is empty or [`PreallocatedLayer`]s.
+
+        Sizes that do not match are left to PyTorch, which reports them; C would access memory that it does not own.
+        """
+        if input_ids is None or input_ids.ndim != 2 or type(cache) is not DynamicCache or self.model.training:
             return False
-        if attention_mask is not None and attention_mask.shape != (len(input_ids), cache.get_seq_length() + input_ids.shape[1]):
+        B, T = input_ids.shape
+        if attention_mask is not None and attention_mask.shape != (B, cache.get_seq_length() + T):
             return False
-        if len(cache.layers) != len(self.layers) or type(cache.layers[0]) is not RoomyLayer:
-            if any(layer.is_initialized for layer in cache.layers):
-                return False
-            cache.layers[:] = [RoomyLayer() for _ in self.layers]
-        return self.model.config.num_hidden_layers == len(self.layers)  # early-exit decoding lowers it
+        embedding = self.model.model.embed_tokens.weight
+        if input_ids.device.type != "cpu" or embedding.device.type != "cpu" or embedding.dtype != torch.float32:
+            return False
+        if not any(layer.is_initialized for layer in cache.layers):
+            cache.layers[:] = [PreallocatedLayer() for _ in self.layers]
+        layers = cache.layers
+        return (
+            self.model.config.num_hidden_layers == len(layers) == len(self.layers)  # early-exit assisted decoding lowers it temporarily
+            and all(type(layer) is PreallocatedLayer and layer.length == layers[0].length for layer in layers)
+            and all(
+                layer.memory.dtype == torch.float32
+                and layer.memory.is_contiguous()
+                and (layer.memory.shape[1:3] + layer.memory.shape[4:] == (B, *self.shape))
+                and layer.memory.shape == layers[0].memory.shape
+                for layer in layers
+                if layer.is_initialized
+            )
+        )
 
     def _logits(
-        self, input_ids: torch.Tensor, attention_mask: Any, position_ids: Any, cache: Any, logits_to_keep: Any
+        self, input_ids: Any, attention_mask: Any, position_ids: Any, cache: Any, logits_to_keep: int | torch.Tensor
     ) -> torch.Tensor:
+        """The arguments of `forward` -> logits (B, T or fewer, V); keys and values are added to the cache."""
         B, T = input_ids.shape
         base, config, past = self.model.model, self.model.config, cache.get_seq_length()
         columns = torch.arange(past, past + T)
         if position_ids is None:
             position_ids = count_positions(columns, attention_mask)
-        real = rows = None
-        if attention_mask is not None and not (attention_mask != 0).all():
-            real = (attention_mask != 0).to(torch.uint8)
-            rows = real[:, past:].flatten().nonzero()[:, 0]  # tokens, without padding
         hidden = base.embed_tokens(input_ids)
-        cosine = sine = None
+        cosine = sine = real = None
         if config.position_embedding_type == "learned":
             refuse_positions_beyond(config.max_position_embeddings, position_ids)
             hidden = hidden + base.embed_positions(position_ids)
         else:
-            cosine, sine = (turn.expand(B, T, -1).reshape(B * T, -1) for turn in self._turns(position_ids))
-        hidden = hidden.reshape(B * T, -1)
-        sequence, column = torch.arange(B).repeat_interleave(T), columns.repeat(B)
-        if rows is not None:
-            hidden, sequence, column = hidden[rows], sequence[rows], column[rows]
+            cosine, sine = (table.expand(B, T, -1).reshape(B * T, -1) for table in self._rotary(position_ids))
+        hidden, sequence, column = hidden.reshape(B * T, -1), torch.arange(B).repeat_interleave(T), columns.repeat(B)
+        if attention_mask is None or (attention_mask != 0).all():
+            self._run(hidden, sequence, column, cosine, sine, None, cache, B, T)
+        else:  # without the rows of padding
+            real = (attention_mask != 0).to(torch.uint8).contiguous()
+            rows = real[:, past:].flatten().nonzero()[:, 0]
+            tokens = hidden[rows]
             cosine, sine = (None, None) if cosine is None else (cosine[rows], sine[rows])
-        self._run(hidden, sequence, column, cosine, sine, real, cache, B, T)
-        if rows is not None:
-            hidden = hidden.new_zeros(B * T, hidden.shape[1]).index_copy(0, rows, hidden)
+            self._run(tokens, sequence[rows], column[rows], cosine, sine, real, cache, B, T)
+            hidden = torch.zeros_like(hidden).index_copy(0, rows, tokens)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep  # -0: from the start
         return self.model.lm_head(base.norm(hidden.view(B, T, -1)[:, kept]))
 
-    def _turns(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines, (B or 1, T, D): rows of a table, except where they depend on the longest sequence."""
+    def _rotary(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines, (B or 1, T, D), from a table, unless they depend on the longest sequence of the call."""
         config = self.model.config
-        if config.rope_parameters["rope_type"] == "dynamic":
+        first, last = (int(position) for position in position_ids.aminmax())
+        if config.rope_parameters["rope_type"] == "dynamic" or first < 0:
             cosine, sine = rotary_embedding(config, position_ids, torch.float32)
             return cosine[:, 0], sine[:, 0]
-        last = int(position_ids.max())
-        if self.turns is None or last >= len(self.turns[0]):
+        if self.rotary_table is None or last >= len(self.rotary_table[0]):
             cosine, sine = rotary_embedding(config, torch.arange(max(256, 2 * last))[None], torch.float32)
-            self.turns = cosine[0, 0], sine[0, 0]
-        return self.turns[0][position_ids], self.turns[1][position_ids]
+            self.rotary_table = cosine[0, 0], sine[0, 0]
+        return self.rotary_table[0][position_ids], self.rotary_table[1][position_ids]
 
     def _run(
         self, hidden: Any, sequence: Any, column: Any, cosine: Any, sine: Any, real: Any, cache: Any, B: int, T: int
     ) -> None:
-        """All layers, `hidden` (rows, C) in place; keys and values join the cache."""
+        """All layers, hidden (rows, C) in place; keys and values are added to the cache."""
         layers = cache.layers
         for layer in layers:
             layer.reserve(T, (B, *self.shape), torch.float32, hidden.device)
-        rooms = [layer.room for layer in layers]
-        caches = (c.Cache * len(rooms))(*((room.data_ptr(), room.data_ptr() + 4 * room.stride(0)) for room in rooms))
-        failed = c.library().decode(
-            byref(self.structure), caches, rooms[0].shape[3], address(hidden), len(hidden), address(sequence), address(column),
+        memories = [layer.memory for layer in layers]
+        caches = (c.Cache * len(memories))(*((address(memory[0]), address(memory[1])) for memory in memories))
+        failed = _library().gpt_scratch_decode(
+            byref(self.structure), caches, memories[0].shape[3], address(hidden), len(hidden), address(sequence), address(column),
             address(cosine), address(sine), address(real), 0 if real is None else real.shape[1], torch.get_num_threads(),
         )  # fmt: skip
         if failed:
-            raise MemoryError("no memory is left for a step of decoding")
+            raise MemoryError("not enough memory for a decoding step")
         for layer in layers:
             layer.length += T
 
 
-def prepare_for_decoding(model: PreTrainedModel, weights: str = "float32") -> PreTrainedModel:
-    """Replace every linear layer of `model`, in place, and run the layers of a model of this package in `decoding.c`.
+def stack(linears: list[StreamedLinear]) -> c.Linear:
+    """Linear layers of one input as a single one with all their outputs; their buffers become views of its memory."""
+    for name in ("weight", "scale", "bias"):
+        parts = [getattr(linear, name) for linear in linears]
+        if parts[0] is not None:
+            for linear, part in zip(linears, torch.cat(parts).split([len(part) for part in parts])):
+                setattr(linear, name, part)
+    structure = linears[0].structure()
+    structure.out = sum(linear.out_features for linear in linears)
+    return structure
 
-    For inference only: what was there cannot be trained or saved any more. On a CPU everything else becomes fp32.
+
+# ------------------------------------------------------------------------------------------------------------------------ for users
+
+
+def prepare_for_decoding(model: PreTrainedModel, weights: str = "float32") -> PreTrainedModel:
+    """Replace every linear layer of `model` in place, and run the layers of a model of this package in `decoding.c` on a CPU.
+
+    For inference only: the model cannot be trained, saved, copied or moved afterwards. On a CPU, all other parameters become fp32. Without
+    a C compiler, one line on standard error says so, and the model is unchanged.
 
     Args:
-        weights: "float32" (the same tokens), "bfloat16", "int8" or "int4" (weights only; activations and arithmetic are fp32).
+        weights: "float32" (same tokens), "bfloat16", "int8" or "int4" (weights only; activations and arithmetic are fp32).
 
     Raises:
-        UserError: an unknown name; on a CPU, no C compiler.
+        UserError: an unknown name.
     """
     if weights not in WEIGHTS:
         raise UserError(f"weights is {weights!r}: choose one of {', '.join(WEIGHTS)}")
     on_cpu = model.device.type == "cpu"
-    if on_cpu:
-        c.library()
+    if on_cpu and library() is None:
+        return model
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Linear:
                 setattr(module, name, StreamedLinear(child, weights))
-    if on_cpu:
-        for parameter in model.parameters():
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+        if on_cpu:
             parameter.data = parameter.data.float()
-        if DecodingStep.suits(model):
-            model.forward = functools.wraps(model.forward)(functools.partial(DecodingStep(model)))
+    if on_cpu and DecodingStep.supports(model):
+        model.forward = functools.wraps(model.forward)(functools.partial(DecodingStep(model)))
     return model
 
 
 def generation_settings(model: PreTrainedModel, tokens: int = 0) -> dict[str, object]:
-    """Settings for `generate` of a prepared model: on a GPU they make it compile the decoding step, on a CPU there are none.
+    """Settings for `generate` of a prepared model: on a GPU they compile the decoding step, on a CPU there are none.
 
     Args:
-        tokens: for conversations: prompt and reply have at most `tokens` tokens. The cache then has one of a few sizes (powers of two from
-            256 on), since every size is compiled for itself. Without it the cache has exactly the size of one call.
+        tokens: for conversations with at most `tokens` tokens in prompt and reply. The cache size is then rounded up to a power of two, at
+            least 256, since each size is compiled separately. With 0, the cache has the exact size of the call.
     """
     if model.device.type == "cpu":
         return {}

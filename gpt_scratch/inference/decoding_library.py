@@ -1,42 +1,46 @@
-"""`decoding.c` as a library: compiled at the first use on a machine, kept on disk, called through ctypes.
+"""`decoding.c` as a shared library: compiled on first use, kept in the user's cache directory, called through ctypes.
 
-Compiled on the machine that runs it, since a processor's vector instructions are known there only. It takes about two seconds and a C
-compiler (gcc or clang; CC names another), and the result is kept in the user's cache directory, under a name made of the source, the
-compiler and the processor.
+It is compiled on the machine that runs it, because only there the vector instructions of the processor are known. This takes a few seconds
+and a C compiler: `CC`, or the first of cc, gcc and clang. Without one, [`library`] returns `None`, and PyTorch is used instead.
+
+A shared library is code, so the cache is private: `gpt_scratch/decoding` in the user's cache directory, with mode 0700. A library is loaded
+only if no other user owns or can write to it or its directory. Its name is a hash of the source, the compiler's flags and the macros that
+it predefines with them: its version and the processor's instructions. It is written to a temporary file and then renamed.
 """
 
 import ctypes
 import functools
 import hashlib
 import os
-import platform
+import shlex
 import shutil
+import stat
 import subprocess
+import sys
 import tempfile
+from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import UserError
+COMPILERS = ("cc", "gcc", "clang")
+# Tried in this order: clang on ARM has no -march=native, and Apple's clang has no OpenMP.
+ALWAYS = ("-O3", "-fno-fast-math", "-shared", "-fPIC")
+FLAGS = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), ("-mcpu=native",), ())
+SECONDS = 120  # limit of a call of the compiler
 
-SOURCE = Path(__file__).with_name("decoding.c")
-FORMATS = {
-    torch.float32: 0,
-    torch.bfloat16: 1,
-    torch.int8: 2,
-    torch.uint8: 3,
-}  # of a weight's tensor; uint8 holds two of four bits
+# The format of a weight, by the type of its tensor; a uint8 holds two int4 values.
+FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}
 ACTIVATIONS = {"silu": 0, "swish": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "gelu": 2, "relu": 3}
-GROUP = 32  # columns of a weight in four bits with a scale and a minimum of their own; every product's input is a multiple of it
-# What one compiler calls by another name, or lacks: Apple's clang has no OpenMP, and clang on ARM no -march.
-FLAGS = (["-march=native", "-fopenmp"], ["-mcpu=native", "-fopenmp"], ["-march=native"], [])
+GROUP = 32  # columns of an int4 weight that share a scale; the input size of every product is a multiple of it
 
-pointer, whole = ctypes.c_void_p, ctypes.c_int64
+pointer, int64 = ctypes.c_void_p, ctypes.c_int64
 
 
 class Linear(ctypes.Structure):
-    _fields_ = [("weight", pointer), ("scale", pointer), ("bias", pointer), ("in_", whole), ("out", whole), ("format", whole)]
+    _fields_ = [("weight", pointer), ("scale", pointer), ("bias", pointer), ("in_", int64), ("out", int64), ("format", int64)]
 
 
 class Layer(ctypes.Structure):
@@ -49,7 +53,7 @@ class Layer(ctypes.Structure):
 class Model(ctypes.Structure):
     _fields_ = [
         ("layers", ctypes.POINTER(Layer)),
-        *((name, whole) for name in ("count", "C", "I", "H", "K", "D", "gated", "activation", "rms", "window")),
+        *((name, int64) for name in ("count", "C", "I", "H", "K", "D", "gated", "activation", "rms", "window")),
         ("eps", ctypes.c_float),
         ("attention_scale", ctypes.c_float),
     ]
@@ -60,75 +64,159 @@ class Cache(ctypes.Structure):
 
 
 def address(tensor: torch.Tensor | None) -> int | None:
-    """Of the first element of a contiguous tensor on the CPU."""
-    return None if tensor is None else tensor.data_ptr()
+    """Address of the first element of a contiguous tensor on the CPU; `None` (NULL in C) for `None`."""
+    if tensor is None:
+        return None
+    assert tensor.is_contiguous() and tensor.device.type == "cpu"
+    return tensor.data_ptr()
+
+
+class Unusable(Exception):
+    """The library cannot be compiled or loaded; the message says why."""
 
 
 @functools.cache
-def library() -> Any:
-    """`decode` and `linear` of decoding.c.
-
-    Raises:
-        UserError: there is no compiler, or it fails.
-    """
-    loaded = ctypes.CDLL(str(_compiled()))
-    loaded.linear.argtypes = [ctypes.POINTER(Linear), pointer, pointer, whole, ctypes.c_int]
-    loaded.linear.restype = None
-    loaded.decode.argtypes = [
-        *(ctypes.POINTER(Model), ctypes.POINTER(Cache), whole),
-        *(pointer, whole, pointer, pointer, pointer, pointer, pointer, whole, ctypes.c_int),
-    ]
-    loaded.decode.restype = ctypes.c_int
-    return loaded
-
-
-def _compiled() -> Path:
-    compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
-    if compiler is None:
-        raise UserError("--weights needs a C compiler, and none of cc, gcc, clang is found: install one, or leave out --weights")
-    name = f"decoding-{hashlib.sha256(_identity(compiler)).hexdigest()[:16]}.so"
-    for folder in (_cache_directory(), None):
+def library() -> Any | None:
+    """The functions of decoding.c; `None`, with one line on standard error, if it cannot be compiled or loaded."""
+    try:
+        if not hasattr(os, "getuid"):
+            raise Unusable("it needs Linux or macOS")
         try:
-            if folder is None:  # a home that cannot be written to
-                folder = Path(tempfile.mkdtemp(prefix="gpt_scratch-"))
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not (folder / name).is_file():
-                _compile(compiler, folder / name)
-            return folder / name
-        except OSError:
-            continue
-    raise UserError(
-        f"--weights compiles {SOURCE.name}, and neither {_cache_directory()} nor {tempfile.gettempdir()} can be written to"
-    )
+            return _load(_cache_directory())
+        except OSError as error:
+            print(f"note: decoding.c is compiled on every start: {_one_line(error)}", file=sys.stderr)
+        with tempfile.TemporaryDirectory(prefix="gpt_scratch-") as folder:  # a loaded library no longer needs its file
+            return _load(Path(folder))
+    except (OSError, Unusable) as error:
+        print(
+            f"note: decoding.c cannot be used ({_one_line(error)}): generating with PyTorch and the weights as loaded, which is slower",
+            file=sys.stderr,
+        )
+        return None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _cache_directory() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt_scratch"
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    cache = cache if os.path.isabs(cache) else os.path.expanduser("~/.cache")
+    if not os.path.isabs(cache):
+        raise OSError("the home directory is unknown")
+    return Path(cache, "gpt_scratch", "decoding")
 
 
-def _identity(compiler: str) -> bytes:
-    """What the library depends on."""
-    processor = platform.processor() + platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        processor += next((line for line in lines if line.startswith(("flags", "Features"))), "")
+def _load(folder: Path) -> Any:
+    """The library, from `folder` if it is there, else compiled into it.
+
+    Raises:
+        OSError: `folder` cannot be used, or is not private.
+        Unusable: there is no compiler, or it fails.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _refuse_shared(folder, stat.S_ISDIR)
+    compiler = _compiler()
+    source = resources.files(__package__).joinpath("decoding.c").read_bytes()
+    errors, to_compile = ["it supports none of the flags"], []
+    for flags in FLAGS:
+        command = [*compiler, *ALWAYS, *flags, "-x", "c", "-"]
+        try:
+            macros = _call([*command, "-dM", "-E"], b"")
+        except Unusable as error:
+            errors.append(str(error))
+            continue
+        path = folder / f"{hashlib.sha256(repr((source, command, macros)).encode()).hexdigest()}.so"
+        if path.exists():  # compiled before: with other flags the compiler may have failed
+            to_compile = [(flags, command, path)]
+            break
+        to_compile.append((flags, command, path))
+    for flags, command, path in to_compile:
+        try:
+            loaded = _open(path, lambda output: _call([*command, "-lm", "-o", output], source))  # noqa: B023  called at once
+        except Unusable as error:
+            errors.append(str(error))
+            continue
+        if "-fopenmp" not in flags:
+            print(f"note: generating on one core: {compiler[0]} has no OpenMP", file=sys.stderr)
+        return loaded
+    raise Unusable(f"{compiler[0]} fails: {errors[-1]}")
+
+
+def _compiler() -> list[str]:
+    """The command of the C compiler."""
     try:
-        version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=60).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        raise UserError(f"--weights needs a C compiler, and {compiler} does not answer to --version: {error}") from error
-    return SOURCE.read_bytes() + version + processor.encode()
+        named = shlex.split(os.environ.get("CC", ""))
+    except ValueError as error:
+        raise Unusable(f"CC is {os.environ['CC']!r}: {error}") from error
+    compiler = named or [name for name in COMPILERS if shutil.which(name)][:1]
+    if not compiler:
+        raise Unusable(f"no C compiler is installed: {', '.join(COMPILERS)}, or set CC to another")
+    return compiler
 
 
-def _compile(compiler: str, path: Path) -> None:
-    descriptor, unfinished = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
+def _call(command: list[str], source: bytes) -> bytes:
+    """Output of the compiler, without a shell; `source` is its standard input."""
+    try:
+        return subprocess.run(command, input=source, capture_output=True, check=True, timeout=SECONDS).stdout
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.decode(errors="replace").strip().splitlines()
+        first = next((line for line in lines if "error" in line), lines[-1] if lines else f"exit status {error.returncode}")
+        raise Unusable(first) from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Unusable(str(error)) from error
+
+
+def _open(path: Path, compile_to: Callable[[str], object]) -> Any:
+    """Load `path`, after compiling it if it is missing, damaged or not private."""
+    try:
+        _refuse_shared(path, stat.S_ISREG)
+        return _declared(path)
+    except OSError:  # of all three
+        _write(path, compile_to)
+    _refuse_shared(path, stat.S_ISREG)  # on some file systems, modes have no effect
+    return _declared(path)
+
+
+def _write(path: Path, compile_to: Callable[[str], object]) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem[:16], suffix=".part")
     os.close(descriptor)
     try:
-        for flags in FLAGS:
-            command = [compiler, "-O3", *flags, "-shared", "-fPIC", str(SOURCE), "-o", unfinished, "-lm"]
-            finished = subprocess.run(command, capture_output=True, text=True, errors="replace")
-            if finished.returncode == 0:
-                os.replace(unfinished, path)
-                return
-        raise UserError(f"--weights compiles {SOURCE.name}, and {compiler} fails: {finished.stderr.strip().splitlines()[-1:]}")
+        compile_to(temporary)
+        os.chmod(temporary, 0o700)  # the linker may have created the file anew, with the user's umask
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
     finally:
-        Path(unfinished).unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _refuse_shared(path: Path, is_kind: Callable[[int], bool]) -> None:
+    """Raise `PermissionError` if another user could have written the contents of `path`: symbolic links are not followed."""
+    status = os.lstat(path)
+    if not is_kind(status.st_mode):
+        raise PermissionError(f"{path} is not a regular {'directory' if is_kind is stat.S_ISDIR else 'file'}")
+    if status.st_uid != os.geteuid():
+        raise PermissionError(f"{path} belongs to another user")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(f"{path} can be written to by other users")
+
+
+def _declared(path: Path) -> Any:
+    """The loaded library, with the types of its functions."""
+    loaded = ctypes.CDLL(str(path))
+    try:
+        linear, decode = loaded.gpt_scratch_linear, loaded.gpt_scratch_decode
+        sizes = list((ctypes.c_int64 * 4).in_dll(loaded, "gpt_scratch_sizes"))
+    except (AttributeError, ValueError) as error:
+        raise OSError(f"{path} is not decoding.c: {error}") from error
+    if sizes != [ctypes.sizeof(kind) for kind in (Linear, Layer, Model, Cache)]:
+        raise Unusable(f"its structures have {sizes} bytes, not those of decoding_library.py")
+    linear.argtypes = [ctypes.POINTER(Linear), pointer, pointer, int64, ctypes.c_int]
+    linear.restype = None
+    decode.argtypes = [
+        *(ctypes.POINTER(Model), ctypes.POINTER(Cache), int64),
+        *(pointer, int64, pointer, pointer, pointer, pointer, pointer, int64, ctypes.c_int),
+    ]
+    decode.restype = ctypes.c_int
+    return loaded

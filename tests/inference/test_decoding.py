@@ -16,12 +16,12 @@ from gpt_scratch.inference import decoding_library
 from gpt_scratch.inference.decoding import (
     WEIGHTS,
     DecodingStep,
-    RoomyLayer,
+    PreallocatedLayer,
     StreamedLinear,
     generation_settings,
-    narrowed,
+    quantize,
     prepare_for_decoding,
-    widened,
+    dequantize,
 )
 from gpt_scratch.releases_gpt_scratch import CACHE
 
@@ -50,7 +50,7 @@ def of(name: str):
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_weights_are_kept_within_their_rounding(weights):
     weight = torch.randn(7, 64)
-    kept = widened(*narrowed(weight, weights))
+    kept = dequantize(*quantize(weight, weights))
     error = (kept - weight).abs()
     if weights == "float32":
         assert torch.equal(kept, weight)
@@ -70,7 +70,7 @@ def test_weights_are_kept_within_their_rounding(weights):
 def test_a_streamed_product_is_that_of_its_weight(weights, bias, sizes):
     linear = nn.Linear(*sizes, bias=bias)
     streamed = StreamedLinear(linear, weights)
-    kept = widened(streamed.weight, streamed.scale)[:, : sizes[0]]
+    kept = dequantize(streamed.weight, streamed.scale)[:, : sizes[0]]
     for rows in (1, 2, 3, 4, 5, 11):
         x = torch.randn(1, rows, sizes[0])
         assert_equal(streamed(x), nn.functional.linear(x, kept, linear.bias))
@@ -90,7 +90,7 @@ def test_the_layers_in_c_compute_what_the_model_does(name):
                 first = each(ids[:, :5], attention_mask=None if given is None else given[:, :5], **{CACHE: cache}).logits
                 second = each(ids[:, 5:], attention_mask=given, **{CACHE: cache}).logits
                 outputs.append(torch.cat((first, second), dim=1) if given is not mask else second)
-            assert type(cache.layers[0]) is RoomyLayer
+            assert type(cache.layers[0]) is PreallocatedLayer
             assert_equal(outputs[1], outputs[0])
 
 
@@ -120,7 +120,7 @@ def test_generation_gives_the_same_tokens(name, batch, more):
 
 
 def test_room_grows_and_is_cropped():
-    layer, plain = RoomyLayer(), DynamicCache().layer_class_to_replicate()
+    layer, plain = PreallocatedLayer(), DynamicCache().layer_class_to_replicate()
     for length in (3, 1, 300, 1):
         keys, values = torch.randn(2, 2, 3, length, 4)
         for each in (layer, plain):
@@ -140,7 +140,7 @@ def test_sizes_that_c_does_not_have_run_in_torch():
     model = tiny_model("gpt2", hidden_size=40)
     ids = token_ids(1, 4)
     expected = model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0)
-    assert not DecodingStep.suits(model)
+    assert not DecodingStep.supports(model)
     assert torch.equal(prepare_for_decoding(model).generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0), expected)
 
 
