@@ -18,12 +18,14 @@
 #include <omp.h>
 #endif
 
+#ifndef LANES /* floats in a vector */
 #if defined(__AVX512F__)
-#define LANES 16 /* floats in a vector */
+#define LANES 16
 #elif defined(__AVX__)
 #define LANES 8
 #else
 #define LANES 4
+#endif
 #endif
 #define GROUP 32           /* columns of an int4 weight that share a scale and a minimum */
 #define MAX_TILE_ROWS 4    /* a tile of a product has up to 4 rows and 4 outputs, whose sums stay in registers */
@@ -69,13 +71,13 @@ typedef struct {
 
 /* LANES integers at p, converted to 32 bits; FROM_INT4 takes the low (shift 0) or high (shift 4) halves of LANES bytes. gcc translates the
    portable conversions into many instructions, so x86 has its own. */
-#if LANES == 16
+#if LANES == 16 && defined(__AVX512F__)
 #include <immintrin.h>
 #define FROM_INT8(p) (ints) _mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)(p)))
 #define FROM_INT4(p, shift) \
     (ints) _mm512_cvtepu8_epi32(_mm_and_si128(_mm_srli_epi16(_mm_loadu_si128((const void *)(p)), shift), _mm_set1_epi8(15)))
 #define FROM_UINT16(p) (ints) _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(p)))
-#elif defined(__AVX2__)
+#elif LANES == 8 && defined(__AVX2__)
 #include <immintrin.h>
 #define FROM_INT8(p) (ints) _mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)(p)))
 #define FROM_INT4(p, shift) \
@@ -119,8 +121,7 @@ INLINE void prefetch(int format, const Linear *w, int64_t output, int64_t k) {
 
 /* ----------------------------------------------------------------------------------------------------------------- matrix products */
 
-/* `rows` rows times the weights of `outputs` outputs. The compiler knows both numbers and the format, which are constants in every call.
-   The order of each sum does not depend on them, so a row's result does not depend on the other rows. */
+/* `rows` rows times the weights of `outputs` outputs. The compiler knows both numbers and the format, which are constants in every call. */
 INLINE void tile(int format, int rows, int outputs, const Linear *w, int64_t output, const float *x, float *y) {
     vector sums[MAX_TILE_ROWS][MAX_TILE_OUTPUTS];
     for (int r = 0; r < rows; r++)

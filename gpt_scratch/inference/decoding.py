@@ -240,7 +240,9 @@ class DecodingStep:
         )
         # The structures contain addresses: the tensors must live as long as they do, even if the model's are replaced (`model.to`).
         self.tensors = [*model.model.layers.parameters(), *model.model.layers.buffers()]
-        self.rotary_table: tuple[torch.Tensor, torch.Tensor] | None = None  # cosines and sines of the first positions, (positions, D)
+        self.rotary_table: tuple[torch.Tensor, torch.Tensor] | None = (
+            None  # cosines and sines of the first positions, (positions, D)
+        )
 
     @staticmethod
     def supports(model: PreTrainedModel) -> bool:
@@ -280,7 +282,11 @@ class DecodingStep:
         others = inputs_embeds, labels, num_items_in_batch, *kwargs.values(), past_key_values if cache is not None else None
         config = self.model.config
         only_logits = not (config.output_attentions or config.output_hidden_states) and all(value is None for value in others)
-        if only_logits and (config.use_cache if use_cache is None else use_cache) and self._fits(input_ids, attention_mask, known):
+        if (
+            only_logits
+            and (config.use_cache if use_cache is None else use_cache)
+            and self._fits(input_ids, attention_mask, known)
+        ):
             logits = self._logits(input_ids, attention_mask, position_ids, known, logits_to_keep)
             return self.model.as_asked(CausalLMOutputWithPast(logits=logits, **{CACHE: known}), return_dict)
         return self.plain(
@@ -305,7 +311,9 @@ class DecodingStep:
             cache.layers[:] = [PreallocatedLayer() for _ in self.layers]
         layers = cache.layers
         return (
-            self.model.config.num_hidden_layers == len(layers) == len(self.layers)  # early-exit assisted decoding lowers it temporarily
+            self.model.config.num_hidden_layers
+            == len(layers)
+            == len(self.layers)  # early-exit assisted decoding lowers it temporarily
             and all(type(layer) is PreallocatedLayer and layer.length == layers[0].length for layer in layers)
             and all(
                 layer.memory.dtype == torch.float32

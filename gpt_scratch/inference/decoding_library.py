@@ -117,7 +117,7 @@ def _load(folder: Path) -> Any:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _refuse_shared(folder, stat.S_ISDIR)
     compiler = _compiler()
-    source = resources.files(__package__).joinpath("decoding.c").read_bytes()
+    source = _source()
     errors, to_compile = ["it supports none of the flags"], []
     for flags in FLAGS:
         command = [*compiler, *ALWAYS, *flags, "-x", "c", "-"]
@@ -141,6 +141,10 @@ def _load(folder: Path) -> Any:
             print(f"note: generating on one core: {compiler[0]} has no OpenMP", file=sys.stderr)
         return loaded
     raise Unusable(f"{compiler[0]} fails: {errors[-1]}")
+
+
+def _source() -> bytes:
+    return resources.files(__package__).joinpath("decoding.c").read_bytes()  # also if the package is in a zip file
 
 
 def _compiler() -> list[str]:
