@@ -219,14 +219,17 @@ class DecodingStep:
     """
 
     def __init__(self, model: GPTScratchForCausalLM):
-        self.model, self.plain, config = model, model.forward, model.config
+        self.model: Any = model
+        self.plain: Any = model.forward
+        config: Any = model.config
+        blocks: Any = model.model.layers
         self.layers = (c.Layer * config.num_hidden_layers)()
-        for layer, block in zip(self.layers, model.model.layers):
+        for layer, block in zip(self.layers, blocks):
             attention, mlp = block.self_attn, block.mlp
             norms = block.input_layernorm, block.post_attention_layernorm
             vectors = [vector for norm in norms for vector in (norm.weight, getattr(norm, "bias", None))]
             vectors += [attention.q_norm.weight, attention.k_norm.weight] if config.qk_norm else [None, None]
-            for (name, _), vector in zip(c.Layer._fields_, vectors):
+            for (name, *_), vector in zip(c.Layer._fields_, vectors):
                 setattr(layer, name, address(vector))
             layer.qkv = stack([attention.q_proj, attention.k_proj, attention.v_proj])
             layer.o, layer.down = attention.o_proj.structure(), mlp.down_proj.structure()
@@ -239,7 +242,7 @@ class DecodingStep:
             *(config.sliding_window or 0, config.norm_eps, config.head_dim**-0.5),
         )
         # The structures contain addresses: the tensors must live as long as they do, even if the model's are replaced (`model.to`).
-        self.tensors = [*model.model.layers.parameters(), *model.model.layers.buffers()]
+        self.tensors = [*blocks.parameters(), *blocks.buffers()]
         self.rotary_table: tuple[torch.Tensor, torch.Tensor] | None = (
             None  # cosines and sines of the first positions, (positions, D)
         )
@@ -253,7 +256,7 @@ class DecodingStep:
         """
         if type(model) is not GPTScratchForCausalLM or model.device.type != "cpu":
             return False
-        config = model.config
+        config: Any = model.config
         linears = (module for name, module in model.model.layers.named_modules() if name.endswith("_proj"))
         sizes = config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_dim
         return (
@@ -335,7 +338,7 @@ class DecodingStep:
         if position_ids is None:
             position_ids = count_positions(columns, attention_mask)
         hidden = base.embed_tokens(input_ids)
-        cosine = sine = real = None
+        cosine = sine = None
         if config.position_embedding_type == "learned":
             refuse_positions_beyond(config.max_position_embeddings, position_ids)
             hidden = hidden + base.embed_positions(position_ids)
@@ -348,7 +351,7 @@ class DecodingStep:
             real = (attention_mask != 0).to(torch.uint8).contiguous()
             rows = real[:, past:].flatten().nonzero()[:, 0]
             tokens = hidden[rows]
-            cosine, sine = (None, None) if cosine is None else (cosine[rows], sine[rows])
+            cosine, sine = (None if table is None else table[rows] for table in (cosine, sine))
             self._run(tokens, sequence[rows], column[rows], cosine, sine, real, cache, B, T)
             hidden = torch.zeros_like(hidden).index_copy(0, rows, tokens)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep  # -0: from the start
@@ -374,7 +377,7 @@ class DecodingStep:
         for layer in layers:
             layer.reserve(T, (B, *self.shape), torch.float32, hidden.device)
         memories = [layer.memory for layer in layers]
-        caches = (c.Cache * len(memories))(*((address(memory[0]), address(memory[1])) for memory in memories))
+        caches = (c.Cache * len(memories))(*(c.Cache(address(memory[0]), address(memory[1])) for memory in memories))
         failed = _library().gpt_scratch_decode(
             byref(self.structure), caches, memories[0].shape[3], address(hidden), len(hidden), address(sequence), address(column),
             address(cosine), address(sine), address(real), 0 if real is None else real.shape[1], torch.get_num_threads(),

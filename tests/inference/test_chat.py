@@ -3,7 +3,6 @@
 import shutil
 
 import pytest
-import torch
 from tiny_models import tiny_model
 
 from gpt_scratch.data.instruction import set_prompt_style

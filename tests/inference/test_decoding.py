@@ -18,10 +18,10 @@ from gpt_scratch.inference.decoding import (
     DecodingStep,
     PreallocatedLayer,
     StreamedLinear,
-    generation_settings,
-    quantize,
-    prepare_for_decoding,
     dequantize,
+    generation_settings,
+    prepare_for_decoding,
+    quantize,
 )
 from gpt_scratch.releases_gpt_scratch import CACHE
 
