@@ -4,6 +4,7 @@
     python scripts/benchmark.py step --shape 2x1024 8x128 --bf16 --compile
     python scripts/benchmark.py memory --shape 4x256 1x1024
     python scripts/benchmark.py generation --batch 1 8 --compile
+    python scripts/benchmark.py generation --llama_cpp model.gguf --batch 1 8 --prompt 32 512   # needs llama-cpp-python
     python scripts/benchmark.py perplexity --model runs/quickstart --text held-out.txt  # quality with bf16 and int8 weights
     python scripts/benchmark.py length                                  # time and memory from 256 to 4,096 tokens
     python scripts/benchmark.py vocabulary --n_layer 2                  # time and memory for vocabularies from 4,096 to 128,256
@@ -34,13 +35,14 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
 from gpt_scratch.benchmarking.data_pipeline import data_pipeline
 from gpt_scratch.benchmarking.generation import generation, perplexity_of_weights
 from gpt_scratch.benchmarking.harness import Factory, Sizes, ceilings, load_rival, machine, table
+from gpt_scratch.benchmarking.llama_cpp import FORMATS, against_llama_cpp
 from gpt_scratch.benchmarking.padding import padding_waste
 from gpt_scratch.benchmarking.time_to_loss import time_to_loss
 from gpt_scratch.benchmarking.tokenizers import benchmark_tokenizers
@@ -101,8 +103,13 @@ def rival_places(args: argparse.Namespace) -> dict[str, str]:
 
 
 def measure_generation(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -> Rows:
-    settings = args.prompt, args.new_tokens, args.repetitions, args.compile
-    return list(chain.from_iterable(generation(sizes, batch, *settings) for batch in args.batch))
+    if args.llama_cpp:
+        settings = args.batch, args.prompt, args.new_tokens, args.repetitions, args.weights or list(FORMATS)
+        return against_llama_cpp(args.llama_cpp, *settings)
+    shapes = product(args.batch, args.prompt)
+    return list(
+        chain.from_iterable(generation(sizes, *shape, args.new_tokens, args.repetitions, args.compile) for shape in shapes)
+    )
 
 
 def measure_trainer(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -> Rows:
@@ -172,11 +179,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("subject", choices=list(SUBJECTS))
     parser.add_argument("--shape", nargs="+", type=shape, default=[(4, 256)], help="rows x tokens of a training batch")
     parser.add_argument("--batch", nargs="+", type=int, default=[1], help="generation: prompts at once")
-    parser.add_argument("--prompt", type=int, default=32, help="generation: tokens of the prompt")
+    parser.add_argument("--prompt", nargs="+", type=int, default=[32], help="generation: tokens of a prompt")
     parser.add_argument("--new_tokens", type=int, default=128, help="generation: tokens to generate")
+    parser.add_argument("--llama_cpp", help="generation: a GGUF file; compare with llama.cpp on its weights")
+    parser.add_argument(
+        "--weights", nargs="+", choices=list(FORMATS), help="generation with --llama_cpp: formats to compare; default: all"
+    )
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast")
     parser.add_argument(
-        "--compile", action="store_true", help="torch.compile all contenders; generation: our compiled step as well"
+        "--compile", action="store_true", help="torch.compile all contenders; generation: our prepared models as well"
     )
     parser.add_argument("--repetitions", type=int, default=5, help="measurements of each, after one to warm up")
     parser.add_argument("--steps", type=int, default=8, help="trainer: steps of a run")
@@ -196,9 +207,27 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return check_flags(parser.parse_args(argv))
 
 
+def check_llama_cpp(args: argparse.Namespace) -> None:
+    """Refuse flags that would have no effect.
+
+    Raises:
+        UserError: names the flag.
+    """
+    if (args.llama_cpp or args.weights) and args.subject != "generation":
+        raise UserError("--llama_cpp and --weights are for the subject generation")
+    if args.weights and not args.llama_cpp:
+        raise UserError("--weights needs --llama_cpp: without it, generation compares all formats with --compile")
+    sizes = vars(Sizes())
+    given = [name for name, default in sizes.items() if getattr(args, name, default) != default]
+    given += [name for name in ("compile", "rival") if getattr(args, name)]
+    if args.llama_cpp and given:
+        raise UserError(f"--{given[0]} has no effect with --llama_cpp: leave it out")
+
+
 def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure; returns the rows of the table."""
-    longest = max(*(length for _, length in args.shape), args.prompt + args.new_tokens)
+    check_llama_cpp(args)
+    longest = max(*(length for _, length in args.shape), max(args.prompt) + args.new_tokens)
     sizes = Sizes(args.n_layer, args.n_head, args.n_embd, args.vocab_size, max(1024, longest))
     rows = SUBJECTS[args.subject](args, sizes, dict(load_rival(text) for text in args.rival))
     print(table(rows))
