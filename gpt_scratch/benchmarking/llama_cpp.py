@@ -50,7 +50,7 @@ def against_llama_cpp(
     Raises:
         UserError: llama-cpp-python is missing, the file cannot be read, or a prompt and its new tokens exceed the model's positions.
     """
-    if importlib.util.find_spec("llama_cpp") is None:
+    if not is_installed():
         raise UserError("--llama_cpp needs llama-cpp-python: pip install llama-cpp-python")
     if new_tokens < 2:
         raise UserError(f"--new_tokens is {new_tokens}: a step is measured between two tokens")
@@ -85,6 +85,11 @@ def against_llama_cpp(
             for place, (batch, prompt) in enumerate(shapes, 1):
                 rows += [_row(engine, weights, batch, prompt, place, measured) for engine in engines]
     return rows
+
+
+def is_installed() -> bool:
+    """Whether the Python binding of llama.cpp can be imported."""
+    return importlib.util.find_spec("llama_cpp") is not None
 
 
 def _row(
