@@ -38,7 +38,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy, 1 the model's own distribution")
     parser.add_argument("--seed", type=int, help="the same seed and the same messages give the same replies")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="of the weights")
-    parser.add_argument("--weights", choices=WEIGHTS, help="keep weights so, for a faster step; see generate.py --help")
+    parser.add_argument("--weights", choices=WEIGHTS, help="format of the weights, for faster generation; see generate.py --help")
     return check_flags(parser.parse_args(argv))
 
 

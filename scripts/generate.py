@@ -63,8 +63,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--weights",
         choices=WEIGHTS,
-        help="keep weights so and generate in C, compiled at the first use on a machine (some seconds; needs a C compiler): faster, the "
-        "fewer bytes the more. float32 gives the same text, bfloat16 and int8 nearly the same, int4 costs some quality",
+        help="format of the weights, for faster generation; on a CPU in C, compiled on first use (some seconds; needs a C compiler). "
+        "float32 gives the same text, bfloat16 and int8 nearly the same, int4 some loss of quality",
     )
     return check_flags(parser.parse_args(argv))
 

@@ -45,7 +45,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=8000, help="default 8000; 0 takes a free one")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; default the best there is")
     parser.add_argument("--dtype", default="auto", help="bfloat16, float32, ...; default as saved")
-    parser.add_argument("--weights", choices=WEIGHTS, help="keep weights so, for a faster step; see generate.py --help")
+    parser.add_argument("--weights", choices=WEIGHTS, help="format of the weights, for faster generation; see generate.py --help")
     parser.add_argument("--allowed_hosts", nargs="+", default=[], help="further names of this machine in requests")
     parser.add_argument(
         "--allowed_origins",

@@ -144,6 +144,8 @@ def test_settings_of_a_call_are_those_of_the_model():
     assert type(call(fast, return_dict=False)) is tuple
     with pytest.raises(TypeError, match="unexpected argument unknown"):
         call(fast, unknown=1)
+    positions = torch.tensor([[-3, 0, 7, 7, 400, 2, 3, 4], list(range(8))])
+    assert_equal(call(fast, position_ids=positions).logits, call(model, position_ids=positions).logits)
     for given in ({"input_ids": ids[:, :1] + 1000}, {"input_ids": ids[:1]}):
         cache = DynamicCache()
         fast(ids, **{CACHE: cache})
