@@ -1,7 +1,6 @@
 """scripts/serve.py in a process of its own, asked over loopback by OpenAI's client and by the judge."""
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
