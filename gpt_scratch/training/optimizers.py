@@ -124,8 +124,12 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        """Run one step; a closure is not supported."""
+    def step(self, closure: Any = None) -> Any:
+        """Run one step."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             shapes: dict[tuple[torch.Size, torch.device], list[nn.Parameter]] = {}
             for parameter in group["params"]:
@@ -136,11 +140,12 @@ class Muon(torch.optim.Optimizer):
                 for parameter, update in zip(parameters, updates, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(update, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+        return loss
 
     def _momentum(self, parameter: nn.Parameter, momentum: float) -> torch.Tensor:
         """Nesterov's: the gradient, moved toward its running mean."""
-        state = self.state[parameter]
-        buffer = state.setdefault("momentum_buffer", torch.zeros_like(parameter))
+        assert parameter.grad is not None  # step
+        buffer: torch.Tensor = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
         buffer.lerp_(parameter.grad, 1 - momentum)
         return parameter.grad.lerp(buffer, momentum)
 

@@ -4,11 +4,11 @@
     python make_dialogues.py FOLDER --train 40000 --reinforcement 20000
 
 FOLDER/dialogues_{train,reinforcement,validation,test}.jsonl: `instruction` and `output`, with an earlier exchange in `history`, and the
-kind of the question in `category`. Each kind makes up an equal part. Some kinds are asked in other words, too, which `train` never shows:
-a model that has learned the kind but not the words is right now and then, which is what a reward can strengthen. What is asked is drawn to its part before it is worded, so that
-23 + 45, in whatever words, stands in one file only: `train` to learn from, `reinforcement` to be asked while a reward is learned,
-`validation` and `test` held out. The same seed and sizes give the same files on every machine, and a larger file begins with the rows
-of a smaller one.
+kind of the question in `category`. Each kind makes up an equal part. `train` is to learn from; `reinforcement` is asked while a reward is
+learned, `validation` and `test` are held out. Three kinds are asked in other words, too, which `train` never shows: a model that has
+learned the kind but not the words is right now and then, which is what a reward can strengthen, so `reinforcement` asks these alone. What
+is asked is assigned to a part before it is worded, so that 23 + 45, in whatever words, is in one file only. The same seed and sizes give
+the same files on every machine, and a larger file begins with the rows of a smaller one.
 """
 
 import argparse
@@ -188,7 +188,7 @@ def reworded(kind: str) -> Kind:
 
 def kinds_of(part: str) -> dict[str, Kind]:
     """What is asked in a part: `train` shows the plain kinds, `reinforcement` asks the others, the held-out parts ask both."""
-    others = {kind + REWORDED: reworded(kind) for kind in WORDINGS}
+    others = {kind + REWORDED: reworded(kind) for kind in WORDINGS if kind in KINDS}
     return {"train": KINDS, "reinforcement": others}.get(part, KINDS | others)
 
 
