@@ -37,14 +37,13 @@ from gpt_scratch.training.distillation import (
     check_arguments_of_teacher,
     check_teacher,
 )
-from gpt_scratch.training.optimizers import set_default_learning_rate
+from gpt_scratch.training.optimizers import make_optimizers, set_default_learning_rate
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 from gpt_scratch.training.pretraining import (
     check_arguments,
     describe_model,
     make_callbacks,
     make_model,
-    make_optimizers,
     measure,
     model_config,
     prepare_data,

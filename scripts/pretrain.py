@@ -43,7 +43,7 @@ from gpt_scratch.training.arguments import (
 )
 from gpt_scratch.training.language_model_trainer import LanguageModelTrainer
 from gpt_scratch.training.losses import set_language_modeling_loss
-from gpt_scratch.training.optimizers import set_default_learning_rate
+from gpt_scratch.training.optimizers import make_optimizers, set_default_learning_rate
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 from gpt_scratch.training.pretraining import (
     PretrainingArguments,
@@ -51,7 +51,6 @@ from gpt_scratch.training.pretraining import (
     describe_model,
     make_callbacks,
     make_model,
-    make_optimizers,
     measure,
     model_config,
     prepare_data,
