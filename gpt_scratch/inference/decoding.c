@@ -4,8 +4,9 @@
    read once, in its format (fp32, bf16, int8 or int4), and converted to fp32 in registers; all arithmetic is fp32. There are no calls of a
    library, with its own waiting for all threads, for each of some 20 operations of a layer.
 
-   decoding_library.py compiles this file, for the processor at hand, and decoding.py calls it. Read it top to bottom: weights, matrix
-   products, activations, norms, attention, all layers. It uses the vector types of gcc and clang, whatever instructions the processor has.
+   decoding_library.py compiles this file, for the processor at hand, and decoding.py calls it. Read it top to bottom: threads, weights,
+   matrix products, activations, norms, attention, all layers. It uses the vector types of gcc and clang, whatever instructions the
+   processor has. Results do not depend on the number of threads: no sum is split among them.
 
    C hidden size, I intermediate size, H query heads, K key/value heads, D head size. A row is the hidden state of a token: rows may belong
    to several sequences, and padding is not among them. C, I and H * D are multiples of GROUP. */
@@ -14,8 +15,11 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef _OPENMP
-#include <omp.h>
+#ifndef ONE_THREAD
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <time.h>
 #endif
 
 #ifndef LANES /* floats in a vector */
@@ -56,6 +60,135 @@ INLINE float sum_lanes(vector v) {
     for (int i = 0; i < LANES; i++) sum += v[i];
     return sum;
 }
+
+/* ------------------------------------------------------------------------------------------------------------------------- threads */
+
+#define MAX_THREADS 64
+
+/* A job is a number of independent chunks; `thread`, below MAX_THREADS, tells apart the threads that run chunks of it at the same time. */
+typedef void Chunk(const void *job, int64_t chunk, int thread);
+
+#ifdef ONE_THREAD
+static void parallel(Chunk *run, const void *job, int64_t chunks, int threads) {
+    (void)threads;
+    for (int64_t chunk = 0; chunk < chunks; chunk++) run(job, chunk, 0);
+}
+#else
+/* A token is some 150 jobs of 10 to 100 microseconds. A barrier for all threads after each, as OpenMP has, takes milliseconds if another
+   process has the core of one of them. Here the caller runs chunks, too, and waits only for those that a worker has begun: a worker that
+   does not run, or has not woken up yet, delays nobody. */
+
+#define SPINS 1000 /* 10 to 50 microseconds: longer than between two jobs of a token, and too short to keep a core from other processes */
+
+static struct {
+    _Alignas(64) atomic_int_fast64_t left; /* chunks nobody has claimed; below 1, the other fields may be changing */
+    _Alignas(64) atomic_int_fast64_t unfinished;
+    _Alignas(64) atomic_int used, threads; /* whether a caller has the pool; number of threads of its job, itself included */
+    Chunk *run;
+    const void *job;
+    int64_t chunks;
+    int workers; /* threads 1 to `workers` have been started; 0 is the caller */
+    pthread_mutex_t mutex;
+    pthread_cond_t wake[MAX_THREADS];
+    atomic_int asleep[MAX_THREADS];
+} pool = {.mutex = PTHREAD_MUTEX_INITIALIZER};
+
+static void relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* Run chunks until all are claimed. The job is read after a claim, so it is the one that the chunk belongs to, even if this thread was
+   descheduled before and has missed others; and it cannot end, or change, before the chunk is finished. */
+static void run_chunks(int thread) {
+    for (int64_t left; (left = atomic_fetch_sub(&pool.left, 1)) > 0;) {
+        pool.run(pool.job, pool.chunks - left, thread);
+        atomic_fetch_sub(&pool.unfinished, 1);
+    }
+}
+
+static int has_work(int thread) {
+    return atomic_load(&pool.left) > 0 && thread < atomic_load(&pool.threads);
+}
+
+static void *worker(void *number) {
+    int thread = (int)(intptr_t)number;
+    for (;;) {
+        for (int spin = 0; spin < SPINS && !has_work(thread); spin++) relax();
+        if (!has_work(thread)) {
+            pthread_mutex_lock(&pool.mutex);
+            atomic_store(&pool.asleep[thread], 1); /* before `left` is read, as the caller reads this after it sets `left` */
+            while (!has_work(thread)) pthread_cond_wait(&pool.wake[thread], &pool.mutex);
+            atomic_store(&pool.asleep[thread], 0);
+            pthread_mutex_unlock(&pool.mutex);
+        }
+        run_chunks(thread);
+    }
+    return NULL;
+}
+
+/* Start workers until there are `threads` threads, or the system refuses. Signals are for the threads of the program. */
+static void start_workers(int threads) {
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    for (pthread_t started; pool.workers + 1 < threads; pool.workers++) {
+        pthread_cond_init(&pool.wake[pool.workers + 1], NULL);
+        if (pthread_create(&started, NULL, worker, (void *)(intptr_t)(pool.workers + 1))) break;
+        pthread_detach(started); /* they end with the process */
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+/* Waking is a hint, since the caller can do all the work: if a worker has the mutex, and so perhaps no core, the next job wakes it. */
+static void wake_workers(int threads) {
+    int sleepers = 0;
+    for (int thread = 1; thread < threads; thread++) sleepers += atomic_load(&pool.asleep[thread]);
+    if (!sleepers || pthread_mutex_trylock(&pool.mutex)) return;
+    for (int thread = 1; thread < threads; thread++)
+        if (atomic_load(&pool.asleep[thread])) pthread_cond_signal(&pool.wake[thread]);
+    pthread_mutex_unlock(&pool.mutex);
+}
+
+/* Run all chunks of a job, on up to `threads` threads. If another thread of the program has the pool, on the calling thread alone. */
+static void parallel(Chunk *run, const void *job, int64_t chunks, int threads) {
+    if (threads > MAX_THREADS) threads = MAX_THREADS;
+    if (threads < 2 || chunks < 2 || atomic_exchange(&pool.used, 1)) {
+        for (int64_t chunk = 0; chunk < chunks; chunk++) run(job, chunk, 0);
+        return;
+    }
+    if (pool.workers + 1 < threads) start_workers(threads);
+    pool.run = run;
+    pool.job = job;
+    pool.chunks = chunks;
+    atomic_store(&pool.threads, threads);
+    atomic_store(&pool.unfinished, chunks);
+    atomic_store(&pool.left, chunks); /* from here on it can be claimed */
+    wake_workers(threads);
+    run_chunks(0);
+    for (int spin = 0; atomic_load(&pool.unfinished) > 0; spin++) {
+        if (spin < SPINS) relax();
+        else nanosleep(&(struct timespec){.tv_nsec = 20000}, NULL); /* the worker may need this core */
+    }
+    atomic_store(&pool.used, 0);
+}
+
+/* In a new process there are no workers, and nothing that its parent was doing. */
+static void after_fork(void) {
+    pthread_mutex_init(&pool.mutex, NULL);
+    atomic_store(&pool.left, 0);
+    for (int thread = 0; thread < MAX_THREADS; thread++) atomic_store(&pool.asleep[thread], 0);
+    pool.workers = 0;
+    atomic_store(&pool.used, 0);
+}
+
+__attribute__((constructor)) static void when_loaded(void) {
+    pthread_atfork(NULL, NULL, after_fork);
+}
+#endif
 
 /* ------------------------------------------------------------------------------------------------------------------------- weights */
 
@@ -154,20 +287,29 @@ INLINE void some_outputs(int format, const Linear *w, int64_t from, int64_t to, 
     if (rows == 1) tiles(format, 1, 4, w, from, to, x, y);
 }
 
+typedef struct {
+    const Linear *w;
+    const float *x;
+    float *y;
+    int64_t rows, block; /* block: outputs of a chunk */
+} Product;
+
+static void run_product(const void *job, int64_t chunk, int thread) {
+    Product p = *(const Product *)job;
+    int64_t from = chunk * p.block, to = from + p.block < p.w->out ? from + p.block : p.w->out;
+    (void)thread;
+    switch (p.w->format) {
+    case FLOAT32: some_outputs(FLOAT32, p.w, from, to, p.x, p.y, p.rows); break;
+    case BFLOAT16: some_outputs(BFLOAT16, p.w, from, to, p.x, p.y, p.rows); break;
+    case INT8: some_outputs(INT8, p.w, from, to, p.x, p.y, p.rows); break;
+    case INT4: some_outputs(INT4, p.w, from, to, p.x, p.y, p.rows); break;
+    }
+}
+
 /* x (rows, in) -> y (rows, out) */
 void gpt_scratch_linear(const Linear *w, const float *x, float *y, int64_t rows, int threads) {
-    int64_t block = rows > 1 ? 8 : 32; /* outputs that a thread takes at a time */
-    (void)threads;
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (int64_t from = 0; from < w->out; from += block) {
-        int64_t to = from + block < w->out ? from + block : w->out;
-        switch (w->format) {
-        case FLOAT32: some_outputs(FLOAT32, w, from, to, x, y, rows); break;
-        case BFLOAT16: some_outputs(BFLOAT16, w, from, to, x, y, rows); break;
-        case INT8: some_outputs(INT8, w, from, to, x, y, rows); break;
-        case INT4: some_outputs(INT4, w, from, to, x, y, rows); break;
-        }
-    }
+    Product product = {.w = w, .x = x, .y = y, .rows = rows, .block = rows > 1 ? 8 : 32};
+    parallel(run_product, &product, (w->out + product.block - 1) / product.block, threads);
 }
 
 /* --------------------------------------------------------------------------------------------------------------------- activations */
@@ -288,64 +430,94 @@ typedef struct {
 /* Compared by decoding_library.py, which declares the same structures. */
 const int64_t gpt_scratch_sizes[4] = {sizeof(Linear), sizeof(Layer), sizeof(Model), sizeof(Cache)};
 
-/* Memory for the intermediate results of one pass. */
+/* Up to ROWS_PER_PASS rows in one layer; the arguments are those of gpt_scratch_decode. */
 typedef struct {
+    const Model *m;
+    const Layer *layer;
+    const Cache *cache;
+    int64_t capacity;
+    float *x;
+    int64_t rows;
+    const int64_t *sequence, *column;
+    const float *cosine, *sine;
+    const uint8_t *real;
+    int64_t seen;
+    int threads;
     float *normed, *wide, *attended, *scores; /* (rows, C), (rows, the larger of qkv and up), (rows, H * D), (threads, capacity + LANES) */
-} Scratch;
+} Pass;
 
-/* Queries and keys of one row are normalized and rotated; keys and values are written to the cache. */
-static void write_keys_and_values(const Model *m, const Layer *layer, const Cache *cache, int64_t capacity, float *row, int64_t sequence,
-                                  int64_t column, const float *cosine, const float *sine) {
-    int64_t H = m->H, K = m->K, D = m->D;
+#define HEADS_PER_CHUNK 4
+
+/* The chunks of a pass are rows, for attention heads of rows. */
+
+static void run_norm(const void *job, int64_t r, int thread) {
+    const Pass *p = job;
+    int64_t C = p->m->C;
+    (void)thread;
+    norm(p->x + r * C, p->normed + r * C, C, p->layer->norm, p->layer->norm_bias, p->m->rms, p->m->eps);
+}
+
+static void run_mlp_norm(const void *job, int64_t r, int thread) {
+    const Pass *p = job;
+    int64_t C = p->m->C;
+    (void)thread;
+    norm(p->x + r * C, p->normed + r * C, C, p->layer->mlp_norm, p->layer->mlp_norm_bias, p->m->rms, p->m->eps);
+}
+
+static void run_activation(const void *job, int64_t r, int thread) {
+    const Pass *p = job;
+    (void)thread;
+    activate(p->wide + r * (p->m->gated ? 2 * p->m->I : p->m->I), p->m->I, p->m->gated, p->m->activation);
+}
+
+/* Queries and keys of a row are normalized and rotated; keys and values are written to the cache. */
+static void write_keys_and_values(const void *job, int64_t r, int thread) {
+    const Pass *p = job;
+    int64_t H = p->m->H, K = p->m->K, D = p->m->D;
+    float *row = p->wide + r * (H + 2 * K) * D;
+    (void)thread;
     for (int64_t h = 0; h < H + K; h++) {
-        const float *weight = h < H ? layer->query_norm : layer->key_norm;
-        if (weight) norm(row + h * D, row + h * D, D, weight, NULL, 1, m->eps);
-        if (cosine) rotate(row + h * D, cosine, sine, D);
+        const float *weight = h < H ? p->layer->query_norm : p->layer->key_norm;
+        if (weight) norm(row + h * D, row + h * D, D, weight, NULL, 1, p->m->eps);
+        if (p->cosine) rotate(row + h * D, p->cosine + r * D, p->sine + r * D, D);
     }
     for (int64_t k = 0; k < K; k++) {
-        int64_t to = ((sequence * K + k) * capacity + column) * D;
-        memcpy(cache->keys + to, row + (H + k) * D, D * sizeof(float));
-        memcpy(cache->values + to, row + (H + K + k) * D, D * sizeof(float));
+        int64_t to = ((p->sequence[r] * K + k) * p->capacity + p->column[r]) * D;
+        memcpy(p->cache->keys + to, row + (H + k) * D, D * sizeof(float));
+        memcpy(p->cache->values + to, row + (H + K + k) * D, D * sizeof(float));
+    }
+}
+
+static void run_attention(const void *job, int64_t chunk, int thread) {
+    const Pass *p = job;
+    int64_t H = p->m->H, K = p->m->K, D = p->m->D, window = p->m->window, end = (chunk + 1) * HEADS_PER_CHUNK;
+    for (int64_t i = chunk * HEADS_PER_CHUNK; i < end && i < p->rows * H; i++) {
+        int64_t r = i / H, h = i % H, last = p->column[r], first = window && last >= window ? last - window + 1 : 0;
+        int64_t from = (p->sequence[r] * K + h / (H / K)) * p->capacity * D; /* H / K consecutive query heads share a key/value head */
+        attend(p->wide + (r * (H + 2 * K) + h) * D, p->cache->keys + from, p->cache->values + from,
+               p->real ? p->real + p->sequence[r] * p->seen : NULL, first, last, D, p->m->attention_scale,
+               p->scores + thread * (p->capacity + LANES), p->attended + i * D);
     }
 }
 
 /* One layer, x (rows, C) in place: x + attention(norm(x)), then x + mlp(norm(x)). */
-static void run_layer(const Model *m, const Layer *layer, const Cache *cache, int64_t capacity, float *x, int64_t rows,
-                      const int64_t *sequence, const int64_t *column, const float *cosine, const float *sine, const uint8_t *real,
-                      int64_t seen, Scratch s, int threads) {
-    int64_t C = m->C, I = m->I, H = m->H, K = m->K, D = m->D, qkv = (H + 2 * K) * D, up = m->gated ? 2 * I : I;
+static void run_layer(const Pass *p) {
+    int64_t rows = p->rows, C = p->m->C, I = p->m->I;
 
-#pragma omp parallel for num_threads(threads) if (rows > 1)
-    for (int64_t r = 0; r < rows; r++) norm(x + r * C, s.normed + r * C, C, layer->norm, layer->norm_bias, m->rms, m->eps);
-    gpt_scratch_linear(&layer->qkv, s.normed, s.wide, rows, threads);
-#pragma omp parallel for num_threads(threads) if (rows > 1)
-    for (int64_t r = 0; r < rows; r++)
-        write_keys_and_values(m, layer, cache, capacity, s.wide + r * qkv, sequence[r], column[r], cosine ? cosine + r * D : NULL,
-                              sine ? sine + r * D : NULL);
-#pragma omp parallel for schedule(dynamic, 4) num_threads(threads)
-    for (int64_t i = 0; i < rows * H; i++) {
-        int64_t r = i / H, h = i % H, last = column[r], first = m->window && last >= m->window ? last - m->window + 1 : 0;
-        int64_t from = (sequence[r] * K + h / (H / K)) * capacity * D; /* H / K consecutive query heads share a key/value head */
-        float *scores = s.scores;
-#ifdef _OPENMP
-        scores += omp_get_thread_num() * (capacity + LANES);
-#endif
-        attend(s.wide + r * qkv + h * D, cache->keys + from, cache->values + from, real ? real + sequence[r] * seen : NULL, first, last,
-               D, m->attention_scale, scores, s.attended + (r * H + h) * D);
-    }
-    gpt_scratch_linear(&layer->o, s.attended, s.normed, rows, threads);
-    for (int64_t i = 0; i < rows * C; i++) x[i] += s.normed[i];
+    parallel(run_norm, p, rows, p->threads);
+    gpt_scratch_linear(&p->layer->qkv, p->normed, p->wide, rows, p->threads);
+    parallel(write_keys_and_values, p, rows, p->threads);
+    parallel(run_attention, p, (rows * p->m->H + HEADS_PER_CHUNK - 1) / HEADS_PER_CHUNK, p->threads);
+    gpt_scratch_linear(&p->layer->o, p->attended, p->normed, rows, p->threads);
+    for (int64_t i = 0; i < rows * C; i++) p->x[i] += p->normed[i];
 
-#pragma omp parallel for num_threads(threads) if (rows > 1)
-    for (int64_t r = 0; r < rows; r++)
-        norm(x + r * C, s.normed + r * C, C, layer->mlp_norm, layer->mlp_norm_bias, m->rms, m->eps);
-    gpt_scratch_linear(&layer->up, s.normed, s.wide, rows, threads);
-#pragma omp parallel for num_threads(threads) if (rows > 1)
-    for (int64_t r = 0; r < rows; r++) activate(s.wide + r * up, I, m->gated, m->activation);
-    if (m->gated) /* the rows become adjacent, (rows, I) */
-        for (int64_t r = 1; r < rows; r++) memmove(s.wide + r * I, s.wide + r * up, I * sizeof(float));
-    gpt_scratch_linear(&layer->down, s.wide, s.normed, rows, threads);
-    for (int64_t i = 0; i < rows * C; i++) x[i] += s.normed[i];
+    parallel(run_mlp_norm, p, rows, p->threads);
+    gpt_scratch_linear(&p->layer->up, p->normed, p->wide, rows, p->threads);
+    parallel(run_activation, p, rows, p->threads);
+    if (p->m->gated) /* the rows become adjacent, (rows, I) */
+        for (int64_t r = 1; r < rows; r++) memmove(p->wide + r * I, p->wide + r * 2 * I, I * sizeof(float));
+    gpt_scratch_linear(&p->layer->down, p->wide, p->normed, rows, p->threads);
+    for (int64_t i = 0; i < rows * C; i++) p->x[i] += p->normed[i];
 }
 
 /* All layers for `rows` tokens, hidden (rows, C) in place. Of each sequence, earlier tokens come first.
@@ -356,17 +528,25 @@ int gpt_scratch_decode(const Model *m, const Cache *caches, int64_t capacity, fl
                        const int64_t *column, const float *cosine, const float *sine, const uint8_t *real, int64_t seen, int threads) {
     int64_t C = m->C, D = m->D, qkv = (m->H + 2 * m->K) * D, up = m->gated ? 2 * m->I : m->I, wide = qkv > up ? qkv : up;
     int64_t most = rows < ROWS_PER_PASS ? rows : ROWS_PER_PASS;
-    float *memory = malloc(sizeof(float) * (most * (C + wide + m->H * D) + threads * (capacity + LANES)));
+    int64_t scores = (threads > 1 ? MAX_THREADS : 1) * (capacity + LANES); /* of any worker; pages that none uses take no memory */
+    float *memory = malloc(sizeof(float) * (most * (C + wide + m->H * D) + scores));
     if (memory == NULL) return 1;
-    Scratch scratch = {.normed = memory};
-    scratch.wide = scratch.normed + most * C;
-    scratch.attended = scratch.wide + most * wide;
-    scratch.scores = scratch.attended + most * m->H * D;
+    Pass pass = {.m = m, .capacity = capacity, .real = real, .seen = seen, .threads = threads, .normed = memory};
+    pass.wide = pass.normed + most * C;
+    pass.attended = pass.wide + most * wide;
+    pass.scores = pass.attended + most * m->H * D;
     for (int64_t start = 0; start < rows; start += most) {
-        int64_t count = rows - start < most ? rows - start : most;
-        for (int64_t l = 0; l < m->count; l++)
-            run_layer(m, m->layers + l, caches + l, capacity, hidden + start * C, count, sequence + start, column + start,
-                      cosine ? cosine + start * D : NULL, sine ? sine + start * D : NULL, real, seen, scratch, threads);
+        pass.rows = rows - start < most ? rows - start : most;
+        pass.x = hidden + start * C;
+        pass.sequence = sequence + start;
+        pass.column = column + start;
+        pass.cosine = cosine ? cosine + start * D : NULL;
+        pass.sine = sine ? sine + start * D : NULL;
+        for (int64_t l = 0; l < m->count; l++) {
+            pass.layer = m->layers + l;
+            pass.cache = caches + l;
+            run_layer(&pass);
+        }
     }
     free(memory);
     return 0;

@@ -26,9 +26,10 @@ from typing import Any
 import torch
 
 COMPILERS = ("cc", "gcc", "clang")
-# Tried in this order: clang on ARM has no -march=native, and Apple's clang has no OpenMP.
+# Tried in this order: clang on ARM has no -march=native.
 ALWAYS = ("-O3", "-fno-fast-math", "-shared", "-fPIC")
-FLAGS = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), ("-mcpu=native",), ())
+PROCESSOR = (("-march=native",), ("-mcpu=native",), ())
+FLAGS = tuple((*processor, threads) for threads in ("-pthread", "-DONE_THREAD") for processor in PROCESSOR)
 SECONDS = 120  # limit of a call of the compiler
 
 # The format of a weight, by the type of its tensor; a uint8 holds two int4 values.
@@ -137,8 +138,8 @@ def _load(folder: Path) -> Any:
         except Unusable as error:
             errors.append(str(error))
             continue
-        if "-fopenmp" not in flags:
-            print(f"note: generating on one core: {compiler[0]} has no OpenMP", file=sys.stderr)
+        if "-DONE_THREAD" in flags:
+            print(f"note: generating on one core: {compiler[0]} has no POSIX threads", file=sys.stderr)
         return loaded
     raise Unusable(f"{compiler[0]} fails: {errors[-1]}")
 
