@@ -105,7 +105,7 @@ def test_it_is_private_whatever_the_umask(folder):
 def test_another_source_processor_or_compiler_is_another_file(compiled, folder, monkeypatch):
     monkeypatch.setattr(decoding_library, "_source", lambda: source(8))
     assert value() == 8
-    monkeypatch.setattr(decoding_library, "FLAGS", (("-DPROCESSOR=2", "-fopenmp"),))
+    monkeypatch.setattr(decoding_library, "FLAGS", (("-DPROCESSOR=2", "-pthread"),))
     assert value() == 8
     monkeypatch.setenv("CC", f"{COMPILER} -g")
     assert value() == 8
@@ -251,14 +251,14 @@ def test_without_a_library_the_model_is_unchanged_and_one_line_says_why(case, mo
 
 
 @needs_compiler
-def test_a_compiler_without_openmp_is_used_and_asked_once(monkeypatch, tmp_path, capfd):
+def test_a_compiler_without_threads_is_used_and_asked_once(monkeypatch, tmp_path, capfd):
     body = (
-        'case "$*" in *-fopenmp*-o*) echo "error: no libgomp" >&2; exit 1;; esac'  # as gcc without its library: the linker fails
+        'case "$*" in *-pthread*-o*) echo "error: no libpthread" >&2; exit 1;; esac'  # as gcc without its library: the linker fails
     )
     monkeypatch.setenv("CC", compiler_script(tmp_path / "cc-without", body))
     commands = compilations(monkeypatch)
     assert value() == 7 and len(commands) > 1
-    assert capfd.readouterr().err == f"note: generating on one core: {tmp_path / 'cc-without'} has no OpenMP\n"
+    assert capfd.readouterr().err == f"note: generating on one core: {tmp_path / 'cc-without'} has no POSIX threads\n"
     commands.clear()
     assert value() == 7 and not commands
 
@@ -269,7 +269,7 @@ def test_the_source_is_installed():
 
 @needs_compiler
 @pytest.mark.thorough
-@pytest.mark.parametrize("flags", ["-fopenmp", "-Wno-unknown-pragmas"])
+@pytest.mark.parametrize("flags", ["-pthread", "-DONE_THREAD"])
 @pytest.mark.parametrize("processor", ["x86-64", "sandybridge", "haswell", "skylake-avx512"])
 def test_it_compiles_for_other_processors_without_a_warning(processor, flags, tmp_path):
     command = [COMPILER, "-O1", f"-march={processor}", flags, "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-x", "c", "-"]
