@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import UserError, check_unicode
 from ..ranges import check_ranges
@@ -74,6 +74,8 @@ class Chat:
                 raise UserError("this model's chat template does not support a system message: leave out --system")
         self.messages: list[dict[str, str]] = []
         if seed is not None:
+            from transformers import set_seed  # here, since it imports transformers' trainer and so peft
+
             set_seed(seed)
 
     def reset(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import DynamicCache, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import UserError, check_unicode, one_line, printable
 from ..ranges import check_ranges
@@ -162,6 +162,8 @@ def generate_texts(
         print(printable(prompts[0]), end="", flush=True)
         settings["streamer"] = PrintableStreamer(tokenizer)
     if seed is not None:
+        from transformers import set_seed  # here, since it imports transformers' trainer and so peft
+
         set_seed(seed)
     try:
         with torch.inference_mode():
