@@ -252,9 +252,7 @@ def test_without_a_library_the_model_is_unchanged_and_one_line_says_why(case, mo
 
 @needs_compiler
 def test_a_compiler_without_threads_is_used_and_asked_once(monkeypatch, tmp_path, capfd):
-    body = (
-        'case "$*" in *-pthread*-o*) echo "error: no libpthread" >&2; exit 1;; esac'  # as gcc without its library: the linker fails
-    )
+    body = 'case "$*" in *-pthread*-o*) echo "error: no libpthread" >&2; exit 1;; esac'  # as gcc without its library: the linker fails
     monkeypatch.setenv("CC", compiler_script(tmp_path / "cc-without", body))
     commands = compilations(monkeypatch)
     assert value() == 7 and len(commands) > 1

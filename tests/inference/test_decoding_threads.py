@@ -23,7 +23,7 @@ pytestmark = [needs_compiler, pytest.mark.skipif(not hasattr(os, "fork"), reason
 # Functions for tests, after the pool. `meet` fails only if its two chunks never run at the same time, on two threads.
 EXTRA = """
 #include <stdlib.h>
-typedef struct { int64_t chunks; int threads; atomic_int *runs; atomic_int wrong; } Count;
+typedef struct { int64_t chunks; atomic_int runs[17], wrong; } Count;
 
 static void count(const void *job, int64_t chunk, int thread) {
     Count *c = (Count *)job;
@@ -35,14 +35,16 @@ static void count(const void *job, int64_t chunk, int thread) {
 /* Number of jobs of which a chunk did not run exactly once. */
 int count_jobs(int jobs, int threads) {
     int bad = 0;
+    Count *counts = calloc(jobs, sizeof(Count)); /* each in its own place, where a late chunk would be missed */
     for (int i = 0; i < jobs; i++) {
-        Count c = {.chunks = i % 17, .runs = calloc(17, sizeof(atomic_int))};
-        parallel(count, &c, c.chunks, 1 + (threads + i) % threads);
-        int wrong = c.wrong;
-        for (int chunk = 0; chunk < 17; chunk++) wrong |= c.runs[chunk] != (chunk < c.chunks);
+        Count *c = counts + i;
+        c->chunks = i % 17;
+        parallel(count, c, c->chunks, 1 + i % threads);
+        int wrong = c->wrong;
+        for (int chunk = 0; chunk < 17; chunk++) wrong |= c->runs[chunk] != (chunk < c->chunks);
         bad += wrong;
-        free(c.runs);
     }
+    free(counts);
     return bad;
 }
 
@@ -182,7 +184,10 @@ def test_a_forked_process_has_its_own_threads(pool):
 
 
 def test_the_interpreter_ends_with_workers(pool, path):
-    for last in ("while not pool.asleep(1): time.sleep(0.01)", "threading.Thread(target=pool.meet, args=(60,), daemon=True).start()"):
+    for last in (
+        "while not pool.asleep(1): time.sleep(0.01)",
+        "threading.Thread(target=pool.meet, args=(60,), daemon=True).start()",
+    ):
         code = f"import ctypes, threading, time; pool = ctypes.CDLL({str(path)!r}); pool.count_jobs(20, 2)\n{last}"
         done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, timeout=50)
         assert (done.returncode, done.stderr) == (0, b"")
