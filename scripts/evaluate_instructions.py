@@ -194,8 +194,8 @@ def draw_and_measure(
         ]
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     curve = accuracy_against_samples([[reply.text for reply in group] for group in groups], right, scores, args.seed)
-    labels = {"majority": "majority", "best": f"best by {rewards[0].name}" if rewards else "", "any": "any of them is right"}
-    plot_or_warn(save_lines, curve, labels, "samples", f"{stem}.samples", "replies drawn", "accuracy")
+    labels = {"majority": "majority", "best": f"best by {rewards[0].name}" if rewards else "", "any": "any of them is correct"}
+    plot_or_warn(save_lines, curve, labels, "samples", f"{stem}.samples", "sampled replies", "accuracy")
     return {"samples": {"number": args.samples, "temperature": args.temperature, "best_of": args.best_of, "curve": curve}}
 
 

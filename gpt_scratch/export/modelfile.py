@@ -87,9 +87,7 @@ def pieces_of(tokenizer: PreTrainedTokenizerBase) -> Pieces:
     except UserError as error:
         raise UserError(f"--modelfile: {error}") from error
     if wrong:
-        raise UserError(
-            "--modelfile: the chat template does more than put text around messages: write ollama's TEMPLATE by hand"
-        )
+        raise UserError("--modelfile: the chat template does more than put text around messages: write ollama's TEMPLATE by hand")
     return pieces
 
 
