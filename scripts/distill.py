@@ -79,7 +79,7 @@ def main(script_args: DistillationArguments, training_args: ScratchTrainingArgum
         train_dataset=data.train,
         eval_dataset=data.validation,
         processing_class=tokenizer,
-        data_collator=default_data_collator,  # rows of one length: nothing to pad
+        data_collator=default_data_collator,  # all rows have the same length: nothing to pad
         callbacks=[*make_callbacks(script_args, data, tokenizer, title=training_args.run_name or "Distillation"), push],
         **make_optimizers(script_args, training_args, model),
     )

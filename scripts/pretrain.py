@@ -22,7 +22,7 @@ code, tokenizer, generation config and model card, with `metrics.json`, `trainer
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: startup is merely slower
         pass
     else:
         _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
@@ -81,7 +81,7 @@ def main(script_args: PretrainingArguments, training_args: ScratchTrainingArgume
         train_dataset=data.train,
         eval_dataset=data.validation,
         processing_class=tokenizer,
-        data_collator=default_data_collator,  # rows of one length: nothing to pad
+        data_collator=default_data_collator,  # all rows have the same length: nothing to pad
         callbacks=[*make_callbacks(script_args, data, tokenizer, title=training_args.run_name or "Pretraining"), push],
         **make_optimizers(script_args, training_args, model),
     )

@@ -69,11 +69,11 @@ class ScratchTrainingArguments(TrainingArguments):
     )
     warmup_steps: float | None = dataclasses.field(
         default=None,
-        metadata={"help": "Warm-up steps, or below 1 their share of all steps. Default: 0; without --learning_rate 0.05."},
+        metadata={"help": "Warm-up steps, or a fraction of all steps if below 1. Default: 0; without --learning_rate 0.05."},
     )
     # Every parameter is used in every step, so no search is needed.
     ddp_find_unused_parameters: bool | None = dataclasses.field(
-        default=False, metadata={"help": "Search for parameters without gradient in each step under DDP."}
+        default=False, metadata={"help": "Let DDP search for parameters without a gradient in each step."}
     )
 
     def __post_init__(self):

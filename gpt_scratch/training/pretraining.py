@@ -44,11 +44,11 @@ class PretrainingArguments(Reading):
     validation_file: list[str] | None = field(
         default=None, metadata={"help": "Text to validate on. Default: the last part of the training text."}
     )
-    dataset_name: str | None = field(default=None, metadata={"help": "A `datasets` name or directory, in place of --train_file."})
+    dataset_name: str | None = field(default=None, metadata={"help": "A `datasets` name or directory, instead of --train_file."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of --dataset_name."})
     text_column: str = field(default="text", metadata={"help": "Column that holds the text of a document."})
     validation_split_percentage: float = field(
-        default=10, metadata={"help": "Without validation text: the last percent of the characters to hold out."}
+        default=10, metadata={"help": "Without validation text: percentage of the characters to hold out, from the end."}
     )
     split_by: str = field(
         default="documents",
@@ -71,11 +71,17 @@ class PretrainingArguments(Reading):
             "Default: a byte-level BPE trained on the training text."
         },
     )
-    vocab_size: int = field(default=8000, metadata={"help": "Vocabulary of the BPE that is trained without --tokenizer_name."})
-    block_size: int | None = field(default=None, metadata={"help": "Tokens a row. Default: the model's max_position_embeddings."})
+    vocab_size: int = field(
+        default=8000, metadata={"help": "Vocabulary size of the BPE that is trained without --tokenizer_name."}
+    )
+    block_size: int | None = field(
+        default=None, metadata={"help": "Tokens per row. Default: the model's max_position_embeddings."}
+    )
     stride: int | None = field(
         default=None,
-        metadata={"help": "Tokens from training row to row. Default: block_size - 1, so that each is predicted once."},
+        metadata={
+            "help": "Tokens between the starts of training rows. Default: block_size - 1, so that each token is predicted once."
+        },
     )
     append_eos: bool = field(default=True, metadata={"help": "End each document with the end-of-text token."})
     parse_special_tokens: bool = field(
@@ -106,7 +112,7 @@ class PretrainingArguments(Reading):
     optimizer: str = field(
         default="adamw",
         metadata={
-            "help": "adamw, as --optim says. muon: Muon for the matrices inside the blocks and AdamW for the rest.",
+            "help": "adamw: as set by --optim. muon: Muon for the matrices inside the blocks, AdamW for the rest.",
             "choices": ["adamw", "muon"],
         },
     )
@@ -122,7 +128,7 @@ class PretrainingArguments(Reading):
         default=None, metadata={"help": "Stop after this many evaluations without a better validation loss."}
     )
     eval_train_blocks: int = field(
-        default=0, metadata={"help": "Training rows whose loss is measured at each evaluation too, without dropout."}
+        default=0, metadata={"help": "Training rows whose loss is also measured at each evaluation, without dropout."}
     )
     sample_prompt: list[str] | None = field(
         default=None, metadata={"help": "Prompts continued after each evaluation. Default: the start of the validation text."}
