@@ -139,16 +139,18 @@ def _settings(path: Path, architecture: str, fields: dict[str, Any], source: GGU
     Raises:
         UserError: lists missing keys, unknown keys and unsupported values.
     """
-    prefix, shapes = architecture + ".", {name: tuple(tensor.shape) for name, tensor in source.describe().items()}
+    prefix = architecture + "."
+    tensor = source.describe().get("token_embd.weight")
+    embedding = () if tensor is None else tuple(tensor.shape)
     left = {name.removeprefix(prefix): value for name, value in fields.items() if name.startswith(prefix)}
     unknown = [name for name in fields if not name.startswith((prefix, *OTHERS))]
     eps = "attention.layer_norm_epsilon" if architecture == "gpt2" else "attention.layer_norm_rms_epsilon"
     missing = [prefix + name for name in (*SIZES, eps) if name not in left]
-    if len(shapes.get("token_embd.weight", ())) != 2:
+    if len(embedding) != 2:
         missing.append("matrix token_embd.weight")
     if missing:
         raise UserError(f"{path} has no {', '.join(missing)}")
-    refused = []
+    refused: list[str] = []
 
     def take(name: str, kind: type, default: Any = None) -> Any:
         value = left.pop(name, default)
@@ -160,9 +162,8 @@ def _settings(path: Path, architecture: str, fields: dict[str, Any], source: GGU
     values = {ours: take(name, int) for name, ours in SIZES.items()}
     values |= {ours: value for name, ours in OPTIONAL.items() if (value := take(name, int)) is not None}
     values["norm_eps"] = take(eps, float)
-    rows = shapes["token_embd.weight"][0]
-    if values.setdefault("vocab_size", rows) != rows:
-        refused.append(f"{prefix}vocab_size={values['vocab_size']} (token_embd.weight has {rows} rows)")
+    if values.setdefault("vocab_size", embedding[0]) != embedding[0]:
+        refused.append(f"{prefix}vocab_size={values['vocab_size']} (token_embd.weight has {embedding[0]} rows)")
     width = values.get("head_dim") or (values["hidden_size"] or 0) // (values["num_attention_heads"] or 1)
     for name in ("attention.value_length", "rope.dimension_count"):
         if (size := take(name, int, width)) != width:
@@ -187,10 +188,15 @@ def _settings(path: Path, architecture: str, fields: dict[str, Any], source: GGU
         raise UserError(f"{path} has unsupported keys: {'; '.join(refused)}")
     tokens = {name: fields.get(f"tokenizer.ggml.{name}") for name in ("bos_token_id", "eos_token_id")}
     values |= tokens | {"pad_token_id": fields.get("tokenizer.ggml.padding_token_id")}
-    values |= {"embedding_dropout": 0.0, "attention_dropout": 0.0, "residual_dropout": 0.0}
+    return values | _implied_settings(architecture)
+
+
+def _implied_settings(architecture: str) -> dict[str, Any]:
+    """Settings without a key in the file: they follow from the architecture."""
+    dropouts = {"embedding_dropout": 0.0, "attention_dropout": 0.0, "residual_dropout": 0.0}
     if architecture == "gpt2":
-        return values | {"qkv_bias": True}
-    return values | {
+        return dropouts | {"qkv_bias": True}
+    return dropouts | {
         "position_embedding_type": "rope",
         "norm_type": "rmsnorm",
         "mlp_type": "gated",
