@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..conflicts import check_fractions
 from ..errors import UserError, one_line
 from ..progress import bar
+from ..training_conflicts import check_fractions
 from .columns import find_column, no_column
 from .delimited import read_delimited, rows_of_lines
 from .examples import Examples

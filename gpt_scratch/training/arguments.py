@@ -24,10 +24,11 @@ from ..command_line import (
     known_flags,
     recipe_arguments,
 )
-from ..conflicts import LATER, check_length, check_training, read_overrides, refuse_unknown_names, unknown_name
-from ..errors import UserError, one_line
+from ..errors import UserError, one_line, unknown_name
 from ..files import refuse_existing_run
+from ..overrides import read_overrides, refuse_unknown_names
 from ..ranges import check_ranges
+from ..training_conflicts import LATER, check_length, check_training
 from .lock import LOCK, lock_output_directory
 
 SCHEDULE = {"learning_rate": 5e-5, "lr_scheduler_type": "linear", "warmup_steps": 0}  # Trainer's defaults

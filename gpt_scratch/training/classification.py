@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from ..configuration_gpt_scratch import GPTScratchConfig
-from ..conflicts import DROPOUTS, check_classification_splits, resolve_trainable
+from ..conflicts import check_classification_splits
 from ..data.classification import (
     CONFLICTS,
     LabelledTexts,
@@ -39,10 +39,12 @@ from ..evaluation.classification import METRIC_PATH, figures_by_class, softmax
 from ..files import atomic_path
 from ..inference.loading import check_rows, load_config, load_model, load_tokenizer
 from ..modeling_gpt_scratch import GPTScratchForSequenceClassification
+from ..overrides import DROPOUTS
 from ..plots import new_figure, save_figure, save_lines
 from ..progress import named
 from ..tokenization.byte_pair import train_byte_level_bpe
 from ..tokenization.special_tokens import describe_special_tokens
+from ..training_conflicts import resolve_trainable
 from .arguments import parse_config_overrides
 from .checkpoints import ResumableTrainer
 from .finetuning import (

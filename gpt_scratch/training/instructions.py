@@ -16,7 +16,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..conflicts import check_instruction_splits, resolve_trainable
+from ..conflicts import check_instruction_splits
 from ..data.instruction import (
     IGNORED,
     PROMPT_STYLES,
@@ -39,6 +39,7 @@ from ..errors import UserError
 from ..evaluation.perplexity import evaluate_loss
 from ..files import write_json
 from ..tokenization.special_tokens import describe_special_tokens
+from ..training_conflicts import resolve_trainable
 from .callbacks import CurveCallback, OverfittingCallback, PerplexityCallback, SamplesCallback
 from .finetuning import SPLITS, add_lora, train_last_blocks
 from .run import evaluation_curve, run_figures
