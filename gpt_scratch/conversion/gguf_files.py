@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_gpt_scratch import GPTScratchConfig
 from ..errors import UserError, one_line
@@ -92,10 +92,7 @@ def open_gguf(path: Path, options: Options) -> Checkpoint:
     if architecture == "llama":
         key_heads = config.num_key_value_heads or config.num_attention_heads
         used = PairedSource(used, {".attn_q.weight": config.num_attention_heads, ".attn_k.weight": key_heads})
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except BaseException as error:  # whatever gguf, tokenizers or transformers raise
-        raise refusal(f"the tokenizer in {path} cannot be read", error) from error
+    tokenizer = read_gguf_tokenizer(path, f"the tokenizer in {path} cannot be read")
     notes = []
     if any(tensor.tensor_type.name not in ("F32", "F16", "BF16") for tensor in reader.tensors):
         notes.append("quantized weights were dequantized to float32")
@@ -235,6 +232,21 @@ def _rotary(take: Any, width: int, source: GGUFSource, refused: list[str]) -> di
     if kind != "none" or divided.shape != expected.shape or not torch.allclose(divided, expected, rtol=1e-4):
         refused.append("rope_freqs.weight is not Llama 3.1's scaling (low_freq_factor 1, high_freq_factor 4, of 8,192 positions)")
     return rope
+
+
+def read_gguf_tokenizer(path: Path, failure: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a GGUF file with transformers.
+
+    Args:
+        failure: beginning of the error message.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except BaseException as error:  # gguf, tokenizers and transformers may raise anything
+        raise refusal(failure, error) from error
 
 
 def read_gguf(path: Path, config: GPTScratchConfig | None = None) -> PreTrainedModel:

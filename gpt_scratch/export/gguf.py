@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_gpt_scratch import GPTScratchConfig
 from ..conversion.checkpoint import Checkpoint, Options
 from ..conversion.formats import recognize
-from ..conversion.gguf_files import ARCHITECTURES, read_gguf
+from ..conversion.gguf_files import ARCHITECTURES, read_gguf, read_gguf_tokenizer
 from ..conversion.stock_layouts import foreign_config, inverted, list_obstacles, obstacles
 from ..conversion.verify import logits_of, prompts
 from ..errors import UserError
@@ -320,10 +320,7 @@ def compare_tokenizers(path: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     Raises:
         UserError: the tokenizer in the file gives different ids.
     """
-    try:
-        theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except BaseException as error:
-        raise refusal("verification failed: transformers cannot read the tokenizer in the file", error) from error
+    theirs = read_gguf_tokenizer(path, "verification failed: transformers cannot read the tokenizer in the file")
     ours, read = tokenizer(SAMPLE)["input_ids"], theirs(SAMPLE)["input_ids"]
     if ours != read:
         raise UserError(f"verification failed: the tokenizer in the file gives {read[:12]}..., this one {ours[:12]}...")

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import BinaryIO, cast
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 
 DEPTH = 3
 FREE, RATIO = 256 * 2**20, 10  # limits of the total unpacked size of a file: bytes, and a multiple of its size
@@ -99,7 +99,7 @@ def streams(file: BinaryIO, budget: Budget, where: str = "", depth: int = 0) -> 
 def _refusal(place: str, kind: str, error: BaseException) -> UserError:
     return UserError(
         f"{place} is a {kind} file that cannot be unpacked, and so not be checked for secrets "
-        f"({' '.join(str(error).split()) or type(error).__name__}): leave it out by --exclude, or write it again"
+        f"({one_line(error)}): leave it out by --exclude, or write it again"
     )
 
 

@@ -1,5 +1,6 @@
 """Components of pretraining, used by `scripts/pretrain.py`: flags, data, model, optimizer, callbacks and final metrics."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -11,6 +12,8 @@ from transformers import (
     PreTrainedTokenizerBase,
     TrainerCallback,
     TrainingArguments,
+    default_data_collator,
+    set_seed,
 )
 
 from ..configuration_gpt_scratch import GPTScratchConfig
@@ -24,9 +27,10 @@ from ..inference.loading import check_rows, load_config, load_model, load_tokeni
 from ..modeling_gpt_scratch import GPTScratchForCausalLM
 from ..tokenization.byte_pair import END_OF_TEXT, train_byte_level_bpe
 from ..tokenization.gpt2 import load_gpt2_tokenizer
-from .arguments import parse_config_overrides
+from .arguments import keep_best_checkpoint, parse_config_overrides
 from .callbacks import CurveCallback, OverfittingCallback, PerplexityCallback, SamplesCallback, TrainingLossCallback
-from .optimizers import adamw_on_all, muon_and_adamw
+from .language_model_trainer import LanguageModelTrainer
+from .optimizers import adamw_on_all, muon_and_adamw, set_default_learning_rate
 from .run import evaluation_curve, run_figures
 
 
@@ -284,6 +288,38 @@ def make_callbacks(
     if args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
     return callbacks
+
+
+def make_trainer(
+    trainer_class: type[LanguageModelTrainer],
+    args: PretrainingArguments,
+    training_args: TrainingArguments,
+    config: GPTScratchConfig,
+    data: LanguageModelingData,
+    tokenizer: PreTrainedTokenizerBase,
+    callbacks: Sequence[TrainerCallback],
+) -> LanguageModelTrainer:
+    """The model, initialized with `--seed` or loaded, and its trainer. `training_args` gets the default learning rate and, with early
+    stopping, the settings that keep the best checkpoint.
+    """
+    set_seed(training_args.seed)
+    model = make_model(args, config, tokenizer)
+    print(describe_model(model))
+    set_default_learning_rate(training_args, model.num_parameters(), "all" if args.model_name_or_path else "new")
+    if args.early_stopping_patience is not None:
+        keep_best_checkpoint(training_args)
+    trainer = trainer_class(
+        model=model,
+        args=training_args,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        processing_class=tokenizer,
+        data_collator=default_data_collator,  # all rows have the same length: nothing to pad
+        callbacks=list(callbacks),
+        **make_optimizers(args, training_args, model),
+    )
+    trainer.script_args = args
+    return trainer
 
 
 def first_rows(rows: TokenBlocks | StreamedBlocks, count: int) -> list[dict]:
