@@ -143,8 +143,8 @@ def write_classifier_card(output_dir: str, record: dict[str, Any]) -> None:
             _data(metrics["data"]),
             _table("Training", "setting", _settings(record)),
         ],
-        limits="The classes mean what they mean in the training texts, their language and their time. Scores are not calibrated beyond "
-        "the error given above; do not delete anybody's messages on this model's word alone.",
+        limits="The training texts, with their language and period, define the classes. Scores are not calibrated beyond the error given "
+        "above; do not delete messages because of this model's prediction alone.",
     )
 
 
