@@ -1,4 +1,4 @@
-"""Muon with AdamW: which parameters each gets, one step against the formulas, and a state that resumes exactly."""
+"""Muon against torch's; Muon with AdamW: which parameters each gets, one step against the formulas, and a state that resumes exactly."""
 
 import copy
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import assert_equal, tiny_model, token_ids
 
-from gpt_scratch.training.optimizers import MuonAndAdamW
+from gpt_scratch.training.optimizers import Muon, MuonAndAdamW, orthogonalized
 
 
 def train(model, optimizer, steps: range) -> None:
@@ -32,6 +32,33 @@ def test_which_parameters_each_optimizer_gets(style):
     assert len(muon) + len(decayed) + len(rest) == len(list(model.parameters()))
     assert [group["lr"] for group in optimizer.param_groups] == [1e-2, 1e-3, 1e-3]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.1, 0.0]
+
+
+def test_muon_steps_as_torchs_and_keeps_its_state_under_the_same_names():
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(16, 16), (48, 16), (16, 16), (16, 48)]
+    ours, theirs = ([torch.nn.Parameter(torch.zeros(shape)) for shape in shapes] for _ in range(2))
+    optimizer = Muon(ours, lr=1e-2)
+    reference = torch.optim.Muon(theirs, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        for one, other in zip(ours, theirs):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.clone()
+        optimizer.step()
+        reference.step()
+    for one, other in zip(ours, theirs):
+        assert (one - other).norm() < 0.03 * other.norm()  # torch's is in bf16
+    assert {name for state in reference.state.values() for name in state} == {"momentum_buffer"}
+    reference.load_state_dict(optimizer.state_dict() | {"param_groups": reference.state_dict()["param_groups"]})
+
+
+@pytest.mark.parametrize("shape", [(2, 24, 24), (3, 40, 24), (24, 40)])
+def test_singular_values_become_one(shape):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 1e-3
+    u, s, vh = torch.linalg.svd(matrices, full_matrices=False)
+    values = torch.einsum("...ri,...rc,...ic->...i", u, orthogonalized(matrices), vh)
+    clear = s > 0.05 * s.amax(-1, keepdim=True)
+    assert values[clear].min() > 0.6 and values[clear].max() < 1.3
 
 
 def test_a_first_step_orthogonalizes_matrices_and_takes_signs_elsewhere():
