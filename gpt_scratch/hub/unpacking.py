@@ -154,7 +154,7 @@ class _Inflated(io.RawIOBase):
             if not self.decoder.unconsumed_tail:
                 self.place += len(piece)
                 if not piece:
-                    raise EOFError("it ends in the midst")
+                    raise EOFError("it is truncated")
             if found := self.decoder.decompress(piece, max(count, 1)):
                 return found
         return b""
