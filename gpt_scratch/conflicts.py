@@ -52,13 +52,22 @@ def check_pretraining(args: Any, training_args: Any) -> None:
         raise UserError(
             "--weight_decay_on all needs --optimizer adamw: with Muon, biases and norms are trained by AdamW without decay"
         )
-    if args.muon_learning_rate is not None and args.optimizer != "muon":
-        raise UserError("--muon_learning_rate needs --optimizer muon")
+    check_muon(args)
     if args.block_size is not None and args.stride is not None:
         check_stride(args.block_size, args.stride)
     for prompt in args.sample_prompt or []:
         check_unicode(prompt)
     check_early_stopping(args, training_args)
+
+
+def check_muon(args: Any) -> None:
+    """Check the flags of Muon.
+
+    Raises:
+        UserError: names the flags.
+    """
+    if args.muon_learning_rate is not None and args.optimizer != "muon":
+        raise UserError("--muon_learning_rate needs --optimizer muon")
 
 
 def check_classification(args: Any, training_args: Any) -> None:
@@ -95,6 +104,7 @@ def check_instructions(args: Any, training_args: Any) -> None:
         UserError: names the flags.
     """
     check_needed("finetune_instructions", args)
+    check_muon(args)
     check_early_stopping(args, training_args)
     check_instruction_splits(args)
     refuse_sizes(read_overrides(args.config_overrides))

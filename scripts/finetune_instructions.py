@@ -52,7 +52,7 @@ from gpt_scratch.training.instructions import (
 )
 from gpt_scratch.training.language_model_trainer import LanguageModelTrainer
 from gpt_scratch.training.losses import set_language_modeling_loss
-from gpt_scratch.training.optimizers import set_default_learning_rate
+from gpt_scratch.training.optimizers import make_optimizers, set_default_learning_rate
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 from gpt_scratch.training.run import checkpoint_to_resume, save_adapter, save_trained, write_record
 
@@ -87,6 +87,7 @@ def main(script_args: InstructionArguments, training_args: ScratchTrainingArgume
             *make_callbacks(script_args, data, tokenizer, title=training_args.run_name or "Instruction finetuning"),
             push,
         ],
+        **make_optimizers(script_args, training_args, model),
     )
     trainer.script_args = script_args
     set_language_modeling_loss(trainer, script_args.loss_implementation)

@@ -42,6 +42,7 @@ from ..tokenization.special_tokens import describe_special_tokens
 from ..training_conflicts import resolve_trainable
 from .callbacks import CurveCallback, OverfittingCallback, PerplexityCallback, SamplesCallback
 from .finetuning import SPLITS, add_lora, train_last_blocks
+from .optimizers import muon_learning_rate_field, optimizer_field
 from .run import evaluation_curve, run_figures
 
 LITTLE_ROOM = 64  # tokens, about two sentences: the minimum length of useful replies
@@ -122,6 +123,8 @@ class InstructionArguments(Reading):
     lora_targets: list[str] | None = field(
         default=None, metadata={"help": "Projections with LoRA, e.g. q_proj v_proj. Default: all of attention and MLP."}
     )
+    optimizer: str = optimizer_field()
+    muon_learning_rate: float | None = muon_learning_rate_field()
     loss_implementation: str = field(
         default="chunked",
         metadata={

@@ -1,10 +1,11 @@
 """Default learning rates, and optimizers that Trainer does not provide."""
 
+from dataclasses import field
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import SchedulerType, TrainingArguments
+from transformers import PreTrainedModel, SchedulerType, TrainingArguments
 
 # Kind of trainable parameters to the factor of the learning rate relative to new weights, and its description.
 SHARES = {
@@ -14,6 +15,22 @@ SHARES = {
     "head": (1.0, "a new head alone"),
 }
 WARMUP = 0.05  # share of the steps
+
+
+def optimizer_field() -> Any:
+    """The flag `--optimizer` of the scripts that offer Muon."""
+    return field(
+        default="adamw",
+        metadata={
+            "help": "adamw: as set by --optim. muon: Muon for the matrices inside the blocks, AdamW for the rest.",
+            "choices": ["adamw", "muon"],
+        },
+    )
+
+
+def muon_learning_rate_field() -> Any:
+    """The flag `--muon_learning_rate`."""
+    return field(default=None, metadata={"help": "With --optimizer muon. Default: --learning_rate."})
 
 
 def default_learning_rate(parameters: int, trained: str) -> float:
@@ -107,8 +124,12 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        """Run one step; a closure is not supported."""
+    def step(self, closure: Any = None) -> Any:
+        """Run one step."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             shapes: dict[tuple[torch.Size, torch.device], list[nn.Parameter]] = {}
             for parameter in group["params"]:
@@ -119,11 +140,12 @@ class Muon(torch.optim.Optimizer):
                 for parameter, update in zip(parameters, updates, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(update, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+        return loss
 
     def _momentum(self, parameter: nn.Parameter, momentum: float) -> torch.Tensor:
         """Nesterov's: the gradient, moved toward its running mean."""
-        state = self.state[parameter]
-        buffer = state.setdefault("momentum_buffer", torch.zeros_like(parameter))
+        assert parameter.grad is not None  # step
+        buffer: torch.Tensor = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
         buffer.lerp_(parameter.grad, 1 - momentum)
         return parameter.grad.lerp(buffer, momentum)
 
@@ -195,3 +217,15 @@ def muon_and_adamw(args: TrainingArguments, muon_lr: float | None) -> dict[str, 
     """Keyword arguments for Trainer to build [`MuonAndAdamW`] from its own arguments."""
     settings = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
     return {"optimizer_cls_and_kwargs": (_Factory, settings | {"weight_decay": args.weight_decay, "muon_lr": muon_lr})}
+
+
+def make_optimizers(args: Any, training_args: TrainingArguments, model: PreTrainedModel) -> dict[str, Any]:
+    """Keyword arguments for Trainer: its own AdamW, AdamW with decay on all parameters, or Muon and AdamW.
+
+    Args:
+        args: with `optimizer` and `muon_learning_rate`, and `weight_decay_on` where the script has it.
+    """
+    if args.optimizer == "muon":
+        return muon_and_adamw(training_args, args.muon_learning_rate)
+    decay_on_all = getattr(args, "weight_decay_on", "matrices") == "all"
+    return {"optimizers": (adamw_on_all(model, training_args), None)} if decay_on_all else {}

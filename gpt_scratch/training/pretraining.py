@@ -30,7 +30,7 @@ from ..tokenization.gpt2 import load_gpt2_tokenizer
 from .arguments import keep_best_checkpoint, parse_config_overrides
 from .callbacks import CurveCallback, OverfittingCallback, PerplexityCallback, SamplesCallback, TrainingLossCallback
 from .language_model_trainer import LanguageModelTrainer
-from .optimizers import adamw_on_all, muon_and_adamw, set_default_learning_rate
+from .optimizers import make_optimizers, muon_learning_rate_field, optimizer_field, set_default_learning_rate
 from .run import evaluation_curve, run_figures
 
 
@@ -113,14 +113,8 @@ class PretrainingArguments(Reading):
             "choices": ["matrices", "all"],
         },
     )
-    optimizer: str = field(
-        default="adamw",
-        metadata={
-            "help": "adamw: as set by --optim. muon: Muon for the matrices inside the blocks, AdamW for the rest.",
-            "choices": ["adamw", "muon"],
-        },
-    )
-    muon_learning_rate: float | None = field(default=None, metadata={"help": "With --optimizer muon. Default: --learning_rate."})
+    optimizer: str = optimizer_field()
+    muon_learning_rate: float | None = muon_learning_rate_field()
     loss_implementation: str = field(
         default="chunked",
         metadata={
@@ -264,13 +258,6 @@ def make_model(args: PretrainingArguments, config: GPTScratchConfig, tokenizer: 
     if args.model_name_or_path:
         return load_model(args.model_name_or_path, "lm", "float32", config=config)
     return GPTScratchForCausalLM(config)
-
-
-def make_optimizers(args: PretrainingArguments, training_args: TrainingArguments, model: PreTrainedModel) -> dict[str, Any]:
-    """Keyword arguments for Trainer: its own AdamW, AdamW with decay on all parameters, or Muon and AdamW."""
-    if args.optimizer == "muon":
-        return muon_and_adamw(training_args, args.muon_learning_rate)
-    return {"optimizers": (adamw_on_all(model, training_args), None)} if args.weight_decay_on == "all" else {}
 
 
 def make_callbacks(

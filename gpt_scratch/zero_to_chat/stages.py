@@ -132,6 +132,7 @@ def make_stages(output: Path, size: Size, files: Files, seed: int, tokens_per_se
                 *("--test_file", parts["test"], "--model_name_or_path", str(output / "pretrained")),
                 # Not grouped by length: dialogues of one kind are of like length, and a step would be of one kind.
                 *("--prompt_style", STYLE, "--mask_prompt"),
+                *("--optimizer", "muon", "--muon_learning_rate", f"{2 * size.rates['instructions']:g}"),
                 *("--adam_beta2", "0.95", "--sample_tokens", str(REPLY_TOKENS)),
                 *_training(size.instruction_steps, size.dialogue_rows, size.rates["instructions"], seed),
             ],

@@ -19,12 +19,12 @@ from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 from gpt_scratch.training.arguments import ScratchTrainingArguments, keep_best_checkpoint, parse_arguments
 from gpt_scratch.training.callbacks import SamplesCallback, TrainingLossCallback
 from gpt_scratch.training.losses import set_language_modeling_loss
+from gpt_scratch.training.optimizers import make_optimizers
 from gpt_scratch.training.pretraining import (
     PretrainingArguments,
     check_arguments,
     make_callbacks,
     make_model,
-    make_optimizers,
     measure,
     model_config,
     resolve_vocab_size,

@@ -4,16 +4,19 @@
     python make_dialogues.py FOLDER --train 40000 --reinforcement 20000
 
 FOLDER/dialogues_{train,reinforcement,validation,test}.jsonl: `instruction` and `output`, with an earlier exchange in `history`, and the
-kind of the question in `category`. Each kind makes up an equal part. What is asked is drawn to its part before it is worded, so that
-23 + 45, in whatever words, stands in one file only: `train` to learn from, `reinforcement` to be asked while a reward is learned,
-`validation` and `test` held out. The same seed and sizes give the same files on every machine, and a larger file begins with the rows
-of a smaller one.
+kind of the question in `category`. Each kind makes up an equal part. `train` is to learn from; `reinforcement` is asked while a reward is
+learned, `validation` and `test` are held out. Three kinds are asked in other words, too, which `train` never shows: a model that has
+learned the kind but not the words is right now and then, which is what a reward can strengthen, so `reinforcement` asks these alone. What
+is asked is assigned to a part before it is worded, so that 23 + 45, in whatever words, is in one file only. The same seed and sizes give
+the same files on every machine, and a larger file begins with the rows of a smaller one.
 """
 
 import argparse
 import hashlib
 import json
 import random
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -156,6 +159,39 @@ KINDS: dict[str, Kind] = {
 }
 
 
+# Kind: its question as a pattern, and other words for it.
+WORDINGS: dict[str, list[tuple[str, list[str]]]] = {
+    "names": [
+        (r"What is my name\?", ["Who am I?", "Do you know my name?", "Say my name."]),
+        (
+            r"What is the name of my friend\?",
+            ["Who is my friend?", "Do you know the name of my friend?", "Say the name of my friend."],
+        ),
+    ],
+    "counting": [(r"How many things does (\w+) have\?", [r"Count the things of \1.", "How many things are there?"])],
+    "one-digit arithmetic": [(r"How many (\w+) does \w+ have now\?", [r"How many \1 are there now?", r"Count the \1."])],
+}
+REWORDED = ", reworded"  # ends the name of a kind
+
+
+def reworded(kind: str) -> Kind:
+    """The questions of a kind in other words."""
+
+    def make(rng: random.Random) -> tuple[Fact, Turns]:
+        fact, (*earlier, question, answer) = KINDS[kind](rng)
+        for pattern, wordings in WORDINGS[kind]:
+            question = re.sub(pattern, rng.choice(wordings), question)
+        return fact, [*earlier, question, answer]
+
+    return make
+
+
+def kinds_of(part: str) -> dict[str, Kind]:
+    """What is asked in a part: `train` shows the plain kinds, `reinforcement` asks the others, the held-out parts ask both."""
+    others = {kind + REWORDED: reworded(kind) for kind in WORDINGS if kind in KINDS}
+    return {"train": KINDS, "reinforcement": others}.get(part, KINDS | others)
+
+
 def part_of(kind: str, fact: Fact, seed: int) -> str:
     """The part that a fact belongs to, the same in every run and for every size."""
     number = int.from_bytes(hashlib.sha256(f"{seed} {kind} {fact}".encode()).digest()[:4], "big") % 100
@@ -167,22 +203,26 @@ def part_of(kind: str, fact: Fact, seed: int) -> str:
 
 
 def dialogues(part: str, count: int, seed: int = 1) -> list[dict]:
-    """`count` records of a part, the kinds in turn, each prompt once.
+    """`count` records of a part, the kinds in turn, each prompt once; fewer of `train` where a kind has no more.
 
     Raises:
-        ValueError: a kind has fewer questions than are asked for.
+        ValueError: a kind has fewer questions than are asked for, in another part than `train`.
     """
-    sizes = {kind: count // len(KINDS) + (i < count % len(KINDS)) for i, kind in enumerate(KINDS)}
+    kinds = kinds_of(part)
+    sizes = {kind: count // len(kinds) + (i < count % len(kinds)) for i, kind in enumerate(kinds)}
     made: dict[str, list[dict]] = {}
-    for kind, make in KINDS.items():
+    for kind, make in kinds.items():
         rng, idle = random.Random(f"{seed} {part} {kind}"), 0
         rows: list[dict] = []
         seen: set[tuple[str, ...]] = set()
         while len(rows) < sizes[kind]:
             fact, turns = make(rng)
             prompt = tuple(turns[:-1])
-            if part_of(kind, fact, seed) != part or prompt in seen:
+            if part_of(kind.removesuffix(REWORDED), fact, seed) != part or prompt in seen:
                 idle += 1
+                if idle > 100_000 and part == "train":
+                    print(f"all {len(rows):,} questions of the kind {kind!r} are in train, fewer than its share", file=sys.stderr)
+                    break
                 if idle > 100_000:
                     raise ValueError(f"there are no {sizes[kind]:,} different questions of the kind {kind!r} for {part}")
                 continue
