@@ -197,6 +197,9 @@ def write_preference_card(output_dir: str, method: str, record: dict[str, Any]) 
     )
 
 
+CHAT_QUESTION = "Ella has 9 eggs and gives 3 away. How many eggs does Ella have now?"
+
+
 def write_chat_card(output_dir: str, report: dict[str, Any]) -> None:
     """Write the `README.md` of a chat model trained from scratch, from the contents of its `report.json`."""
     found, size, environment = report["accuracy"], report["size"], report["environment"]
@@ -215,7 +218,7 @@ def write_chat_card(output_dir: str, report: dict[str, Any]) -> None:
         ),
         summary=f"A small chat model made with {PACKAGE}, from random weights: pretrained, finetuned on instructions, and reinforced on a "
         f"reward that is computed (exact match). {size['parameters']:,} parameters, seed {report['seed']}.",
-        use=USE_CHAT.replace("Rewrite the sentence in the passive voice. The cat caught the mouse.", "What is 23 + 45?"),
+        use=USE_CHAT.replace("Rewrite the sentence in the passive voice. The cat caught the mouse.", CHAT_QUESTION),
         sections=[
             _table("Results", "right on held-out questions, 95 % intervals", steps),
             _table("By kind", "right at the end", {kind: share(row) for kind, row in by_kind.items()}) if by_kind else "",
