@@ -19,10 +19,12 @@ from typing import Any, NoReturn
 
 import yaml
 
-from .conflicts import LATER, NumberLoader, check_flags_of, unknown_name
-from .errors import UserError, one_line
+from .conflicts import check_flags_of
+from .errors import UserError, one_line, unknown_name
 from .files import check_target, refuse_existing_run
+from .overrides import NumberLoader
 from .ranges import check_ranges
+from .training_conflicts import LATER
 
 PACKAGE = Path(__file__).resolve().parent
 TABLE = PACKAGE / "command_line.json"

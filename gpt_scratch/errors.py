@@ -1,10 +1,11 @@
 """Errors that the user can fix, and how a script ends on one: a single line and a non-zero exit status."""
 
+import difflib
 import errno
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -60,6 +61,12 @@ def check_unicode(text: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UserError(f"the text is not valid Unicode at character {error.start}: {text[error.start]!r}") from error
+
+
+def unknown_name(name: str, known: Sequence[str], kind: str) -> str:
+    """The message for an unknown name, with the closest known one."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"unknown {kind} {name!r}" + (f"; did you mean {near[0]!r}?" if near else "; --help lists the flags")
 
 
 def innermost(error: BaseException) -> BaseException:

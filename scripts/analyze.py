@@ -16,7 +16,7 @@ Plots are written to --output (PNG and SVG; runs: PNG and PDF), numbers to the t
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: startup is merely slower
         pass
     else:
         _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
@@ -62,7 +62,7 @@ from gpt_scratch.ranges import check_flags
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags of this script."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     subjects = parser.add_subparsers(dest="subject", required=True)
     for name in ("attention", "tokens", "lens", "temperature", "summary"):
@@ -70,40 +70,40 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         subject.add_argument("model", help="directory or Hub name of a causal language model")
         subject.add_argument("--json", action="store_true", help="print the figures as JSON")
         if name != "summary":
-            subject.add_argument("--text", required=True, help="text to read")
+            subject.add_argument("--text", required=True, help="input text")
             subject.add_argument(
                 "--parse_special_tokens",
                 action="store_true",
-                help="special tokens written in the text become the tokens; by default they are its characters",
+                help="encode special tokens written in the text as tokens; default: as plain characters",
             )
             subject.add_argument(
-                "--output", default=f"analysis-{name}", help="start of the file names, or a folder that ends with /"
+                "--output", default=f"analysis-{name}", help="prefix of the file names, or a folder that ends with /"
             )
         if name == "attention":
-            subject.add_argument("--layer", type=int, default=0, help="layer of the single map, from 0")
-            subject.add_argument("--head", type=int, default=0, help="head of the single map, from 0")
+            subject.add_argument("--layer", type=int, default=0, help="layer of the single map, counted from 0")
+            subject.add_argument("--head", type=int, default=0, help="head of the single map, counted from 0")
         if name in ("tokens", "temperature"):
             subject.add_argument("--top", type=int, default=5, help="most likely tokens to show")
         if name == "temperature":
             subject.add_argument("--temperatures", type=float, nargs="+", default=[1.0, 0.1, 5.0], help="to compare")
             subject.add_argument("--top_k", type=int, help="keep the k most likely tokens")
-            subject.add_argument("--top_p", type=float, help="keep the most likely tokens of this mass")
+            subject.add_argument("--top_p", type=float, help="keep the most likely tokens up to this total probability")
         if name == "summary":
-            subject.add_argument("--batch", type=int, default=8, help="rows of a training batch")
-            subject.add_argument("--length", type=int, help="tokens of a row; by default the model's positions")
-            subject.add_argument("--tokens", type=float, help="tokens to train on; by default 20 per parameter")
-            subject.add_argument("--flops", type=float, help="FLOP per second that the device sustains")
+            subject.add_argument("--batch", type=int, default=8, help="rows in a training batch")
+            subject.add_argument("--length", type=int, help="tokens per row; default: the model's context length")
+            subject.add_argument("--tokens", type=float, help="tokens to train on; default: 20 per parameter")
+            subject.add_argument("--flops", type=float, help="sustained FLOP per second of the device")
     runs = subjects.add_parser("runs", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    runs.add_argument("runs", nargs="+", help="directories with trainer_state.json or metrics.json, or such files")
-    runs.add_argument("--labels", nargs="+", help="a name for each run; by default the directory")
+    runs.add_argument("runs", nargs="+", help="directories with trainer_state.json or metrics.json, or these files")
+    runs.add_argument("--labels", nargs="+", help="a name for each run; default: its directory")
     runs.add_argument("--x", default="step", choices=["step", "epoch", "num_input_tokens_seen"], help="horizontal axis")
     runs.add_argument("--title", default="", help="heading")
-    runs.add_argument("--output", default="runs-compared", help="file to write, without suffix, or a folder that ends with /")
+    runs.add_argument("--output", default="runs-compared", help="file to write, without its suffix, or a folder that ends with /")
     return check_flags(parser.parse_args(argv))
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Print the results and write the plots; returns the results."""
+    """Print the results, write the plots and return the results."""
     if args.subject != "summary":
         args.output = prepare_output(args.output, args.subject)
     if args.subject == "runs":
@@ -127,10 +127,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def prepare_output(output: str, subject: str) -> str:
-    """The start of the file names: in a folder, named by `/` at the end or there already, the subject's name. The folder is made.
+    """The prefix of the file names; in a folder (an existing one, or with a trailing `/`) it is the subject's name. Creates the folder.
 
     Raises:
-        UserError: it cannot be made.
+        UserError: the folder cannot be created.
     """
     path = Path(output) / subject if output.endswith(("/", os.sep)) or Path(output).is_dir() else Path(output)
     try:
@@ -146,7 +146,7 @@ def _written(files: Sequence[Path]) -> dict[str, Any]:
 
 
 def attention(args, model, tokenizer, ids, tokens) -> tuple[dict[str, Any], list[Path]]:
-    """Grid, single map, rollout, entropies."""
+    """Plot all heads, a single map and the rollout; print the entropies."""
     maps = attention_maps(model, ids)
     check_indices("layer", [args.layer], maps.shape[0])
     check_indices("head", [args.head], maps.shape[1])
@@ -162,7 +162,7 @@ def attention(args, model, tokenizer, ids, tokens) -> tuple[dict[str, Any], list
 
 
 def next_tokens(args, model, tokenizer, ids, tokens) -> tuple[dict[str, Any], list[Path]]:
-    """Rank and surprise of each token."""
+    """Rank and surprisal of each token."""
     places, after = score_tokens(model, tokenizer, ids, args.top)
     if not args.json:
         for place in places:
@@ -188,7 +188,7 @@ def lens(args, model, tokenizer, ids, tokens) -> tuple[dict[str, Any], list[Path
 
 @torch.no_grad()
 def temperature(args, model, tokenizer, ids, tokens) -> tuple[dict[str, Any], list[Path]]:
-    """What sampling settings make of the distribution after the text."""
+    """The distribution of the next token with different sampling settings."""
     logits = model(input_ids=ids).logits[0, -1].float().cpu()
     figures = {}
     for value in args.temperatures:

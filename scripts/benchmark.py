@@ -25,7 +25,7 @@ and load. Absolute times depend on the machine and its load; compare the speedup
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: startup is merely slower
         pass
     else:
         _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
@@ -63,7 +63,7 @@ Rivals = dict[str, Factory]
 
 
 def shape(text: str) -> tuple[int, int]:
-    """BATCHxLENGTH.
+    """Parse BATCHxLENGTH.
 
     >>> shape("4x256")
     (4, 256)
@@ -74,7 +74,7 @@ def shape(text: str) -> tuple[int, int]:
     return int(batch), int(length)
 
 
-# ------------------------------------------------------------------------------------------- one function for each subject
+# ------------------------------------------------------------------------------------------------ one function per subject
 
 
 def measure_step(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -> Rows:
@@ -98,7 +98,7 @@ def measure_vocabulary(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -
 
 
 def rival_places(args: argparse.Namespace) -> dict[str, str]:
-    """Name to NAME=path:factory, for processes that load a rival themselves."""
+    """Name -> NAME=path:factory, for processes that load a rival themselves."""
     return {text.partition("=")[0]: text for text in args.rival}
 
 
@@ -174,35 +174,35 @@ SUBJECTS: dict[str, Callable[[argparse.Namespace, Sizes, Rivals], Rows]] = {
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags of this script."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("subject", choices=list(SUBJECTS))
-    parser.add_argument("--shape", nargs="+", type=shape, default=[(4, 256)], help="rows x tokens of a training batch")
-    parser.add_argument("--batch", nargs="+", type=int, default=[1], help="generation: prompts at once")
-    parser.add_argument("--prompt", nargs="+", type=int, default=[32], help="generation: tokens of a prompt")
+    parser.add_argument("--shape", nargs="+", type=shape, default=[(4, 256)], help="training batches as ROWSxTOKENS")
+    parser.add_argument("--batch", nargs="+", type=int, default=[1], help="generation: prompts per batch")
+    parser.add_argument("--prompt", nargs="+", type=int, default=[32], help="generation: tokens in the prompt")
     parser.add_argument("--new_tokens", type=int, default=128, help="generation: tokens to generate")
     parser.add_argument("--llama_cpp", help="generation: a GGUF file; compare with llama.cpp on its weights")
     parser.add_argument(
         "--weights", nargs="+", choices=list(FORMATS), help="generation with --llama_cpp: formats to compare; default: all"
     )
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast")
+    parser.add_argument("--compile", action="store_true", help="torch.compile all models; generation: also our prepared models")
+    parser.add_argument("--repetitions", type=int, default=5, help="measurements of each model, after one warm-up")
+    parser.add_argument("--steps", type=int, default=8, help="trainer: steps per run")
     parser.add_argument(
-        "--compile", action="store_true", help="torch.compile all contenders; generation: our prepared models as well"
-    )
-    parser.add_argument("--repetitions", type=int, default=5, help="measurements of each, after one to warm up")
-    parser.add_argument("--steps", type=int, default=8, help="trainer: steps of a run")
-    parser.add_argument(
-        "--text", help="tokenizers: a text file to train on and to encode; perplexity: one to predict; data: one to cut"
+        "--text", help="text file; tokenizers: to train on and encode; perplexity: to predict; data: to split into blocks"
     )
     parser.add_argument("--tokenizer", help="data: a tokenizer's directory or Hub name")
     parser.add_argument("--model", help="perplexity: a trained model's directory")
-    parser.add_argument("--windows", type=int, default=32, help="perplexity: windows of the text, 256 tokens each")
-    parser.add_argument("--vocab_sizes", nargs="+", type=int, default=[1000, 8000], help="tokenizers: vocabularies to learn")
-    parser.add_argument("--baseline", nargs="+", default=[], help="loss: directories of finished pretraining runs, one a seed")
-    parser.add_argument("--candidate", nargs="+", default=[], help="loss: directories of the runs to compare with them")
+    parser.add_argument("--windows", type=int, default=32, help="perplexity: number of windows of 256 tokens")
+    parser.add_argument("--vocab_sizes", nargs="+", type=int, default=[1000, 8000], help="tokenizers: vocabulary sizes to train")
+    parser.add_argument("--baseline", nargs="+", default=[], help="loss: directories of finished pretraining runs, one per seed")
+    parser.add_argument("--candidate", nargs="+", default=[], help="loss: directories of the runs to compare with the baseline")
     parser.add_argument("--rival", nargs="+", default=[], help="NAME=path/to/file.py:factory")
     for name in ("n_layer", "n_head", "n_embd", "vocab_size"):
-        parser.add_argument(f"--{name}", type=int, default=getattr(Sizes(), name), help="of the model; default: GPT-2 small")
+        parser.add_argument(
+            f"--{name}", type=int, default=getattr(Sizes(), name), help="size of the model; default: that of GPT-2 small"
+        )
     parser.add_argument("--output", help="JSON file to write")
     return check_flags(parser.parse_args(argv))
 
@@ -225,7 +225,7 @@ def check_llama_cpp(args: argparse.Namespace) -> None:
 
 
 def main(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure; returns the rows of the table."""
+    """Measure, and return the rows of the table."""
     check_llama_cpp(args)
     longest = max(*(length for _, length in args.shape), max(args.prompt) + args.new_tokens)
     sizes = Sizes(args.n_layer, args.n_head, args.n_embd, args.vocab_size, max(1024, longest))

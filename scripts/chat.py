@@ -10,7 +10,7 @@
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: startup is merely slower
         pass
     else:
         _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
@@ -30,20 +30,22 @@ from gpt_scratch.training.precision import use_fast_fp32_matmul
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags of this script."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="directory or Hub name of a model with a chat template")
     parser.add_argument("--system", help="system message at the start of every conversation")
-    parser.add_argument("--max_new_tokens", type=int, default=256, help="tokens of a reply at most")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy, 1 the model's own distribution")
-    parser.add_argument("--seed", type=int, help="the same seed and the same messages give the same replies")
-    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="of the weights")
+    parser.add_argument("--max_new_tokens", type=int, default=256, help="maximum number of tokens in a reply")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy, 1 leaves the model's distribution unchanged")
+    parser.add_argument("--seed", type=int, help="the same seed and messages give the same replies")
+    parser.add_argument(
+        "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="dtype of the weights"
+    )
     parser.add_argument("--weights", choices=WEIGHTS, help="format of the weights, for faster generation; see generate.py --help")
     return check_flags(parser.parse_args(argv))
 
 
 def main(args: argparse.Namespace) -> None:
-    """Run the conversation on standard input and output."""
+    """Hold the conversation on standard input and output."""
     use_fast_fp32_matmul()
     model, tokenizer = load_language_model(args.model, args.dtype)
     if args.weights:

@@ -13,7 +13,7 @@ number is printed at the end.
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: startup is merely slower
         pass
     else:
         _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
@@ -42,27 +42,25 @@ from gpt_scratch.training.precision import use_fast_fp32_matmul
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags of this script."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="directory or Hub name of a classifier with its tokenizer")
     parser.add_argument("--text", nargs="+", help="texts to classify")
-    parser.add_argument(
-        "--file", help="a text a line (txt), or a text a row (csv, tsv, jsonl, json, parquet); default: standard input"
-    )
+    parser.add_argument("--file", help="one text per line (txt) or row (csv, tsv, jsonl, json, parquet); default: standard input")
     parser.add_argument("--text_column", default="text", help="column of the texts in csv, jsonl, json and parquet")
     Reading.add_flags(parser)
     parser.add_argument("--output", help="file to write; default: standard output")
-    parser.add_argument("--batch_size", type=int, default=32, help="texts a forward pass")
+    parser.add_argument("--batch_size", type=int, default=32, help="texts per forward pass")
     return check_flags(parser.parse_args(argv))
 
 
 def read_texts(
     args: argparse.Namespace, files: Sequence[str] = (), keep: Callable[[dict[str, Any]], None] | None = None
 ) -> Iterator[str]:
-    """The texts that the flags name, one by one; `keep` is called with the columns of each that is a row of a table, before it.
+    """Yield the texts given by the flags. Before each text from a row of a table, `keep` is called with its columns.
 
     Raises:
-        UserError: text of another encoding, or rows without one; names file and line.
+        UserError: text in another encoding, or a row without a text; names file and line.
     """
     reading = Reading.of(args)
     if args.text:
@@ -88,7 +86,7 @@ def main(args: argparse.Namespace) -> int:
     files = check_files([args.file]) if args.file else []
     use_fast_fp32_matmul()
     model, tokenizer = load_classifier(args.model)
-    rows: deque[dict[str, Any]] = deque()  # of the texts that are read and not yet written
+    rows: deque[dict[str, Any]] = deque()  # columns of texts that are read but not yet written
     texts = read_texts(args, files, rows.append)
     results = classify_texts(model, tokenizer, texts, args.batch_size, window=16 if args.file else 1)
     count = empty = cut = 0
@@ -113,13 +111,13 @@ def main(args: argparse.Namespace) -> int:
 
 
 def is_table(output: str | None) -> bool:
-    """Whether the name of a file says that it is to be a table."""
+    """Whether the output file is a table, by its suffix."""
     return suffix_of(output) in (".csv", ".tsv") if output else False
 
 
 @contextlib.contextmanager
 def open_output(name: str | None) -> Iterator[IO[str]]:
-    """Standard output, or a file that gets its name when it is whole."""
+    """Standard output, or a file that is written atomically."""
     if name is None:
         yield sys.stdout
         return
@@ -128,7 +126,7 @@ def open_output(name: str | None) -> Iterator[IO[str]]:
 
 
 def delimiter_of(args: argparse.Namespace, files: Sequence[str]) -> str:
-    """Of the table to write: a tab in a tsv; else that of --delimiter, or of the first line of a csv that is read; else a comma."""
+    """Delimiter of the output table: tab for tsv; otherwise --delimiter, or that of the first input csv, or a comma."""
     if suffix_of(args.output) == ".tsv":
         return "\t"
     if args.delimiter:

@@ -12,7 +12,7 @@ Other flags are passed to every run. Writes OUTPUT_DIR/SPLIT/comparison.md and c
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: startup is merely slower
         pass
     else:
         _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
@@ -41,15 +41,15 @@ RECIPES = SCRIPTS / "configs" / "spam"
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The flags of this script, and those for the runs."""
+    """Parse this script's flags, and return those for the runs unparsed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--recipes", nargs="+", required=True, help="names in scripts/configs/spam, or paths")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[123], help="one run of each recipe per seed")
+    parser.add_argument("--recipes", nargs="+", required=True, help="names of files in scripts/configs/spam, or paths")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[123], help="each recipe is run once per seed")
     parser.add_argument("--train_file", required=True, help="labelled texts")
     parser.add_argument("--split", default="clean", choices=["clean", "published"], help="see finetune_classifier.py --help")
-    parser.add_argument("--model_name_or_path", help="pretrained model of every recipe but random")
+    parser.add_argument("--model_name_or_path", help="pretrained model for every recipe except random")
     parser.add_argument("--output_dir", required=True, help="directory of the runs")
     args, others = parser.parse_known_args(argv)
     return check_flags(args), others
@@ -59,7 +59,7 @@ def find_recipe(name: str) -> Path:
     """The file of a recipe.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such file.
     """
     for path in (RECIPES / f"{name}.yaml", Path(name)):
         if path.is_file():
@@ -69,16 +69,16 @@ def find_recipe(name: str) -> Path:
 
 
 def run_flags(args: argparse.Namespace, recipe: Path, seed: int, flags: Sequence[str]) -> list[str]:
-    """What a run is started with, but for its output directory."""
+    """The flags of a run, except for its output directory."""
     words = [str(recipe), "--train_file", args.train_file, "--split", args.split, "--seed", str(seed), *flags]
     return words if recipe.stem == "random" else [*words, "--model_name_or_path", args.model_name_or_path]
 
 
 def finished_run(run: Path, flags: Sequence[str]) -> dict[str, Any]:
-    """What the `metrics.json` of a run holds, which is made or resumed if it is not there.
+    """The contents of a run's `metrics.json`; the run is started or resumed if it is not finished.
 
     Raises:
-        UserError: the run fails, or one that is there was made with other flags.
+        UserError: the run fails, or a finished run was made with other flags.
     """
     metrics, begun = run / "metrics.json", any(run.glob("checkpoint-*"))
     if not metrics.is_file():
@@ -102,14 +102,14 @@ def finished_run(run: Path, flags: Sequence[str]) -> dict[str, Any]:
 
 
 def arguments_of_runs(args: argparse.Namespace, flags: Sequence[str]) -> ClassificationArguments:
-    """How every run reads its data: the flags of finetune_classifier.py among `flags`."""
+    """The arguments that all runs share, parsed from the flags of finetune_classifier.py among `flags`."""
     words = ["--train_file", args.train_file, "--split", args.split, *flags]
     parser = HfArgumentParser(ClassificationArguments, allow_abbrev=False)
     return parser.parse_args_into_dataclasses(words, return_remaining_strings=True, look_for_args_file=False)[0]
 
 
 def main(args: argparse.Namespace, flags: Sequence[str] = ()) -> str:
-    """Make the runs that are missing; returns the table."""
+    """Run what is missing, and return the table."""
     recipes = [find_recipe(name) for name in args.recipes]
     if args.model_name_or_path is None and any(path.stem != "random" for path in recipes):
         raise UserError("--model_name_or_path is missing: every recipe but random starts from a pretrained model")

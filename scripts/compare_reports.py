@@ -24,11 +24,11 @@ from gpt_scratch.zero_to_chat.report import compare, read_report
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags of this script."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("first", help="directory of a run, or its report.json")
-    parser.add_argument("second", help="directory of another, or its report.json")
-    parser.add_argument("--output", help="file for the table, besides printing it")
+    parser.add_argument("second", help="directory of another run, or its report.json")
+    parser.add_argument("--output", help="file to write the table to, in addition to printing it")
     return check_flags(parser.parse_args(argv))
 
 

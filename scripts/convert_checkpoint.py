@@ -12,7 +12,7 @@ python scripts/convert_checkpoint.py converted/mine stock --to gpt2             
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: startup is merely slower
         pass
     else:
         _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
@@ -41,34 +41,34 @@ from gpt_scratch.training.arguments import parse_config_overrides
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags of this script."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", nargs="?", help="checkpoint: a file, a directory, a TensorFlow prefix or .index, or a Hub name")
-    parser.add_argument("output", help="directory to write; must not exist or be empty")
+    parser.add_argument("output", help="directory to write, new or empty")
     parser.add_argument(
-        "--format", default="auto", choices=["auto", *FORMATS], help="of the source; auto recognizes it and prints the reason"
+        "--format", default="auto", choices=["auto", *FORMATS], help="format of the source; auto detects it and prints the reason"
     )
     parser.add_argument("--to", choices=LAYOUTS, help="write a stock transformers checkpoint from one of this package's")
     parser.add_argument(
-        "--download", choices=["124M", "355M", "774M", "1558M"], help="fetch OpenAI's checkpoint of this size first"
+        "--download", choices=["124M", "355M", "774M", "1558M"], help="download OpenAI's checkpoint of this size first"
     )
     parser.add_argument(
         "--tokenizer",
-        help="directory or Hub name of the tokenizer to put beside the weights, or nanoGPT's meta.pkl, where the source has none",
+        help="tokenizer to save with the weights if the source has none: a directory, a Hub name or nanoGPT's meta.pkl",
     )
-    parser.add_argument("--config_overrides", help="settings that the file does not hold, e.g. n_heads=12 or sliding_window=256")
+    parser.add_argument("--config_overrides", help="settings missing from the file, e.g. n_heads=12 or sliding_window=256")
     parser.add_argument("--lora_alpha", type=float, help="alpha of the book's LoRA layers, which are merged")
     parser.add_argument("--lora_scaling", choices=["alpha", "alpha_over_rank"], help="how the book's LoRA layers were scaled")
     parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights that are written; default: the source's"
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="dtype of the written weights; default: the source's"
     )
-    parser.add_argument("--max_shard_size", default="5GB", help="data of one safetensors file, e.g. 500MB")
+    parser.add_argument("--max_shard_size", default="5GB", help="maximum size of one safetensors file, e.g. 500MB")
     parser.add_argument("--overwrite", action="store_true", help="replace a directory that this package wrote")
     return check_flags(parser.parse_args(argv))
 
 
 def main(args: argparse.Namespace) -> dict:
-    """Convert and verify; returns the verification results. The output directory is written atomically."""
+    """Convert, verify, and return the verification results. The output directory is written atomically."""
     check_conversion(args)
     args.source = args.source or args.download
     max_shard_bytes = parse_size(args.max_shard_size)
@@ -97,7 +97,7 @@ def main(args: argparse.Namespace) -> dict:
                 export_weights(checkpoint, folder, args.to, dtype, max_shard_bytes)
             else:
                 identical = import_weights(checkpoint, folder, dtype, max_shard_bytes)
-        del checkpoint.source  # what it keeps mapped is not needed for the proof
+        del checkpoint.source  # verification does not need its memory-mapped files
         with named("comparing what the model computes with the original"):
             proof = verify(folder, checkpoint.head, checkpoint.reference)
         proof.tensors_identical = identical

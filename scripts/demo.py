@@ -10,7 +10,7 @@ The same as `python -m gpt_scratch.demo`. The page is at http://127.0.0.1:7860, 
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: startup is merely slower
         pass
     else:
         _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported

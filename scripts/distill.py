@@ -19,31 +19,22 @@ if __name__ == "__main__":
 
 import sys
 
-from transformers import default_data_collator, set_seed
-
 from gpt_scratch.errors import run_script
 from gpt_scratch.hub.cards import write_card
 from gpt_scratch.hub.push_callback import take_over_push
 from gpt_scratch.inference.loading import load_language_model
-from gpt_scratch.training.arguments import (
-    ScratchTrainingArguments,
-    check_output_directory,
-    keep_best_checkpoint,
-    parse_arguments,
-)
+from gpt_scratch.training.arguments import ScratchTrainingArguments, check_output_directory, parse_arguments
 from gpt_scratch.training.distillation import (
     DistillationArguments,
     DistillationTrainer,
     check_arguments_of_teacher,
     check_teacher,
 )
-from gpt_scratch.training.optimizers import make_optimizers, set_default_learning_rate
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 from gpt_scratch.training.pretraining import (
     check_arguments,
-    describe_model,
     make_callbacks,
-    make_model,
+    make_trainer,
     measure,
     model_config,
     prepare_data,
@@ -65,24 +56,10 @@ def main(script_args: DistillationArguments, training_args: ScratchTrainingArgum
     script_args.tokenizer_name = script_args.tokenizer_name or script_args.teacher
     data, tokenizer = prepare_data(script_args, config, resume)
     check_teacher(teacher, teachers_tokenizer, tokenizer, data.validation.block_size)
-    set_seed(training_args.seed)
-    model = make_model(script_args, config, tokenizer)
     print(f"teacher: {teacher.num_parameters():,} parameters")
-    print(describe_model(model))
-    set_default_learning_rate(training_args, model.num_parameters(), "all" if script_args.model_name_or_path else "new")
-    if script_args.early_stopping_patience is not None:
-        keep_best_checkpoint(training_args)
-    trainer = DistillationTrainer(
-        model=model,
-        args=training_args,
-        train_dataset=data.train,
-        eval_dataset=data.validation,
-        processing_class=tokenizer,
-        data_collator=default_data_collator,  # rows of one length: nothing to pad
-        callbacks=[*make_callbacks(script_args, data, tokenizer, title=training_args.run_name or "Distillation"), push],
-        **make_optimizers(script_args, training_args, model),
-    )
-    trainer.script_args = script_args
+    callbacks = make_callbacks(script_args, data, tokenizer, title=training_args.run_name or "Distillation")
+    trainer = make_trainer(DistillationTrainer, script_args, training_args, config, data, tokenizer, [*callbacks, push])
+    assert isinstance(trainer, DistillationTrainer)
     trainer.teacher = teacher.to(training_args.device).eval().requires_grad_(False)
     trainer.teacher_temperature, trainer.hard_loss = script_args.teacher_temperature, script_args.hard_loss
     result = trainer.train(resume_from_checkpoint=resume)

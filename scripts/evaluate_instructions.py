@@ -28,7 +28,7 @@ kind, with Wilson intervals; a reply is correct if it equals the reference, igno
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: startup is merely slower
         pass
     else:
         _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
@@ -69,54 +69,54 @@ from gpt_scratch.ranges import check_flags
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags of this script."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="directory or Hub name of the model that replies")
     parser.add_argument(
         "--data_file",
-        help="records to reply to (Alpaca, messages, ShareGPT, prompt and completion), such as the test.json of a finetuning",
+        help="records to reply to (Alpaca, messages, ShareGPT, prompt/completion), e.g. a finetuning run's test.json",
     )
-    parser.add_argument("--replies_file", help="records with replies already, in place of --model and --data_file")
+    parser.add_argument("--replies_file", help="records that already have replies, instead of --model and --data_file")
     parser.add_argument("--reply_key", default="model_response", help="key of the reply in --replies_file")
     Reading.add_flags(parser)
     parser.add_argument(
-        "--ignore_keys", nargs="+", default=[], help="keys of records and messages that are not used, whatever they hold"
+        "--ignore_keys", nargs="+", default=[], help="keys of records and messages to ignore, whatever they contain"
     )
-    parser.add_argument("--output", help="file for the replies; default: REPLIES_FILE's name is used for the figures")
+    parser.add_argument("--output", help="file for the replies; required with --model, otherwise it only names the metrics")
     parser.add_argument(
         "--prompt_style", default="alpaca", choices=sorted(INPUT_SEPARATORS), help="how instruction and input are joined"
     )
-    parser.add_argument("--max_new_tokens", type=int, default=256, help="tokens of a reply at most")
-    parser.add_argument("--batch_size", type=int, default=8, help="prompts answered at once")
-    parser.add_argument("--dtype", default="float32", choices=["auto", "float32", "bfloat16", "float16"], help="of the weights")
+    parser.add_argument("--max_new_tokens", type=int, default=256, help="maximum number of tokens in a reply")
+    parser.add_argument("--batch_size", type=int, default=8, help="prompts per batch")
     parser.add_argument(
-        "--kind_key", help="key of a record's kind, for accuracy by kind; default category, where records have it"
+        "--dtype", default="float32", choices=["auto", "float32", "bfloat16", "float16"], help="dtype of the weights"
     )
     parser.add_argument(
-        "--samples", type=int, help="replies drawn to each question besides, for accuracy by majority against their number"
+        "--kind_key", help="key of a record's kind, for accuracy by kind; default: category, if the records have it"
     )
-    parser.add_argument("--temperature", type=float, default=0.7, help="of the replies of --samples; default 0.7")
-    parser.add_argument("--seed", type=int, default=123, help="of the replies of --samples; default 123")
+    parser.add_argument("--samples", type=int, help="also sample this many replies per question, for accuracy by majority vote")
+    parser.add_argument("--temperature", type=float, default=0.7, help="temperature of --samples; default 0.7")
+    parser.add_argument("--seed", type=int, default=123, help="seed of --samples; default 123")
     parser.add_argument(
         "--best_of",
-        help="with --samples: the reward that chooses, exact_match, arithmetic, format, length or path/to/file.py:function",
+        help="with --samples: best of n by exact_match, arithmetic, format, length or path/to/file.py:function",
     )
     parser.add_argument("--judge_url", help="server of the judge, e.g. http://127.0.0.1:8000/v1 or http://localhost:11434")
     parser.add_argument("--judge_model", help="name of the judge on that server")
-    parser.add_argument("--judge_api", default="openai", choices=["openai", "ollama"], help="what the server speaks")
-    parser.add_argument("--rubric", default="0-100", choices=sorted(RUBRICS), help="scale of the judge")
-    parser.add_argument("--judge_seed", type=int, default=123, help="seed sent with each question; temperature is 0")
-    parser.add_argument("--timeout", type=float, default=60.0, help="seconds that one answer of the judge may take")
+    parser.add_argument("--judge_api", default="openai", choices=["openai", "ollama"], help="API of the judge's server")
+    parser.add_argument("--rubric", default="0-100", choices=sorted(RUBRICS), help="scale of the judge's scores")
+    parser.add_argument("--judge_seed", type=int, default=123, help="seed sent with each request; temperature is 0")
+    parser.add_argument("--timeout", type=float, default=60.0, help="maximum seconds for one answer of the judge")
     parser.add_argument("--retries", type=int, default=4, help="further attempts, after 1, 2, 4, ... seconds")
-    parser.add_argument("--concurrency", type=int, default=1, help="questions under way at once")
+    parser.add_argument("--concurrency", type=int, default=1, help="concurrent requests")
     return check_flags(parser.parse_args(argv))
 
 
 def records_to_reply_to(args: argparse.Namespace) -> Conversations:
-    """The records of --data_file, with a reply of an earlier model under --reply_key or without.
+    """The records of --data_file, with or without an earlier model's reply under --reply_key.
 
     Raises:
-        UserError: records that cannot be read.
+        UserError: the records cannot be read.
     """
     return read_conversations(args.data_file, "train", Reading.of(args), args.ignore_keys, [args.reply_key])
 
@@ -136,10 +136,10 @@ def read_replies(args: argparse.Namespace) -> Conversations:
 
 
 def check_texts(data: Conversations) -> None:
-    """Refuse records of token ids, and those without a reply: metrics and judge need the prompt and a reference.
+    """Refuse records of token ids and records without a reply, since metrics and judge need prompt and reference as text.
 
     Raises:
-        UserError: names the rows.
+        UserError: there are such records; names the rows.
     """
     faults = Faults()
     for record, place in zip(data.records, data.places):
@@ -152,7 +152,7 @@ def check_texts(data: Conversations) -> None:
 
 
 def kinds_of(args: argparse.Namespace, data: Conversations) -> list[str] | None:
-    """The kind of each record, where they have one.
+    """The kind of each record, if they have one.
 
     Raises:
         UserError: a record lacks the key that the user named.
@@ -171,7 +171,7 @@ def draw_and_measure(
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[int]],
 ) -> dict:
-    """`--samples` replies to each question, written beside the output, and what they are worth together."""
+    """Sample `--samples` replies per question, write them next to the output, and measure accuracy against their number."""
     rewards = load_rewards([args.best_of]) if args.best_of else []
     references = [reply_text(record, args.prompt_style) for record in data.records]
     check_references(rewards, references, data.places)
@@ -194,13 +194,13 @@ def draw_and_measure(
         ]
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     curve = accuracy_against_samples([[reply.text for reply in group] for group in groups], right, scores, args.seed)
-    labels = {"majority": "majority", "best": f"best by {rewards[0].name}" if rewards else "", "any": "any of them is right"}
-    plot_or_warn(save_lines, curve, labels, "samples", f"{stem}.samples", "replies drawn", "accuracy")
+    labels = {"majority": "majority", "best": f"best by {rewards[0].name}" if rewards else "", "any": "any of them is correct"}
+    plot_or_warn(save_lines, curve, labels, "samples", f"{stem}.samples", "sampled replies", "accuracy")
     return {"samples": {"number": args.samples, "temperature": args.temperature, "best_of": args.best_of, "curve": curve}}
 
 
 def reply_and_measure(args: argparse.Namespace, data: Conversations, kinds: list[str] | None) -> tuple[list[str], dict]:
-    """Replies of the model, written to the output file, with loss, perplexity, accuracy and how many ended by themselves."""
+    """Generate the model's replies, write them to the output file, and measure loss, perplexity, accuracy and completed replies."""
     model, tokenizer = load_language_model(args.model, args.dtype)
     if not tokenizer.chat_template:
         raise UserError(f"{args.model} has no chat template: finetune it with scripts/finetune_instructions.py")
@@ -238,18 +238,18 @@ def reply_and_measure(args: argparse.Namespace, data: Conversations, kinds: list
 
 
 def figures_of_accuracy(right: list[bool], kinds: list[str] | None) -> dict:
-    """Over all questions, and by kind."""
+    """Accuracy over all questions, and by kind."""
     return {"accuracy": accuracy(right)} | ({"accuracy_by_kind": accuracy_by_kind(right, kinds)} if kinds else {})
 
 
 def measured_before(path: Path, metrics: dict) -> dict:
-    """What an earlier call wrote of the same replies, as their losses, which take the model: scores are equal to the last digit."""
+    """Metrics of an earlier call for the same replies, recognized by equal scores: they include losses, which need the model."""
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return earlier if metrics.items() <= earlier.items() else {}
 
 
 def main(args: argparse.Namespace) -> dict:
-    """Print and return the figures; raises `UserError` on bad input, and when the judge cannot be asked."""
+    """Print and return the metrics; raises `UserError` on bad input, or if the judge cannot be reached."""
     check_evaluation(args)
     data = records_to_reply_to(args) if args.model else read_replies(args)
     check_texts(data)
@@ -265,7 +265,7 @@ def main(args: argparse.Namespace) -> dict:
     metrics |= score_replies(replies, references)
     stem = Path(args.output or args.replies_file).with_suffix("")
     metrics = measured_before(Path(f"{stem}.metrics.json"), metrics) | metrics
-    if "accuracy" not in metrics:  # of replies of which nothing is known but their text
+    if "accuracy" not in metrics:  # for replies known only by their text
         metrics |= figures_of_accuracy(list(map(exact_match, replies, references)), kinds)
     write_json(f"{stem}.metrics.json", metrics)
     if args.judge_url:

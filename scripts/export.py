@@ -11,7 +11,7 @@ The output is written atomically, and only if its outputs equal those of the mod
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: startup is merely slower
         pass
     else:
         _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
@@ -27,21 +27,21 @@ from gpt_scratch.export.onnx import export_onnx
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags of this script."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("to", choices=["onnx", "gguf"], help="what to write")
+    parser.add_argument("to", choices=["onnx", "gguf"], help="format to write")
     parser.add_argument("model", help="directory or Hub name of a checkpoint of this package")
-    parser.add_argument("output", help="onnx: directory to write, which must not exist or be empty; gguf: the file")
-    parser.add_argument("--type", choices=list(TYPES), help="gguf: of the matrices; default f32, q and bf16 lose precision")
+    parser.add_argument("output", help="onnx: directory to write, new or empty; gguf: file to write")
+    parser.add_argument("--type", choices=list(TYPES), help="gguf: type of the matrices; default f32; q* and bf16 lose precision")
     parser.add_argument(
-        "--modelfile", action="store_true", help="gguf: write NAME.Modelfile for ollama beside it, with the chat template"
+        "--modelfile", action="store_true", help="gguf: also write NAME.Modelfile for ollama, with the chat template"
     )
     parser.add_argument("--overwrite", action="store_true", help="onnx: replace a directory that this package wrote")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> dict:
-    """Export; returns the comparison."""
+    """Export, and return the comparison."""
     if args.to == "gguf":
         if args.overwrite:
             raise UserError("--overwrite is for onnx: a .gguf file is replaced when the new one is whole")

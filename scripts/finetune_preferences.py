@@ -26,7 +26,7 @@ the difference of the log-probability ratios, summed over the tokens of a reply.
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: startup is merely slower
         pass
     else:
         _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
@@ -89,7 +89,7 @@ def main(method: str, script_args: PreferenceArguments, training_args: Any) -> d
 
 
 def success_of(trainer: Any, args: PreferenceArguments, data: Any) -> dict:
-    """The success rate of the trainer's model; empty without computed rewards."""
+    """Success rate of the trainer's model; empty without computed rewards."""
     if not args.reward:
         return {}
     return measure_success(
@@ -105,7 +105,7 @@ def success_of(trainer: Any, args: PreferenceArguments, data: Any) -> dict:
 
 
 def parse(argv: Sequence[str]) -> tuple[str, PreferenceArguments, Any]:
-    """Method, own flags and TRL's.
+    """Parse the method, this script's flags and TRL's.
 
     Raises:
         UserError: an unknown method or flag.

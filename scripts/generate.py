@@ -12,7 +12,7 @@ Without sampling flags, decoding is greedy. Several prompts run as one batch.
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: startup is merely slower
         pass
     else:
         _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
@@ -34,32 +34,34 @@ from gpt_scratch.training.precision import use_fast_fp32_matmul
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags of this script."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="directory or Hub name of a causal language model with its tokenizer")
     parser.add_argument("--prompt", nargs="+", default=[""], help="texts to continue; an empty one starts a new document")
-    parser.add_argument("--max_new_tokens", type=int, default=50, help="tokens to add at most")
+    parser.add_argument("--max_new_tokens", type=int, default=50, help="maximum number of new tokens")
     parser.add_argument(
         "--temperature",
         type=float,
-        help="0 is greedy, and goes with no top_* or min_p; 1 the model's own probabilities (of 50 tokens, without --top_k); default 0, "
-        "or 1 with top_* or min_p",
+        help="0 is greedy, without top_* and min_p; 1 leaves the distribution unchanged (but without --top_k it is cut to 50 tokens); "
+        "default 0, or 1 with top_* or min_p",
     )
     parser.add_argument("--top_k", type=int, help="sample among the k most likely tokens; transformers' default is 50")
     parser.add_argument("--top_p", type=float, help="sample among the most likely tokens that together have probability p")
     parser.add_argument("--min_p", type=float, help="sample among tokens at least min_p times as likely as the likeliest")
     parser.add_argument("--num_beams", type=int, help="beam search with this many beams")
     parser.add_argument("--repetition_penalty", type=float, help="above 1 makes tokens that already occurred less likely")
-    parser.add_argument("--no_repeat_ngram_size", type=int, help="n-grams of this size occur once at most")
+    parser.add_argument("--no_repeat_ngram_size", type=int, help="n-grams of this size occur at most once")
     parser.add_argument("--seed", type=int, help="the same seed gives the same text")
     parser.add_argument("--stop", nargs="+", default=[], help="strings that end a text")
     parser.add_argument(
         "--parse_special_tokens",
         action="store_true",
-        help="special tokens written in a prompt, such as <|endoftext|>, become the tokens; default: they are characters",
+        help="encode special tokens written in a prompt, such as <|endoftext|>, as tokens; default: as plain characters",
     )
-    parser.add_argument("--stream", action="store_true", help="print the text while it grows")
-    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="of the weights")
+    parser.add_argument("--stream", action="store_true", help="print the text as it is generated")
+    parser.add_argument(
+        "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="dtype of the weights"
+    )
     parser.add_argument(
         "--weights",
         choices=WEIGHTS,
@@ -70,7 +72,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> list[str]:
-    """Print each prompt with its continuation; returns the continuations."""
+    """Print each prompt with its continuation, and return the continuations."""
     optional = ("top_k", "top_p", "min_p", "num_beams", "repetition_penalty", "no_repeat_ngram_size")
     settings: dict[str, Any] = {name: getattr(args, name) for name in optional if getattr(args, name) is not None}
     temperature = args.temperature

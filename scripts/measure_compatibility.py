@@ -11,7 +11,7 @@ file is used.
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: startup is merely slower
         pass
     else:
         _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
@@ -34,20 +34,20 @@ from gpt_scratch.ranges import check_flags
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags of this script."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="directory of a language model of this package, with tokenizer")
+    parser.add_argument("model", help="directory of a language model of this package, with its tokenizer")
     parser.add_argument("--text", required=True, help="UTF-8 file to measure perplexity on: txt, or jsonl with a text column")
-    parser.add_argument("--windows", type=int, default=24, help="windows of the text, from its beginning")
-    parser.add_argument("--length", type=int, default=128, help="tokens of a window")
+    parser.add_argument("--windows", type=int, default=24, help="number of windows, from the beginning of the text")
+    parser.add_argument("--length", type=int, default=128, help="tokens per window")
     names = list(INTEGRATIONS)
     parser.add_argument("--integrations", "--roads", nargs="+", default=names, choices=names, help="default: all")
-    parser.add_argument("--output", help="JSON file to write, and the table as .md beside it")
+    parser.add_argument("--output", help="JSON file to write; the table is written next to it as .md")
     return check_flags(parser.parse_args(argv))
 
 
 def main(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure; returns the rows."""
+    """Measure, and return the rows."""
     check_files([args.text])
     text = Path(args.text).read_text(encoding="utf-8")
     if args.text.endswith(".jsonl"):
@@ -60,7 +60,7 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
         if output.is_file():
             record = json.loads(output.read_text(encoding="utf-8"))
         for row in record["rows"]:
-            row.setdefault("integration", row.pop("road", None))  # as 0.1.0 called it
+            row.setdefault("integration", row.pop("road", None))  # its name in 0.1.0
         new = {(row["model"], row["integration"]) for row in rows}
         record["rows"] = [row for row in record["rows"] if (row["model"], row["integration"]) not in new] + rows
         record["runs"][rows[0]["model"]] = {

@@ -22,7 +22,7 @@ code, tokenizer, generation config and model card, with `metrics.json`, `trainer
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: startup is merely slower
         pass
     else:
         _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
@@ -30,27 +30,18 @@ if __name__ == "__main__":
 
 import sys
 
-from transformers import default_data_collator, set_seed
-
 from gpt_scratch.errors import run_script
 from gpt_scratch.hub.cards import write_card
 from gpt_scratch.hub.push_callback import take_over_push
-from gpt_scratch.training.arguments import (
-    ScratchTrainingArguments,
-    check_output_directory,
-    keep_best_checkpoint,
-    parse_arguments,
-)
+from gpt_scratch.training.arguments import ScratchTrainingArguments, check_output_directory, parse_arguments
 from gpt_scratch.training.language_model_trainer import LanguageModelTrainer
 from gpt_scratch.training.losses import set_language_modeling_loss
-from gpt_scratch.training.optimizers import make_optimizers, set_default_learning_rate
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 from gpt_scratch.training.pretraining import (
     PretrainingArguments,
     check_arguments,
-    describe_model,
     make_callbacks,
-    make_model,
+    make_trainer,
     measure,
     model_config,
     prepare_data,
@@ -67,24 +58,8 @@ def main(script_args: PretrainingArguments, training_args: ScratchTrainingArgume
     push = take_over_push(training_args)
     use_fast_fp32_matmul()
     data, tokenizer = prepare_data(script_args, config, resume)
-
-    set_seed(training_args.seed)
-    model = make_model(script_args, config, tokenizer)
-    print(describe_model(model))
-    set_default_learning_rate(training_args, model.num_parameters(), "all" if script_args.model_name_or_path else "new")
-    if script_args.early_stopping_patience is not None:
-        keep_best_checkpoint(training_args)
-    trainer = LanguageModelTrainer(
-        model=model,
-        args=training_args,
-        train_dataset=data.train,
-        eval_dataset=data.validation,
-        processing_class=tokenizer,
-        data_collator=default_data_collator,  # rows of one length: nothing to pad
-        callbacks=[*make_callbacks(script_args, data, tokenizer, title=training_args.run_name or "Pretraining"), push],
-        **make_optimizers(script_args, training_args, model),
-    )
-    trainer.script_args = script_args
+    callbacks = make_callbacks(script_args, data, tokenizer, title=training_args.run_name or "Pretraining")
+    trainer = make_trainer(LanguageModelTrainer, script_args, training_args, config, data, tokenizer, [*callbacks, push])
     set_language_modeling_loss(trainer, script_args.loss_implementation)
     result = trainer.train(resume_from_checkpoint=resume)
     save_trained(trainer)

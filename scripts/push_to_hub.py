@@ -16,7 +16,7 @@ interruption, the same command resumes. Then anyone can load it:
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: startup is merely slower
         pass
     else:
         _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
@@ -39,39 +39,41 @@ from gpt_scratch.progress import named
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags of this script."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="directory with config.json, safetensors, tokenizer and README.md")
-    parser.add_argument("repository", help="user/name, or name for one of your own; made if it does not exist")
+    parser.add_argument("repository", help="user/name, or name for one of your own; created if it does not exist")
     parser.add_argument(
         "--layout",
         choices=LAYOUTS,
-        help="upload a stock checkpoint of transformers, which loads without trust_remote_code, in place of this package's own",
+        help="upload a stock transformers checkpoint, which loads without trust_remote_code, instead of this package's own",
     )
-    parser.add_argument("--private", action="store_true", default=None, help="make it private, if it is new")
-    parser.add_argument("--revision", default="main", help="branch to commit to; made from main if it does not exist")
-    parser.add_argument("--update", action="store_true", help="add a commit to a repository that already holds something")
-    parser.add_argument("--message", default="Upload with gpt_scratch", help="of the commit")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("--revision", default="main", help="branch to commit to; created from main if it does not exist")
+    parser.add_argument("--update", action="store_true", help="add a commit to a repository that is not empty")
+    parser.add_argument("--message", default="Upload with gpt_scratch", help="commit message")
     parser.add_argument(
         "--exclude", nargs="*", default=[], help="patterns of files to leave out, e.g. 'mistakes.tsv' 'adapter/*'"
     )
     parser.add_argument(
         "--with_training_state",
         action="store_true",
-        help="optimizer, scheduler and checkpoint-N too, two to three times the size",
+        help="also upload optimizer, scheduler and checkpoint-N: two to three times the size",
     )
-    parser.add_argument("--allow_paths", action="store_true", help="upload although files name absolute paths of a machine")
-    parser.add_argument("--dry_run", "--dry-run", action="store_true", help="show what would go up, and stop; needs no network")
+    parser.add_argument("--allow_paths", action="store_true", help="upload even if files contain absolute paths of a machine")
+    parser.add_argument(
+        "--dry_run", "--dry-run", action="store_true", help="show what would be uploaded, and stop; needs no network"
+    )
     return parser.parse_args(argv)
 
 
 def size(count: int) -> str:
-    """Bytes for people."""
+    """Human-readable size of `count` bytes."""
     return f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB"
 
 
 def main(args: argparse.Namespace) -> str | None:
-    """Upload and verify, in a stock layout where one is asked for; returns the commit, or `None` after a dry run."""
+    """Upload and verify, with --layout in a stock layout; return the commit, or `None` after a dry run."""
     if args.layout is None:
         return push(args, list_contents(args.folder, args.with_training_state, tuple(args.exclude)))
     if args.with_training_state:
@@ -81,7 +83,11 @@ def main(args: argparse.Namespace) -> str | None:
 
 
 def refuse_secrets(args: argparse.Namespace, scan: Scan) -> None:
-    """Print what was looked for and found."""
+    """Print what was searched for and found.
+
+    Raises:
+        UserError: a secret, or an absolute path without --allow_paths.
+    """
     print(f"looked for: {scan.looks_for()}")
     for name, kind in scan.sealed.items():
         print(f"note: {name} is packed as {kind}, which is not unpacked here: check yourself whether it holds a secret")
@@ -99,7 +105,7 @@ def refuse_secrets(args: argparse.Namespace, scan: Scan) -> None:
 
 
 def push(args: argparse.Namespace, contents: Contents) -> str | None:
-    """Upload and verify what `contents` lists."""
+    """Upload and verify the files in `contents`; return the commit, or `None` after a dry run."""
     with named("looking for secrets"):
         scan = find_secrets(contents)
     for name in contents.files:

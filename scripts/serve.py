@@ -15,7 +15,7 @@ with another --host, every request needs the API key. For the supported request 
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: startup is merely slower
         pass
     else:
         _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
@@ -36,17 +36,17 @@ from gpt_scratch.training.precision import use_fast_fp32_matmul
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags of this script."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("model", help="directory or Hub name of a causal language model")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default this machine alone")
-    parser.add_argument("--port", type=int, default=8000, help="default 8000; 0 takes a free one")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; default the best there is")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default this machine only")
+    parser.add_argument("--port", type=int, default=8000, help="port; default 8000; 0 for any free one")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; default the best available")
     parser.add_argument("--dtype", default="auto", help="bfloat16, float32, ...; default as saved")
     parser.add_argument("--weights", choices=WEIGHTS, help="format of the weights, for faster generation; see generate.py --help")
-    parser.add_argument("--allowed_hosts", nargs="+", default=[], help="further names of this machine in requests")
+    parser.add_argument("--allowed_hosts", nargs="+", default=[], help="further host names of this machine that requests may use")
     parser.add_argument(
         "--allowed_origins",
         nargs="+",
@@ -62,10 +62,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Serve until interrupted."""
     if args.weights:
-        # In plain steps every length of the cache is a matrix product of its own, whose kernels oneDNN keeps: a gigabyte.
+        # Without compiled steps, each cache length is a matrix product of a new shape, and oneDNN would cache its kernels: a gigabyte.
         use_fast_fp32_matmul()
     limits = Limits(**{field.name: getattr(args, field.name) for field in fields(Limits)})
-    key = os.environ.pop(KEY_VARIABLE, None)  # out of the environment of whatever is started from here
+    key = os.environ.pop(KEY_VARIABLE, None)  # so that child processes do not inherit it
     serve(
         args.model,
         args.host,

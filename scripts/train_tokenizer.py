@@ -15,7 +15,7 @@ whole words; character (nanoGPT's shakespeare_char) has single characters. The o
 if __name__ == "__main__":
     try:
         import _flags
-    except ModuleNotFoundError:  # this file was copied without _flags.py: it only starts more slowly
+    except ModuleNotFoundError:  # this file was copied without _flags.py: startup is merely slower
         pass
     else:
         _flags.check(__file__, __doc__)  # --help and checks of flags, before torch and transformers are imported
@@ -40,43 +40,45 @@ from gpt_scratch.tokenization.word_level import RULES, train_word_level, word_le
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags of this script."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--type", default="bpe", choices=["bpe", *RULES], help="kind of tokenizer; default bpe")
     parser.add_argument(
         "--train_file", nargs="+", help="text to train on: txt, jsonl, json, csv, tsv or parquet; a folder or glob of them"
     )
-    parser.add_argument("--word_list", help="in place of --train_file: a file with one word a line (word, treebank, whitespace)")
+    parser.add_argument("--word_list", help="instead of --train_file: a file with one word per line (word, treebank, whitespace)")
     parser.add_argument(
-        "--from_files", nargs="+", help="in place of --train_file: minbpe's .model file, or the book's two JSON files"
+        "--from_files", nargs="+", help="instead of --train_file: minbpe's .model file, or the book's two JSON files"
     )
     parser.add_argument("--validation_file", nargs="+", help="held-out text; default: the last part of the training text")
     parser.add_argument(
         "--validation_split_percentage",
         type=float,
         default=10,
-        help="characters to hold out without --validation_file; default 10",
+        help="percentage of the characters to hold out without --validation_file; default 10",
     )
     parser.add_argument(
         "--split_by",
         default="documents",
         choices=SPLITS_BY,
-        help="where the held-out text begins: at the end of the nearest document, or at the very character; default documents",
+        help="where the held-out text begins: at the nearest end of a document, or at the exact character; default documents",
     )
     Reading.add_flags(parser)
     parser.add_argument("--text_column", default="text", help="column that holds the text; default text")
-    parser.add_argument("--vocab_size", type=int, help="tokens, special ones included; default 8000 for bpe, all words otherwise")
-    parser.add_argument("--min_frequency", type=int, help="occurrences that a pair or word needs; default 2 for bpe, 1 otherwise")
+    parser.add_argument(
+        "--vocab_size", type=int, help="tokens, including special ones; default 8000 for bpe, all words otherwise"
+    )
+    parser.add_argument("--min_frequency", type=int, help="minimum occurrences of a pair or word; default 2 for bpe, 1 otherwise")
     parser.add_argument(
         "--special_tokens",
         nargs="+",
         default=[],
-        help="further special tokens, as a chat template has them: '<|im_start|>' (bpe)",
+        help="additional special tokens, e.g. of a chat template: '<|im_start|>' (bpe)",
     )
-    parser.add_argument("--prompt_style", choices=sorted(CHAT_TEMPLATES), help="chat template that is saved with the tokenizer")
+    parser.add_argument("--prompt_style", choices=sorted(CHAT_TEMPLATES), help="chat template to save with the tokenizer")
     parser.add_argument("--model_max_length", type=int, default=1024, help="longest input of the model, in tokens; default 1024")
-    parser.add_argument("--example", nargs="+", help="texts to show cut into tokens; default: two lines of the held-out text")
-    parser.add_argument("--output_dir", required=True, help="directory to write, whole or not at all")
+    parser.add_argument("--example", nargs="+", help="texts to show split into tokens; default: two lines of the held-out text")
+    parser.add_argument("--output_dir", required=True, help="directory to write, atomically")
     parser.add_argument("--overwrite", action="store_true", help="replace an --output_dir that this package wrote")
     return check_flags(parser.parse_args(argv))
 
@@ -98,7 +100,7 @@ def main(args: argparse.Namespace) -> TokenizerReport:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse what can be refused before anything is read.
+    """Refuse wrong combinations of flags before anything is read.
 
     Raises:
         UserError: names the flags.
@@ -108,7 +110,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def read_texts(args: argparse.Namespace):
-    """Text to train on (`None` without --train_file) and held-out text, each an Arrow data set."""
+    """Training text (`None` without --train_file) and held-out text, as Arrow data sets."""
     reading = Reading.of(args)
     train = documents_from_files(args.train_file, args.text_column, reading=reading) if args.train_file else None
     if args.validation_file:
@@ -117,7 +119,7 @@ def read_texts(args: argparse.Namespace):
 
 
 def make_tokenizer(args: argparse.Namespace, train):
-    """Train, or read the files that stand in place of training."""
+    """Train a tokenizer, or read the files given instead of training text."""
     length = args.model_max_length
     if args.from_files:
         found = read_minbpe(*args.from_files) if len(args.from_files) == 1 else read_book_bpe(*args.from_files)
@@ -138,7 +140,7 @@ def make_tokenizer(args: argparse.Namespace, train):
 
 
 def first_lines(documents, count: int = 2) -> list[str]:
-    """The first lines that are neither empty nor long, to be shown as examples."""
+    """The first lines that are neither empty nor long, as examples."""
     lines = (line.strip() for line in documents[0]["text"][:10_000].splitlines())
     return [line[:120] for line in lines if line][:count]
 

@@ -44,14 +44,14 @@ from gpt_scratch.zero_to_chat.sizes import (
 )
 from gpt_scratch.zero_to_chat.stages import DIALOGUES, Files, duration, make_stages, open_output, run_stages
 
-BYTES_A_TOKEN = 3.5  # of English text with these vocabularies, about
-GPU = ("one H100", 400e12)  # bf16 FLOP/s that a well-kept training sustains there: 40 % of the peak
-GPU_LEAST = 0.05, 0.02  # seconds of a training step and of a drawn token there, however small the model is: not measured
+BYTES_A_TOKEN = 3.5  # approximately, for English text with these vocabularies
+GPU = ("one H100", 400e12)  # bf16 FLOP/s sustained in efficient training: 40 % of the peak
+GPU_LEAST = 0.05, 0.02  # minimum seconds for a training step and for a generated token, even for a tiny model: not measured
 OWN = dict(zip(DIALOGUES, ("instruction_file", "reinforcement_file", "validation_file", "test_file")))
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags of this script."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="tiny", help=f"{', '.join(DEPTHS)}, or a number of layers; default tiny")
     parser.add_argument("--output_dir", help="directory of the run; default runs/chat-SIZE")
@@ -59,12 +59,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--instruction_file", help="records to learn from, with the three files below; default: generated dialogues"
     )
-    parser.add_argument("--reinforcement_file", help="records to be asked while the reward is learned")
+    parser.add_argument("--reinforcement_file", help="questions for reinforcement")
     parser.add_argument("--validation_file", help="records to validate on")
     parser.add_argument("--test_file", help="records on which each stage is measured")
-    parser.add_argument("--samples", type=int, default=8, help="replies drawn to each test question at the end; default 8")
-    parser.add_argument("--seed", type=int, default=123, help="of every stage; default 123")
-    parser.add_argument("--page", action="store_true", help="end with the page in the browser, in place of the terminal")
+    parser.add_argument("--samples", type=int, default=8, help="replies sampled per test question at the end; default 8")
+    parser.add_argument("--seed", type=int, default=123, help="seed of every stage; default 123")
+    parser.add_argument("--page", action="store_true", help="end with the web page instead of the chat in the terminal")
     parser.add_argument("--no_chat", action="store_true", help="end after the report")
     parser.add_argument("--dry_run", action="store_true", help="print the rule and the cost of each size, and run nothing")
     return check_flags(parser.parse_args(argv))
@@ -74,7 +74,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Check the size and the data files.
 
     Raises:
-        UserError: a size that is none, or files that belong together and are not all given.
+        UserError: an invalid size, or only some of the files that belong together.
     """
     if args.size not in DEPTHS and not (args.size.isdecimal() and 2 <= int(args.size) <= 48):
         raise UserError(f"--size {args.size}: use {', '.join(DEPTHS)}, or a number of layers from 2 to 48")
@@ -87,10 +87,10 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def read_own(args: argparse.Namespace) -> dict[str, str]:
-    """The user's dialogues by part; none if they are generated.
+    """The user's dialogues by part; empty if they are generated.
 
     Raises:
-        UserError: they cannot be read, or a test question is also learned from.
+        UserError: they cannot be read, or a test question also occurs in the training data.
     """
     if not args.instruction_file:
         return {}
@@ -106,7 +106,7 @@ def read_own(args: argparse.Namespace) -> dict[str, str]:
 
 
 def sized(args: argparse.Namespace, name: str, files: Files) -> Size:
-    """The size by the rule, for the data that there are."""
+    """The size given by the rule for the available data."""
     text = sum(path.stat().st_size for path in [Path(files.pretraining)]) / BYTES_A_TOKEN
     if not files.dialogues:
         return make_size(name, text)
@@ -115,7 +115,7 @@ def sized(args: argparse.Namespace, name: str, files: Files) -> Size:
 
 
 def describe_cost(size: Size, speed: float, here: str, *least: float) -> str:
-    """Time of the stages that train at a speed, and memory; `least` as in [`seconds_of_stages`]."""
+    """Estimated time of the training stages at a given speed, and memory; `least` as in [`seconds_of_stages`]."""
     seconds = seconds_of_stages(size, speed, *least)
     if least:
         speed = min(speed, size.pretraining_tokens / size.pretraining_steps / least[0])
@@ -127,7 +127,7 @@ def describe_cost(size: Size, speed: float, here: str, *least: float) -> str:
 
 
 def dry_run(args: argparse.Namespace, files: Files) -> str:
-    """The rule, and for each size what it makes and what it costs, here (the speed of `tiny` is measured) and on a GPU."""
+    """The rule, and the model and cost of each size on this machine (the speed of `tiny` is measured) and on a GPU."""
     from gpt_scratch.zero_to_chat import sizes
 
     assert sizes.__doc__ is not None
@@ -153,7 +153,7 @@ def dry_run(args: argparse.Namespace, files: Files) -> str:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Run what has not been run, write the report and return it, then talk."""
+    """Run the unfinished stages, write the report and return it, then start a conversation."""
     check_arguments(args)
     dialogues = read_own(args)
     text = str(Path(args.pretraining_file).resolve()) if args.pretraining_file else Files().pretraining
@@ -186,7 +186,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def command_of(args: argparse.Namespace) -> str:
-    """What makes the same run again, without folders of this machine."""
+    """The command that repeats the run, without folders of this machine."""
     words = ["python", "scripts/zero_to_chat.py", "--size", args.size, "--seed", str(args.seed), "--samples", str(args.samples)]
     for name in ("pretraining_file", *OWN.values()):
         if getattr(args, name):
@@ -195,7 +195,7 @@ def command_of(args: argparse.Namespace) -> str:
 
 
 def talk(model: Path, page: bool) -> None:
-    """The page, or a conversation where there is a terminal; else how to begin one."""
+    """Open the page, or start a conversation if there is a terminal; otherwise print how to start one."""
     scripts = Path(__file__).resolve().parent
     if page:
         subprocess.run([sys.executable, "-m", "gpt_scratch.demo", "--model", str(model)], check=False)

@@ -22,7 +22,6 @@ def test_wrong_sizes(text):
     ("method", "given", "message"),
     [
         ("dpo", {}, "--train_file is missing"),
-        ("dpo", {"train_file": "x"}, "--model_name_or_path is missing"),
         ("grpo", {"train_file": "x", "model_name_or_path": "y"}, "grpo needs --reward_model"),
         ("dpo", {"train_file": "x", "model_name_or_path": "y", "reward_model": "z"}, "--reward_model needs the method grpo"),
     ],

@@ -34,7 +34,7 @@ def test_the_table_names_files_that_exist():
 
 def test_each_file_is_named_after_a_module_or_the_page_names_it():
     subjects = re.findall(
-        r"`([\w/*]*test_[\w*]+\.py)`", PAGE.partition("Tests of a subject")[2].partition("What tests share:")[0]
+        r"`([\w/*]*test_[\w*]+\.py)`", PAGE.partition("Tests of a subject")[2].partition("Shared code and data:")[0]
     )
     stems = {str(file_of(module).with_suffix("")) for module in MODULES}
     others = {str(file) for file in FILES if not any(f"{file.with_suffix('')}_".startswith(f"{stem}_") for stem in stems)}

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_gpt_scratch import GPTScratchConfig
 from ..errors import UserError, one_line
@@ -92,10 +92,7 @@ def open_gguf(path: Path, options: Options) -> Checkpoint:
     if architecture == "llama":
         key_heads = config.num_key_value_heads or config.num_attention_heads
         used = PairedSource(used, {".attn_q.weight": config.num_attention_heads, ".attn_k.weight": key_heads})
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except BaseException as error:  # whatever gguf, tokenizers or transformers raise
-        raise refusal(f"the tokenizer in {path} cannot be read", error) from error
+    tokenizer = read_gguf_tokenizer(path, f"the tokenizer in {path} cannot be read")
     notes = []
     if any(tensor.tensor_type.name not in ("F32", "F16", "BF16") for tensor in reader.tensors):
         notes.append("quantized weights were dequantized to float32")
@@ -139,16 +136,18 @@ def _settings(path: Path, architecture: str, fields: dict[str, Any], source: GGU
     Raises:
         UserError: lists missing keys, unknown keys and unsupported values.
     """
-    prefix, shapes = architecture + ".", {name: tuple(tensor.shape) for name, tensor in source.describe().items()}
+    prefix = architecture + "."
+    tensor = source.describe().get("token_embd.weight")
+    embedding = () if tensor is None else tuple(tensor.shape)
     left = {name.removeprefix(prefix): value for name, value in fields.items() if name.startswith(prefix)}
     unknown = [name for name in fields if not name.startswith((prefix, *OTHERS))]
     eps = "attention.layer_norm_epsilon" if architecture == "gpt2" else "attention.layer_norm_rms_epsilon"
     missing = [prefix + name for name in (*SIZES, eps) if name not in left]
-    if len(shapes.get("token_embd.weight", ())) != 2:
+    if len(embedding) != 2:
         missing.append("matrix token_embd.weight")
     if missing:
         raise UserError(f"{path} has no {', '.join(missing)}")
-    refused = []
+    refused: list[str] = []
 
     def take(name: str, kind: type, default: Any = None) -> Any:
         value = left.pop(name, default)
@@ -160,9 +159,8 @@ def _settings(path: Path, architecture: str, fields: dict[str, Any], source: GGU
     values = {ours: take(name, int) for name, ours in SIZES.items()}
     values |= {ours: value for name, ours in OPTIONAL.items() if (value := take(name, int)) is not None}
     values["norm_eps"] = take(eps, float)
-    rows = shapes["token_embd.weight"][0]
-    if values.setdefault("vocab_size", rows) != rows:
-        refused.append(f"{prefix}vocab_size={values['vocab_size']} (token_embd.weight has {rows} rows)")
+    if values.setdefault("vocab_size", embedding[0]) != embedding[0]:
+        refused.append(f"{prefix}vocab_size={values['vocab_size']} (token_embd.weight has {embedding[0]} rows)")
     width = values.get("head_dim") or (values["hidden_size"] or 0) // (values["num_attention_heads"] or 1)
     for name in ("attention.value_length", "rope.dimension_count"):
         if (size := take(name, int, width)) != width:
@@ -187,10 +185,15 @@ def _settings(path: Path, architecture: str, fields: dict[str, Any], source: GGU
         raise UserError(f"{path} has unsupported keys: {'; '.join(refused)}")
     tokens = {name: fields.get(f"tokenizer.ggml.{name}") for name in ("bos_token_id", "eos_token_id")}
     values |= tokens | {"pad_token_id": fields.get("tokenizer.ggml.padding_token_id")}
-    values |= {"embedding_dropout": 0.0, "attention_dropout": 0.0, "residual_dropout": 0.0}
+    return values | _implied_settings(architecture)
+
+
+def _implied_settings(architecture: str) -> dict[str, Any]:
+    """Settings without a key in the file: they follow from the architecture."""
+    dropouts = {"embedding_dropout": 0.0, "attention_dropout": 0.0, "residual_dropout": 0.0}
     if architecture == "gpt2":
-        return values | {"qkv_bias": True}
-    return values | {
+        return dropouts | {"qkv_bias": True}
+    return dropouts | {
         "position_embedding_type": "rope",
         "norm_type": "rmsnorm",
         "mlp_type": "gated",
@@ -229,6 +232,21 @@ def _rotary(take: Any, width: int, source: GGUFSource, refused: list[str]) -> di
     if kind != "none" or divided.shape != expected.shape or not torch.allclose(divided, expected, rtol=1e-4):
         refused.append("rope_freqs.weight is not Llama 3.1's scaling (low_freq_factor 1, high_freq_factor 4, of 8,192 positions)")
     return rope
+
+
+def read_gguf_tokenizer(path: Path, failure: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a GGUF file with transformers.
+
+    Args:
+        failure: beginning of the error message.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except BaseException as error:  # gguf, tokenizers and transformers may raise anything
+        raise refusal(failure, error) from error
 
 
 def read_gguf(path: Path, config: GPTScratchConfig | None = None) -> PreTrainedModel:

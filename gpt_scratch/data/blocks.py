@@ -19,8 +19,8 @@ import datasets
 import numpy as np
 import torch
 
-from ..conflicts import check_stride
 from ..errors import UserError
+from ..training_conflicts import check_stride
 
 
 class TokenBlocks(torch.utils.data.Dataset):

@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..conflicts import check_fractions
 from ..errors import UserError, one_line
 from ..progress import bar
+from ..training_conflicts import check_fractions
+from .columns import find_column, no_column
+from .delimited import read_delimited, rows_of_lines
 from .examples import Examples
 from .opening import TABLE_SUFFIXES, Faults, Reading, is_glob, print_once, read_lines, suffix_of, unknown_format
 from .readers import kind_of
-from .tables import Row, class_names, find_column, no_column, read_delimited, read_table, rows_of_lines
+from .tables import Row, class_names, read_table
 
 if TYPE_CHECKING:  # files are read before these are imported
     import datasets
@@ -66,10 +68,9 @@ def read_labelled_texts(
 ) -> LabelledTexts:
     """Read labelled texts from a file, a glob or a `datasets` name.
 
-    `.zip`, `.txt`, files without an extension, and `.tsv` without a header are read as the SMS Spam Collection: `label<TAB>text` lines,
-    quotes literal.
-    csv, tsv, jsonl, json, parquet and `datasets` tables need two columns, by default text and label, in any case
-    (so `Label,Text` of the published files is found).
+    `.zip`, `.txt`, files without a suffix, and `.tsv` without a header are read as the SMS Spam Collection: lines `label<TAB>text` with
+    literal quotes. csv, tsv, jsonl, json, parquet and `datasets` tables need two columns, by default text and label, in any case (so
+    `Label,Text` of the published files is found).
 
     Labels are strings: surrounding spaces are removed, numbers are converted (1.0 and 1 are one class), ids of a ClassLabel are replaced
     by its names.
@@ -81,19 +82,7 @@ def read_labelled_texts(
         UserError: names file and rows: a missing file or column, another encoding, invalid rows, empty texts or labels.
     """
     reading, faults = reading or Reading(), Faults()
-    columns = [column for column in (text_column, label_column) if column]
-    suffix = suffix_of(name)
-    if Path(name).is_file() and suffix in ("", ".txt", ".zip"):
-        lines = io.StringIO(_sms_text(Path(name)), newline="") if suffix == ".zip" else read_lines(name, reading)
-        rows: Iterator[Row] = (
-            (name, number, values) for number, values in rows_of_lines(name, iter(lines), True, reading, faults)
-        )
-    elif Path(name).is_file() and suffix not in TABLE_SUFFIXES:
-        raise unknown_format(name, "zip, tsv, csv, jsonl, json or parquet")
-    elif suffix == ".zip" and not is_glob(name):
-        raise UserError(f"{name}: no such file")
-    else:
-        rows = read_table(name, split, reading, faults, columns)
+    rows = _open_rows(name, split, reading, faults, [column for column in (text_column, label_column) if column])
     data, empty, stripped = LabelledTexts([], [], []), 0, 0
     keys: tuple[str, ...] = ()
     names: list[str] | None = None
@@ -126,6 +115,19 @@ def read_labelled_texts(
     data.class_order = tuple(names or ())
     _report_similar_labels(data.labels, name)
     return data
+
+
+def _open_rows(name: str, split: str, reading: Reading, faults: Faults, columns: Sequence[str]) -> Iterator[Row]:
+    """The rows of a file, a glob or a `datasets` name, with the columns label and text if it has none of its own."""
+    suffix = suffix_of(name)
+    if Path(name).is_file() and suffix in ("", ".txt", ".zip"):
+        lines = io.StringIO(_sms_text(Path(name)), newline="") if suffix == ".zip" else read_lines(name, reading)
+        return ((name, number, values) for number, values in rows_of_lines(name, iter(lines), True, reading, faults))
+    if Path(name).is_file() and suffix not in TABLE_SUFFIXES:
+        raise unknown_format(name, "zip, tsv, csv, jsonl, json or parquet")
+    if suffix == ".zip" and not is_glob(name):
+        raise UserError(f"{name}: no such file")
+    return read_table(name, split, reading, faults, columns)
 
 
 def _sms_text(path: Path) -> str:

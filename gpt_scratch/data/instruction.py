@@ -27,10 +27,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..conflicts import check_fractions
 from ..errors import UserError
 from ..inference.chat_template import GENERATION, apply_chat_template, encode_chat, omitted_parts
 from ..progress import bar
+from ..training_conflicts import check_fractions
 from .opening import Faults, Reading
 from .records import Conversations, Message, empty_replies, normalized, read_records, to_messages
 

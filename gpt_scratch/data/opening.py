@@ -66,7 +66,7 @@ class Reading:
     encoding: str | None = field(
         default=None,
         metadata={
-            "help": "Encoding of txt, csv, tsv, json and jsonl, e.g. latin-1, cp1252, utf-16. Default: UTF-8, or by the byte order mark."
+            "help": "Encoding of txt, csv, tsv, json and jsonl, e.g. latin-1, cp1252, utf-16. Default: UTF-8, or by byte order mark."
         },
     )
     delimiter: str | None = field(
@@ -76,7 +76,7 @@ class Reading:
     skip_empty: bool = field(default=False, metadata={"help": "Skip rows whose text or label is empty, and print their number."})
     replace_invalid: bool = field(
         default=False,
-        metadata={"help": "Replace lone surrogates, which are invalid text, by U+FFFD, and print their number."},
+        metadata={"help": "Replace lone surrogates, which are invalid text, with U+FFFD, and print their number."},
     )
 
     @classmethod

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError
+from .columns import find_column, no_column
 from .opening import TABLE_SUFFIXES, Faults, Reading, check_files, print_once, read_text, suffix_of
-from .tables import Row, find_column, no_column, read_table, rows_of_stream
+from .tables import Row, read_table, rows_of_stream
 
 PIECE_CHARACTERS = 1 << 13  # tokenizers are several times faster on short texts, and use all cores for many texts
 LONGEST_PIECE = 1 << 16  # for text without spaces or lines: base64, minified code, some scripts

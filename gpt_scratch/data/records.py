@@ -11,10 +11,11 @@ from itertools import islice
 from typing import Any
 
 from ..errors import UserError
+from .columns import RECORD_COLUMNS
 from .examples import Examples
 from .opening import Faults, Reading, invalid_place, print_once, replaced
 from .readers import kind_of
-from .tables import RECORD_COLUMNS, read_table
+from .tables import read_table
 
 Message = dict[str, Any]
 # ShareGPT's names of roles, and other common names.

@@ -5,8 +5,8 @@
 
 `python scripts/demo.py` is the same, and refuses wrong flags at once, before torch is imported.
 
-The page is at http://127.0.0.1:7860, for this machine alone, and loads other models by name. --host 0.0.0.0 opens it to the network, with
-the models given here alone. As a Space: an `app.py` of
+The page is at http://127.0.0.1:7860, reachable from this machine only, and can load other models by name. --host 0.0.0.0 opens it to the
+network, restricted to the models given here. For a Space, `app.py` consists of
 `from gpt_scratch.demo.__main__ import main, parse; main(parse(["--model", "you/your-model", "--host", "0.0.0.0"]))`.
 """
 
@@ -25,12 +25,12 @@ from .page_guard import MAX_CONNECTIONS, SEND_SECONDS, PageGuard
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags of the page."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m gpt_scratch.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", nargs="+", default=[], help="directories or Hub names of language models and classifiers")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default this machine alone")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default this machine only")
     parser.add_argument("--port", type=int, default=7860, help="default 7860")
     parser.add_argument("--version", action="version", version=__version__)
     return parser.parse_args(argv)
@@ -40,7 +40,7 @@ def main(args: argparse.Namespace) -> None:
     """Load the models and serve until interrupted.
 
     Raises:
-        UserError: Gradio is not installed, the port is taken or is none, or others would reach a page without models.
+        UserError: Gradio is not installed, the port is taken or invalid, or a page without models would be open to others.
     """
     if not 0 < args.port <= 65535:
         raise UserError(f"--port is {args.port}: it must be between 1 and 65535")
@@ -67,10 +67,10 @@ def main(args: argparse.Namespace) -> None:
 
 
 def bound_connections() -> None:
-    """Gradio's server with an end for slow senders, and for clients that do not read their answers.
+    """Give Gradio's server timeouts for slow senders and for clients that do not read their responses.
 
-    Debt to Gradio: `launch` takes no settings of uvicorn. Its `http_server.Server` is replaced, and `Queue.clean_events` and
-    `pending_messages_per_session` are used above, with the names of 6.31.
+    This relies on Gradio's internals, since `launch` takes no uvicorn settings: `http_server.Server` is replaced here, and
+    `Queue.clean_events` and `pending_messages_per_session` are used above, with the names of 6.31.
     """
     from gradio import http_server
 
@@ -87,11 +87,11 @@ def bound_connections() -> None:
 
 
 def launch_settings(hosts: Collection[str] | None, functions: Collection[int], forget: Callable | None = None) -> dict[str, Any]:
-    """How Gradio serves the page: nothing that environment variables or its defaults would open beside it.
+    """Arguments of Gradio's `launch` that keep everything closed that environment variables or its defaults would open.
 
     Args:
-        hosts: names of this machine that a request may use, so that other origins are kept out; None where others reach the page.
-        functions: the numbers of the page's functions that a request may call.
+        hosts: host names that a request may use, which excludes other origins; None if the page is open to the network.
+        functions: ids of the page's functions that a request may call.
         forget: see [`PageGuard`].
     """
     from starlette.middleware import Middleware
@@ -103,7 +103,7 @@ def launch_settings(hosts: Collection[str] | None, functions: Collection[int], f
             "redoc_url": None,
             "openapi_url": None,
         },
-        "show_error": False,  # what is meant for visitors is raised as gr.Error; the rest belongs in the log
+        "show_error": False,  # errors for visitors are raised as gr.Error; all others belong in the log
         "footer_links": [],
         "share": False,
         "ssr_mode": False,

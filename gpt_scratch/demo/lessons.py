@@ -1,4 +1,4 @@
-"""The lesson of the course that explains what a tab of the page shows."""
+"""Maps each tab of the page to the lesson of the course that explains it."""
 
 from ..provenance import PROJECT_PAGE
 
@@ -13,7 +13,7 @@ FOLDER = "scripts/course/pages"
 
 
 def lesson_line(tab: str, project_page: str = PROJECT_PAGE) -> str:
-    """One line of Markdown that leads from a tab to its lesson: a link, or the file's place in the repository while that has no address."""
+    """One line of Markdown from a tab to its lesson: a link, or the file's path if the project has no address."""
     file, title = LESSONS[tab]
     if project_page:
         return f"How this works: [{title}]({project_page}/blob/main/{FOLDER}/{file})"

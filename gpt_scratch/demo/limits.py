@@ -8,18 +8,18 @@ from typing import Any
 from ..errors import UserError, check_unicode, one_line
 from ..ranges import SEEDS
 
-MAX_CHARACTERS = 20_000  # of any text given to the page
-MAX_TOKENIZER_CHARACTERS = 2_000  # shown token by token, once per model
+MAX_CHARACTERS = 20_000  # length of any text given to the page
+MAX_TOKENIZER_CHARACTERS = 2_000  # length of a text shown token by token, once per model
 MAX_NAME_CHARACTERS = 500
 MAX_ATTENTION_TOKENS = 64
 MAX_NEW_TOKENS = 512
-MAX_SECONDS = 60.0  # of one generation
-MAX_MESSAGES = 64  # of a conversation; the oldest are dropped first
+MAX_SECONDS = 60.0  # duration of one generation
+MAX_MESSAGES = 64  # messages in a conversation; the oldest are dropped first
 MAX_MODELS = 8  # held in memory
 MAX_WAITING = 16  # requests in the queue
-MAX_SESSIONS = 200  # whose conversations are kept
+MAX_SESSIONS = 200  # sessions whose conversations are kept
 
-# Lowest and highest value. A temperature near 0 would divide the logits until they overflow, so it is 0 or at least 0.01.
+# Lowest and highest values. A temperature near 0 would make the logits overflow, so it is 0 or at least 0.01.
 SETTINGS: dict[str, tuple[float, float]] = {
     "max_new_tokens": (1, MAX_NEW_TOKENS),
     "temperature": (0, 2),
@@ -34,10 +34,10 @@ WHOLE = ("max_new_tokens", "top_k", "seed")
 
 
 def check_text(text: Any, max_characters: int = MAX_CHARACTERS) -> str:
-    """A text as it is.
+    """Return `text` if it is valid.
 
     Raises:
-        UserError: not a text, too long, or not valid Unicode.
+        UserError: not a string, too long, or not valid Unicode.
     """
     if not isinstance(text, str):
         raise UserError(f"a text is expected, not {type(text).__name__}")
@@ -48,14 +48,14 @@ def check_text(text: Any, max_characters: int = MAX_CHARACTERS) -> str:
 
 
 def check_number(name: str, value: Any, lowest: float, highest: float, whole: bool = False) -> float:
-    """A number as it is.
+    """Return `value` if it is valid.
 
     Raises:
         UserError: not a number, not finite, not whole where it must be, or out of range.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise UserError(f"{name} must be a number, not {type(value).__name__}")
-    if not lowest <= value <= highest or (whole and value != int(value)):  # NaN and infinite numbers are in no range
+    if not lowest <= value <= highest or (whole and value != int(value)):  # also refuses NaN and infinities
         shown = "too large" if isinstance(value, int) and abs(value) > 10**300 else f"{value:g}"
         raise UserError(f"{name} is {shown}: it must be {'a whole number ' if whole else ''}between {lowest:,} and {highest:,}")
     return value
@@ -65,7 +65,7 @@ def check_settings(settings: dict[str, Any]) -> None:
     """Check the settings of one generation.
 
     Raises:
-        UserError: names the first that is out of range.
+        UserError: a setting is out of range; names the first one.
     """
     for name, value in settings.items():
         check_number(name, value, *SETTINGS[name], whole=name in WHOLE)
@@ -74,10 +74,10 @@ def check_settings(settings: dict[str, Any]) -> None:
 
 
 def check_choice(name: Any, choices: Collection[str]) -> str:
-    """A name out of those offered. Nothing else is ever loaded or looked up.
+    """Return `name` if it is one of `choices`. Nothing else is ever loaded or looked up.
 
     Raises:
-        UserError: it is not among them.
+        UserError: it is not one of them.
     """
     if not isinstance(name, str) or name not in choices:
         raise UserError("choose one of the models of this page first")
@@ -85,10 +85,10 @@ def check_choice(name: Any, choices: Collection[str]) -> str:
 
 
 def check_new_name(name: Any, loaded: Collection[str]) -> str:
-    """The directory or Hub name of a model to load.
+    """Return the directory or Hub name of a model to load, if it is valid.
 
     Raises:
-        UserError: no name, control characters in it, too long a one, or too many models are loaded.
+        UserError: the name is empty, too long or has control characters, or too many models are loaded.
     """
     name = check_text(name, MAX_NAME_CHARACTERS).strip()
     if not name:
@@ -101,9 +101,9 @@ def check_new_name(name: Any, loaded: Collection[str]) -> str:
 
 
 def plain_markdown(text: str) -> str:
-    r"""Text that Markdown and HTML show as it is: ASCII punctuation as character references, which have no other meaning in either.
+    r"""Escape text for Markdown and HTML: ASCII punctuation becomes character references, which both display literally.
 
-    Spaces that begin a line become no-break spaces: Markdown would make code of it, where references are not read.
+    Leading spaces of a line become no-break spaces, since Markdown would turn the line into code, where references are not interpreted.
 
     >>> plain_markdown("<b> *x*")
     '&#60;b&#62; &#42;x&#42;'
@@ -113,5 +113,5 @@ def plain_markdown(text: str) -> str:
 
 
 def plain_message(error: object) -> str:
-    """An error as the page shows it: Gradio takes its text as HTML."""
+    """The text of an error, escaped for the page: Gradio interprets it as HTML."""
     return html.escape(one_line(error), quote=False)

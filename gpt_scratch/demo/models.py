@@ -1,4 +1,4 @@
-"""The models of the page: loaded by directory or Hub name, each a language model or a classifier; and text from them, step by step."""
+"""The models of the page, language models and classifiers loaded by directory or Hub name, and streaming generation with them."""
 
 import time
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ from .limits import MAX_CHARACTERS, MAX_NEW_TOKENS, MAX_SECONDS, check_settings,
 
 
 class TimeIsUp(UserError):
-    """A generation took longer than the page allows; what it has written is kept."""
+    """A generation took longer than the page allows; the text so far is kept."""
 
 
 @dataclass
@@ -40,12 +40,12 @@ class LoadedModel:
 
     @property
     def can_chat(self) -> bool:
-        """Whether its tokenizer knows how a conversation is written."""
+        """Whether its tokenizer has a chat template."""
         return not self.is_classifier and bool(self.tokenizer.chat_template)
 
 
 def load_model(name: str) -> LoadedModel:
-    """By directory or Hub name.
+    """Load a model by directory or Hub name.
 
     Raises:
         UserError: it cannot be loaded; says why in one line.
@@ -58,17 +58,17 @@ def load_model(name: str) -> LoadedModel:
 
 
 def text_ids(loaded: LoadedModel, text: str, max_characters: int = MAX_CHARACTERS) -> list[int]:
-    """The tokens of a text to look at; special tokens that are written in it are its characters, as in prompts.
+    """The token ids of a text to display; special tokens written in it are encoded as plain characters, as in prompts.
 
     Raises:
-        UserError: a text of more than `max_characters` characters, or none at all.
+        UserError: a text of more than `max_characters` characters, or an empty one.
     """
     return encode_text(loaded.tokenizer, check_text(text, max_characters))["input_ids"]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of the page; a temperature of 0 takes the most likely token, top_k 0, top_p 1, min_p 0 and penalty 1 do nothing."""
+    """Sampling settings. Temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 have no effect."""
 
     max_new_tokens: int = 100
     temperature: float = 0.8
@@ -79,11 +79,11 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raises [`UserError`] for a setting out of range."""
+        """Raise [`UserError`] for a setting out of range."""
         check_settings(vars(self))
 
     def processors(self) -> LogitsProcessorList:
-        """transformers' own, in the order of `generate`."""
+        """transformers' logits processors, in the order of `generate`."""
         result = LogitsProcessorList()
         if self.repetition_penalty != 1:
             result.append(RepetitionPenaltyLogitsProcessor(float(self.repetition_penalty)))
@@ -99,10 +99,10 @@ class Sampling:
 
 
 def stream_text(loaded: LoadedModel, prompt: str, sampling: Sampling, top: int = 10) -> Iterator[tuple[str, dict[str, float]]]:
-    """The text so far after each new token, and the probabilities of the `top` most likely tokens that it was drawn from.
+    """Yield the text so far after each new token, and the probabilities of the `top` most likely candidates for that token.
 
     Raises:
-        UserError: a prompt that is too long for the page or for the model.
+        UserError: a prompt that is too long for the page or the model.
         TimeIsUp: after `MAX_SECONDS`.
     """
     ids = encode_prompts([check_text(prompt)], loaded.tokenizer, loaded.model.device)["input_ids"]
@@ -114,10 +114,10 @@ def stream_text(loaded: LoadedModel, prompt: str, sampling: Sampling, top: int =
 
 
 def stream_reply(loaded: LoadedModel, messages: list[dict[str, str]], sampling: Sampling) -> Iterator[str]:
-    """The assistant's reply so far, by the tokenizer's chat template; the oldest exchanges are dropped where the history is too long.
+    """Yield the assistant's reply so far, with the tokenizer's chat template; the oldest exchanges of a long history are dropped.
 
     Raises:
-        UserError: a message or the template cannot be used; the rest as [`stream_text`].
+        UserError: a message or the template cannot be used; otherwise as [`stream_text`].
     """
     for message in messages:
         check_text(message["content"])
@@ -129,7 +129,7 @@ def stream_reply(loaded: LoadedModel, messages: list[dict[str, str]], sampling: 
 
 
 def _stream(loaded: LoadedModel, ids: torch.Tensor, sampling: Sampling) -> Iterator[tuple[str, torch.Tensor]]:
-    """The text so far and the probabilities of its last token, (V,), within the page's limits."""
+    """Yield the text so far and the probabilities for its last token, (V,), within the page's limits."""
     generator = torch.Generator(device=ids.device).manual_seed(int(sampling.seed)) if sampling.temperature > 0 else None
     end = time.monotonic() + MAX_SECONDS
     steps = sample_ids(loaded.model, ids, sampling.processors(), generator)

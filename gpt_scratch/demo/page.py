@@ -1,6 +1,6 @@
 """The page in Gradio: generation, next-token probabilities, attention, tokenizers, classifier, chat.
 
-All input of a visitor is checked in the functions here (see `limits`), since a request can skip the sliders.
+The functions here check all input from visitors (see `limits`), since a request can bypass the sliders.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ from .limits import (
 )
 from .models import LoadedModel, Sampling, TimeIsUp, load_model, stream_reply, stream_text, text_ids
 
-# One visitor at a time uses the models; the others wait in the queue. No function is offered as an API.
+# One visitor at a time uses the models; the others wait in the queue. No function is exposed as an API.
 MODEL_WORK: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "models", "api_visibility": "private"}
 
 
@@ -40,7 +40,7 @@ def shown_attention(loaded: LoadedModel, text: str, layer: float, head: float):
     """One attention map with its tokens.
 
     Raises:
-        UserError: too long a text, no such layer or head.
+        UserError: the text is empty or too long, or there is no such layer or head.
     """
     ids = text_ids(loaded, text)
     if not ids:
@@ -60,7 +60,7 @@ def coloured_tokens(loaded: LoadedModel, text: str) -> list[tuple[str, str]]:
 
 
 def shown_errors(function: Callable) -> Callable:
-    """The same function, with a [`UserError`] shown on the page; what was generated before the time was up stays there."""
+    """Wrap a function so that a [`UserError`] is shown on the page; text generated before a timeout stays."""
 
     def show(error: UserError) -> None:
         if not isinstance(error, TimeIsUp):
@@ -85,7 +85,7 @@ def shown_errors(function: Callable) -> Callable:
 
 
 class Models:
-    """The models of the page. Visitors choose among them; whether they may load others is the page's decision."""
+    """The models of the page. Visitors choose among them; [`build_page`] decides whether they may load others."""
 
     KINDS: dict[str, Callable[[LoadedModel], bool]] = {
         "language": lambda loaded: not loaded.is_classifier,
@@ -97,7 +97,7 @@ class Models:
         self.loaded: dict[str, LoadedModel] = {}
 
     def add(self, name: str) -> str:
-        """Load a model; how large it is, or why it cannot be loaded, in Markdown."""
+        """Load a model; return its size, or why it cannot be loaded, in Markdown."""
         try:
             name = check_new_name(name, self.loaded)
             self.loaded[name] = load_model(name)
@@ -106,25 +106,25 @@ class Models:
         return plain_markdown(f"{name}: {self.loaded[name].model.num_parameters():,} parameters")
 
     def names(self, kind: str) -> list[str]:
-        """Of the models of one kind."""
+        """Names of the models of one kind."""
         return [name for name, loaded in self.loaded.items() if self.KINDS[kind](loaded)]
 
     def pick(self, name: Any, kind: str) -> LoadedModel:
-        """Raises [`UserError`] for any name that is not among those of this kind."""
+        """The model of this name and kind; raises [`UserError`] if there is none."""
         return self.loaded[check_choice(name, self.names(kind))]
 
     def dropdown(self, kind: str, elem_id: str) -> gr.Dropdown:
-        """To choose one of them."""
+        """A menu to choose one of them."""
         names = self.names(kind)
         return gr.Dropdown(names, value=names[0] if names else None, label="model", elem_id=elem_id)
 
     def generate(self, name: str, prompt: str, *settings: Any) -> Iterator[tuple[str, dict[str, float]]]:
-        """The text so far and the probabilities of its last token."""
+        """Yield the text so far and the probabilities for its last token."""
         for text, bars in stream_text(self.pick(name, "language"), prompt, Sampling(*settings)):
             yield prompt + text, bars
 
     def reply(self, name: str, history: list[dict[str, str]], message: str, *settings: Any) -> Iterator[tuple[list, list, str]]:
-        """The conversation so far, as it is kept on the server and as it is shown, and the emptied field of the message."""
+        """Yield the conversation so far, as kept on the server and as shown, and the emptied message field."""
         if not check_text(message).strip():
             raise UserError("write a message")
         messages = [*history[2 - MAX_MESSAGES :], {"role": "user", "content": message}]
@@ -146,10 +146,10 @@ class Models:
 
 
 def build_page(names: list[str], may_load: bool = False) -> gr.Blocks:
-    """The page with these models; one that cannot be loaded is named on the page, not raised.
+    """Build the page with these models; a model that cannot be loaded is reported on the page.
 
     Args:
-        may_load: visitors may load any directory or Hub name; only for a page that nobody else reaches.
+        may_load: visitors may load any directory or Hub name; only for a page that nobody else can reach.
     """
     models = Models()
     notes = [models.add(name) for name in names]
@@ -270,7 +270,7 @@ def _classifier(models: Models) -> gr.Dropdown:
 
 def _chat(models: Models) -> gr.Dropdown:
     talker = models.dropdown("chat", "model-chat")
-    # Kept on the server: a history from the client could hold files, components and roles of its own making.
+    # Kept on the server: a history sent by the client could contain files, components and arbitrary roles.
     history = gr.State([], time_to_live=3600)
     conversation = gr.Chatbot(label="conversation", elem_id="conversation", allow_tags=False, latex_delimiters=[], buttons=[])
     message = gr.Textbox(label="message", elem_id="message", max_length=MAX_CHARACTERS)

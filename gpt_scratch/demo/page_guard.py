@@ -1,7 +1,7 @@
-"""An ASGI middleware in front of Gradio's app: it lets through short requests to the addresses that the page needs, from no other origin.
+"""ASGI middleware in front of Gradio's app that admits only short requests to the routes that the page needs, and no other origins.
 
-Gradio's app also takes uploads, gives out files, fetches addresses on behalf of clients, describes and serves an API, and more. The page
-uses none of that; requests to it get 404.
+Gradio's app also accepts uploads, serves files, fetches URLs on behalf of clients, describes and serves an API, and more. The page uses
+none of that; such requests get 404.
 """
 
 import asyncio
@@ -14,14 +14,14 @@ from urllib.parse import parse_qs
 
 from ..inference.guard import host_name, netloc
 
-MAX_BODY_BYTES = 256 * 1024  # 20,000 characters, each written as up to six or twelve bytes (`\\ud83d\\ude42`), and the rest
-BODY_SECONDS = 10.0  # that a client may take to send it
-MAX_VALUES = 16  # of one request
+MAX_BODY_BYTES = 256 * 1024  # 20,000 characters, each escaped as up to twelve bytes (`\\ud83d\\ude42`), and some more
+BODY_SECONDS = 10.0  # time for a client to send a request body
+MAX_VALUES = 16  # values in one request
 MAX_SESSION_CHARACTERS = 100
 MAX_REQUESTS = 128  # open at once; each visitor holds up to three
 MAX_CONNECTIONS = 512
-SEND_SECONDS = 10.0  # that a client may take to send its headers, and to read a part of its answer
-UNREAD_SECONDS = 20.0  # that what the page's functions say to a visitor is kept while nobody reads it
+SEND_SECONDS = 10.0  # time for a client to send its headers, and to read each part of a response
+UNREAD_SECONDS = 20.0  # time that messages to a session are kept while nobody reads them
 
 READ = re.compile(
     r"/|/config/?|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json|/pwa_icon(/\d{1,4})?|/(static|assets|svelte)/[^\\]*"
@@ -35,9 +35,9 @@ class PageGuard:
 
     Args:
         app: Gradio's app.
-        hosts: what the Host header may name, without the port; None allows any name, and any origin.
-        functions: the numbers of the page's functions that a request may call.
-        forget: ends what a session has asked for, and drops what was said to it.
+        hosts: names allowed in the Host header, without the port; None allows any name and any origin.
+        functions: ids of the page's functions that a request may call.
+        forget: cancels a session's requests and drops its messages.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class PageGuard:
         forget: Callable[[str], Coroutine[Any, Any, None]] | None = None,
     ):
         self.app, self.hosts, self.functions, self.forget, self.open = app, hosts, functions, forget, 0
-        self.readers: Counter[str] = Counter()  # of each session
+        self.readers: Counter[str] = Counter()  # open streams per session
         self.unread: dict[str, asyncio.Task] = {}
 
     async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
@@ -68,7 +68,7 @@ class PageGuard:
                 refusal = body if isinstance(body, tuple) else self._malformed(scope["path"], body)
                 if refusal is not None:
                     return await _refuse(send, *refusal)
-                receive = _replay(body, receive)  # type: ignore[arg-type]  # bytes, since it is not refused
+                receive = _replay(body, receive)  # type: ignore[arg-type]  # not refused, so it is bytes
                 if scope["path"].endswith("/join"):
                     self._watch(str(json.loads(body).get("session_hash")))  # type: ignore[arg-type]
             if scope["path"].endswith("/queue/data"):
@@ -79,7 +79,7 @@ class PageGuard:
             self.open -= 1
 
     async def _stream(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
-        """What the functions say to a session."""
+        """Pass the stream of messages to a session."""
         session = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("session_hash", [""])[0]
         self.readers[session] += 1
         self._watch(session)
@@ -90,7 +90,7 @@ class PageGuard:
             self._watch(session)
 
     def _watch(self, session: str) -> None:
-        """Gradio keeps what is said to a session until it is read; where nobody reads it for a while, the session is forgotten."""
+        """Forget a session that nobody reads for a while, since Gradio keeps its messages until they are read."""
         waiting = self.unread.pop(session, None)
         if waiting is not None:
             waiting.cancel()
@@ -120,7 +120,7 @@ class PageGuard:
         return None
 
     def _malformed(self, path: str, body: bytes) -> tuple[int, str] | None:
-        """Why a body is refused. Gradio would log a traceback for each, and looks for files and components in what is nested."""
+        """Why a body is refused, if it is. Gradio would log a traceback, and searches nested values for files and components."""
         try:
             given = json.loads(body)
         except (ValueError, RecursionError):
@@ -141,7 +141,7 @@ def _is_short(name: Any) -> bool:
 
 
 async def _read(receive: Callable) -> bytes | tuple[int, str]:
-    """The body, or why it is refused."""
+    """The request body, or the status and message with which it is refused."""
     parts: list[bytes] = []
     size = 0
 
@@ -167,7 +167,7 @@ async def _read(receive: Callable) -> bytes | tuple[int, str]:
 
 
 def _replay(body: bytes, receive: Callable) -> Callable:
-    """`receive` for the app, which gets the body in one piece, then what comes after it."""
+    """A `receive` that gives the app the whole body first, then later messages."""
     pending = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replayed() -> dict[str, Any]:
@@ -179,6 +179,6 @@ def _replay(body: bytes, receive: Callable) -> Callable:
 async def _refuse(send: Callable, status: int, why: str) -> None:
     body = json.dumps({"detail": why}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    # What the client still sends is not read: the connection ends.
+    # The rest of the request is not read: the connection closes.
     await send({"type": "http.response.start", "status": status, "headers": [*headers, (b"connection", b"close")]})
     await send({"type": "http.response.body", "body": body})

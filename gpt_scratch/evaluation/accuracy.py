@@ -1,6 +1,6 @@
-"""Accuracy on questions with one right answer: by kind with Wilson's intervals, and by the number of replies that may be drawn.
+"""Accuracy on questions with one correct answer: by kind with Wilson intervals, and by the number of sampled replies.
 
-A reply is right if it equals the reference but for case and surrounding white space, and the end-of-text token ended it.
+A reply is correct if it equals the reference, ignoring case and surrounding white space, and ends with the end-of-text token.
 """
 
 import math
@@ -9,12 +9,12 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-Z = 1.959964  # of a normal distribution, two-sided 95 %
-DRAWS = 200  # subsets of replies over which accuracy against n is averaged
+Z = 1.959964  # two-sided 95 % quantile of the normal distribution
+DRAWS = 200  # subsets of n replies over which accuracy is averaged
 
 
 def wilson_interval(right: int, count: int, z: float = Z) -> tuple[float, float]:
-    """The interval of a share, 95 % by default (Wilson 1927): within 0 and 1 also at the ends, where the normal one fails.
+    """Wilson score interval of a proportion (Wilson 1927), 95 % by default. It stays within 0 and 1, where the normal interval does not.
 
     >>> [round(end, 3) for end in wilson_interval(8, 10)]
     [0.49, 0.943]
@@ -42,7 +42,7 @@ def accuracy_by_kind(right: Sequence[bool], kinds: Sequence[str]) -> dict[str, d
 
 
 def majority(replies: Sequence[str]) -> int:
-    """The index of the reply that most agree with, but for case and white space; of equally many the one drawn first (Wang et al. 2023).
+    """Index of the most frequent reply, ignoring case and white space; the first one on a tie (self-consistency, Wang et al. 2023).
 
     >>> majority(["7", "12", " 12"])
     1
@@ -52,7 +52,7 @@ def majority(replies: Sequence[str]) -> int:
 
 
 def best(rewards: Sequence[float]) -> int:
-    """The index of the highest reward, the first of equal ones."""
+    """Index of the highest reward, the first one on a tie."""
     return max(range(len(rewards)), key=lambda i: (rewards[i], -i))
 
 
@@ -62,13 +62,13 @@ def accuracy_against_samples(
     rewards: Sequence[Sequence[float]] | None = None,
     seed: int = 0,
 ) -> list[dict[str, float]]:
-    """Accuracy if n replies are drawn, n = 1, 2, 4, ...: by majority, by the highest reward where there are rewards, and if any is right.
+    """Accuracy with n sampled replies, n = 1, 2, 4, ...: by majority vote, best of n by reward if rewards are given, and pass@n.
 
     Args:
-        replies: of each question, equally many.
-        right: whether each of them is right.
-        rewards: of each of them, by which the best is chosen.
-        seed: of the subsets of n replies that are drawn (`DRAWS` of them, or all replies once).
+        replies: replies to each question, the same number for all.
+        right: whether each reply is correct.
+        rewards: reward of each reply, which selects the best.
+        seed: seeds the random subsets of n replies (`DRAWS` of them, or all replies once).
     """
     drawn = len(replies[0])
     numbers = [2**i for i in range(drawn.bit_length()) if 2**i < drawn] + [drawn]
@@ -88,7 +88,7 @@ def accuracy_against_samples(
 
 
 def as_table(by_kind: dict[str, dict[str, Any]]) -> str:
-    """Markdown: kind, right of count, accuracy with its interval in per cent."""
+    """Markdown table: kind, correct of count, accuracy and its interval in percent."""
     lines = ["| kind | right | accuracy, % | 95 % interval |", "|---|---|---|---|"]
     for kind, row in by_kind.items():
         low, high = row["interval"]

@@ -11,23 +11,23 @@ from typing import Any
 from ..errors import one_line
 from ..watched_http import Deadline
 
-ANSWER_BYTES = 1 << 20  # a short answer, and the metadata that servers add
+ANSWER_BYTES = 1 << 20  # enough for a short answer and the metadata that servers add
 
 
 class Unreachable(Exception):
-    """No answer, for a reason that may pass: the connection, a timeout, or a temporary status."""
+    """No answer, for a reason that may be temporary: a connection error, a timeout, or a temporary status."""
 
 
 class Unusable(Exception):
-    """An answer that cannot be used: of another form, without end, too large, or from elsewhere."""
+    """An answer that cannot be used: malformed, endless, too large, or a redirect."""
 
 
 class Refused(Exception):
     """An error status.
 
     Args:
-        status: of HTTP.
-        text: what the server says about it.
+        status: HTTP status code.
+        text: the server's message.
     """
 
     def __init__(self, status: int, text: str):
@@ -41,19 +41,19 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def post_json(url: str, question: Mapping[str, Any], headers: Mapping[str, str], timeout: float) -> Any:
-    """The answer, parsed.
+    """Post `question` as JSON and return the parsed answer.
 
     Args:
-        url: http or https; a redirect is not followed.
-        question: sent as JSON.
-        headers: beside the content's type.
+        url: http or https; redirects are not followed.
+        question: JSON body of the request.
+        headers: additional headers; the content type is set here.
         timeout: seconds for the whole answer; a server that sends a byte now and then does not extend it.
 
     Raises:
         Unreachable: no connection, or no answer in time.
-        Unusable: an answer that is not JSON, is compressed, has more than ANSWER_BYTES, does not end in time, or a redirect.
-        Refused: another status than success.
-        ValueError: an address that is none of http or https.
+        Unusable: an answer that is not JSON, is compressed, exceeds ANSWER_BYTES or does not end in time, or a redirect.
+        Refused: an error status.
+        ValueError: the URL is neither http nor https.
     """
     if not url.startswith(("http://", "https://")):
         raise ValueError("it begins with neither http:// nor https://")
@@ -88,9 +88,9 @@ def _read(
             if time.monotonic() < deadline:
                 raise
             raise Unusable("its answer did not end in time") from error
-        if time.monotonic() >= deadline:  # what the shutdown has ended may look like a whole answer
+        if time.monotonic() >= deadline:  # a connection shut down at the deadline may look like a complete answer
             raise Unusable("its answer did not end in time")
-        if response.length:  # bytes that were promised and did not come
+        if response.length:  # fewer bytes than Content-Length announced
             raise Unreachable(f"the connection broke off after {len(data):,} bytes")
         return bytes(data), response.headers.get("Content-Encoding", "identity")
 
@@ -100,7 +100,7 @@ def _parsed(data: bytes, encoding: str) -> Any:
         raise Unusable(f"its answer is compressed ({one_line(encoding, 20)}), which was not asked for")
     try:
         return json.loads(data)
-    except (ValueError, RecursionError) as error:  # nested too deeply, or a number of more digits than Python takes
+    except (ValueError, RecursionError) as error:  # nested too deeply, or a number with more digits than Python parses
         raise Unusable(f"its answer is not JSON: {one_line(error, 100)}") from error
 
 

@@ -13,17 +13,17 @@ METRIC_PATH = str(Path(__file__).with_name("classification_metric.py"))
 
 
 def classification_metrics(scores: np.ndarray, references: np.ndarray, bins: int = 10) -> dict[str, Any]:
-    """All figures from class probabilities.
+    """Compute all metrics from class probabilities.
 
     Args:
-        scores: probabilities (rows, L), each row adding up to 1.
+        scores: probabilities (rows, L); each row sums to 1.
         references: true class ids (rows,).
-        bins: of equal width in [0, 1], for the calibration error.
+        bins: number of equal-width bins in [0, 1] for the calibration error.
 
-    Returns accuracy, a list per class of precision, recall and f1 (0 where undefined), their unweighted means `macro_f1`,
-    `macro_precision` and `macro_recall`; `precision`, `recall`, `f1` of class 1 where there are two classes; `confusion_matrix` (true
-    class down, predicted class across); `roc_auc` (of class 1, or the mean of one class against the rest; left out where a class is
-    missing); `calibration_error`.
+    Returns accuracy; precision, recall and f1 as lists with one value per class (0 where undefined); their unweighted means `macro_f1`,
+    `macro_precision` and `macro_recall`; `precision`, `recall` and `f1` of class 1 if there are two classes; `confusion_matrix` (rows:
+    true class, columns: predicted class); `roc_auc` (of class 1, or the one-vs-rest mean; omitted if a class does not occur);
+    `calibration_error`.
 
     >>> m = classification_metrics(np.array([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]]), np.array([0, 1, 1]))
     >>> m["confusion_matrix"], round(m["accuracy"], 3), m["precision"], m["recall"], m["roc_auc"]
@@ -58,7 +58,7 @@ def classification_metrics(scores: np.ndarray, references: np.ndarray, bins: int
 
 @dataclass
 class ClassFigures:
-    """Metrics of one class: number of texts with this label, number of predictions, and the three rates."""
+    """Metrics of one class: number of texts with this label, number of predictions, precision, recall and F1."""
 
     name: str
     texts: int
@@ -69,7 +69,7 @@ class ClassFigures:
 
 
 def figures_by_class(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> list[ClassFigures]:
-    """From a confusion matrix, true class down and predicted class across; 0 where a rate is undefined.
+    """Metrics of each class from a confusion matrix (rows: true class, columns: predicted class); 0 where a rate is undefined.
 
     >>> figures_by_class([[3, 1], [0, 0]], ["a", "b"])[0]
     ClassFigures(name='a', texts=4, predicted=3, precision=1.0, recall=0.75, f1=0.8571428571428571)
@@ -85,7 +85,7 @@ def figures_by_class(confusion: Sequence[Sequence[int]], names: Sequence[str]) -
 
 
 def class_report(figures: Sequence[ClassFigures]) -> str:
-    """A line for each class, with counts, to print."""
+    """Printable report with one line per class."""
     shown = [printable(row.name).replace("\n", " ") for row in figures]
     width = min(40, max(5, *map(len, shown)))
     lines = [f"{'class':<{width}}  texts  predicted  precision  recall     F1"]
@@ -101,21 +101,21 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 
 
 def roc_auc(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Area under the ROC curve: the share of (positive, negative) pairs in the right order, ties counting half (Mann & Whitney 1947).
+    """Area under the ROC curve: the fraction of (positive, negative) pairs in the right order; ties count half (Mann & Whitney 1947).
 
     Args:
-        scores: (rows,), higher for what looks positive.
-        positive: booleans (rows,), with both values.
+        scores: (rows,), higher for the positive class.
+        positive: booleans (rows,); both values must occur.
     """
     _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # of tied scores the mean of their ranks, from 1
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # ranks from 1; tied scores share the mean of their ranks
     positives = int(positive.sum())
     negatives = len(positive) - positives
     return float((ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
 def calibration_error(scores: np.ndarray, references: np.ndarray, bins: int = 10) -> float:
-    """Expected calibration error (Guo et al. 2017, equation 3): mean gap between confidence and accuracy, weighted by rows a bin."""
+    """Expected calibration error (Guo et al. 2017, equation 3): mean gap between confidence and accuracy, weighted by the rows in a bin."""
     confidence, correct = scores.max(-1), scores.argmax(-1) == references
     index = np.minimum((confidence * bins).astype(int), bins - 1)
     gaps = [abs(confidence[index == b].mean() - correct[index == b].mean()) * (index == b).mean() for b in np.unique(index)]
@@ -123,6 +123,6 @@ def calibration_error(scores: np.ndarray, references: np.ndarray, bins: int = 10
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities from logits, over the last axis."""
+    """Softmax over the last axis."""
     exponents = np.exp(logits - logits.max(-1, keepdims=True))
     return exponents / exponents.sum(-1, keepdims=True)

@@ -1,10 +1,10 @@
-"""The figures of `gpt_scratch.evaluation.classification` as a metric that `evaluate.load` opens by this file's path, without the Hub.
+"""The metrics of `gpt_scratch.evaluation.classification` for `evaluate.load`, which opens this file by its path, without the Hub.
 
 metric = evaluate.load(gpt_scratch.evaluation.classification.METRIC_PATH)
 metric.compute(predictions=[[0.9, 0.1], [0.2, 0.8]], references=[0, 1])
 """
 
-# evaluate reads the imports of this file with a regular expression: one a line
+# evaluate parses the imports of this file with a regular expression: one per line
 import datasets
 import evaluate
 import numpy
@@ -13,7 +13,7 @@ from gpt_scratch.evaluation.classification import classification_metrics
 
 
 class ClassificationMetric(evaluate.Metric):
-    """Takes class probabilities as predictions, one list a row, and class ids as references."""
+    """Takes class probabilities as predictions, one list per row, and class ids as references."""
 
     def _info(self):
         features = {"predictions": datasets.Sequence(datasets.Value("float64")), "references": datasets.Value("int64")}

@@ -1,8 +1,8 @@
 """A language model as judge of replies, with Ollama's API or an OpenAI-compatible endpoint.
 
-Two rubrics: the published prompt for 0 to 100 (Raschka, "Build a Large Language Model (From Scratch)", chapter 7), and a graded one
-from 1 to 5. Temperature 0 and a fixed seed. Every answer is appended to a file as it comes, so that a run that was killed resumes
-where it stopped and asks nothing twice. An answer without a usable score is kept as it is and counted, never scored as zero.
+Two rubrics: the published prompt from 0 to 100 (Raschka, "Build a Large Language Model (From Scratch)", chapter 7), and a graded one
+from 1 to 5. Temperature 0 and a fixed seed. Every answer is appended to a file as it arrives, so that a killed run resumes where it
+stopped and asks nothing twice. An answer without a usable score is kept and counted, never scored as zero.
 """
 
 import hashlib
@@ -24,13 +24,13 @@ from .bounded_post import Refused, Unreachable, Unusable, post_json
 
 # Lowest and highest score of each rubric.
 RUBRICS = {"0-100": (0, 100), "1-5": (1, 5)}
-LONGEST_ANSWER = 4_096  # characters of an answer that may hold a score
+LONGEST_ANSWER = 4_096  # characters; longer answers are not searched for a score
 RETRIED_STATUS = {408, 409, 425, 429}  # and every 5xx: the server may recover
 
 
 @dataclass
 class Verdict:
-    """The judge's verdict on one reply; `score` is None where it gave no usable number, `unanswered` says why there is no answer."""
+    """The judge's verdict on one reply. `score` is None if the answer holds no usable number; `unanswered` says why there is no answer."""
 
     key: str
     answer: str
@@ -39,7 +39,7 @@ class Verdict:
 
 
 def judge_prompt(record: Mapping[str, Any], reply: str, rubric: str) -> str:
-    """The question put to the judge about one reply to `record`: its whole prompt in the layout of Alpaca, and its last reply."""
+    """The prompt for the judge about one reply to `record`: the whole conversation in Alpaca's layout, with the last reply as reference."""
     task, output = _task(record), reply_text(record, "alpaca")
     if rubric == "0-100":
         return (
@@ -70,13 +70,13 @@ def _task(record: Mapping[str, Any]) -> str:
 
 
 def parse_score(answer: str, rubric: str) -> int | None:
-    """The one whole number in the judge's answer, if it lies on the scale; else None.
+    """The only integer in the judge's answer, if it lies on the scale; otherwise None.
 
     >>> parse_score("Score: 85/100", "0-100"), parse_score("4", "1-5"), parse_score("between 3 and 4", "1-5"), parse_score("450", "0-100")
     (85, 4, None, None)
     """
     lowest, highest = RUBRICS[rubric]
-    if len(answer) > LONGEST_ANSWER:  # the expression's time grows with the square of it
+    if len(answer) > LONGEST_ANSWER:  # the regular expression takes quadratic time
         return None
     found = re.fullmatch(rf"[^\d]*?(?<![-\d.,])(\d+)\s*(?:(?:/|out of)\s*{highest}\b)?[^\d]*", answer.strip())
     score = int(found[1]) if found and len(found[1]) <= 9 else None  # int() refuses more than 4,300 digits
@@ -85,17 +85,17 @@ def parse_score(answer: str, rubric: str) -> int | None:
 
 @dataclass
 class Judge:
-    """A judge behind a server.
+    """A judge model on a server.
 
     Args:
-        url: an OpenAI-compatible endpoint such as `http://127.0.0.1:8000/v1`, or with `api` "ollama" the root of Ollama's server.
-        model: its name on that server.
+        url: an OpenAI-compatible endpoint such as `http://127.0.0.1:8000/v1`, or the root URL of Ollama's server if `api` is "ollama".
+        model: the model's name on that server.
         api: "openai" or "ollama".
         rubric: "0-100" or "1-5".
-        seed: sent with each question.
+        seed: sent with each request.
         timeout: seconds that one answer may take.
-        retries: further attempts after a failed one, 1, 2, 4, ... seconds later.
-        max_tokens: of an answer.
+        retries: further attempts after a failed one, after pauses of 1, 2, 4, ... seconds.
+        max_tokens: maximum number of tokens in an answer.
     """
 
     url: str
@@ -109,16 +109,16 @@ class Judge:
     first_pause: float = 1.0
 
     def key(self, prompt: str) -> str:
-        """What an answer depends on; the position of the record does not matter."""
+        """Hash of everything that an answer depends on; the position of the record does not matter."""
         parts = [self.model, self.rubric, str(self.seed), str(self.max_tokens), prompt]
         return hashlib.sha256("\x00".join(parts).encode("utf-8")).hexdigest()[:32]
 
     def ask(self, prompt: str) -> str:
-        """The judge's answer, after retries with doubled pauses.
+        """Ask the judge, with retries after doubling pauses, and return its answer.
 
         Raises:
-            UserError: the server refuses the question (wrong model name, ...), or cannot be reached any more.
-            Unusable: its answer has another form, does not end, or is too large.
+            UserError: the server refuses the request (wrong model name, ...), or can no longer be reached.
+            Unusable: its answer is malformed, endless or too large.
         """
         pause = self.first_pause
         for attempt in range(self.retries + 1):
@@ -138,7 +138,9 @@ class Judge:
         """The answer to one request, without retries.
 
         Raises:
-            Unreachable, Unusable, UserError: no answer; none that can be used; the server refuses the question.
+            Unreachable: no answer.
+            Unusable: an answer that cannot be used.
+            UserError: the server refuses the request.
         """
         messages = [{"role": "user", "content": prompt}]
         root, headers = self.url.rstrip("/"), {}
@@ -152,7 +154,7 @@ class Judge:
             headers["Authorization"] = f"Bearer {os.environ.get('JUDGE_API_KEY', 'none')}"
         try:
             answer = post_json(url, question, headers, self.timeout)
-        except ValueError as error:  # an address that is none
+        except ValueError as error:  # not a valid URL
             raise UserError(f"the judge's address {self.url!r} cannot be used: {one_line(error, 200)}") from error
         except Refused as refused:
             if refused.status >= 500 or refused.status in RETRIED_STATUS:
@@ -164,7 +166,7 @@ class Judge:
 
 
 def _text_at(answer: Any, path: Sequence[str | int]) -> str:
-    """The text at a place in an answer; halves of surrogate pairs, which no file takes, become question marks.
+    """The text at `path` in an answer; lone surrogates, which cannot be written to a file, become question marks.
 
     >>> _text_at({"choices": ["a", "b"]}, ("choices", 1))
     'b'
@@ -187,15 +189,15 @@ def judge_replies(
     concurrency: int = 1,
     progress: bool = True,
 ) -> list[Verdict]:
-    """A verdict on each reply, in order. Those in `path` (JSON lines) are taken from there, new ones are appended to it at once.
+    """A verdict on each reply, in order. Verdicts in `path` (JSON lines) are reused, and new ones are appended to it at once.
 
     Equal questions are asked once. The first question is asked alone, so that a wrong name or address ends the run after one request.
 
-    An answer that cannot be used (of another form, without end, too large) is counted as unanswered, and the run continues; it is not in
-    `path`, so that the next run asks again.
+    An unusable answer (malformed, endless, too large) counts as unanswered, and the run continues; it is not written to `path`, so that
+    the next run asks again.
 
     Raises:
-        UserError: the judge cannot be asked (any more), or gave no answer that can be used; what was scored until then is in `path`.
+        UserError: the judge cannot be reached, or gave no usable answer; the scores so far are in `path`.
     """
     prompts = [judge_prompt(record, reply, judge.rubric) for record, reply in zip(records, replies)]
     keys = [judge.key(prompt) for prompt in prompts]
@@ -233,10 +235,10 @@ def judge_replies(
 
 
 def _ask_all(judge: Judge, questions: Mapping[str, str], keep: Callable[[str, str | Unusable], None], concurrency: int) -> None:
-    """Ask each of `questions`, key to prompt; `keep` gets each answer, or why it cannot be used, as soon as it is there.
+    """Ask each of `questions` (key to prompt); `keep` gets each answer, or why it cannot be used, as soon as it arrives.
 
     Raises:
-        UserError: the judge cannot be asked (any more); the answers that came in until then are kept.
+        UserError: the judge cannot be reached; the answers received so far are kept.
     """
 
     def ask(prompt: str) -> str | Unusable:
@@ -256,7 +258,7 @@ def _ask_all(judge: Judge, questions: Mapping[str, str], keep: Callable[[str, st
                 keep(futures.pop(future), future.result())
         except UserError:
             pool.shutdown(wait=True, cancel_futures=True)
-            for future, key in futures.items():  # what came in meanwhile
+            for future, key in futures.items():  # answers that arrived in the meantime
                 if future.done() and not future.cancelled() and future.exception() is None:
                     keep(key, future.result())
             raise
@@ -265,10 +267,10 @@ def _ask_all(judge: Judge, questions: Mapping[str, str], keep: Callable[[str, st
 
 
 def read_verdicts(path: str | Path) -> dict[str, Verdict]:
-    """The verdicts in `path` by key; a last line that a killed run left unfinished is cut off.
+    """The verdicts in `path` by key; an incomplete last line, left by a killed run, is cut off.
 
     Raises:
-        UserError: another line that is broken.
+        UserError: any other line is malformed.
     """
     path = Path(path)
     if not path.is_file():
@@ -296,7 +298,7 @@ def read_verdicts(path: str | Path) -> dict[str, Verdict]:
 
 
 def summarize(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """How many were scored, how many answers held no usable number, how many were none, and the mean of those that were scored."""
+    """Number of replies scored, answers without a usable number, and missing answers; mean of the scores."""
     unanswered = sum(verdict.unanswered is not None for verdict in verdicts)
     scores = [verdict.score for verdict in verdicts if verdict.score is not None]
     return {

@@ -1,4 +1,4 @@
-"""Loss and perplexity of a language model over a whole data set, weighted by tokens and not by batches."""
+"""Loss and perplexity of a language model over a whole data set, averaged over tokens rather than batches."""
 
 import math
 from collections.abc import Callable
@@ -22,16 +22,16 @@ def evaluate_loss(
 ) -> dict[str, float]:
     """Mean negative log-likelihood in nats per predicted token, and its exponential.
 
-    The sum over all predicted tokens is divided by their number once, so the result does not depend on the batch size, on how padding is
-    spread, or on the number of processes, which Trainer's eval_loss does. Dropout is off during the call; the model is left as it was.
-    Processes of a distributed run must all call it: the batches are divided among them, and all get the same result.
+    The sum over all predicted tokens is divided by their number once, so the result does not depend on the batch size, on the amount of
+    padding, or on the number of processes, unlike Trainer's eval_loss. Dropout is off during the call; the model's mode is restored.
+    All processes of a distributed run must call it: the batches are divided among them, and all get the same result.
 
     Args:
         model: takes `labels` and `num_items_in_batch` and returns a loss.
-        rows: a sequence or data set of rows, of one length unless `collate` is given, with `input_ids` and `labels` (T,).
-        batch_size: rows in one forward.
-        collate: makes a batch of rows of different length; padding must be labelled -100.
-        name: of the work, shown with a bar where it takes long.
+        rows: a sequence or data set of rows with `input_ids` and `labels` (T,), all of one length unless `collate` is given.
+        batch_size: rows in one forward pass.
+        collate: makes a batch from rows of different lengths; padding must have the label -100.
+        name: label of the progress bar, which is shown if the evaluation takes long.
 
     Returns `{"loss", "perplexity", "predicted_tokens"}`.
     """
@@ -42,7 +42,7 @@ def evaluate_loss(
     process = dist.get_rank() if dist.is_initialized() else 0
     batches = [list(range(start, min(start + batch_size, len(rows)))) for start in range(0, len(rows), batch_size)]
     mine = batches[process::processes]
-    # A sharded model is computed by all together: a process with one batch less computes another one, which is not counted.
+    # All processes take part in every forward pass of a sharded model: one with fewer batches repeats a batch that is not counted.
     extra = [batches[0]] if len(mine) < -(-len(batches) // processes) else []
     loader = DataLoader(rows, batch_sampler=[*mine, *extra], collate_fn=collate)
     for number, batch in enumerate(bar(loader, name, "batch", len(loader)) if name and process == 0 else loader):
@@ -62,12 +62,12 @@ def evaluate_loss(
 
 
 def bits_per_byte(loss: float, tokens: int, size: int) -> float:
-    """What a text costs in bits per byte of its UTF-8: compares models whatever their tokenizers, which a loss per token does not.
+    """Bits per byte of UTF-8, comparable between models with different tokenizers, unlike the loss per token.
 
     Args:
-        loss: mean nats per predicted token; end-of-text tokens count among them, and have no bytes.
-        tokens: that were predicted.
-        size: bytes of the text that these tokens make up.
+        loss: mean nats per predicted token; end-of-text tokens are included, although they have no bytes.
+        tokens: number of predicted tokens.
+        size: bytes of the text that these tokens encode.
 
     >>> round(bits_per_byte(math.log(256), 10, 10), 3)  # a token a byte, all equally likely
     8.0

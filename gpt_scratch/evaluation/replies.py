@@ -13,7 +13,7 @@ from ..inference.generation import generate_ids, pad_left, padding_id, remaining
 
 @dataclass
 class Reply:
-    """The text of a reply, without special tokens and surrounding white space; whether it ended by itself; its length in tokens."""
+    """Text of a reply without special tokens and surrounding white space, whether it ended by itself, and its length in tokens."""
 
     text: str
     ended: bool
@@ -29,12 +29,12 @@ def generate_replies(
     progress: bool = True,
     temperature: float = 0.0,
 ) -> list[Reply]:
-    """Replies to `prompts` (token ids, as the chat template writes them), in their order: the likeliest, or drawn at `temperature`.
+    """Replies to `prompts` (token ids from the chat template), in order: greedy, or sampled at `temperature`.
 
-    Batches hold prompts of like length, padded on the left. A reply has ended if the end-of-text token came within `max_new_tokens`.
+    Batches hold prompts of similar length, padded on the left. A reply has ended if the end-of-text token came within `max_new_tokens`.
 
     Raises:
-        UserError: a prompt that leaves no room within the model's positions; names it.
+        UserError: a prompt leaves no room within the model's positions; names it.
     """
     lengths = [len(prompt) for prompt in prompts]
     for i, length in enumerate(lengths):
@@ -47,12 +47,12 @@ def generate_replies(
         inputs = pad_left([prompts[i] for i in batch], pad_id, model.device)
         with torch.inference_mode():
             ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": pad_id}
-            # Drawn from the model's whole distribution, whatever transformers' default of top_k is.
+            # Sampled from the full distribution, whatever transformers' default top_k is.
             drawing = {"top_k": 0} if temperature > 0 else {}
             output = generate_ids(model, inputs, max_new_tokens, temperature, **ends, **drawing)
         for i, ids in zip(batch, output.tolist()):
             ended = tokenizer.eos_token_id in ids
-            # Beyond the end of text a row of a batch holds padding only.
+            # After the end-of-text token, a row of the batch holds only padding.
             ids = ids[: ids.index(tokenizer.eos_token_id)] if ended else ids
             replies[i] = Reply(tokenizer.decode(ids, skip_special_tokens=True).strip(), ended, len(ids))
     return [replies[i] for i in range(len(prompts))]
@@ -64,9 +64,9 @@ def exact_match(reply: str, reference: str) -> bool:
 
 
 def rouge_l(reply: str, reference: str) -> float:
-    """F-measure of the longest common subsequence of words (Lin 2004), as Google's `rouge_score` computes it without stemming.
+    """ROUGE-L F-measure (Lin 2004), as Google's `rouge_score` computes it without stemming.
 
-    Words are runs of a-z and 0-9 in lower case. 0 where either text has none.
+    Words are runs of a-z and 0-9 in lower case. 0 if either text has none.
 
     >>> rouge_l("the cat sat", "The cat, it sat.")  # precision 3/3, recall 3/4
     0.8571428571428571
@@ -85,7 +85,7 @@ def rouge_l(reply: str, reference: str) -> float:
 
 
 def score_replies(replies: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Exact matches and mean ROUGE-L over all replies, empty ones included."""
+    """Exact-match rate and mean ROUGE-L over all replies, including empty ones."""
     return {
         "exact_matches": sum(map(exact_match, replies, references)),
         "rouge_l": sum(map(rouge_l, replies, references)) / len(replies),

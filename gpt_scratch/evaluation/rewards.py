@@ -1,7 +1,7 @@
 """Computed rewards: functions of a question, a reply and a reference.
 
-For GRPO (`training/preferences.py`) and for the best of several replies (`accuracy.py`). A reward is one of [`REWARDS`], or a function of a
-file given by the user. A reply that does not end with the end-of-text token gets 0 from each, since it is truncated.
+For GRPO (`training/preferences.py`) and for best-of-n selection (`accuracy.py`). A reward is one of [`REWARDS`] or a function in a
+user's file. A reply that does not end with the end-of-text token is truncated and gets 0 from each.
 """
 
 import importlib.util
@@ -19,11 +19,11 @@ from .replies import exact_match
 # (messages before the reply, reply, reference) -> reward
 RewardFunction = Callable[[list[dict[str, Any]], str, str], float]
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-MOST = 1e6  # of a reward's absolute value: beyond it advantages lose their digits
+MOST = 1e6  # largest absolute reward: beyond it, advantages lose precision
 
 
 def last_number(text: str) -> float | None:
-    """The last number of a text; commas between its digits are left out.
+    """The last number in a text; commas between digits are ignored.
 
     >>> last_number("7 - 9 = -2."), last_number("It is 1,024."), last_number("none")
     (-2.0, 1024.0, None)
@@ -55,10 +55,10 @@ def _length(prompt: list[dict[str, Any]], reply: str, reference: str) -> float:
 
 
 REWARDS: dict[str, RewardFunction] = {
-    "exact_match": _exact,  # 1 for the reference, but for case and surrounding white space
-    "arithmetic": _arithmetic,  # 1 where the last number is that of the reference
-    "format": _format,  # 1 for the reference, but for its numbers
-    "length": _length,  # the shorter length by the longer, of reply and reference, in characters
+    "exact_match": _exact,  # 1 if equal to the reference, ignoring case and surrounding white space
+    "arithmetic": _arithmetic,  # 1 if the last number is that of the reference
+    "format": _format,  # 1 if equal to the reference, ignoring the values of numbers
+    "length": _length,  # ratio of the shorter to the longer length of reply and reference, in characters
 }
 
 
@@ -73,13 +73,13 @@ class Reward:
         """The reward of a reply.
 
         Raises:
-            UserError: the user's function fails, or returns no finite number.
+            UserError: the user's function fails, or does not return a finite number.
         """
         if not ended:
             return 0.0
         try:
             value = self.function(prompt, reply, reference)
-        except Exception as error:  # of the user's function
+        except Exception as error:  # the user's function may raise anything
             raise UserError(
                 f"--reward {self.name}: {type(error).__name__}: {one_line(error)}; it was called with the reply {one_line(reply, 60)!r} "
                 f"and the reference {one_line(reference, 60)!r}"
@@ -93,12 +93,12 @@ class Reward:
 
 
 def load_rewards(names: Sequence[str]) -> list[Reward]:
-    """The rewards by their names, or by `path/to/file.py:function`, which runs the file.
+    """Look rewards up by name, or load them from `path/to/file.py:function`, which runs the file.
 
-    A function is called with three arguments: the messages before the reply, the reply, the reference; and returns a number.
+    A function takes three arguments (the messages before the reply, the reply, the reference) and returns a number.
 
     Raises:
-        UserError: an unknown name, one that is given twice, a file that cannot be run, or that has no such function.
+        UserError: an unknown or repeated name, or a file that cannot be run or lacks the function.
     """
     check_rewards(names)
     return [Reward(name, REWARDS[name]) if name in REWARDS else _from_file(name) for name in names]
@@ -111,7 +111,7 @@ def _from_file(name: str) -> Reward:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # whatever the user's file raises
+    except (Exception, SystemExit) as error:  # the user's file may raise anything
         raise UserError(f"--reward {name}: {path} cannot be run: {type(error).__name__}: {one_line(error)}") from error
     found = getattr(module, function, None)
     if not callable(found):

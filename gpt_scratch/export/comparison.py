@@ -7,12 +7,12 @@ import torch
 
 from ..errors import UserError
 
-TOLERANCE = 1e-4  # largest difference allowed where no weight is rounded, for logits of up to one; larger ones in proportion
+TOLERANCE = 1e-4  # largest difference allowed without rounded weights, for logits of up to one; scales with larger logits
 
 
 @dataclass
 class Comparison:
-    """The figures that an export prints. `compared_with` names what read the file back."""
+    """Figures that an export prints. `compared_with` names the reader of the exported file."""
 
     compared_with: str
     bytes: int
@@ -35,10 +35,10 @@ class Comparison:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def refuse_difference(self) -> None:
-        """For files whose weights are not rounded.
+        """Refuse a difference beyond `TOLERANCE`, for files without rounded weights.
 
         Raises:
-            UserError: the file does not compute what the model does.
+            UserError: the file's logits differ from the model's.
         """
         if not self.max_logit_difference <= TOLERANCE * max(1.0, self.max_logit):
             raise UserError(
@@ -48,6 +48,6 @@ class Comparison:
 
 
 def compare_logits(ours: list[torch.Tensor], theirs: list[torch.Tensor], compared_with: str, size: int) -> Comparison:
-    """Of the same prompts, (1, T, V) each; NaN on either side is a difference of NaN."""
+    """Compare the logits of the same prompts, (1, T, V) each; NaN on either side makes the difference NaN."""
     difference = torch.stack([(a - b).abs().max() for a, b in zip(ours, theirs)]).max().item()
     return Comparison(compared_with, size, max(logits.abs().max().item() for logits in ours), difference)

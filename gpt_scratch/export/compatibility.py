@@ -1,6 +1,6 @@
-"""Compatibility with the tools of the ecosystem: each integration is run on one model and one text, and its result compared.
+"""Compatibility with the tools of the ecosystem: each integration runs on the same model and text, and its results are compared.
 
-The reference is the model in float32 in this process. Perplexity is over all windows of the text, the largest absolute
+The reference is the model in float32 in this process. Perplexity is computed over all windows of the text, the largest absolute
 difference in logits over the first two. An integration whose package is not installed is listed as not run.
 """
 
@@ -38,7 +38,7 @@ Forward = Callable[[torch.Tensor], torch.Tensor]  # token ids (1, T) to logits (
 
 @dataclass
 class Setting:
-    """One model, one text, and what the model says about it."""
+    """One model, one text, and the model's logits on it."""
 
     folder: Path
     model: PreTrainedModel
@@ -64,7 +64,7 @@ def prepare(model_directory: str, text: str, windows: int, length: int, scratch:
     """Open the model and score the text's first windows, which do not overlap.
 
     Raises:
-        UserError: no checkpoint of this package with a tokenizer, or a text that is too short.
+        UserError: not a checkpoint of this package with a tokenizer, or the text is too short.
     """
     checkpoint = recognize(model_directory, Options())
     if checkpoint.format != "gpt_scratch" or checkpoint.head != "lm" or checkpoint.tokenizer is None:
@@ -83,7 +83,7 @@ def prepare(model_directory: str, text: str, windows: int, length: int, scratch:
 
 
 def forward_of(model: nn.Module) -> Forward:
-    """A model of transformers, without cache."""
+    """The forward pass of a transformers model, without a cache."""
     return lambda ids: model(ids, use_cache=False).logits
 
 
@@ -94,7 +94,7 @@ def scored(setting: Setting, forward: Forward) -> dict[str, Any]:
 
 
 def size(folder: Path, pattern: str = "*.safetensors") -> int:
-    """Bytes of the weights."""
+    """Size of the weights in bytes."""
     return sum(file.stat().st_size for file in folder.glob(pattern))
 
 
@@ -102,7 +102,7 @@ def size(folder: Path, pattern: str = "*.safetensors") -> int:
 
 
 def original(setting: Setting) -> dict[str, Any]:
-    """The model in float32, which all others are compared with."""
+    """The model in float32, the reference for all others."""
     return {"bytes": size(setting.folder), "perplexity": perplexity(setting.loss)}
 
 
@@ -122,7 +122,7 @@ def loader(setting: Setting) -> dict[str, Any]:
 
 
 def pipeline(setting: Setting) -> dict[str, Any]:
-    """pipeline("text-generation"), greedy: the text of 20 new tokens beside generate's."""
+    """pipeline("text-generation"), greedy: the text of 20 new tokens, compared with generate's."""
     from transformers import pipeline
 
     prompt = setting.tokenizer.decode(setting.windows[0, :16])
@@ -161,7 +161,7 @@ def trl(setting: Setting) -> dict[str, Any]:
 
 
 def peft(setting: Setting) -> dict[str, Any]:
-    """A LoRA adapter on all-linear, drawn at random: saved, loaded, merged, against the model with the adapter beside it."""
+    """A randomly initialized LoRA adapter on all-linear: saved, loaded, merged, compared with the unmerged model."""
     from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 
     base = AutoModelForCausalLM.from_pretrained(setting.folder, dtype=torch.float32)
@@ -178,13 +178,13 @@ def peft(setting: Setting) -> dict[str, Any]:
     read = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     loaded, _ = score(forward_of(read), setting.windows[:COMPARED])
     merged, _ = score(forward_of(read.merge_and_unload()), setting.windows[:COMPARED])
-    assert (expected - setting.logits).abs().max() > 1e-2  # the adapter does something
+    assert (expected - setting.logits).abs().max() > 1e-2  # the adapter has an effect
     difference = max((loaded - expected).abs().max().item(), (merged - expected).abs().max().item())
     return {"bytes": size(folder), "difference": difference, "of": "logits"}
 
 
 def torchao(setting: Setting) -> dict[str, Any]:
-    """int8, weights only."""
+    """int8, weight-only."""
     from torchao.quantization import Int8WeightOnlyConfig
     from transformers import TorchAoConfig
 
@@ -200,12 +200,12 @@ def bitsandbytes(setting: Setting) -> dict[str, Any]:
 
 
 def _quantized(setting: Setting, quantization_config: Any) -> dict[str, Any]:
-    """All linear layers but the head; embeddings stay in float32."""
+    """Quantize all linear layers except the head; embeddings stay in float32."""
     folder = setting.scratch / "quantized"
     model = AutoModelForCausalLM.from_pretrained(
         setting.folder, dtype=torch.float32, quantization_config=quantization_config
     ).eval()
-    model.save_pretrained(folder)  # before the first forward, after which bitsandbytes on a CPU saves rounded scales
+    model.save_pretrained(folder)  # after the first forward pass on a CPU, bitsandbytes would save rounded scales
     return {"bytes": size(folder)} | scored(setting, forward_of(model))
 
 
@@ -220,7 +220,7 @@ def onnx(setting: Setting) -> dict[str, Any]:
 
 
 def gguf(type: str) -> Callable[[Setting], dict[str, Any]]:
-    """GGUF with matrices of one type, read by transformers."""
+    """GGUF with matrices of the given type, read by transformers."""
 
     def run(setting: Setting) -> dict[str, Any]:
         path = setting.scratch / f"model-{type}.gguf"
@@ -252,7 +252,7 @@ def llama_cpp(setting: Setting) -> dict[str, Any]:
 
 
 def lm_eval(setting: Setting) -> dict[str, Any]:
-    """Log-likelihoods of the second half of each of eight windows, asked for as a task does, beside those by hand."""
+    """Log-likelihoods of the second half of each of eight windows, requested as a task does, compared with those computed here."""
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
@@ -295,12 +295,12 @@ INTEGRATIONS: dict[str, tuple[str, Callable[[Setting], dict[str, Any]]]] = {
 def measure_compatibility(
     model_directory: str, text: str, windows: int, length: int, integrations: list[str]
 ) -> list[dict[str, Any]]:
-    """A row for each integration: what was run, with which version, size of the weights in bytes, perplexity, largest difference.
+    """One row per integration: what was run, its version, size of the weights in bytes, perplexity, largest difference.
 
-    An integration that fails is a row that says so; the others still run.
+    The row of a failed integration says why; the others still run.
 
     Raises:
-        UserError: unusable model, text or sizes.
+        UserError: an invalid model, text or size.
     """
     rows = []
     with tempfile.TemporaryDirectory() as scratch:

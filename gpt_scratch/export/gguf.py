@@ -1,8 +1,8 @@
 """Export to GGUF, the format of llama.cpp: weights in the layout of GPT-2, Llama or Qwen 2 or 3, and the tokenizer, in one file.
 
 Names, keys and the order of rows are those of llama.cpp's `convert_hf_to_gguf.py`; the file is written with its `gguf` package, one
-tensor at a time. Matrices lie as in nn.Linear, (out, in), in every layout. Llama's query and key rows are reordered: for it, llama.cpp
-rotates neighbouring pairs of a head, the Hub's Llama pairs that lie half a head apart. Qwen's stay.
+tensor at a time. Matrices have the shape of nn.Linear, (out, in), in every layout. Llama's query and key rows are reordered: llama.cpp
+rotates adjacent pairs of a head in that layout, transformers pairs that lie half a head apart. Qwen's rows keep their order.
 
 The file, including its settings, is read back with transformers and compared. Settings that the file cannot represent, or that the reader
 would silently ignore, are refused by name.
@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_gpt_scratch import GPTScratchConfig
 from ..conversion.checkpoint import Checkpoint, Options
 from ..conversion.formats import recognize
-from ..conversion.gguf_files import ARCHITECTURES, read_gguf
+from ..conversion.gguf_files import ARCHITECTURES, read_gguf, read_gguf_tokenizer
 from ..conversion.stock_layouts import foreign_config, inverted, list_obstacles, obstacles
 from ..conversion.verify import logits_of, prompts
 from ..errors import UserError
@@ -34,24 +34,24 @@ from ..inference.loading import refusal
 from .comparison import Comparison, compare_logits
 from .modelfile import ends_of, modelfile_path, modelfile_text, write_modelfile
 
-# Of matrices; vectors stay in float32. Those that are quantized need rows of whole blocks.
+# Types of matrices; vectors stay in float32. Quantized types need rows of whole blocks.
 TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q5_0": "Q5_0", "q4_0": "Q4_0"}
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's types of tokens
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's token types
 SAMPLE = "Hello world! It's 1984, they're 12,345 miles away.\n\n  Grüße: été, 漢字 🙂\tTab"  # read by both tokenizers
 
 
 def export_gguf(model_directory: str, output: str, type: str = "f32", modelfile: bool = False) -> Comparison:
-    """Write a language model of this package as GGUF, whole or not at all, and compare what transformers reads from it.
+    """Write a language model of this package as GGUF, read the file with transformers and compare. The file is written atomically.
 
     Args:
         model_directory: a checkpoint of this package, by path or Hub name.
-        output: the file, `.gguf`.
-        type: of the matrices, a key of `TYPES`.
-        modelfile: write ollama's Modelfile beside it too.
+        output: path of the `.gguf` file.
+        type: type of the matrices, a key of `TYPES`.
+        modelfile: also write ollama's Modelfile next to it.
 
     Raises:
-        UserError: a setting that the format cannot express, a tokenizer that is not byte-level BPE as GPT-2's, a missing
-            package, or a file that does not compute what the model does.
+        UserError: a setting that the format cannot express, a tokenizer other than GPT-2's byte-level BPE, a missing package, or a
+            file that does not compute the same as the model.
     """
     if importlib.util.find_spec("gguf") is None:
         raise UserError('GGUF needs the gguf package: pip install "gpt_scratch[export]"')
@@ -67,7 +67,7 @@ def export_gguf(model_directory: str, output: str, type: str = "f32", modelfile:
         raise UserError(f"type is {type!r}: choose one of {', '.join(TYPES)}")
     tokenizer = tokenizer_fields(checkpoint)
     if modelfile:
-        modelfile_path(output)  # refuses a file of somebody else's
+        modelfile_path(output)  # refuses a file that this package did not write
         ends = ends_of(checkpoint.generation_config, checkpoint.config)
         positions = checkpoint.config.max_position_embeddings
         text = modelfile_text(Path(output).name, checkpoint.tokenizer, ends, tokenizer["adds_bos"], positions)  # type: ignore[arg-type]
@@ -87,7 +87,7 @@ def check_checkpoint(checkpoint: Checkpoint, name: str) -> None:
     """Check that a checkpoint can be exported.
 
     Raises:
-        UserError: not a language model of this package with a tokenizer.
+        UserError: it is not a language model of this package with a tokenizer.
     """
     if checkpoint.format != "gpt_scratch":
         raise UserError(f"{name} is of format {checkpoint.format}: convert it with scripts/convert_checkpoint.py first")
@@ -98,20 +98,20 @@ def check_checkpoint(checkpoint: Checkpoint, name: str) -> None:
 
 
 def obstacles_of(config: GPTScratchConfig, layout: str) -> dict[str, Any]:
-    """The settings that the layout, or its GGUF file, cannot express, each with the value that it needs."""
+    """Settings that the layout or its GGUF file cannot express, each with the value required."""
     found = obstacles(config, layout)
     if layout == "gpt2":
         return found | ({} if config.hidden_act in ("gelu_new", "gelu_pytorch_tanh") else {"hidden_act": "gelu_new"})
     needed: dict[str, Any] = {"hidden_act": "silu", "mlp_bias": False, "o_bias": False}
-    needed |= {} if layout == "qwen2" else {"qkv_bias": False}  # readers have no place for the bias
+    needed |= {} if layout == "qwen2" else {"qkv_bias": False}  # readers do not support the bias
     if config.rope_parameters is not None and config.rope_parameters["rope_type"] != "default":
-        # that of a file in which transformers would drop the scaling without a word
+        # transformers would silently drop the scaling when it reads the file
         needed["rope_parameters"] = {"rope_theta": config.rope_parameters["rope_theta"], "rope_type": "default"}
     return found | {name: value for name, value in needed.items() if getattr(config, name) != value}
 
 
 def target_of(config: GPTScratchConfig) -> str:
-    """The layout to write, one of `ARCHITECTURES`: that which the fewest settings stand in the way of."""
+    """The layout to write, one of `ARCHITECTURES`: the one with the fewest settings that it cannot express."""
     return min(ARCHITECTURES, key=lambda layout: len(obstacles_of(config, layout)))
 
 
@@ -119,7 +119,7 @@ def refuse_settings(config: GPTScratchConfig, target: str) -> None:
     """Refuse a configuration that the layout or its GGUF file cannot express.
 
     Raises:
-        UserError: settings that the layout or the file cannot express; names each.
+        UserError: there are such settings; names each.
     """
     if found := obstacles_of(config, target):
         raise UserError(f"GGUF cannot express {list_obstacles(config, found)} in the layout {target}, which is the nearest")
@@ -127,12 +127,12 @@ def refuse_settings(config: GPTScratchConfig, target: str) -> None:
 
 
 def tokenizer_fields(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Tokens in the order of their ids, their types, and the merges, from a byte-level BPE that splits text as GPT-2's does.
+    """Tokens in the order of their ids, their types, and the merges of a byte-level BPE that splits text with GPT-2's pattern.
 
-    Ids that the model has beyond the tokenizer's are filled with tokens that are never used.
+    Ids of the model beyond the tokenizer's vocabulary get unused tokens.
 
     Raises:
-        UserError: any other tokenizer; says what is different.
+        UserError: any other tokenizer; says what differs.
     """
     tokenizer, vocab_size = checkpoint.tokenizer, checkpoint.config.vocab_size
     assert tokenizer is not None
@@ -161,7 +161,7 @@ def tokenizer_fields(checkpoint: Checkpoint) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of the file: `parts` of ours stacked, zeros where ours has none. `heads`: reorder the rows of so many."""
+    """One tensor of the file: our `parts` concatenated, zeros for a missing one. `heads`: reorder the rows of this many heads."""
 
     name: str
     parts: tuple[str, ...]
@@ -174,7 +174,7 @@ class Tensor:
         return (sum(row[0] for row in self.rows), *self.rows[0][1:])
 
     def read(self, checkpoint: Checkpoint) -> np.ndarray:
-        """The data, in the type of the file."""
+        """The data in the file's type."""
         from gguf.quants import quantize
 
         ours = checkpoint.source.describe()
@@ -191,7 +191,7 @@ def tensors_of(checkpoint: Checkpoint, target: str, type: str) -> list[Tensor]:
     """Every tensor of the file, in order.
 
     Raises:
-        UserError: rows that the quantized `type` cannot hold.
+        UserError: rows whose length is not a multiple of the block size of the quantized `type`.
     """
     import gguf
 
@@ -202,7 +202,7 @@ def tensors_of(checkpoint: Checkpoint, target: str, type: str) -> list[Tensor]:
     tensors = []
     for stock, (_, parts) in inverted(target, config, "lm").items():
         module, _, kind = stock.rpartition(".")
-        # A bias that is not there is as long as the rows of its weight.
+        # The length of a missing bias is the number of rows of its weight.
         rows = tuple(ours[part].shape if part in ours else ours[part.removesuffix("bias") + "weight"].shape[:1] for part in parts)
         # llama.cpp keeps positions in float32
         raw = matrices if kind == "weight" and len(rows[0]) == 2 and module != "transformer.wpe" else vectors
@@ -221,10 +221,10 @@ def _architecture(target: str) -> Any:
 
 
 def write_gguf(path: Path, checkpoint: Checkpoint, target: str, type: str, tokenizer: dict[str, Any], name: str) -> None:
-    """The whole file; one tensor is in memory at a time.
+    """Write the file, with one tensor in memory at a time.
 
     Raises:
-        UserError: rows that the quantized `type` cannot hold.
+        UserError: as [`tensors_of`].
     """
     import gguf
 
@@ -283,12 +283,12 @@ def _write_tokenizer(writer: Any, fields: dict[str, Any]) -> None:
         if id is not None:
             add[name](id)
     if isinstance(fields["chat_template"], str):
-        # Without the tags that mark replies for training, which only transformers knows; they write nothing.
+        # Without the tags that mark replies for training: they add no text, and only transformers knows them.
         writer.add_chat_template(re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", fields["chat_template"]))
 
 
 def in_neighbouring_pairs(weight: np.ndarray, heads: int) -> np.ndarray:
-    """The rows (D of each head) in llama.cpp's order: row i and row i + D/2, which turn together, side by side.
+    """Reorder the rows (D per head) for llama.cpp: rows i and i + D/2, which are rotated together, become adjacent.
 
     >>> in_neighbouring_pairs(np.arange(8)[:, None], heads=2).ravel().tolist()
     [0, 2, 1, 3, 4, 6, 5, 7]
@@ -297,7 +297,7 @@ def in_neighbouring_pairs(weight: np.ndarray, heads: int) -> np.ndarray:
 
 
 def read_back(path: Path, reference: Callable[[], PreTrainedModel]) -> Comparison:
-    """Compare the file, as transformers reads it, with the model; one of the two is in memory at a time.
+    """Compare the file, as transformers reads it, with the model; only one of the two is in memory at a time.
 
     Raises:
         UserError: transformers cannot read the file.
@@ -309,21 +309,18 @@ def read_back(path: Path, reference: Callable[[], PreTrainedModel]) -> Compariso
     gc.collect()
     try:
         model = read_gguf(path)
-    except BaseException as error:  # whatever gguf or transformers raise
+    except BaseException as error:  # gguf and transformers may raise anything
         raise refusal("verification failed: transformers cannot read the file", error) from error
     return compare_logits(ours, logits_of(model, asked), type(model).__name__, path.stat().st_size)
 
 
 def compare_tokenizers(path: Path, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Compare the tokenizer in the file with the original; returns a line about the result.
+    """Compare the tokenizer in the file with the original; return one line about the result.
 
     Raises:
-        UserError: the tokenizer in the file gives other ids.
+        UserError: the tokenizer in the file gives different ids.
     """
-    try:
-        theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except BaseException as error:
-        raise refusal("verification failed: transformers cannot read the tokenizer in the file", error) from error
+    theirs = read_gguf_tokenizer(path, "verification failed: transformers cannot read the tokenizer in the file")
     ours, read = tokenizer(SAMPLE)["input_ids"], theirs(SAMPLE)["input_ids"]
     if ours != read:
         raise UserError(f"verification failed: the tokenizer in the file gives {read[:12]}..., this one {ours[:12]}...")

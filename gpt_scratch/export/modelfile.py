@@ -1,7 +1,7 @@
 """Writes ollama's Modelfile for an exported GGUF file: path of the weights, chat template in Go's template language, stop tokens.
 
-ollama does not read the Jinja template in a GGUF file. A Go template is made of what ours writes for a few conversations: the texts around
-each role's content. It is kept only if putting these together again gives, for other conversations, what ours gives.
+ollama does not read the Jinja template in a GGUF file. The Go template is derived from what our template renders for a few conversations:
+the text around each role's content. It is used only if it renders other conversations exactly as ours does.
 
 Source: ollama docs/modelfile.md and docs/template.md.
 """
@@ -22,7 +22,7 @@ FIRST_LINE = "# Written by gpt_scratch: ollama create NAME -f THIS_FILE"
 
 @dataclass(frozen=True)
 class Pieces:
-    """What a chat template writes around the content of each role; `unless_system`: at the start, where no system message is."""
+    """Text that a chat template puts around the content of each role; `unless_system`: at the start, without a system message."""
 
     unless_system: str
     system: tuple[str, str]
@@ -31,14 +31,14 @@ class Pieces:
     reply: str
 
     def render(self, messages: list[dict[str, str]]) -> str:
-        """The conversation up to where the reply begins."""
+        """The conversation up to the start of the reply."""
         around = {"system": self.system, "user": self.user, "assistant": self.assistant}
         texts = [around[message["role"]][0] + message["content"] + around[message["role"]][1] for message in messages]
         return ("" if messages[0]["role"] == "system" else self.unless_system) + "".join(texts) + self.reply
 
 
 def conversation(roles: str) -> list[dict[str, str]]:
-    """Messages of the roles s, u and a, in this order, of contents that occur nowhere else.
+    """Messages with the given roles (s, u or a each), in order; no template contains their contents.
 
     >>> conversation("ua")
     [{'role': 'user', 'content': '<0u0>'}, {'role': 'assistant', 'content': '<1a1>'}]
@@ -48,10 +48,10 @@ def conversation(roles: str) -> list[dict[str, str]]:
 
 
 def pieces_of(tokenizer: PreTrainedTokenizerBase) -> Pieces:
-    """The texts of the tokenizer's chat template around each content.
+    """The text that the tokenizer's chat template puts around each content.
 
     Raises:
-        UserError: the tokenizer has no chat template, or one that does more than to put texts around contents.
+        UserError: the tokenizer has no chat template, or one that does more than put text around contents.
     """
     if not tokenizer.chat_template:
         raise UserError(
@@ -72,7 +72,7 @@ def pieces_of(tokenizer: PreTrainedTokenizerBase) -> Pieces:
 
     try:
         before, end = between("u", reply=False)
-        user = between("uu")[1].removeprefix(end)  # what stands before a user's content
+        user = between("uu")[1].removeprefix(end)  # the text before a user's content
         _, to_assistant, to_user, _ = between("uau")
         system = between("su")
         pieces = Pieces(
@@ -87,14 +87,12 @@ def pieces_of(tokenizer: PreTrainedTokenizerBase) -> Pieces:
     except UserError as error:
         raise UserError(f"--modelfile: {error}") from error
     if wrong:
-        raise UserError(
-            "--modelfile: the chat template does more than to put texts around messages: write ollama's TEMPLATE by hand"
-        )
+        raise UserError("--modelfile: the chat template does more than put text around messages: write ollama's TEMPLATE by hand")
     return pieces
 
 
 def go_template(pieces: Pieces) -> str:
-    """The pieces in Go's template language; every text is a string of its own, since space around actions can be trimmed.
+    """The pieces in Go's template language; every text is a string literal, since white space around actions can be trimmed.
 
     >>> go_template(Pieces("", ("", ""), ("Q: ", "\\n"), ("A: ", "\\n"), "A:"))  # doctest: +ELLIPSIS
     '{{ range .Messages }}{{ if eq .Role "system" }}{{ .Content }}{{ else if eq .Role "user" }}{{ "Q: " }}{{ .Content }}{{ "\\\\n" }}...'
@@ -115,13 +113,13 @@ def modelfile_text(file_name: str, tokenizer: PreTrainedTokenizerBase, end_ids: 
     """The whole Modelfile.
 
     Args:
-        file_name: of the GGUF file, beside it.
+        file_name: name of the GGUF file in the same directory.
         end_ids: tokens that end a reply.
-        adds_bos: ollama puts the bos token before every text, so that the template must not.
-        positions: of the model.
+        adds_bos: ollama prepends the bos token to every text, so the template must not.
+        positions: context length of the model.
 
     Raises:
-        UserError: a chat template that Go's language is not written for here.
+        UserError: the chat template cannot be written in Go's language.
     """
     pieces = pieces_of(tokenizer)
     if adds_bos and tokenizer.bos_token:
@@ -134,10 +132,10 @@ def modelfile_text(file_name: str, tokenizer: PreTrainedTokenizerBase, end_ids: 
 
 
 def modelfile_path(gguf: str) -> Path:
-    """Beside the GGUF file: NAME.Modelfile.
+    """NAME.Modelfile, next to the GGUF file.
 
     Raises:
-        UserError: a file that this package did not write is there.
+        UserError: a file that this package did not write exists there.
     """
     path = Path(gguf).with_suffix(".Modelfile")
     if path.is_dir() or (path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(FIRST_LINE)):
@@ -146,13 +144,13 @@ def modelfile_path(gguf: str) -> Path:
 
 
 def write_modelfile(path: Path, text: str) -> None:
-    """Whole or not at all."""
+    """Write the Modelfile atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def ends_of(*settings: Any) -> list[int]:
-    """The ids that end a text, of a generation configuration or else of the model's.
+    """The ids that end a text, from the first of `settings` (generation configuration, model configuration) that has any.
 
     >>> from types import SimpleNamespace as Namespace
     >>> ends_of(Namespace(eos_token_id=None), Namespace(eos_token_id=7)), ends_of(Namespace(eos_token_id=[3, 7]))

@@ -1,7 +1,7 @@
-"""Export to ONNX with transformers' exporter; the graph is verified with ONNX Runtime for other shapes than the exported ones.
+"""Export to ONNX with transformers' exporter; ONNX Runtime verifies the graph on shapes other than the exported one.
 
-The graph takes `input_ids` and `attention_mask`, (B, T) both, and gives logits: (B, T, V), or (B, L) of a classifier. It keeps no
-cache, so it is for scoring and classifying; generation with it computes every prefix anew.
+The graph takes `input_ids` and `attention_mask`, both (B, T), and returns logits: (B, T, V), or (B, L) for a classifier. It has no
+cache, so it is meant for scoring and classification; generating with it recomputes every prefix.
 """
 
 import gc
@@ -31,10 +31,10 @@ def export_onnx(model_directory: str, output: str, overwrite: bool = False) -> C
 
     Args:
         model_directory: a checkpoint of this package, language model or classifier, by path or Hub name.
-        output: directory, which must not exist or be empty, or be one that this package wrote and `overwrite` be given.
+        output: a directory that is new or empty, or one that this package wrote if `overwrite` is given.
 
     Raises:
-        UserError: a missing package, another format, or a graph that does not compute what the model does.
+        UserError: a missing package, another format, or a graph that does not compute the same as the model.
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -56,7 +56,7 @@ def export_onnx(model_directory: str, output: str, overwrite: bool = False) -> C
         gc.collect()
         session = open_session(folder)
         theirs = [run_session(session, asked) for asked in inputs]
-        if checkpoint.head == "lm":  # values at padded positions are meaningless
+        if checkpoint.head == "lm":  # logits at padded positions are meaningless
             kept = [asked["attention_mask"].bool() for asked in inputs]
             ours, theirs = [a[mask] for a, mask in zip(ours, kept)], [a[mask] for a, mask in zip(theirs, kept)]
         size = sum(file.stat().st_size for file in folder.glob("model.onnx*"))
@@ -66,7 +66,7 @@ def export_onnx(model_directory: str, output: str, overwrite: bool = False) -> C
 
 
 def write_onnx(model: PreTrainedModel, folder: Path) -> None:
-    """The graph with free batch size and length, its weights beside it."""
+    """Write the graph with dynamic batch size and length, and its weights next to it."""
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
     ids = torch.ones(EXPORTED_SHAPE, dtype=torch.long)
@@ -81,7 +81,7 @@ def write_onnx(model: PreTrainedModel, folder: Path) -> None:
 
 
 def compared_inputs(config: Any) -> list[dict[str, torch.Tensor]]:
-    """Token ids over the whole vocabulary in other shapes than the exported one; of three rows one is padded on each side."""
+    """Token ids over the whole vocabulary in shapes other than the exported one; with three rows, one is padded on each side."""
     asked = []
     for rows, length in COMPARED_SHAPES:
         length = min(length, config.max_position_embeddings)
@@ -94,7 +94,7 @@ def compared_inputs(config: Any) -> list[dict[str, torch.Tensor]]:
 
 
 def open_session(folder: Path) -> Any:
-    """ONNX Runtime's session on the CPU."""
+    """An ONNX Runtime session on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -103,7 +103,7 @@ def open_session(folder: Path) -> Any:
 
 
 def run_session(session: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The graph's logits."""
+    """Run the graph and return its logits."""
     return torch.from_numpy(session.run(["logits"], {name: value.numpy() for name, value in inputs.items()})[0])
 
 

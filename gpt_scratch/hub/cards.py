@@ -1,10 +1,10 @@
 """Model cards, generated from `metrics.json` or `conversion.json` of a run. They contain only measured results.
 
-The text is `model_card_template.md` beside this file, the metadata `huggingface_hub`'s `ModelCardData` and `EvalResult`.
+The text comes from `model_card_template.md` in this folder; the metadata are `huggingface_hub`'s `ModelCardData` and `EvalResult`.
 
-A card stands between two comments, the second with a checksum. When a run writes its card again, what a person has written above or below
-and the person's metadata (license, language, ...) are kept. A README.md without the comments, or edited between them, is left as it is, and
-the card goes beside it into `README.proposed.md`.
+A card is enclosed in two comments, the second with a checksum. When a run writes its card again, text that the user has added above or
+below it and the user's metadata (license, language, ...) are kept. A README.md without the comments, or edited between them, is left
+unchanged, and the card is written to `README.proposed.md` instead.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ CARD = re.compile(
 PACKAGE = (
     f"[gpt_scratch]({PROJECT_PAGE})" if PROJECT_PAGE else "gpt_scratch"
 ) + ", a GPT written from scratch for the Hugging Face ecosystem"
-# Until the repository has a name. Every loader asks about the code where it is not told, the tokenizer's too, which runs none of it.
+# NAME stands for the repository until it has a name. Without trust_remote_code every loader asks about the code, even the tokenizer's.
 NAME = "PATH_OR_NAME"
 LOADING = 'revision="main", trust_remote_code=True'
 
@@ -101,7 +101,7 @@ ASSISTANT_LIMITS = (
 
 
 def write_card(output_dir: str, record: dict[str, Any]) -> None:
-    """Write `README.md` into a pretraining run's directory from what its `metrics.json` holds."""
+    """Write the `README.md` of a pretraining run from the contents of its `metrics.json`."""
     metrics, source = record["metrics"], _source(record)
     measured = {kind: metrics[f"validation_{kind}"] for kind in ("loss", "perplexity")}
     _write(
@@ -123,12 +123,12 @@ def write_card(output_dir: str, record: dict[str, Any]) -> None:
 
 
 def write_classifier_card(output_dir: str, record: dict[str, Any]) -> None:
-    """Write `README.md` into a classifier's directory from what its `metrics.json` holds."""
+    """Write the `README.md` of a classifier from the contents of its `metrics.json`."""
     metrics, source = record["metrics"], _source(record)
     split = metrics["data"]["test"]
     measured = {kind: metrics[f"test_{kind}"] for kind in ("accuracy", "f1", "macro_f1") if f"test_{kind}" in metrics}
     shared = split["texts_also_in_train"]
-    overlap = f" {shared} of the {split['rows']} test texts also stand in the training data." if shared else ""
+    overlap = f" {shared} of the {split['rows']} test texts also occur in the training data." if shared else ""
     _write(
         output_dir,
         _metadata(output_dir, "text-classification", source, "test", measured),
@@ -143,13 +143,13 @@ def write_classifier_card(output_dir: str, record: dict[str, Any]) -> None:
             _data(metrics["data"]),
             _table("Training", "setting", _settings(record)),
         ],
-        limits="The classes mean what they mean in the training texts, their language and their time. Scores are not calibrated beyond "
-        "the error given above; do not delete anybody's messages on this model's word alone.",
+        limits="The training texts, with their language and period, define the classes. Scores are not calibrated beyond the error given "
+        "above; do not delete messages because of this model's prediction alone.",
     )
 
 
 def write_instruction_card(output_dir: str, record: dict[str, Any]) -> None:
-    """Write `README.md` into an instruction-finetuned model's directory from what its `metrics.json` holds."""
+    """Write the `README.md` of an instruction-finetuned model from the contents of its `metrics.json`."""
     metrics, source, style = record["metrics"], _source(record), record["script_arguments"]["prompt_style"]
     _write(
         output_dir,
@@ -168,7 +168,7 @@ def write_instruction_card(output_dir: str, record: dict[str, Any]) -> None:
 
 
 def write_preference_card(output_dir: str, method: str, record: dict[str, Any]) -> None:
-    """Write `README.md` into the directory of a model trained on preferences, in place of TRL's own.
+    """Write the `README.md` of a model trained on preferences, replacing TRL's own card.
 
     Args:
         method: "dpo", "grpo", or "reward" for a model that scores replies.
@@ -197,8 +197,11 @@ def write_preference_card(output_dir: str, method: str, record: dict[str, Any]) 
     )
 
 
+CHAT_QUESTION = "Ella has 9 eggs and gives 3 away. How many eggs does Ella have now?"
+
+
 def write_chat_card(output_dir: str, report: dict[str, Any]) -> None:
-    """Write `README.md` into the directory of a model that went from text to chat, from what its `report.json` holds."""
+    """Write the `README.md` of a chat model trained from scratch, from the contents of its `report.json`."""
     found, size, environment = report["accuracy"], report["size"], report["environment"]
     after = {"pretrained": "pretraining", "instructed": "instruction tuning", "reinforced": "reinforcement"}
 
@@ -215,7 +218,7 @@ def write_chat_card(output_dir: str, report: dict[str, Any]) -> None:
         ),
         summary=f"A small chat model made with {PACKAGE}, from random weights: pretrained, finetuned on instructions, and reinforced on a "
         f"reward that is computed (exact match). {size['parameters']:,} parameters, seed {report['seed']}.",
-        use=USE_CHAT.replace("Rewrite the sentence in the passive voice. The cat caught the mouse.", "What is 23 + 45?"),
+        use=USE_CHAT.replace("Rewrite the sentence in the passive voice. The cat caught the mouse.", CHAT_QUESTION),
         sections=[
             _table("Results", "right on held-out questions, 95 % intervals", steps),
             _table("By kind", "right at the end", {kind: share(row) for kind, row in by_kind.items()}) if by_kind else "",
@@ -238,7 +241,7 @@ def write_chat_card(output_dir: str, report: dict[str, Any]) -> None:
 
 
 def write_conversion_card(output_dir: str, title: str, record: dict[str, Any]) -> None:
-    """Write `README.md` into a converted checkpoint's directory from what its `conversion.json` holds."""
+    """Write the `README.md` of a converted checkpoint from the contents of its `conversion.json`."""
     classifier = "head" in record and record["head"] == "classifier"
     task = "text-classification" if classifier else "text-generation"
     _write(
@@ -247,14 +250,13 @@ def write_conversion_card(output_dir: str, title: str, record: dict[str, Any]) -
         summary=f"Weights converted by {PACKAGE}, from the format `{record['format']}`.",
         use=USE_CLASSIFIER if classifier else USE_LANGUAGE_MODEL,
         sections=[_table("Conversion", "measured", record["proof"]), "\n".join(f"- {note}" for note in record["notes"])],
-        limits="What the weights were trained on, what they are good for, and under which license they may be used, is told where they "
-        "came from.",
+        limits="The training data, intended uses and license of the weights are documented at their source.",
         title=title,
     )
 
 
 def name_repository(output_dir: str, repository: str) -> bool:
-    """Write the repository's name into the example of a card of ours, once it is known; returns whether there was a place for it."""
+    """Fill the repository's name, once known, into the example of this package's card; return whether there was a place for it."""
     path = Path(output_dir) / "README.md"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if f'"{NAME}"' not in text:
@@ -269,7 +271,7 @@ def name_repository(output_dir: str, repository: str) -> bool:
 
 
 def keep_card(previous: str, output_dir: str) -> None:
-    """Before a card is written into `output_dir`, which will replace the directory `previous`: what a person wrote there stays."""
+    """Copy the card in `previous` to `output_dir`, which will replace that directory, so that the user's additions survive."""
     if (Path(previous) / "README.md").is_file():
         shutil.copyfile(Path(previous) / "README.md", Path(output_dir) / "README.md")
 
@@ -306,17 +308,17 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _checksum(metadata: ModelCardData, body: str) -> str:
-    """Of the text between the comments and the evaluation results of the metadata."""
+    """Checksum of the text between the comments and of the evaluation results in the metadata."""
     results = [result.__dict__ for result in metadata.eval_results or []]
     return hashlib.sha256(json.dumps([body, results], default=str).encode()).hexdigest()[:16]
 
 
 def _is_unedited(text: str) -> bool:
-    """Whether a card stands there as it was written."""
+    """Whether `text` holds a card of this package without edits between its comments."""
     found = CARD.search(text)
     try:
         return found is not None and _checksum(ModelCard(text).data, found["body"]) == found["checksum"]
-    except (YAMLError, ValueError, AttributeError, TypeError):  # metadata that are none
+    except (YAMLError, ValueError, AttributeError, TypeError):  # invalid metadata
         return False
 
 
@@ -346,7 +348,7 @@ def _chosen(metrics: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _data(description: dict[str, Any]) -> str:
-    """Statistics of each split: the counts that the run took."""
+    """Statistics of each split, as counted by the run."""
     splits = {
         split: ", ".join(
             f"{value:,} {name.replace('_', ' ')}"
@@ -394,7 +396,7 @@ def _cell(value: Any) -> str:
 
 
 def _classes(metrics: dict[str, Any]) -> str:
-    """Counts and rates of each class on the test split."""
+    """Counts, precision, recall and F1 of each class on the test split."""
     if "test_confusion_matrix" not in metrics:
         return ""
     rows = "\n".join(

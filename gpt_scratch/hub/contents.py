@@ -1,4 +1,4 @@
-"""Selects the files of a directory to upload: without training state, links, and files that are useless to others.
+"""Selects the files of a directory to upload, without training state, links, and files that are useless to others.
 
 A directory is complete when whoever downloads it can load it with transformers alone: `config.json`, safetensors, and each code file that
 the config's `auto_map` names. Pickles of a run (`training_args.bin`, which also holds this machine's paths) never go up.
@@ -16,9 +16,9 @@ from typing import Any
 
 from ..errors import UserError
 
-# Never: pickles, and leftovers that are of no use to others. `.*` includes what git and huggingface_hub keep for themselves.
+# Never uploaded: pickles, and leftovers that are useless to others. `.*` includes the metadata of git and huggingface_hub.
 NEVER = ("training_args.bin", ".*", "__pycache__", "*.pyc", "events.out.tfevents.*", "README.proposed.md")
-# What only resuming needs: two to three times the size of the weights, and pickled.
+# Needed only for resuming: two to three times the size of the weights, and pickled.
 TRAINING_STATE = ("checkpoint-*", "optimizer.*", "scheduler.pt", "scaler.pt", "rng_state*.pth", "random_states_*.pkl")
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.*", "spiece.model", "*.tiktoken")
@@ -26,22 +26,23 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.*", "spiece.model", "*
 
 @dataclass(frozen=True)
 class Contents:
-    """The files of a directory that go up, by path relative to it, and those that stay with the reason."""
+    """The files of a directory to upload, by relative path, and those left out, each with the reason."""
 
     folder: Path
     files: list[str]
     left_out: dict[str, str]
 
     def size(self, name: str) -> int:
-        """Bytes."""
+        """Size of a file in bytes."""
         return (self.folder / name).stat().st_size
 
 
 def list_contents(folder: str | os.PathLike, with_training_state: bool = False, exclude: tuple[str, ...] = ()) -> Contents:
-    """Sort the files of `folder`; `exclude` holds further patterns of relative paths to leave out.
+    """Select the files of `folder` to upload; `exclude` holds further patterns of relative paths to leave out.
 
     Raises:
-        UserError: not a complete checkpoint (names what is missing), or a link, which may lead to a file that was never meant to go up.
+        UserError: an incomplete checkpoint (names what is missing), or a link, which may point to a file that was not meant to be
+            published.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -67,7 +68,7 @@ def list_contents(folder: str | os.PathLike, with_training_state: bool = False, 
 
 
 def missing_parts(contents: Contents) -> list[str]:
-    """What a model can be loaded without, but hardly used: a line for each part that is not there."""
+    """One line for each missing part without which the model loads but is of little use."""
     notes = []
     if not any(fnmatch(name, pattern) for name in contents.files for pattern in TOKENIZERS):
         notes.append(
@@ -83,7 +84,7 @@ def missing_parts(contents: Contents) -> list[str]:
 
 
 def shown(name: str) -> str:
-    """A name as it may be printed: whatever would end the line, move the cursor or reverse the order of letters is shown as its code."""
+    """A name that is safe to print: characters that would end the line, move the cursor or reverse the text direction are escaped."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name)
 
 
@@ -125,7 +126,7 @@ def _refuse_incomplete(folder: Path, files: list[str]) -> None:
                 f"{folder / 'config.json'}: auto_map points to another repository, {foreign[0]!r}: save the model again"
             )
         needed = sorted({target.split(".")[0] + ".py" for target in auto_map.values()})
-        for name in needed:  # grows while it is read: what the code files import from their neighbours
+        for name in needed:  # grows during iteration: modules that the code files import relatively
             text = (folder / name).read_text(encoding="utf-8") if name in files else ""
             needed += [
                 other for module in re.findall(r"^from \.(\w+) import", text, re.M) if (other := f"{module}.py") not in needed

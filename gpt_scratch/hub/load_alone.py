@@ -4,7 +4,7 @@
 
 The tensors are named 0, 1, ... in the order of the directories.
 
-Run as a file and in a process of its own, since this package must not be importable; so it imports nothing of it.
+It runs as a file in its own process, since this package must not be importable, and so imports nothing from it.
 """
 
 # ruff: noqa: E402
@@ -25,7 +25,7 @@ TOKENS = 16
 
 @torch.inference_mode()
 def logits_of(folder: str | Path) -> torch.Tensor:
-    """Logits of a fixed row of token ids, fp32: (1, T, V) of a language model, (1, L) of a classifier. A stock one is not trusted."""
+    """fp32 logits for fixed token ids: (1, T, V) for a language model, (1, L) for a classifier. A stock layout loads without trust."""
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     classifier = config["architectures"][0].endswith("ForSequenceClassification")
     auto = transformers.AutoModelForSequenceClassification if classifier else transformers.AutoModelForCausalLM

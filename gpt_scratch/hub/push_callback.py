@@ -1,7 +1,7 @@
 """`--push_to_hub` of the training scripts: complete repositories only, and this package's card.
 
-Trainer's own pushing would also upload `training_args.bin`, a pickle with this machine's paths; what it sends while it trains lacks the
-model's code, so that nobody could load it; and its automatic card would take the place of ours.
+Trainer itself would also upload `training_args.bin`, a pickle with this machine's paths; the checkpoints that it uploads during training
+lack the model's code, so that nobody could load them; and its automatic card would replace ours.
 """
 
 from pathlib import Path
@@ -18,17 +18,17 @@ from .upload import Repository, Upload, open_repository, upload, verify_outputs
 
 
 class PushToHub(TrainerCallback):
-    """Uploads each checkpoint, where `args.hub_strategy` says so, and the whole output directory at the end ([`finish`]).
+    """Uploads the whole output directory at the end ([`finish`]), and each checkpoint if `args.hub_strategy` is "every_save".
 
-    Make it by [`take_over_push`]. `hub_model_id`, `hub_private_repo`, `hub_revision` and `hub_token` mean what they mean to Trainer; of
-    `hub_strategy` there are "end" and "every_save".
+    Created by [`take_over_push`]. `hub_model_id`, `hub_private_repo`, `hub_revision` and `hub_token` have Trainer's meaning;
+    `hub_strategy` must be "end" or "every_save".
 
     Args:
-        wanted: without it nothing is uploaded.
+        wanted: whether to upload at all.
 
     Raises:
-        UserError: before training, where it could not be uploaded afterwards: not logged in, no permission, no network, or the
-            scanner for secrets is not installed.
+        UserError: the upload would fail after training: not logged in, no permission, no network, or the secret scanner is not
+            installed.
     """
 
     def __init__(self, args: TrainingArguments, wanted: bool):
@@ -40,14 +40,14 @@ class PushToHub(TrainerCallback):
         self.token, self.every_save = args.hub_token, args.hub_strategy == HubStrategy.EVERY_SAVE
         self.output_dir = args.output_dir
         if args.process_index == 0:
-            scanner()  # before training, if it is not installed
+            scanner()  # raises before training if it is not installed
             name = args.hub_model_id or Path(args.output_dir).resolve().name
             self.repository = open_repository(name, args.hub_private_repo, args.hub_revision or "main", self.token)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Upload a checkpoint. A failure is reported, and training continues."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        # Not an adapter's: its files would lie beside the merged model's later, and be loaded in its place.
+        # Not for an adapter: its files would later lie next to the merged model's, and be loaded instead.
         if self.repository is None or not self.every_save or not (folder / "config.json").is_file():
             return
         try:
@@ -56,10 +56,10 @@ class PushToHub(TrainerCallback):
             print(f"warning: step {state.global_step} was not uploaded: {error}")
 
     def finish(self) -> Upload | None:
-        """Upload the whole output directory, when everything is in it and computes what it should; `None` where nothing was to be pushed.
+        """Verify the complete output directory and upload it; `None` if pushing was not requested.
 
         Raises:
-            UserError: it does not, or it could not be uploaded; the message says that everything is saved, and how to upload it.
+            UserError: verification or upload failed; the message says that everything is saved, and how to upload it.
         """
         if self.repository is None:
             return None
@@ -77,7 +77,7 @@ class PushToHub(TrainerCallback):
         return uploaded
 
     def _upload(self, contents: Contents, message: str) -> Upload:
-        assert self.repository is not None  # the callers' condition
+        assert self.repository is not None  # ensured by the callers
         findings = find_secrets(contents).findings
         if findings:
             raise UserError(f"found {findings[0]}")
@@ -85,6 +85,6 @@ class PushToHub(TrainerCallback):
 
 
 def take_over_push(args: TrainingArguments) -> PushToHub:
-    """The callback that pushes in Trainer's place: `args.push_to_hub` is cleared, since Trainer would push, too."""
+    """Return the callback that pushes in Trainer's place, and clear `args.push_to_hub`, since Trainer would push as well."""
     wanted, args.push_to_hub = args.push_to_hub, False
     return PushToHub(args, wanted)

@@ -1,7 +1,7 @@
 """Secret scanning rules on bytes: tokens, keys, passwords, values of secret environment variables, and local paths.
 
-The formats of some hundred services come from kingfisher (github.com/mongodb/kingfisher, Apache 2.0), run in this process and offline.
-None of its rules goes by entropy alone. The rules here are those that it lacks: it leaves out what it cannot verify with a service.
+The token formats of several hundred services come from kingfisher (github.com/mongodb/kingfisher, Apache 2.0), run in this process and
+offline. None of its rules relies on entropy alone. The rules here cover what it omits because it cannot verify it with a service.
 """
 
 import os
@@ -17,15 +17,15 @@ from ..errors import UserError
 
 PATH = "an absolute path of a machine"
 OWN_VALUE = "the value of a secret of this environment"
-# What the rules below and those of kingfisher look for, for messages.
+# What the rules below and kingfisher's look for, as shown in messages.
 KINDS = (
     "access tokens and keys of services", "private keys", "JSON web tokens", "passwords in addresses, settings and .netrc lines",
     "values of this environment's secrets", "absolute paths of machines",
 )  # fmt: skip
 
-# Where a format begins with letters, it may occur within a word: the strings of an Arrow file follow each other without a gap. A long
-# unbroken run of such letters is base64 (see `_in_a_long_run`). With each rule go literals, one of which a text must hold for the rule
-# to be tried at all (those of NEED_A_DIGIT in lower case): most texts hold none of them, and that is seen in next to no time.
+# A format that begins with letters may match within a word, since the strings of an Arrow file follow each other without a gap. A long
+# unbroken run of such letters is base64 (see `_in_a_long_run`). A rule is tried only on text that contains one of its literals (in lower
+# case for those of NEED_A_DIGIT): most text contains none of them, and checking that is cheap.
 FORMATS: list[tuple[str, tuple[bytes, ...], bytes]] = [
     ("a Hugging Face token", (b"hf_", b"api_org_"), rb"(?:hf|api_org)_[A-Za-z0-9]{30,}"),
     ("a GitHub token", (b"gh", b"github_pat_"), rb"github_pat_\w{20,}|gh[oprsu]_[A-Za-z0-9]{30,}"),
@@ -51,28 +51,28 @@ FORMATS: list[tuple[str, tuple[bytes, ...], bytes]] = [
      rb"|[A-Z]_TOKEN|(?i:(?:hf|hub)_token))[\"']?\]?\s{0,9}(?:=>?|:)\s{0,9}[\"']?([\w+/.=~!#%^&*-]{8,})"),
 ]  # fmt: skip
 RULES = [(kind, literals, re.compile(pattern)) for kind, literals, pattern in FORMATS]
-REPLACED = ("generic-credential-uri",)  # by the rule on addresses here, which leaves out examples as user:password@host
+REPLACED = ("generic-credential-uri",)  # by the rule on addresses here, which ignores examples such as user:password@host
 NEED_A_DIGIT = (
     "credentials of an HTTP header",
     "a password or key in a setting",
-)  # and a letter: they occur in prose and in code too
+)  # the value must also hold a letter and a digit, since these rules match prose and code
 EXAMPLES = re.compile(
     rb"(?i:.{0,3}(?:passw|secret|token|example|your|my-|changeme|none|null|true|false)|.*(?:environ|getenv|config\.|args\.))"
 )
 SECRET_VARIABLES = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$")
-# Folders that machines keep users' files in; /usr or /dev in a text identify nobody.
+# Folders that hold users' files; /usr or /dev identify nobody.
 PATHS = re.compile(
     rb"/(?:home|Users|root|tmp|mnt|media|srv|opt|var|private|Volumes|work|workspace|scratch|content|kaggle|gpfs|lustre|nfs)/[\w.-]+"
     rb"|:(?:\\\\?|/)Users(?:\\\\?|/)[\w.-]+"
 )
-# What may precede a path: not a part of an address or of a relative path, except in addresses of files.
+# What may precede a path, so that it is not part of a URL (other than file:) or of a relative path.
 BEFORE_A_PATH = re.compile(rb"(?:\A|[^\w:/.~]|file:(?://)?|file://localhost)\Z", re.IGNORECASE)
 LONG_RUN = 160  # letters of base64 without a break
 
 
 @dataclass(frozen=True)
 class Match:
-    """Where in a text something was found, and what kind it is of. The value itself is not kept."""
+    """Position and kind of a match. The value itself is not kept."""
 
     start: int
     end: int
@@ -81,10 +81,10 @@ class Match:
 
 @cache
 def scanner() -> Any:
-    """kingfisher's scanner; compiling its rules takes four seconds once on a machine, and less than one from then on.
+    """kingfisher's scanner. Compiling its rules takes four seconds the first time on a machine, later less than one.
 
     Raises:
-        UserError: it is not installed. Nothing is uploaded then, since it would be checked for less than these docs say.
+        UserError: it is not installed. Then nothing is uploaded, since fewer rules than documented would be checked.
     """
     try:
         from kingfisher_sdk import DetectionPolicy, Rules, Scanner
@@ -93,16 +93,16 @@ def scanner() -> Any:
             f"uploads are checked for secrets by kingfisher-secret-scanner, which cannot be imported ({error}): "
             "pip install 'kingfisher-secret-scanner>=1.5'"
         ) from error
-    # What is encoded is decoded here, for all rules; and no comment in a file switches a rule off.
+    # Decoding is done here, for all rules; and no comment in a file may switch a rule off.
     policy = DetectionPolicy(inline_ignores=False, markup_context=False, cli_match_semantics=False, base64_max_depth=0)
     return Scanner(Rules(), base64=False, policy=policy)
 
 
 class Rules:
-    """The rules together with what is secret on this machine now.
+    """The rules, together with the secrets of this machine's environment.
 
     Args:
-        folder: the directory that is uploaded; its own path counts as one of this machine.
+        folder: the directory to upload; its own path counts as a path of this machine.
     """
 
     def __init__(self, folder: Path):
@@ -113,7 +113,7 @@ class Rules:
         self.folders = [place.encode(errors="surrogateescape") for place in folders if place.count("/") > 1 or "\\" in place]
 
     def search(self, text: bytes, paths: bool = True) -> Iterator[Match]:
-        """Everything in `text` that must not be published; absolute paths only if `paths` is set."""
+        """Yield everything in `text` that must not be published; absolute paths only if `paths` is set."""
         for finding in self.scanner.scan(text):
             if finding.visible and finding.rule_id.rsplit(".")[-1] not in REPLACED:
                 location = finding.location
@@ -130,7 +130,7 @@ class Rules:
         yield from self._literals(text, self.values, OWN_VALUE)
         if paths:
             for found in PATHS.finditer(text):
-                drive = found[0].startswith(b":")  # of Windows, whose letter precedes it
+                drive = found[0].startswith(b":")  # on Windows, where the drive letter precedes it
                 if drive or BEFORE_A_PATH.search(text[max(0, found.start() - 16) : found.start()]):
                     yield Match(*found.span(), PATH)
             yield from self._literals(text, self.folders, PATH)
@@ -143,7 +143,7 @@ class Rules:
 
 
 def _is_placeholder(kind: str, found: re.Match[bytes]) -> bool:
-    """Whether the value of a setting is an example or no value: `password=your-password`, `api_key = os.environ[...]`, `xxxxxxxx`."""
+    """Whether the value of a setting is a placeholder: `password=your-password`, `api_key = os.environ[...]`, `xxxxxxxx`."""
     if found.re.groups == 0:
         return False
     value = found[1]
@@ -153,7 +153,7 @@ def _is_placeholder(kind: str, found: re.Match[bytes]) -> bool:
 
 
 def _in_a_long_run(text: bytes, start: int, end: int) -> bool:
-    """Whether a match lies within base64, in which any few letters occur; what follows a break is a match in its own right."""
+    """Whether a match lies within a run of base64, where any short sequence occurs by chance."""
     before = re.search(rb"[\w+/-]*\Z", text[max(0, start - LONG_RUN) : start])
     assert before is not None  # it may be empty
     return len(before[0]) + (end - start) > LONG_RUN and len(before[0]) > LONG_RUN // 4

@@ -1,7 +1,7 @@
 """Scans the files of an upload for secrets: text and binary files, compressed and encoded contents, and file names.
 
-Files are read in windows that overlap, so that a checkpoint of any size takes the memory of one window. Of binary data the printable
-runs are looked at; random weights hold none that a rule takes for a secret. A finding names its place, never its value.
+Files are read in overlapping windows, so that a checkpoint of any size takes the memory of one window. In binary data only printable
+runs are searched; random weights contain none that a rule takes for a secret. A finding names its place, never its value.
 """
 
 import base64
@@ -19,10 +19,10 @@ from .secret_rules import KINDS, PATH, Match, Rules
 from .unpacking import Budget, sealed, streams
 
 WINDOW, OVERLAP = 4 * 2**20, 2**16  # bytes; a private key of 16,384 bits takes 13 kB, and 17 kB in base64
-CONTEXT = 1024  # bytes at the start of a window in which a rule may not see what precedes: the window before has seen them
+CONTEXT = 1024  # bytes at the start of a window that the previous one has covered: a rule must see what precedes a match
 RUN = 10  # printable bytes in binary data that count as text
-LAYERS = 4  # of encodings within each other
-MOST = 20  # findings that are shown of one file
+LAYERS = 4  # maximum depth of nested encodings
+MOST = 20  # findings shown per file
 VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "vocab.bpe", "encoder.json", "added_tokens.json")
 
 PRINTABLE = bytes(code in (9, 10, 13) or 32 <= code < 127 for code in range(256))  # 1 for a byte of text
@@ -38,7 +38,7 @@ WHERE = "in texts, binary files, UTF-16, JSON escapes, base64, file names, and i
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that should not be published. `place` is a line of a text, a byte of other files, or a member of what is packed."""
+    """Something that should not be published. `place` is a line of a text file, a byte of another file, or a member of an archive."""
 
     file: str
     place: str
@@ -46,7 +46,7 @@ class Finding:
 
     @property
     def is_path(self) -> bool:
-        """A path of a machine, which may be harmless, and no secret."""
+        """Whether it is a path of a machine, which may be harmless, rather than a secret."""
         return self.kind == PATH
 
     def __str__(self) -> str:
@@ -55,7 +55,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Scan:
-    """What was found in an upload, the names of files that hold something packed in a way that is not read, and names fit to be printed."""
+    """Findings in an upload, names of files with contents packed in an unsupported format, and printable file names."""
 
     findings: list[Finding]
     sealed: dict[str, str]
@@ -63,17 +63,17 @@ class Scan:
 
     @staticmethod
     def looks_for() -> str:
-        """What is looked for and where, for messages."""
+        """What is searched for and where, as shown in messages."""
         return f"{', '.join(KINDS[:-1])}, and {KINDS[-1]}; {WHERE}"
 
 
 def find_secrets(contents: Contents) -> Scan:
-    """Look through every file that goes up, and through the names of all.
+    """Search every file of an upload, and all file names.
 
-    A vocabulary may hold anything, so that paths do not count in one.
+    Paths in a vocabulary file are ignored, since a vocabulary may contain any string.
 
     Raises:
-        UserError: a file cannot be checked: it is damaged, encrypted, or unpacks to far more than it takes.
+        UserError: a file cannot be checked: it is damaged, encrypted, or unpacks to far more than its size.
     """
     rules = Rules(contents.folder)
     names = {name: _masked(name, rules) for name in (*contents.files, *contents.left_out)}
@@ -91,7 +91,7 @@ def find_secrets(contents: Contents) -> Scan:
 
 
 def _masked(name: str, rules: Rules) -> str:
-    """A name as it may be printed: without what the rules find in it, and in one line."""
+    """A name that is safe to print: on one line, with secrets masked."""
     text = name.encode(errors="surrogateescape")
     for match in sorted(rules.search(text), key=lambda match: match.start, reverse=True):
         text = text[: match.start] + b"***" + text[match.end :]
@@ -99,7 +99,7 @@ def _masked(name: str, rules: Rules) -> str:
 
 
 def _scan_file(file: BinaryIO, budget: Budget, rules: Rules, paths: bool) -> list[tuple[str, str]]:
-    """Places and kinds, in order, each once."""
+    """Places and kinds of findings, in order, without duplicates."""
     found: dict[tuple[str, str], None] = {}
     for where, stream in streams(file, budget):
         for place, kind in _scan_stream(stream, rules, paths):
@@ -133,7 +133,7 @@ def _is_text(window: bytes) -> bool:
 
 
 def _search(data: bytes, rules: Rules, paths: bool, is_text: bool, layer: int = 0) -> Iterator[Match]:
-    """Matches in `data` and in what is encoded in it, by their place in `data`."""
+    """Matches in `data` and in contents encoded in it, by their position in `data`."""
     text, places, origins = (data, [0], [0]) if is_text else _printable_runs(data)
 
     def origin(place: int) -> int:
@@ -156,14 +156,14 @@ def _search(data: bytes, rules: Rules, paths: bool, is_text: bool, layer: int = 
 
 
 def _runs(data: bytes, alphabet: bytes, least: int) -> list[tuple[int, int]]:
-    """Start and end of each run of at least `least` (8 to 16) bytes that `alphabet` holds a 1 for."""
+    """Start and end of each run of at least `least` (8 to 16) bytes marked 1 in `alphabet`."""
     marks = np.frombuffer(data.translate(alphabet), np.uint8)
     for shift in (
         1,
         2,
         4,
         least - 8,
-    ):  # afterwards a mark says that so many bytes from here on are of the alphabet: 2, 4, 8, `least`
+    ):  # after each step, a mark says that the next 2, 4, 8, `least` bytes are in the alphabet
         if len(marks) <= shift:
             return []
         marks = marks[: len(marks) - shift] & marks[shift:]
@@ -177,10 +177,10 @@ def _runs(data: bytes, alphabet: bytes, least: int) -> list[tuple[int, int]]:
 
 
 def _printable_runs(data: bytes) -> tuple[bytes, list[int], list[int]]:
-    """The runs of printable bytes in binary data, one a line, and for each the place in this text and in `data`.
+    """The runs of printable bytes in binary data, one per line, and the position of each in this text and in `data`.
 
-    Each is there three times, whole, without its first byte and without its first two: a string is preceded by its type and its length,
-    which may be printable too, and then a rule for whole words would not see it.
+    Each occurs three times: whole, and without its first one and two bytes. A string is preceded by its type and length, which may be
+    printable as well and would then hide it from rules that match whole words.
     """
     parts, places, origins, length = [], [0], [0], 0
     for start, end in _runs(data, PRINTABLE, RUN):
@@ -193,7 +193,7 @@ def _printable_runs(data: bytes) -> tuple[bytes, list[int], list[int]]:
 
 
 def _base64_runs(text: bytes) -> Iterator[tuple[int, bytes]]:
-    """Start and letters of each run of base64; lines of 48 letters and more belong together."""
+    """Start and letters of each run of base64; consecutive lines of at least 48 letters are joined."""
     start, letters, last = 0, bytearray(), -1
     for first, end in _runs(text, LETTERS, 16):
         if letters and not (len(letters) >= 48 and text[last:first] in (b"\n", b"\r\n")):
@@ -210,14 +210,14 @@ def _base64_runs(text: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _decoded(text: bytes):  # type: ignore[no-untyped-def]
-    """What is encoded in a text: (start, decoded bytes, function from a place in them to one behind `start`)."""
+    """Decoded contents of a text: (start, decoded bytes, function from a position in them to an offset from `start`)."""
     if ESCAPE.search(text):
         yield _unescaped(text)
     for start, run in _base64_runs(text):
         if len(run) < 24:
             continue
         letters = run.translate(bytes.maketrans(b"-_", b"+/"))
-        # The first of a window may begin anywhere in its groups of four.
+        # A window may begin in the middle of a group of four letters.
         for phase in range(4 if start == 0 and len(run) > 1000 else 1):
             part = letters[phase:]
             decoded = base64.b64decode(part + b"A" * (-len(part) % 4))
@@ -228,12 +228,12 @@ def _decoded(text: bytes):  # type: ignore[no-untyped-def]
 
 
 def _worth_reading(decoded: bytes) -> bool:
-    """Words of a text are base64 too, and decode to noise."""
+    """Whether decoded bytes look like text or an archive; words of prose are valid base64 too, and decode to noise."""
     return len(decoded) > 256 or bool(re.search(rb"[\x20-\x7e]{%d}|(?:[\x20-\x7e]\x00){6}" % RUN, decoded))
 
 
 def _unpacked(decoded: bytes) -> Iterator[bytes]:
-    """What is packed in decoded base64; what cannot be unpacked was none."""
+    """Unpacked contents of decoded base64; what cannot be unpacked is no archive."""
     if decoded[:3] == b"\x1f\x8b\x08" or decoded[:4] == b"PK\3\4":
         budget = Budget("", len(decoded))
         try:

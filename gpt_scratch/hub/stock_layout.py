@@ -1,7 +1,7 @@
 """Checkpoints in a stock layout of transformers, for `push_to_hub.py --layout`; they need no `trust_remote_code`.
 
-Weights, configuration, generation settings and tokenizer are written by the conversion, and its proof is that the stock class computes
-what this package's model does. The card then says so; metrics, plots and whatever else lies beside the weights come along.
+The conversion writes weights, configuration, generation settings and tokenizer, and verifies that the stock class computes the same as
+this package's model. The card then says so; metrics, plots and all other files next to the weights are included.
 """
 
 import re
@@ -24,13 +24,13 @@ from ..files import atomic_path, write_json
 from .cards import NAME, write_conversion_card
 from .contents import Contents, list_contents
 
-SHARD_BYTES = 5 * 10**9  # of one safetensors file
-# What belongs to this package's own layout, or to its weights.
+SHARD_BYTES = 5 * 10**9  # maximum size of one safetensors file
+# Files of this package's own layout or of its weights.
 OWN = ("*.py", "*.safetensors", "*.safetensors.index.json", "config.json", "conversion.json", "reference_outputs.json")
 REASON = "belongs to this package's own layout"
-# Of the paragraph about the layout: where our template speaks of trust, or else before the first section, or at the end.
+# Where the paragraph about the layout goes: in place of our template's on trust, else before the first section, else at the end.
 PLACES = (r"^`trust_remote_code=True` runs .*?(?=\n\n|\Z)", r"(?=^## )", r"\Z")
-# What else in a card of ours speaks of trust. An upload in our own layout has written that repository's name into it.
+# Other mentions of trust in a card of ours. An upload in our own layout has filled in that repository's name.
 WITHOUT_TRUST = {
     r'"[^"\n]*", (revision="[^"\n]*"), trust_remote_code=True': rf'"{NAME}", \1',
     r'"[^"\n]*" --trust_remote_code\b': f'"{NAME}"',
@@ -43,13 +43,13 @@ def write_stock_checkpoint(source: str, layout: str, folder: Path, exclude: tupl
     """Write a checkpoint directory of this package into the empty `folder` in a stock layout, verify it, and list what goes up.
 
     Args:
-        source: as a training script or `save_pretrained` wrote it.
+        source: a directory written by a training script or `save_pretrained`.
         layout: one of `conversion.stock_layouts.LAYOUTS`.
         exclude: patterns of relative paths to leave out.
 
     Raises:
-        UserError: `source` is incomplete or no model of this package, the layout cannot express its settings (names each), or what was
-            written computes something else.
+        UserError: `source` is incomplete or not a model of this package, the layout cannot express its settings (names each), or the
+            result does not compute the same.
     """
     ours = list_contents(source)
     if "adapter_config.json" in ours.files:
@@ -58,9 +58,9 @@ def write_stock_checkpoint(source: str, layout: str, folder: Path, exclude: tupl
     if checkpoint.format != "gpt_scratch":
         raise UserError(f"{source} is in the layout {checkpoint.format} already, which loads without trust: leave out --layout")
     if "README.md" in ours.files:
-        _read_card(ours.folder / "README.md")  # before anything is computed
+        _read_card(ours.folder / "README.md")  # fail before computing anything
     export_weights(checkpoint, folder, layout, None, SHARD_BYTES)
-    checkpoint.source = None  # type: ignore[assignment]  # what it keeps mapped is not needed for the proof
+    checkpoint.source = None  # type: ignore[assignment]  # verification does not need its memory-mapped files
     proof = verify(folder, checkpoint.head, checkpoint.reference)
     print(proof)
     record = {"format": "gpt_scratch", "to": layout, "head": checkpoint.head, "notes": checkpoint.notes, "proof": proof.as_dict()}
@@ -78,7 +78,7 @@ def write_stock_checkpoint(source: str, layout: str, folder: Path, exclude: tupl
 
 
 def _is_own(folder: Path, name: str) -> bool:
-    """Whether a file is of no use in another layout: code, weights, and directories with an adapter or another model."""
+    """Whether a file is useless in another layout: code, weights, and directories with an adapter or another model."""
     models = [
         parent
         for parent in Path(name).parents[:-1]
@@ -88,11 +88,11 @@ def _is_own(folder: Path, name: str) -> bool:
 
 
 def adapt_card(path: Path, record: dict[str, Any]) -> None:
-    """Let a card say that the checkpoint is a stock one, and load it without trust.
+    """Rewrite a card for a stock checkpoint, which loads without trust.
 
     Args:
-        path: of the `README.md`; what its author wrote besides stays as it is.
-        record: as in `conversion.json`.
+        path: the `README.md`; everything else in it is kept.
+        record: contents of `conversion.json`.
 
     Raises:
         UserError: the card's metadata cannot be read.
@@ -115,7 +115,7 @@ def adapt_card(path: Path, record: dict[str, Any]) -> None:
 def _read_card(path: Path) -> ModelCard:
     try:
         return ModelCard(path.read_text(encoding="utf-8"))
-    except (YAMLError, ValueError) as error:  # metadata, or another encoding than UTF-8
+    except (YAMLError, ValueError) as error:  # invalid metadata, or not UTF-8
         raise UserError(f"README.md cannot be read as a model card: {one_line(error)}") from error
 
 

@@ -1,6 +1,6 @@
 """Reads the contents of compressed files in an upload: zip (including .pth, .npz and .docx), tar, gzip, bzip2, xz and PDF.
 
-They may lie within each other up to three deep. All is read as a stream; what unpacks to far more than it takes is refused.
+They may be nested up to three levels deep. Everything is read as a stream; a file that unpacks to far more than its size is refused.
 """
 
 import bz2
@@ -17,22 +17,22 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import BinaryIO, cast
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 
 DEPTH = 3
-FREE, RATIO = 256 * 2**20, 10  # bytes that a file may unpack to, in all: this much, and so many times its size
-DIRECTORY = 32 * 2**20  # bytes of the list of a zip file's members, which is read at once
+FREE, RATIO = 256 * 2**20, 10  # limits of the total unpacked size of a file: bytes, and a multiple of its size
+DIRECTORY = 32 * 2**20  # bytes of a zip file's central directory, which is read at once
 MEMBERS = 100_000
 PIECE = 2**20
-PDF_BYTES = 64 * 2**20  # of a PDF, which is read at once
+PDF_BYTES = 64 * 2**20  # maximum size of a PDF, which is read at once
 DAMAGE = (
     zlib.error, EOFError, zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, OSError, NotImplementedError, RuntimeError,
     ValueError, struct.error, OverflowError, MemoryError,
 )  # fmt: skip
-PDF_DICTIONARY = 4096  # bytes of what stands before a stream at most
+PDF_DICTIONARY = 4096  # maximum bytes of the dictionary before a stream
 PDF_STREAM = re.compile(rb">>\s{0,100}stream\r?\n")  # the end of its dictionary, and its keyword (ISO 32000-1, 7.3.8)
 PDF_FILTER = re.compile(rb"/Filter\s*(?:/(\w+)|\[([^]]{0,200})\])")
-# Packed in ways that nothing here reads: shown, so that nobody takes them for checked.
+# Formats that are not unpacked here. They are reported, so that nobody assumes that they were checked.
 SEALED = {
     b"PAR1": "parquet", b"ARROW1": "Arrow", b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!": "rar", b"\x28\xb5\x2f\xfd": "Zstandard", b"%PDF": "PDF",
     b"\x04\x22\x4d\x18": "LZ4", b"\xff\x06\x00\x00sNaPpY": "Snappy",
@@ -46,8 +46,10 @@ class Budget:
         self.name, self.left = name, FREE + RATIO * size
 
     def take(self, count: int) -> None:
-        """Raises:
-        UserError: it is spent.
+        """Deduct `count` bytes.
+
+        Raises:
+            UserError: the budget is exhausted.
         """
         self.left -= count
         if self.left < 0:
@@ -58,13 +60,13 @@ class Budget:
 
 
 def streams(file: BinaryIO, budget: Budget, where: str = "", depth: int = 0) -> Iterator[tuple[str, BinaryIO]]:
-    """`file` and everything packed in it, each with where it lies (empty for `file` itself); each is to be read before the next.
+    """Yield `file` and everything packed in it, each with its path within (empty for `file` itself). Read each before the next.
 
     Args:
         file: seekable, at its start.
 
     Raises:
-        UserError: something packed is damaged, encrypted, packed too often or too large, so that it cannot be checked.
+        UserError: contents that cannot be checked: damaged, encrypted, too deeply nested or too large.
     """
     yield where, file
     file.seek(0)
@@ -86,7 +88,7 @@ def streams(file: BinaryIO, budget: Budget, where: str = "", depth: int = 0) -> 
                         copy.write(piece)
                     copy.seek(0)
                     yield from streams(cast(BinaryIO, copy), budget, inner, depth + 1)
-            elif not plain:  # else it has been read as a part of the file
+            elif not plain:  # otherwise it has been read as part of the file
                 yield inner, stream
     except UserError:
         raise
@@ -97,12 +99,12 @@ def streams(file: BinaryIO, budget: Budget, where: str = "", depth: int = 0) -> 
 def _refusal(place: str, kind: str, error: BaseException) -> UserError:
     return UserError(
         f"{place} is a {kind} file that cannot be unpacked, and so not be checked for secrets "
-        f"({' '.join(str(error).split()) or type(error).__name__}): leave it out by --exclude, or write it again"
+        f"({one_line(error)}): leave it out by --exclude, or write it again"
     )
 
 
 class _Counted(io.RawIOBase):
-    """A member's content, taken from the budget; what is wrong with it is found out only here, while it is read."""
+    """A member's content, deducted from the budget. Errors in it appear only here, while it is read."""
 
     def __init__(self, stream: BinaryIO, budget: Budget, place: str, kind: str):
         self.stream, self.budget, self.place, self.kind = stream, budget, place, kind
@@ -121,7 +123,7 @@ class _Counted(io.RawIOBase):
 
 
 class _Xz(io.RawIOBase):
-    """Like `lzma.open`, which has no limit on the memory that a header asks for."""
+    """Like `lzma.open`, but with a limit on the memory that a header may request."""
 
     def __init__(self, file: BinaryIO):
         self.file, self.decoder = file, lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=128 * 2**20)
@@ -141,7 +143,7 @@ class _Xz(io.RawIOBase):
 
 
 class _Inflated(io.RawIOBase):
-    """What deflated bytes from `start` on unpack to; where they end, they say themselves."""
+    """Inflates the deflate stream that begins at `start`; the stream marks its own end."""
 
     def __init__(self, data: bytes, start: int):
         self.data, self.place, self.decoder = data, start, zlib.decompressobj()
@@ -152,14 +154,14 @@ class _Inflated(io.RawIOBase):
             if not self.decoder.unconsumed_tail:
                 self.place += len(piece)
                 if not piece:
-                    raise EOFError("it ends in the midst")
+                    raise EOFError("it is truncated")
             if found := self.decoder.decompress(piece, max(count, 1)):
                 return found
         return b""
 
 
 def _pdf_streams(data: bytes) -> Iterator[tuple[list[bytes], int]]:
-    """The filters of each stream of a PDF, and where it begins."""
+    """The filters and the start of each stream in a PDF."""
     for found in PDF_STREAM.finditer(data):
         before = data[max(0, found.start() - PDF_DICTIONARY) : found.start()]
         named = PDF_FILTER.search(before, before.rfind(b"obj"))
@@ -177,17 +179,17 @@ def pdf_is_readable(file: BinaryIO) -> bool:
 
 
 def _kind(stream: BinaryIO) -> str | None:
-    """The format of what begins here; the stream stays where it is."""
+    """The format of the data at the current position, which does not change."""
     if isinstance(stream, io.BufferedReader) and not stream.seekable():
         head = stream.peek(512)[:512]
         if head.startswith(b"%PDF"):
-            return "PDF"  # perhaps: it is looked at again when it can be read twice
+            return "PDF"  # tentative: checked again once it can be read twice
     else:
         head = stream.read(512)
         stream.seek(0)
         if head.startswith(b"%PDF") and pdf_is_readable(stream):
             return "PDF"
-        if b"PK\5\6" in _tail(stream) and zipfile.is_zipfile(stream):  # also behind something else
+        if b"PK\5\6" in _tail(stream) and zipfile.is_zipfile(stream):  # also if something precedes it
             stream.seek(0)
             return "zip"
         stream.seek(0)
@@ -199,7 +201,7 @@ def _kind(stream: BinaryIO) -> str | None:
 
 def _tail(stream: BinaryIO) -> bytes:
     end = stream.seek(0, io.SEEK_END)
-    stream.seek(max(0, end - 65_557))  # of zip's last record and the longest comment after it
+    stream.seek(max(0, end - 65_557))  # zip's end record and the longest comment after it
     return stream.read()
 
 
@@ -215,7 +217,7 @@ def _members(kind: str, file: BinaryIO) -> Iterator[tuple[str, BinaryIO, bool]]:
     elif kind == "tar":
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for item in tar:
-                tar.members = []  # type: ignore[attr-defined]  # else each is kept
+                tar.members = []  # type: ignore[attr-defined]  # otherwise tarfile keeps every member in memory
                 content = tar.extractfile(item) if item.isreg() else None
                 if content is not None:
                     yield item.name, cast(BinaryIO, content), True
@@ -231,7 +233,7 @@ def _members(kind: str, file: BinaryIO) -> Iterator[tuple[str, BinaryIO, bool]]:
 
 
 def _check_directory(tail: bytes, file: BinaryIO) -> None:
-    """Refuse a list of members that would take all memory, before `zipfile` reads it (appnote.txt of PKWARE, 4.3.14 to 4.3.16)."""
+    """Refuse a central directory that would exhaust memory, before `zipfile` reads it (PKWARE's appnote.txt, 4.3.14 to 4.3.16)."""
     end = tail.rfind(b"PK\5\6")
     if end < 0 or len(tail) < end + 22:
         raise zipfile.BadZipFile("its list of members is missing")
@@ -248,7 +250,7 @@ def _check_directory(tail: bytes, file: BinaryIO) -> None:
 
 
 def sealed(file: BinaryIO) -> str | None:
-    """The name of a format that packs its content in a way that is not read here."""
+    """The name of the file's format if it is a packed one that is not read here."""
     head = file.read(16)
     file.seek(0)
     if head.startswith(b"%PDF") and pdf_is_readable(file):

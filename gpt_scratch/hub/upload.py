@@ -1,7 +1,7 @@
 """Uploads a checkpoint directory to the Hub in a single atomic commit, and verifies it by downloading and loading it.
 
-Large files go first, each once: after an interruption the same call sends only what the Hub does not have. Sources: `huggingface_hub`'s
-`HfApi.create_commit` and the git-lfs batch API.
+Large files are sent first, each once: after an interruption, the same call sends only what the Hub does not have. Sources:
+`huggingface_hub`'s `HfApi.create_commit` and the git-lfs batch API.
 """
 
 import hashlib
@@ -37,16 +37,16 @@ from ..verify_checkpoint import FILE as REFERENCE_OUTPUTS
 from ..verify_checkpoint import verify_checkpoint
 from .contents import Contents, shown
 
-# What would be read in place of what is uploaded, or beside it although it belongs to other weights.
+# Files that would be loaded instead of the uploaded ones, or together with them although they belong to other weights.
 LOADED = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json", REFERENCE_OUTPUTS)
-LOGITS_TOLERANCE = 1e-5  # of the largest logit; processes may run on other numbers of threads
-LARGE = 10 * 2**20  # bytes from which the Hub never keeps a file as a git blob
+LOGITS_TOLERANCE = 1e-5  # relative to the largest logit; processes may use different numbers of threads
+LARGE = 10 * 2**20  # bytes; the Hub never stores larger files as git blobs
 AGAIN = "run the same command again, what is on the Hub already is not sent twice"
 
 
 @dataclass(frozen=True)
 class Repository:
-    """A model repository on the Hub, and what it holds on its branch: git's blob id of each file, or the SHA-256 of a large one."""
+    """A model repository on the Hub, and the contents of its branch: git blob id of each file, or SHA-256 of a large one."""
 
     id: str
     revision: str
@@ -55,7 +55,7 @@ class Repository:
 
 @dataclass(frozen=True)
 class Upload:
-    """A commit with the files of a directory."""
+    """A commit that holds the files of a directory."""
 
     repository: str
     commit: str
@@ -64,14 +64,14 @@ class Upload:
 
 
 def open_repository(name: str, private: bool | None = None, revision: str = "main", token: str | None = None) -> Repository:
-    """Log in, and find or make the repository and its branch.
+    """Find or create the repository and its branch, as the user who is logged in.
 
     Args:
-        name: "user/name", or "name" for one of the user's own.
-        private: of a new repository; `None` leaves it to the account's setting.
+        name: "user/name", or "name" for one of the user's own repositories.
+        private: visibility of a new repository; `None` uses the account's default.
 
     Raises:
-        UserError: not logged in, no permission, no network, or answers that no Hub gives.
+        UserError: not logged in, no permission, no network, or unexpected responses.
     """
     with _clear_errors(name):
         api = HfApi(token=token)
@@ -90,13 +90,13 @@ def open_repository(name: str, private: bool | None = None, revision: str = "mai
 
 
 def upload(contents: Contents, repository: Repository, message: str, token: str | None = None, update: bool = False) -> Upload:
-    """Send what the Hub does not have and commit it. Weights of an earlier upload that would be loaded instead are deleted.
+    """Send the files that the Hub does not have and commit them. Weights of an earlier upload that would be loaded instead are deleted.
 
     Args:
-        update: add a commit to a repository that holds something else already.
+        update: allow adding a commit to a repository with other contents.
 
     Raises:
-        UserError: other content and no `update`, no permission, a card that the Hub refuses, or the network failed; in this case a
+        UserError: other contents without `update`, no permission, a card that the Hub refuses, or a network failure, after which a
             second call resumes.
     """
     there = repository.present
@@ -122,10 +122,10 @@ def upload(contents: Contents, repository: Repository, message: str, token: str 
 
 
 def verify_outputs(contents: Contents, downloaded: Path | None = None) -> bool:
-    """Whether there are reference outputs. If so, the directory, or what was downloaded of it, must compute them by its own code.
+    """Verify the directory, or its download, against its reference outputs, with its own code; return whether there are any.
 
     Raises:
-        UserError: it computes something else, or cannot be loaded where this package is not installed.
+        UserError: its outputs differ, or it cannot be loaded without this package.
     """
     if REFERENCE_OUTPUTS not in contents.files:
         return False
@@ -140,7 +140,7 @@ def verify_upload(contents: Contents, uploaded: Upload, token: str | None = None
 
     Returns:
         The largest difference between its logits and those of the directory, relative to the largest logit; `None` for an adapter,
-        which has none of its own.
+        which has no logits of its own.
 
     Raises:
         UserError: a file, the logits or the reference outputs differ, or the download does not load.
@@ -167,7 +167,7 @@ def verify_upload(contents: Contents, uploaded: Upload, token: str | None = None
 
 
 def _logits_alone(folders: list[Path], scratch: Path) -> list[torch.Tensor]:
-    """What load_alone.py computes of each folder in a fresh process, offline."""
+    """Logits of each folder, computed by load_alone.py in a fresh process, offline."""
     output = scratch / "logits.safetensors"
     command = [sys.executable, Path(__file__).with_name("load_alone.py"), output, *(folder.resolve() for folder in folders)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(scratch / "home")}
@@ -189,7 +189,7 @@ def _sha256(path: Path) -> str:
 
 
 def _ids(path: Path) -> tuple[str, ...]:
-    """What the Hub may call this content: SHA-256 of a large file, git's blob id of a small one."""
+    """The ids that the Hub may give this content: SHA-256 for a large file, git blob id for a small one."""
     if path.stat().st_size >= LARGE:
         return (_sha256(path),)
     content = path.read_bytes()
@@ -197,7 +197,7 @@ def _ids(path: Path) -> tuple[str, ...]:
 
 
 def _refuse_paths(name: str, paths: Iterable[str]) -> None:
-    """The Hub's list of files is not trusted: a path there may lead out of the folder that it is downloaded to."""
+    """Refuse listed paths that lead out of the download folder, since the Hub's list of files is not trusted."""
     for path in paths:
         if "\\" in path or any(part in ("", ".", "..") for part in path.split("/")):
             raise UserError(f"{name}: the Hub lists a file that lies outside of the repository, {shown(path)[:200]}")
@@ -205,7 +205,7 @@ def _refuse_paths(name: str, paths: Iterable[str]) -> None:
 
 @contextmanager
 def _clear_errors(name: str) -> Iterator[None]:
-    """The client's errors as one line each that says what to do. The token goes to the Hub only."""
+    """Turn the client's errors into one line each that says what to do. The token is sent to the Hub only."""
     bound_downloads()
     try:
         yield
@@ -219,19 +219,19 @@ def _clear_errors(name: str) -> Iterator[None]:
         raise UserError(_explain(name, error)) from error
     except (UserError, MemoryError):
         raise
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:  # html, where a network wants a login
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:  # HTML from a captive portal
         raise UserError(_not_understood(name, error)) from error
-    except ValueError as error:  # the metadata of README.md
+    except ValueError as error:  # invalid metadata in README.md
         raise UserError(f"{name}: {one_line(error)}") from error
     except KeyboardInterrupt as error:
         raise UserError(f"interrupted: {AGAIN}") from error
     except (HTTPError, RuntimeError) as error:
         raise UserError(_explain(name, error)) from error
-    except OSError as error:  # fewer or more bytes than were promised, a file that is not there
+    except OSError as error:  # a download of the wrong length, or a missing file
         if error.errno in NO_ROOM:
             raise
         raise UserError(f"{name}: the download failed: {one_line(error)}") from error
-    except Exception as error:  # the client takes answers as they come: each of another form raises another kind
+    except Exception as error:  # the client does not validate responses: malformed ones raise various exceptions
         raise UserError(_not_understood(name, error)) from error
 
 
@@ -241,7 +241,7 @@ def _not_understood(name: str, error: Exception) -> str:
 
 def _explain(name: str, error: BaseException) -> str:
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, HTTPError):  # uploads wrap what went wrong
+    while cause is not None and not isinstance(cause, HTTPError):  # uploads wrap the original error
         cause = cause.__cause__
     if not isinstance(cause, HfHubHTTPError) or cause.response.status_code >= 500:
         return f"the connection to the Hub broke off ({_first_line(cause or error)}): {AGAIN}"

@@ -24,8 +24,8 @@ CHAT, COMPLETIONS, RESPONSES, LOAD_MODEL = "/v1/chat/completions", "/v1/completi
 class Limits:
     """The limits of a server; each is a flag of scripts/serve.py."""
 
-    max_tokens: int = field(default=1024, metadata={"help": "maximum new tokens of a reply, and the default of requests"})
-    max_characters: int = field(default=65_536, metadata={"help": "maximum total characters of the texts of a request"})
+    max_tokens: int = field(default=1024, metadata={"help": "maximum new tokens per reply, and the default for requests"})
+    max_characters: int = field(default=65_536, metadata={"help": "maximum total characters of text in a request"})
     time_limit: float = field(default=60.0, metadata={"help": "seconds for a generation, and for waiting in the queue"})
     max_waiting: int = field(default=16, metadata={"help": "maximum length of the queue; further requests get status 429"})
     max_connections: int = field(default=512, metadata={"help": "maximum open connections; further ones are closed"})

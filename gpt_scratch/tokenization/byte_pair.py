@@ -1,10 +1,10 @@
 """Byte-level byte-pair encoding from scratch: training, encoding and decoding in pure Python, saved as a `tokenizer.json`.
 
-Text is cut into pieces (`pretokenization`), each piece is the bytes of its UTF-8, and the pair of neighbours that is most frequent in
-the training text becomes one token, again and again (Sennrich et al. 2016, section 3.2; on bytes: Radford et al. 2019, section 2.2).
+Text is split into pieces (`pretokenization`), each piece is a sequence of UTF-8 bytes, and the most frequent pair of adjacent tokens in
+the training text is repeatedly merged into a new token (Sennrich et al. 2016, section 3.2; on bytes: Radford et al. 2019, section 2.2).
 
-Merges and ids are those that the Rust library `tokenizers` learns and gives, tie for tie, so `to_fast()` is the same tokenizer in the
-ecosystem's form, and nothing of this file is needed to use it.
+Merges and ids equal those of the Rust library `tokenizers`, including ties, so `to_fast()` gives the same tokenizer in the standard
+format, which does not need this file.
 """
 
 import gc
@@ -26,8 +26,8 @@ from .byte_pair_training import BYTE_ORDER, Pair, count_pieces, learn_merges
 from .portable import save_tokenizer
 from .pretokenization import GPT2_PATTERN, splitter
 
-SPACE = "Ġ"  # how a space is written in a token: GPT-2's byte 32, and the book's character for it
-# GPT-2 writes a token as text with one visible character a byte: the byte's own where it has one, the next unused one otherwise.
+SPACE = "Ġ"  # a space in a token: GPT-2's character for byte 32, also used by the book
+# GPT-2 writes a token with one visible character per byte: the byte's own if it has one, otherwise the next unused one.
 CHARACTER_OF_BYTE = {byte: chr(byte) if place < 188 else chr(256 + place - 188) for place, byte in enumerate(BYTE_ORDER)}
 BYTE_OF_CHARACTER = {character: byte for byte, character in CHARACTER_OF_BYTE.items()}
 
@@ -38,13 +38,13 @@ def train_byte_pair(
     min_frequency: int = 2,
     special_tokens: Sequence[str] = (END_OF_TEXT, PADDING),
 ) -> "BytePairTokenizer":
-    """A byte-level BPE for `texts`, with GPT-2's pre-tokenization.
+    """Train a byte-level BPE on `texts`, with GPT-2's pre-tokenization.
 
-    Ids, as in GPT-2: 0 to 255 are the bytes in GPT-2's order, then come the merges in the order learned, then the special tokens.
-    `special_tokens` count towards `vocab_size`. There are fewer tokens where no pair occurs `min_frequency` times any more.
+    Ids, as in GPT-2: 0 to 255 are the bytes in GPT-2's order, followed by the merges in the order learned and the special tokens.
+    `special_tokens` count towards `vocab_size`. Training stops early when no pair occurs `min_frequency` times.
 
     Raises:
-        UserError: a vocabulary that has no room for the bytes and the special tokens, text with lone surrogates, no text.
+        UserError: a vocabulary without room for the bytes and the special tokens, text with lone surrogates, or no text.
     """
     special_tokens = list(dict.fromkeys(special_tokens))
     if vocab_size < 256 + len(special_tokens):
@@ -55,7 +55,7 @@ def train_byte_pair(
     if vocab_size > 1_000_000:
         raise UserError(f"vocab_size is {vocab_size:,}: at most 1,000,000 tokens can be learned")
     collecting = gc.isenabled()
-    gc.disable()  # many small lists and none in a cycle: looking for garbage among them costs a tenth of the time
+    gc.disable()  # many small lists without cycles: garbage collection would take a tenth of the time
     try:
         counts = count_pieces(texts)
         if not counts:
@@ -78,9 +78,9 @@ def train_byte_level_bpe(
     special_tokens: Sequence[str] = (END_OF_TEXT, PADDING),
     model_max_length: int = 1024,
 ) -> PreTrainedTokenizerFast:
-    """[`train_byte_pair`] in the form that models are trained with; [`save_tokenizer`] writes it for AutoTokenizer.
+    """[`train_byte_pair`] as a fast tokenizer, the form that models are trained with; [`save_tokenizer`] writes it for AutoTokenizer.
 
-    `<|endoftext|>` is beginning, end and unknown token, as in GPT-2; `<|pad|>` is a token of its own, so that padding is never text.
+    `<|endoftext|>` is the bos, eos and unknown token, as in GPT-2; padding has its own token, `<|pad|>`.
     """
     with named("training the tokenizer"):
         return train_byte_pair(texts, vocab_size, min_frequency, special_tokens).to_fast(model_max_length)
@@ -91,15 +91,15 @@ def train_byte_level_bpe(
 
 
 class BytePairTokenizer:
-    """A vocabulary, its merges and how to use them.
+    """A byte-pair tokenizer: vocabulary, merges, encoding and decoding.
 
     Args:
-        tokens: id -> token, special tokens included, written as in `tokenizer.json`: one visible character a byte.
-        merges: (left id, right id) -> id of their union, in the order in which they are preferred.
-        special_tokens: token -> id of those that are found in the text before it is cut into pieces.
-        pattern: pre-tokenization, a regular expression of one piece; `None`: none, the text is one piece.
-        byte_level: tokens are made of bytes (any text can be encoded); otherwise of characters, where a space is written as `Ġ`, as
-            the book's own BPE has it, and a character without token becomes `<|endoftext|>`.
+        tokens: id -> token, including special tokens, written as in `tokenizer.json`: one visible character per byte.
+        merges: (left id, right id) -> id of the merged token, in order of priority.
+        special_tokens: token -> id of the tokens that are matched in the text before pre-tokenization.
+        pattern: pre-tokenization, a regular expression for one piece; `None`: the text is one piece.
+        byte_level: tokens consist of bytes (any text can be encoded); otherwise of characters, with a space written as `Ġ`, as in the
+            book's own BPE, and a character without a token becomes `<|endoftext|>`.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class BytePairTokenizer:
         self._split = splitter(pattern)
         self._ranked = {pair: (rank, union) for rank, (pair, union) in enumerate(self.merges.items())}
         self._pieces = _PieceCache(self)
-        # The longest of several special tokens that begin at the same place.
+        # Of several special tokens that begin at the same position, the longest matches.
         longest_first = sorted(self.special_tokens, key=len, reverse=True)
         self._special = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
 
@@ -126,13 +126,13 @@ class BytePairTokenizer:
         return len(self.tokens)
 
     def encode(self, text: str, split_special_tokens: bool = False) -> list[int]:
-        """The ids of `text`; those that AutoTokenizer gives for the saved tokenizer.
+        """The ids of `text`, equal to those of AutoTokenizer for the saved tokenizer.
 
         Args:
-            split_special_tokens: read special tokens in the text as ordinary text.
+            split_special_tokens: treat special tokens in the text as ordinary text.
 
         Raises:
-            UserError: `text` holds half of a surrogate pair, which no UTF-8 can express; names it and its place.
+            UserError: `text` holds a lone surrogate, which UTF-8 cannot encode; names it and its position.
         """
         if self._special is None or split_special_tokens:
             return self._encode_ordinary(text)
@@ -156,13 +156,13 @@ class BytePairTokenizer:
             ) from None
 
     def clear_cache(self) -> None:
-        """Forget the pieces that have been encoded so far."""
+        """Clear the cache of encoded pieces."""
         self._pieces.clear()
 
     def encode_piece(self, piece: str) -> list[int]:
-        """The ids of one piece of the pre-tokenization: merge the neighbours of lowest rank, leftmost first, until none is left.
+        """The ids of one pre-tokenized piece: repeatedly apply the merge of lowest rank, leftmost first.
 
-        Symbols form a linked list over their places, and candidates wait in a heap, so that a long piece takes n log n steps.
+        Symbols form a linked list over their positions, and candidate merges wait in a heap: a piece of n symbols takes O(n log n) time.
         """
         ids = self._symbols(piece)
         ranked = self._ranked.get
@@ -175,7 +175,7 @@ class BytePairTokenizer:
             _, place, union = heappop(queue)
             next_place = after[place]
             if ids[place] == gone or next_place == length or ranked((ids[place], ids[next_place]), (0, gone))[1] != union:
-                continue  # one of the two has been merged with another since
+                continue  # one of the two has been merged with another symbol in the meantime
             ids[place], ids[next_place] = union, gone
             next_place = after[place] = after[next_place]
             if next_place < length:
@@ -211,10 +211,10 @@ class BytePairTokenizer:
         return {token: id for id, token in reversed(self.tokens.items()) if len(token) == 1}
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
-        """The text of `ids`. Bytes that are not valid UTF-8, such as the first half of a character, become U+FFFD.
+        """The text of `ids`. Invalid UTF-8, such as an incomplete character, becomes U+FFFD.
 
         Raises:
-            UserError: an id that the tokenizer does not have.
+            UserError: an unknown id.
         """
         skipped = set(self.special_tokens.values()) if skip_special_tokens else set()
         try:
@@ -225,7 +225,7 @@ class BytePairTokenizer:
 
     @cached_property
     def _content(self) -> dict[int, bytes]:
-        """id -> UTF-8."""
+        """id -> bytes of the token in UTF-8."""
         if not self.byte_level:
             return {id: token.replace(SPACE, " ").encode() for id, token in self.tokens.items()}
         special = set(self.special_tokens.values())
@@ -235,13 +235,13 @@ class BytePairTokenizer:
         }
 
     # -----------------------------------------------------------------------------------------------------------------------
-    # The ecosystem's form
+    # Standard format
 
     def to_fast(self, model_max_length: int = 1024) -> PreTrainedTokenizerFast:
         """The same tokenizer on the Rust library, for models, data sets and AutoTokenizer.
 
         Raises:
-            UserError: it has no such form: two tokens are spelled alike, or the ids are not 0 to n - 1.
+            UserError: it cannot be expressed: two tokens have the same text, or the ids are not 0 to n - 1.
         """
         vocabulary: dict[str, int] = {}
         for id, token in self.tokens.items():
@@ -277,14 +277,14 @@ class BytePairTokenizer:
         return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=model_max_length, **roles)
 
     def save_pretrained(self, directory: str | os.PathLike, model_max_length: int = 1024, overwrite: bool = False) -> None:
-        """Write `tokenizer.json` and `tokenizer_config.json` for AutoTokenizer, the whole directory or nothing."""
+        """Write `tokenizer.json` and `tokenizer_config.json` for AutoTokenizer; the directory is written atomically."""
         fast = self.to_fast(model_max_length)
         with atomic_directory(directory, overwrite) as temporary:
             save_tokenizer(fast, temporary)
 
 
 class _PieceCache(dict[str, list[int]]):
-    """piece -> ids, filled as pieces are asked for; emptied when full, so that no text can make it grow without bound."""
+    """piece -> ids, filled on demand and cleared when full, so that its memory is bounded for any text."""
 
     CAPACITY, LONGEST = 1 << 17, 256  # entries, characters
 

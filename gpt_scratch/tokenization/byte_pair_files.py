@@ -1,10 +1,10 @@
-r"""Tokenizers saved by two well-known teaching implementations, read into [`BytePairTokenizer`].
+r"""Reads tokenizers saved by two well-known teaching implementations into [`BytePairTokenizer`].
 
-- minbpe (karpathy/minbpe, `Tokenizer.save`): `NAME.model`, lines of text: `minbpe v1`, the pattern (empty for `BasicTokenizer`, which does
-  not pre-tokenize), the number of special tokens and one a line with its id, then one merge a line, two ids, whose union is the next id
-  from 256. Ids below 256 are byte values, not GPT-2's order.
+- minbpe (karpathy/minbpe, `Tokenizer.save`): the text file `NAME.model` holds `minbpe v1`, the pattern (empty for `BasicTokenizer`, which
+  does not pre-tokenize), the number of special tokens, one special token per line with its id, then one merge per line as two ids; the
+  merged tokens get the ids from 256 on. Ids below 256 are byte values, not in GPT-2's order.
 - the book's `BPETokenizerSimple.save_vocab_and_merges` (*Build a Large Language Model (From Scratch)*, ch02/05): a JSON object
-  id -> token, and a JSON list of {"pair": [id, id], "new_id": id}. Tokens are of characters, not bytes.
+  id -> token, and a JSON list of {"pair": [id, id], "new_id": id}. Tokens consist of characters, not bytes.
 """
 
 import json
@@ -18,17 +18,17 @@ from ..errors import UserError
 from .byte_pair import CHARACTER_OF_BYTE, END_OF_TEXT, SPACE, BytePairTokenizer
 from .byte_pair_training import Pair
 
-# A word with the one space before it, each further space, line ends one by one; between them other white space, which the book drops.
+# A word with one preceding space, each further space, each line end. Other white space lies between the matches; the book drops it.
 BOOK_PATTERN = rf"{SPACE}?[^\s{SPACE}]+|{SPACE}|\r|\n"
 
 
 def read_minbpe(path: str | os.PathLike) -> BytePairTokenizer:
-    """The tokenizer of a minbpe `.model` file; its ids are minbpe's, those of `encode(text, allowed_special="all")`.
+    """Read a minbpe `.model` file; ids equal those of minbpe's `encode(text, allowed_special="all")`.
 
-    Without pattern (`BasicTokenizer`) the text is one piece, here and in the `tokenizer.json`: merges may cross words and lines.
+    Without a pattern (`BasicTokenizer`) the text is one piece, here and in the `tokenizer.json`: merges may cross words and lines.
 
     Raises:
-        UserError: not such a file; names the line.
+        UserError: not a minbpe file; names the line.
     """
     lines = _read(path).removesuffix("\n").split("\n")
     if lines[0].strip() != "minbpe v1":
@@ -65,15 +65,15 @@ def read_minbpe(path: str | os.PathLike) -> BytePairTokenizer:
 
 
 def read_book_bpe(vocabulary: str | os.PathLike, merges: str | os.PathLike) -> BytePairTokenizer:
-    """The tokenizer of the two files that the book's `BPETokenizerSimple` saves, with the book's pre-tokenization.
+    """Read the two files that the book's `BPETokenizerSimple` saves, with the book's pre-tokenization.
 
-    Where its ids differ from the book's own `encode`: the book's class takes a whole word from the vocabulary where it can and otherwise
-    joins any two neighbours that have a merge, from the left, whereas merges are used here, and by `tokenizers`, in the order
-    learned. White space other than spaces and line ends is a token here and is dropped there; a character without token becomes
-    `<|endoftext|>` here and is an error there. What is decoded is the same, except that the book puts a space before each newline.
+    Ids may differ from the book's own `encode`: the book's class uses a whole word if the vocabulary has it, and otherwise merges any
+    adjacent pair with a merge from left to right, whereas this class and `tokenizers` apply merges in the order learned. White space
+    other than spaces and line ends is a token here and dropped there; a character without a token becomes `<|endoftext|>` here and is an
+    error there. Decoded text is the same, except that the book puts a space before each newline.
 
     Raises:
-        UserError: not such files; names the file and the entry.
+        UserError: not the book's files; names the file and the entry.
     """
     entries, merge_list = _parse(vocabulary, dict), _parse(merges, list)
     try:
@@ -96,7 +96,7 @@ def read_book_bpe(vocabulary: str | os.PathLike, merges: str | os.PathLike) -> B
         if tokens.get(new_id) != union:
             raise UserError(f"{merges}: entry {number} makes {union!r}, but token {new_id} is {tokens.get(new_id)!r}")
         pairs[left, right] = new_id
-    # Longer than a character and not the result of a merge: the special tokens.
+    # Special tokens are longer than a character and not the result of a merge.
     merged = set(pairs.values())
     special_tokens = {token: id for id, token in tokens.items() if len(token) > 1 and id not in merged}
     if END_OF_TEXT not in special_tokens:

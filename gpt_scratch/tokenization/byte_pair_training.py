@@ -1,7 +1,7 @@
 """Training of byte-pair merges for [`BytePairTokenizer`].
 
-The pairs' counts are kept current instead of counted anew after each merge (minbpe counts anew), so that a merge visits only the words
-that hold its pair. On 1 MB of text this pure Python is faster than the Rust trainer of `tokenizers`, whose merges it learns tie for tie.
+Pair counts are updated incrementally instead of recounted after each merge, as minbpe does, so that a merge visits only the words that
+contain its pair. On 1 MB of text this pure Python is faster than the Rust trainer of `tokenizers`; its merges are the same, including ties.
 """
 
 import re
@@ -20,30 +20,30 @@ from .pretokenization import split_gpt2
 Pair = tuple[int, int]
 LONGEST_WORD = 1024
 LONG_CHARACTERS = 1 << 20
-MAX_CHARACTERS = 10_000_000  # of all distinct pieces that are learned from: about a million words, which take 1 GB in training
-SILENT_SECONDS = 5  # of work, before a progress bar is shown
+MAX_CHARACTERS = 10_000_000  # total length of distinct pieces used in training: about a million words, which take 1 GB
+SILENT_SECONDS = 5  # time before a progress bar is shown
 
 
 def _gpt2_byte_order() -> list[int]:
-    """The 256 bytes in the order of GPT-2's ids: those that Latin-1 shows as a visible character, then the rest."""
+    """The 256 bytes in the order of GPT-2's ids: those with a visible Latin-1 character first, then the rest."""
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     return visible + [byte for byte in range(256) if byte not in visible]
 
 
 BYTE_ORDER = _gpt2_byte_order()
 TO_IDS = bytes(BYTE_ORDER.index(byte) for byte in range(256))
-# While merges are learned a word is a string of one character a token, chr(id), so that the string methods find and replace pairs at the
-# speed of C. This character marks both ends of a word, and the ids from 256 on are shifted by one to make room for it.
+# During training, a word is a string with one character per token, chr(id), so that string methods find and replace pairs at C speed.
+# This character marks both ends of a word; ids from 256 on are shifted by one to make room for it.
 END = chr(256)
 _WORD_THEN_NEWLINE = re.compile(r"\S\n")
 
 
 def count_pieces(texts: Iterable[str]) -> Counter[str]:
-    """How often each piece of GPT-2's pre-tokenization occurs. Special tokens in the text count as text, as in `tokenizers`.
+    """Count the pieces of GPT-2's pre-tokenization. Special tokens in the text count as text, as in `tokenizers`.
 
-    Pieces of more than LONGEST_WORD characters are no words but base64 or text without spaces, hardly any of them twice the same. They
-    are cut there, and only the first LONG_CHARACTERS of them in all are counted, so that memory is bounded. For the same reason the rarest
-    pieces are left out where the distinct ones have more than MAX_CHARACTERS; that is said.
+    To bound memory, pieces of more than LONGEST_WORD characters (base64 or text without spaces, rarely repeated) are cut there, and only
+    the first LONG_CHARACTERS characters of them in total are counted. If the distinct pieces exceed MAX_CHARACTERS in total, the rarest
+    are left out, and a note says so.
     """
     counts: Counter[str] = Counter()
     room, added, left_out = LONG_CHARACTERS, 0, 0
@@ -57,7 +57,7 @@ def count_pieces(texts: Iterable[str]) -> Counter[str]:
                 pieces += [longer[start : start + LONGEST_WORD] for start in range(0, len(longer), LONGEST_WORD)]
             counts.update(pieces)
             added += len(part)
-            if added > MAX_CHARACTERS:  # else it is not worth counting the distinct ones
+            if added > MAX_CHARACTERS:  # summing over the distinct pieces after every part would be slow
                 added = 0
                 if sum(map(len, counts)) > 2 * MAX_CHARACTERS:
                     left_out += _leave_out_the_rarest(counts)
@@ -71,7 +71,7 @@ def count_pieces(texts: Iterable[str]) -> Counter[str]:
 
 
 def _leave_out_the_rarest(counts: Counter[str]) -> int:
-    """Keep the most frequent pieces, of MAX_CHARACTERS in all; of equally frequent ones those that came first. Returns how many go."""
+    """Keep the most frequent pieces, MAX_CHARACTERS in total, earlier ones on ties. Return the number of pieces removed."""
     if sum(map(len, counts)) <= MAX_CHARACTERS:
         return 0
     ordered = sorted(counts, key=counts.__getitem__, reverse=True)
@@ -82,7 +82,7 @@ def _leave_out_the_rarest(counts: Counter[str]) -> int:
 
 
 def _parts(text: str, length: int = 1 << 22) -> Iterator[str]:
-    """`text` in parts of about `length` characters, to bound the memory; cut before a newline after a word, where pieces end anyway."""
+    """Split `text` into parts of about `length` characters to bound memory, before a newline after a word, where a piece ends anyway."""
     start = 0
     while place := _WORD_THEN_NEWLINE.search(text, start + length):
         yield text[start : place.end() - 1]
@@ -91,16 +91,16 @@ def _parts(text: str, length: int = 1 << 22) -> Iterator[str]:
 
 
 def learn_merges(piece_counts: Mapping[str, int], vocab_size: int, min_frequency: int = 2) -> tuple[list[bytes], dict[Pair, int]]:
-    """Learn byte-pair merges, as `tokenizers`' `BpeTrainer` learns them.
+    """Learn the same byte-pair merges as `BpeTrainer` of `tokenizers`.
 
     Args:
-        piece_counts: pieces of text and how often each occurs.
-        vocab_size: tokens to stop at, the 256 bytes included.
-        min_frequency: a pair that occurs less often is not merged.
+        piece_counts: pieces of text and their counts.
+        vocab_size: number of tokens to stop at, including the 256 bytes.
+        min_frequency: less frequent pairs are not merged.
 
     Returns:
-        The tokens' bytes by id, bytes first in GPT-2's order; and the merges in the order learned: (left id, right id) -> id of the
-        union. Among equally frequent pairs the one with the smallest ids comes first.
+        The tokens' bytes by id, the single bytes first in GPT-2's order; and the merges in the order learned: (left id, right id) -> id
+        of the merged token. Among equally frequent pairs, the one with the smallest ids is merged first.
 
     >>> tokens, merges = learn_merges({"low": 5, "lower": 2, "newest": 6, "widest": 3}, vocab_size=260)
     >>> tokens[256:]
@@ -110,9 +110,9 @@ def learn_merges(piece_counts: Mapping[str, int], vocab_size: int, min_frequency
     words = [f"{END}{piece.encode().translate(TO_IDS).decode('latin-1')}{END}" for piece in piece_counts]
     frequency = list(piece_counts.values()).__getitem__
 
-    places = _places_of_pairs(words)  # may become stale; counts may not
+    places = _places_of_pairs(words)  # may become stale, unlike the counts
     counts = {pair: sum(map(frequency, where)) for pair, where in places.items() if END not in pair}
-    # Ordered by count, then by the pair's ids. An entry whose count has fallen since is put back when it comes up.
+    # Ordered by count, then by the pair's ids. An entry whose count has since fallen is pushed again when it comes up.
     heap = [(-count, pair, places[pair]) for pair, count in counts.items()]
     heapify(heap)
 
@@ -130,7 +130,7 @@ def learn_merges(piece_counts: Mapping[str, int], vocab_size: int, min_frequency
         bar.update()
         left, right = pair[0], pair[1]
         ids_of_pair = (ord(left) - (left > END), ord(right) - (right > END))
-        # No other pair spells this token already: merges inside a span that ends as one token are the same wherever it occurs.
+        # No other pair yields the same token: the merges within a span that becomes one token are the same wherever it occurs.
         merges[ids_of_pair] = len(tokens)
         new = chr(len(tokens) + 1)
         tokens.append(tokens[ids_of_pair[0]] + tokens[ids_of_pair[1]])
@@ -150,7 +150,7 @@ def learn_merges(piece_counts: Mapping[str, int], vocab_size: int, min_frequency
 
 
 def _places_of_pairs(words: list[str]) -> dict[str, list[int]]:
-    """The inverted index: in which words a pair of neighbours occurs, once for each occurrence."""
+    """Inverted index: pair -> indices of the words that contain it, once per occurrence."""
     places: dict[str, list[int]] = defaultdict(list)
     joined = "".join(words)
     for pair, word in zip(map(add, joined, joined[1:]), chain.from_iterable(map(repeat, range(len(words)), map(len, words)))):
@@ -161,8 +161,8 @@ def _places_of_pairs(words: list[str]) -> dict[str, list[int]]:
 def _replace_pair(words: list[str], where: list[int], pair: str, new: str):
     """Replace `pair` by `new` in the words `where`, in place.
 
-    Returns the words where a character precedes `new`, by character; the same after it; and those with `new` twice in a row, where
-    the end of one pair met the beginning of the next. A word is listed once for each occurrence.
+    Returns the words by the character that precedes `new`; the words by the character that follows it; and the words with `new` twice in
+    a row, where two occurrences of the pair were adjacent. A word is listed once per occurrence.
     """
     before: dict[str, list[int]] = defaultdict(list)
     after: dict[str, list[int]] = defaultdict(list)
@@ -176,7 +176,7 @@ def _replace_pair(words: list[str], where: list[int], pair: str, new: str):
             after[last[0]].append(number)
         elif len(parts) > 2:
             words[number] = new.join(parts)
-            for first, last in pairwise(parts):  # both ends of a word hold its marker, so only an inner part can be empty
+            for first, last in pairwise(parts):  # a word begins and ends with END, so only an inner part can be empty
                 if first:
                     before[first[-1]].append(number)
                 if last:

@@ -1,7 +1,7 @@
 """GPT-2's tokenizer from OpenAI's two files, as a `tokenizer.json` that plain AutoTokenizer loads.
 
-`encoder.json` maps each of the 50,257 tokens, written in GPT-2's byte alphabet, to its id; `vocab.bpe` holds the 50,000 merges, the first
-line being a version. The Hub calls the same two files vocab.json and merges.txt.
+`encoder.json` maps each of the 50,257 tokens, written in GPT-2's byte alphabet, to its id; `vocab.bpe` holds a version line and the 50,000
+merges. On the Hub the same two files are named vocab.json and merges.txt.
 """
 
 import json
@@ -17,17 +17,17 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def load_gpt2_tokenizer(directory: str | os.PathLike, model_max_length: int = 1024) -> PreTrainedTokenizerFast:
-    """The tokenizer of `directory`, with `<|endoftext|>` as beginning, end, unknown and padding token.
+    """Load the tokenizer in `directory`, with `<|endoftext|>` as bos, eos, unknown and padding token.
 
-    GPT-2 has no id to spare for padding. Sharing the end-of-text token is safe with this package's models and collators, which identify
-    padding by the attention mask and by length, never by id.
+    GPT-2 has no padding token. Sharing the end-of-text token is safe with this package's models and collators, which identify padding by
+    the attention mask and by length, never by id.
 
     Args:
         directory: holds `encoder.json` and `vocab.bpe`, or `vocab.json` and `merges.txt`.
         model_max_length: longest input of the model, in tokens.
 
     Raises:
-        UserError: files that are missing or are not a vocabulary and its merges; names the file.
+        UserError: the files are missing, or are not a vocabulary and its merges; names the file.
     """
     for vocabulary, merges in (map(Path(directory).joinpath, names) for names in FILE_NAMES):
         if vocabulary.is_file() and merges.is_file():

@@ -1,7 +1,7 @@
 """nanoGPT's `meta.pkl`: the characters of a data set and their ids, as a tokenizer that AutoTokenizer loads.
 
 Source: nanoGPT `data/shakespeare_char/prepare.py`: {"vocab_size": int, "itos": {id: character}, "stoi": {character: id}}. A pickle is a
-program; this one is read by a machine that knows dictionaries, strings and numbers only, and can import nothing.
+program; this one is read by a restricted unpickler that supports only dictionaries, lists, strings and numbers, and imports nothing.
 """
 
 import pickle
@@ -18,7 +18,7 @@ LARGEST = 16 << 20  # bytes; all of Unicode has 4 million
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Dictionaries, lists, strings and numbers: whatever would be looked up by name is refused."""
+    """Loads dictionaries, lists, strings and numbers, and refuses everything that is looked up by name."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise pickle.UnpicklingError(f"it holds {module}.{name}, which only running code of the file could load; it was not run")
@@ -28,10 +28,10 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def read_meta_pkl(path: Path, model_max_length: int = 1024) -> PreTrainedTokenizerFast:
-    """A tokenizer of single characters with exactly the file's ids: no special tokens, and a character that it lacks is an error.
+    """Read a character tokenizer with exactly the file's ids: it has no special tokens, and an unknown character is an error.
 
     Raises:
-        UserError: a missing, foreign or damaged file, one that would need code to load, or ids that are not 0, 1, 2, ...
+        UserError: a file that is missing, damaged or not nanoGPT's, that would run code, or whose ids are not 0, 1, 2, ...
     """
     try:
         if path.stat().st_size > LARGEST:

@@ -1,17 +1,17 @@
 """Saves tokenizers in a form that transformers 4.46 and newer load with equal ids, and loads tokenizers exactly as their files define.
 
-What `save_pretrained` of transformers 5 writes is for transformers 5. Releases differ in these ways, and [`save_tokenizer`] writes the form
-that all of them read alike:
+`save_pretrained` of transformers 5 writes files for transformers 5 only. Releases differ as follows, and [`save_tokenizer`] writes a form
+that all of them read the same way:
 
 - `tokenizer_class` is `TokenizersBackend`, which 4.x does not have. 5.x also builds the pipelines of `GPT2Tokenizer`, `LlamaTokenizer` and
-  their like in Python and forgets the normalizer and the pre-tokenizer in `tokenizer.json`. All releases have `PreTrainedTokenizerFast`,
-  for which `tokenizer.json` is the whole pipeline.
-- `extra_special_tokens` is a list, where 4.x expects a mapping; all read the list under its old name, `additional_special_tokens`.
-- `model_input_names` has `token_type_ids` by default in 4.x, an input that causal language models refuse.
-- `chat_template.jinja` is unknown to 4.46, which reads the template in `tokenizer_config.json`. It stands in both; newer releases take
-  the file.
-- `clean_up_tokenization_spaces` is ignored for BPE from 5.10 on, and removes spaces when decoding in older ones.
-- `add_prefix_space`, where it is not written, is false for 4.57, which changes the pre-tokenizer accordingly.
+  similar classes in Python and ignores the normalizer and pre-tokenizer in `tokenizer.json`. All releases have
+  `PreTrainedTokenizerFast`, for which `tokenizer.json` is the whole pipeline.
+- `extra_special_tokens` is a list, but 4.x expects a mapping; all read the list under its old name, `additional_special_tokens`.
+- `model_input_names` contains `token_type_ids` by default in 4.x, an input that causal language models refuse.
+- `chat_template.jinja` is unknown to 4.46, which reads the template from `tokenizer_config.json`. It is written to both; newer releases
+  use the file.
+- `clean_up_tokenization_spaces` is ignored for BPE since 5.10; older releases remove spaces when decoding.
+- `add_prefix_space`, if missing, is false in 4.57, which changes the pre-tokenizer accordingly.
 """
 
 import json
@@ -32,10 +32,10 @@ OF_THIS_SESSION = ("backend", "is_local", "local_files_only", "extra_special_tok
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: str | os.PathLike) -> None:
-    """`tokenizer.save_pretrained(directory)`, and a `tokenizer_config.json` that transformers 4 opens, too.
+    """`tokenizer.save_pretrained(directory)`, with a `tokenizer_config.json` that transformers 4 reads as well.
 
-    A tokenizer that is more than its `tokenizer.json` is saved as its class does it: a class with methods of its own (Whisper,
-    CodeLlama), one written in Python, one that is not transformers'.
+    A tokenizer that is more than its `tokenizer.json` is saved by its own class: classes with additional methods (Whisper, CodeLlama),
+    those written in Python, and those from outside transformers.
     """
     tokenizer.save_pretrained(directory)
     if isinstance(tokenizer, PreTrainedTokenizerFast) and _is_its_file(type(tokenizer)):
@@ -44,12 +44,13 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: str | os.PathL
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a directory or Hub name, with the pipeline that its `tokenizer.json` describes, if there is one.
+    """Load the tokenizer of a directory or Hub name, with the pipeline described by its `tokenizer.json`, if there is one.
 
-    transformers 5 gives SmolLM2's, whose class is `GPT2Tokenizer`, the pipeline of GPT-2, which does not cut numbers into digits.
+    transformers 5 would give SmolLM2's tokenizer, whose class is `GPT2Tokenizer`, the pipeline of GPT-2, which does not split numbers
+    into digits.
 
     Raises:
-        Exception: what AutoTokenizer raises, which is anything.
+        Exception: AutoTokenizer may raise anything.
     """
     path = _tokenizer_file(name)
     if path is not None:
@@ -63,7 +64,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def _tokenizer_file(name: str) -> Path | None:
-    """`None` where a tokenizer is made from other files, such as a sentencepiece model."""
+    """Path of `tokenizer.json`; `None` if the tokenizer is built from other files, such as a sentencepiece model."""
     try:
         return Path(cached_file(name, "tokenizer.json"))
     except OSError:
@@ -76,11 +77,11 @@ def _take_pipeline(tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
     for part in ("normalizer", "pre_tokenizer", "model", "decoder"):
         setattr(backend, part, getattr(written, part))
     if space is not None and isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):
-        backend.pre_tokenizer.add_prefix_space = space  # transformers gives the setting precedence over the file
+        backend.pre_tokenizer.add_prefix_space = space  # in transformers the setting takes precedence over the file
 
 
 def _is_its_file(kind: type) -> bool:
-    """Whether a class only assembles what `tokenizer.json` describes: it is transformers', and has an `__init__` at most."""
+    """Whether a class only assembles what `tokenizer.json` describes: it is part of transformers and defines at most `__init__`."""
     own = kind.__mro__[: kind.__mro__.index(PreTrainedTokenizerFast)]
     methods = (FunctionType, property, classmethod, staticmethod)
     return all(
@@ -91,7 +92,7 @@ def _is_its_file(kind: type) -> bool:
 
 
 def _portable(tokenizer: PreTrainedTokenizerFast, written: dict[str, Any]) -> dict[str, Any]:
-    """The `tokenizer_config.json` that all releases read alike, from the one of the installed release."""
+    """Convert the installed release's `tokenizer_config.json` to one that all releases read the same way."""
     pipeline = tokenizer.backend_tokenizer
     config = {name: value for name, value in written.items() if name not in OF_THIS_SESSION}
     config |= {

@@ -1,9 +1,9 @@
-r"""Pre-tokenization: text is cut into pieces first, and byte-pair merges never cross from one piece into the next.
+r"""Pre-tokenization: text is first split into pieces, and byte-pair merges never cross their boundaries.
 
-GPT-2's pattern (Radford et al. 2019; OpenAI's `encoder.py`) cuts off English contractions, then takes runs of letters, of
-numbers or of other characters, each with one space before it, and runs of white space. Its classes are Unicode's, and here two engines
-disagree: Python's `regex` module knows a newer Unicode than the Oniguruma inside the `tokenizers` library, for which letters added
-since are neither letters nor numbers. The pieces of this file are those of `tokenizers`, so that ids equal those of AutoTokenizer.
+GPT-2's pattern (Radford et al. 2019; OpenAI's `encoder.py`) matches English contractions, runs of letters, of numbers or of other
+characters, each with one optional preceding space, and runs of white space. Two engines disagree about its Unicode classes: Python's
+`regex` module supports a newer Unicode version than Oniguruma in the `tokenizers` library, which does not recognize letters and numbers
+added since. This file produces the pieces of `tokenizers`, so that ids equal those of AutoTokenizer.
 """
 
 import re
@@ -17,20 +17,20 @@ from tokenizers import Regex, normalizers
 
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
-# The same cuts, written for speed: what is most frequent first, possessive where nothing is ever given back. On ASCII text the
+# The same splits, optimized: frequent alternatives first, possessive quantifiers where backtracking cannot succeed. On ASCII text the
 # standard library's engine is twice as fast as `regex`.
 _ANY_TEXT = regex.compile(r" ?\p{L}++|'(?:[stmd]|re|ve|ll)| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s+")
 _ASCII_TEXT = re.compile(r" ?[A-Za-z]+|'(?:[stmd]|re|ve|ll)| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
 
-# Stands in for a letter or number that Oniguruma does not know: a noncharacter, neither letter nor number nor space in any Unicode.
+# Replaces a letter or number unknown to Oniguruma: a noncharacter, which is no letter, number or space in any Unicode version.
 _UNKNOWN = "\uffff"
 
 
 def splitter(pattern: str | None) -> Callable[[str], list[str]]:
-    """A function that cuts text into pieces whose union is the text, as `tokenizers` does with `pattern`.
+    """Return a function that splits text into pieces as `tokenizers` does with `pattern`; their concatenation is the text.
 
     Args:
-        pattern: regular expression of one piece; what lies between two matches is a piece too. `None` leaves the text whole.
+        pattern: regular expression for one piece; text between two matches is a piece too. `None` does not split.
     """
     if pattern is None:
         return lambda text: [text] if text else []
@@ -49,7 +49,7 @@ def splitter(pattern: str | None) -> Callable[[str], list[str]]:
 
 
 def split_gpt2(text: str) -> list[str]:
-    """The pieces of `text` under GPT-2's pattern, in order; their union is the text.
+    """Split `text` with GPT-2's pattern; the concatenation of the pieces is the text.
 
     >>> split_gpt2("I'll see  you in 2019, OK?")
     ['I', "'ll", ' see', ' ', ' you', ' in', ' 2019', ',', ' OK', '?']
@@ -63,7 +63,7 @@ def split_gpt2(text: str) -> list[str]:
 
 
 def _as_oniguruma_reads(text: str) -> str:
-    """`text` itself, or of the same length with the letters and numbers that only `regex` knows masked."""
+    """`text` with the letters and numbers that only `regex` knows masked; its length stays the same."""
     if text.isascii() or _unknown_to_oniguruma().isdisjoint(set(text)):
         return text
     return text.translate(dict.fromkeys(map(ord, _unknown_to_oniguruma()), _UNKNOWN))
@@ -71,10 +71,10 @@ def _as_oniguruma_reads(text: str) -> str:
 
 @lru_cache(maxsize=1)
 def _unknown_to_oniguruma() -> frozenset[str]:
-    """Letters and numbers for `regex` that are none for `tokenizers`: 17,480 with regex 2026.11 and tokenizers 0.23.
+    """Letters and numbers of `regex` that `tokenizers` does not recognize: 17,480 with regex 2026.11 and tokenizers 0.23.
 
-    Asked of the two engines once a process (about 0.1 s) rather than written down, as it changes with their versions. The opposite
-    does not happen while `regex` is the newer one.
+    Determined once per process (about 0.1 s) rather than hard-coded, since it depends on the versions of both engines. The reverse does
+    not occur while `regex` is the newer one.
     """
     code_points = array("I", [*range(0x80, 0xD800), *range(0xE000, 0x110000)]).tobytes()
     letters = "".join(

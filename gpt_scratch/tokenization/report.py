@@ -1,4 +1,4 @@
-"""Report on a tokenizer: number of tokens, bytes per token, share of unknown tokens, and examples."""
+"""Report on a tokenizer: number of tokens, bytes per token, fraction of unknown tokens, and examples."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ class TokenizerReport:
     """Figures of a tokenizer on held-out text.
 
     Attributes:
-        vocabulary: tokens of the tokenizer, special ones included.
-        tokens: tokens of the text.
-        bytes_per_token: UTF-8 bytes of the text per token; more is a shorter sequence for the same text.
-        unknown_share: share of the tokens that stand for a word or character outside the vocabulary, in [0, 1].
-        examples: texts, each with its tokens as they are written in the text and with its ids.
+        vocabulary: number of tokens in the vocabulary, including special tokens.
+        tokens: number of tokens in the text.
+        bytes_per_token: UTF-8 bytes of the text per token; higher means shorter sequences.
+        unknown_share: fraction of unknown tokens, in [0, 1].
+        examples: texts, each with its tokens as they appear in the text and its ids.
     """
 
     vocabulary: int
@@ -41,9 +41,9 @@ def report_on(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], examples
     """Measure `tokenizer` on `texts`, which it should not have been trained on.
 
     Raises:
-        UserError: the texts hold no token.
+        UserError: the texts have no tokens.
     """
-    # A byte-level tokenizer names its end-of-text token as the unknown one, and never uses it as such.
+    # A byte-level tokenizer declares the end-of-text token as its unknown token, but never uses it as such.
     unknown_id = tokenizer.unk_token_id if tokenizer.unk_token_id != tokenizer.eos_token_id else None
     tokens = unknown = size = 0
     for text in texts:

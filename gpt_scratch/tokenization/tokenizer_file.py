@@ -1,7 +1,7 @@
-"""An untrusted `tokenizer.json`, checked before the library opens it: its steps may lengthen a text only so far.
+"""Checks an untrusted `tokenizer.json` before the library opens it, and limits by how much its steps can lengthen a text.
 
-A pipeline is a small program: a normalizer that replaces each character by ten, four times in a row, makes 10,000 of one, and the library
-runs it over the file's own added tokens as soon as it opens the file.
+A pipeline is a small program: four normalizers that each replace a character with ten turn one into 10,000, and the library applies them
+to the file's added tokens as soon as it opens the file.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,8 +11,8 @@ from typing import Any
 from ..files import read_json_object
 
 FILE_BYTES = 1 << 28  # Llama 3's has 17 MB
-LONGEST_INSERTION = 1_000  # characters that one step may insert at a place
-LARGEST_GROWTH = 100  # of a text, by all steps; usual steps replace a character by another
+LONGEST_INSERTION = 1_000  # characters that one step may insert at one position
+LARGEST_GROWTH = 100  # factor by which all steps together may lengthen a text; usual steps replace one character with another
 LONGEST_PADDING = 1 << 20
 
 
@@ -20,7 +20,8 @@ def check_tokenizer_file(path: Path) -> None:
     """Check an untrusted `tokenizer.json`.
 
     Raises:
-        ValueError: no JSON object, or a step that makes a text longer than any pipeline in use; OSError: it cannot be read.
+        ValueError: not a JSON object, or its steps lengthen a text more than any pipeline in use.
+        OSError: it cannot be read.
     """
     if not path.is_file():
         raise ValueError(f"{path.name} is not a regular file")
@@ -45,7 +46,7 @@ def check_tokenizer_file(path: Path) -> None:
 
 
 def _steps(part: Any) -> Iterator[Mapping[str, Any]]:
-    """The steps of a part, in order, those of sequences in sequences too; the parser has bounded how deep they are."""
+    """The steps of a part, in order, including those of nested sequences; the parser has limited their depth."""
     if isinstance(part, dict):
         yield part
         for name in ("normalizers", "pretokenizers", "decoders"):
@@ -65,4 +66,4 @@ def _growth(step: Mapping[str, Any], inserted: int) -> float:
     literal = pattern.get("String") if isinstance(pattern, dict) else None
     if isinstance(literal, str) and literal:
         return max(1.0, inserted / len(literal))
-    return 1.0 + inserted  # an expression may match a single character, or the empty text before each
+    return 1.0 + inserted  # a regular expression may match each single character, or the empty string before it

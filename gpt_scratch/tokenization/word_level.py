@@ -1,14 +1,14 @@
-r"""Word-level tokenizers: a vocabulary of whole words, cut by one of four rules, in a `tokenizer.json` that AutoTokenizer loads.
+r"""Word-level tokenizers: a vocabulary of whole words, split by one of four rules, in a `tokenizer.json` that AutoTokenizer loads.
 
 - `word`: the regular expression of *Build a Large Language Model (From Scratch)*, section 2.2: `([,.:;?_!"()\']|--|\s)`.
-- `treebank`: NLTK's improved Treebank rules (`nltk.tokenize.NLTKWordTokenizer`), which cut off clitics ("do n't") and turn quotation marks
-  into `` and ''. NLTK's substitutions copy what they match; the normalizers of `tokenizers` cannot, so each is restated as spaces put at
-  places, found by looking around. The words of a line are those of nltk 3.10 (tested on real and random text); nltk itself is not
-  needed. Each line is cut by itself, as by the Treebank's original sed script: a period is cut off at the end of a line only.
-- `whitespace`: runs of anything but white space.
+- `treebank`: NLTK's improved Treebank rules (`nltk.tokenize.NLTKWordTokenizer`), which split off clitics ("do n't") and turn quotation
+  marks into `` and ''. NLTK's substitutions refer to their matches, which the normalizers of `tokenizers` cannot do; each is rewritten to
+  insert spaces at positions found by lookaround. The words of a line equal those of nltk 3.10 (tested on real and random text); nltk is
+  not needed. Lines are tokenized independently, as by the Treebank's original sed script: a period is split off only at the end of a line.
+- `whitespace`: runs of non-space characters.
 - `character`: every character is a token (nanoGPT's `shakespeare_char`).
 
-A word outside the vocabulary is `<|unk|>`; it cannot be decoded again. Line ends and runs of spaces are lost in the first three.
+A word outside the vocabulary becomes `<|unk|>`, which cannot be decoded. The first three rules lose line ends and runs of spaces.
 """
 
 import os
@@ -27,26 +27,26 @@ UNKNOWN = "<|unk|>"
 SPECIAL_TOKENS = (END_OF_TEXT, UNKNOWN, PADDING)  # the first two in the book's order
 RULES = ("word", "treebank", "whitespace", "character")
 
-# What Python's str.split and `re` take for white space: Oniguruma's, and four separators of ASCII.
+# White space for Python's str.split and `re`: Oniguruma's, and four ASCII separators.
 SPACE = r"[\s\x1c-\x1f]"
 
 
 def train_word_level(
     texts: Iterable[str], rule: str = "word", vocab_size: int | None = None, min_frequency: int = 1, model_max_length: int = 1024
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer whose words are those of `texts`.
+    """Train a word-level tokenizer on `texts`.
 
     Ids: the words in alphabetical order, then `<|endoftext|>`, `<|unk|>` (both as in the book) and `<|pad|>`.
 
     Args:
-        texts: what to take the words from.
+        texts: training texts.
         rule: one of `RULES`.
-        vocab_size: tokens, special ones included; the most frequent words are kept, alphabetically first among equals. `None`: all.
-        min_frequency: words that occur less often are left out.
+        vocab_size: number of tokens, including special tokens; the most frequent words are kept, ties in alphabetical order. `None`: all.
+        min_frequency: less frequent words are left out.
         model_max_length: longest input of the model, in tokens.
 
     Raises:
-        UserError: an unknown rule, a vocabulary without room for a word, no word that occurs often enough.
+        UserError: an unknown rule, a vocabulary without room for a word, or no word that is frequent enough.
 
     >>> tokenizer = train_word_level(["It's the last he painted."])
     >>> tokenizer.decode(tokenizer("It's the first.")["input_ids"])
@@ -71,12 +71,12 @@ def train_word_level(
 def word_level_from_list(
     path: str | os.PathLike, rule: str = "word", model_max_length: int = 1024
 ) -> tuple[PreTrainedTokenizerFast, list[str]]:
-    """A tokenizer whose words are the lines of a file, in its order; and the lines left out because `rule` would cut them further.
+    """Make a tokenizer from a file with one word per line, in its order; also return the lines left out because `rule` would split them.
 
-    Empty lines and repetitions are skipped. Special tokens follow as in [`train_word_level`], wherever the file has them.
+    Empty and repeated lines are skipped. Special tokens follow as in [`train_word_level`], wherever they occur in the file.
 
     Raises:
-        UserError: a file that cannot be read or has no usable word, an unknown rule.
+        UserError: a file that cannot be read or has no usable word, or an unknown rule.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -94,7 +94,7 @@ def word_level_from_list(
 
 
 def cut_words(backend: Tokenizer, text: str) -> list[str]:
-    """The words of `text`, known or not, as the pipeline of `backend` cuts them."""
+    """Split `text` into words, known or not, with the pipeline of `backend`."""
     if backend.normalizer is not None:
         text = backend.normalizer.normalize_str(text)
     return [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
@@ -111,12 +111,12 @@ def _tokenizer(backend: Tokenizer, words: list[str], model_max_length: int) -> P
         unk_token=UNKNOWN,
         pad_token=PADDING,
         model_max_length=model_max_length,
-        clean_up_tokenization_spaces=False,  # the decoder does it, by its own rules
+        clean_up_tokenization_spaces=False,  # the decoder does this by its own rules
     )
 
 
 def pipeline_of(rule: str) -> Tokenizer:
-    """What cuts a text into words and joins them again, with a vocabulary still to be set.
+    """The pipeline that splits text into words and joins them again, still without a vocabulary.
 
     Raises:
         UserError: an unknown rule.
@@ -142,13 +142,13 @@ def pipeline_of(rule: str) -> Tokenizer:
 
 
 # ---------------------------------------------------------------------------------------------------------------------------
-# Decoding: words are joined by spaces, then the spaces that one would not write are taken out.
+# Decoding: words are joined with spaces, then spaces that do not belong in running text are removed.
 
 _BOOK_JOINS = (
     (r" (?=[,.:;?!)'])", ""),
     (r"(?<=\() ", ""),
     (r"(?<=\p{L}') (?=(?:s|t|d|m|re|ve|ll)\b)", ""),
-    # Whether a quotation mark opens or closes is not known: at the start and after a colon or a dash it opens, elsewhere it ends a word.
+    # Opening and closing quotation marks are the same token: at the start and after a colon or dash it opens, elsewhere it closes.
     (r'(?<=\A") |(?<=(?:--|:) ") ', ""),
     (r'(?<!:)(?<!--) (?=")', ""),
 )
@@ -166,12 +166,12 @@ _TREEBANK_JOINS = (
 
 def _joined_by_spaces(joins: tuple[tuple[str, str], ...]) -> decoders.Decoder:
     steps = [decoders.Replace(Regex(pattern), content) for pattern, content in joins]
-    # WordPiece's decoder puts a space before each token but the first, unless it begins with the prefix, which none does.
+    # WordPiece's decoder puts a space before every token but the first, unless it begins with the prefix; no token does.
     return decoders.Sequence([decoders.WordPiece(prefix="\uffff", cleanup=False), decoders.Fuse(), *steps])
 
 
 # ---------------------------------------------------------------------------------------------------------------------------
-# NLTK's rules, in its order; the comments hold its substitutions (nltk/tokenize/destructive.py).
+# NLTK's rules, in NLTK's order; the comments show its substitutions (nltk/tokenize/destructive.py).
 
 
 def _treebank_steps() -> list[normalizers.Normalizer]:
@@ -184,9 +184,9 @@ def _treebank_steps() -> list[normalizers.Normalizer]:
     def space_around(character: str) -> normalizers.Normalizer:
         return space_at(f"(?={character})", f"(?<={character})")
 
-    # A word character to the `regex` module, which NLTK uses for all but the contractions, and to `re`, which it uses for these.
+    # A word character for the `regex` module, which NLTK uses for all rules but contractions, and for `re`, which it uses for those.
     word, re_word = r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}]", r"[\p{L}\p{N}_]"
-    other_cases = {"i": "İı", "k": "\u212a", "s": "ſ"}  # matched too when case is ignored
+    other_cases = {"i": "İı", "k": "\u212a", "s": "ſ"}  # also matched when case is ignored
 
     def any_case(letters: str) -> str:
         return "".join(f"[{c}{c.upper()}{other_cases.get(c, '')}]" if c.isalpha() else c for c in letters)
@@ -207,7 +207,7 @@ def _treebank_steps() -> list[normalizers.Normalizer]:
         return [f"(?<= '{t})(?={rest}(?!{re_word}))", f"(?<= '{t}{rest})(?!{re_word})"]
 
     line_start, line_end = r"(?<![^\n])", r"(?![^\n])"
-    # Of several colons and commas in a row, a match takes two: the places after an even number of them. (100 at most: a bound is quicker.)
+    # In a run of colons and commas, each match consumes two: split after an even number of them. (At most 100: a bound is faster.)
     even_marks = r"(?:\A|[^:,])(?:[:,]{2}){0,50}"
     return [
         # Starting quotes

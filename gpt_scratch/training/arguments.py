@@ -24,10 +24,11 @@ from ..command_line import (
     known_flags,
     recipe_arguments,
 )
-from ..conflicts import LATER, check_length, check_training, read_overrides, refuse_unknown_names, unknown_name
-from ..errors import UserError, one_line
+from ..errors import UserError, one_line, unknown_name
 from ..files import refuse_existing_run
+from ..overrides import read_overrides, refuse_unknown_names
 from ..ranges import check_ranges
+from ..training_conflicts import LATER, check_length, check_training
 from .lock import LOCK, lock_output_directory
 
 SCHEDULE = {"learning_rate": 5e-5, "lr_scheduler_type": "linear", "warmup_steps": 0}  # Trainer's defaults
@@ -69,11 +70,11 @@ class ScratchTrainingArguments(TrainingArguments):
     )
     warmup_steps: float | None = dataclasses.field(
         default=None,
-        metadata={"help": "Warm-up steps, or below 1 their share of all steps. Default: 0; without --learning_rate 0.05."},
+        metadata={"help": "Warm-up steps, or a fraction of all steps if below 1. Default: 0; without --learning_rate 0.05."},
     )
     # Every parameter is used in every step, so no search is needed.
     ddp_find_unused_parameters: bool | None = dataclasses.field(
-        default=False, metadata={"help": "Search for parameters without gradient in each step under DDP."}
+        default=False, metadata={"help": "Let DDP search for parameters without a gradient in each step."}
     )
 
     def __post_init__(self):

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from ..configuration_gpt_scratch import GPTScratchConfig
-from ..conflicts import DROPOUTS, check_classification_splits, resolve_trainable
+from ..conflicts import check_classification_splits
 from ..data.classification import (
     CONFLICTS,
     LabelledTexts,
@@ -39,10 +39,12 @@ from ..evaluation.classification import METRIC_PATH, figures_by_class, softmax
 from ..files import atomic_path
 from ..inference.loading import check_rows, load_config, load_model, load_tokenizer
 from ..modeling_gpt_scratch import GPTScratchForSequenceClassification
+from ..overrides import DROPOUTS
 from ..plots import new_figure, save_figure, save_lines
 from ..progress import named
 from ..tokenization.byte_pair import train_byte_level_bpe
 from ..tokenization.special_tokens import describe_special_tokens
+from ..training_conflicts import resolve_trainable
 from .arguments import parse_config_overrides
 from .checkpoints import ResumableTrainer
 from .finetuning import (
@@ -78,9 +80,11 @@ class ClassificationArguments(Reading):
         },
     )
     split_fractions: list[float] = field(
-        default_factory=lambda: [0.7, 0.1, 0.2], metadata={"help": "Shares of train, validation and test with --split clean."}
+        default_factory=lambda: [0.7, 0.1, 0.2], metadata={"help": "Fractions for train, validation and test with --split clean."}
     )
-    split_seed: int = field(default=123, metadata={"help": "Seed of the clean split, apart from --seed so that runs share it."})
+    split_seed: int = field(
+        default=123, metadata={"help": "Seed of the clean split; independent of --seed, so that runs share the split."}
+    )
     deduplicate: bool = field(default=True, metadata={"help": "With --split clean, keep one of each group of equal texts."})
     conflicting_labels: str = field(
         default="refuse",
@@ -90,7 +94,7 @@ class ClassificationArguments(Reading):
         },
     )
     balance_classes: bool = field(
-        default=False, metadata={"help": "Train on the same number of texts of each class, that of the rarest."}
+        default=False, metadata={"help": "Train on the same number of texts of each class: as many as the rarest has."}
     )
     text_column: str | None = field(default=None, metadata={"help": "Column of the texts. Default: text, in any case."})
     label_column: str | None = field(default=None, metadata={"help": "Column of the labels. Default: label, in any case."})
@@ -101,7 +105,7 @@ class ClassificationArguments(Reading):
         default=None, metadata={"help": "A checkpoint of this package, language model or classifier. Default: new weights."}
     )
     tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer of a new model. Default: a BPE is trained."})
-    vocab_size: int = field(default=2000, metadata={"help": "Vocabulary of the BPE that is trained."})
+    vocab_size: int = field(default=2000, metadata={"help": "Vocabulary size of the BPE that is trained."})
     config_overrides: str | None = field(
         default=None,
         metadata={
@@ -121,9 +125,11 @@ class ClassificationArguments(Reading):
     lora_rank: int | None = field(default=None, metadata={"help": "Rank of the LoRA matrices. Default: 16."})
     lora_alpha: int | None = field(default=None, metadata={"help": "LoRA's scale is alpha / rank. Default: 16."})
     class_weights: bool = field(
-        default=False, metadata={"help": "Weight each class inversely to its share of the training rows."}
+        default=False, metadata={"help": "Weight each class inversely to its frequency in the training rows."}
     )
-    max_length: int | None = field(default=None, metadata={"help": "Tokens of a text at most. Default: the model's positions."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Maximum tokens per text. Default: the model's context length."}
+    )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after this many evaluations without a better --metric_for_best_model."}
     )

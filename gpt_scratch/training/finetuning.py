@@ -7,9 +7,9 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_gpt_scratch import GPTScratchConfig
-from ..conflicts import refuse_sizes
 from ..errors import UserError, innermost, one_line
 from ..inference.loading import check_rows, load_config, load_model, load_tokenizer
+from ..overrides import refuse_sizes
 from .arguments import parse_config_overrides
 
 SPLITS = ("train", "validation", "test")

@@ -16,7 +16,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..conflicts import check_instruction_splits, resolve_trainable
+from ..conflicts import check_instruction_splits
 from ..data.instruction import (
     IGNORED,
     PROMPT_STYLES,
@@ -39,6 +39,7 @@ from ..errors import UserError
 from ..evaluation.perplexity import evaluate_loss
 from ..files import write_json
 from ..tokenization.special_tokens import describe_special_tokens
+from ..training_conflicts import resolve_trainable
 from .callbacks import CurveCallback, OverfittingCallback, PerplexityCallback, SamplesCallback
 from .finetuning import SPLITS, add_lora, train_last_blocks
 from .optimizers import muon_learning_rate_field, optimizer_field
@@ -68,9 +69,11 @@ class InstructionArguments(Reading):
         },
     )
     split_fractions: list[float] = field(
-        default_factory=lambda: [0.85, 0.05, 0.1], metadata={"help": "Shares of train, validation and test."}
+        default_factory=lambda: [0.85, 0.05, 0.1], metadata={"help": "Fractions for train, validation and test."}
     )
-    split_seed: int = field(default=123, metadata={"help": "Seed of --split random, apart from --seed so that runs share it."})
+    split_seed: int = field(
+        default=123, metadata={"help": "Seed of --split random; independent of --seed, so that runs share the split."}
+    )
     remove_shared_prompts: bool = field(
         default=False, metadata={"help": "Remove training records whose prompt also occurs in validation or test."}
     )
@@ -84,7 +87,7 @@ class InstructionArguments(Reading):
             "choices": list(PROMPT_STYLES),
         },
     )
-    mask_prompt: bool = field(default=False, metadata={"help": "Train on the replies alone and not on the prompts."})
+    mask_prompt: bool = field(default=False, metadata={"help": "Train only on the replies, not on the prompts."})
     learn: str = field(
         default="all",
         metadata={
@@ -92,7 +95,9 @@ class InstructionArguments(Reading):
             "choices": ["all", "last"],
         },
     )
-    max_length: int | None = field(default=None, metadata={"help": "Tokens of a record at most. Default: the model's positions."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Maximum tokens per record. Default: the model's context length."}
+    )
     ignore_keys: list[str] | None = field(
         default=None, metadata={"help": "Keys of records and messages to ignore, whatever they contain."}
     )
@@ -105,7 +110,7 @@ class InstructionArguments(Reading):
     packing: bool = field(
         default=False, metadata={"help": "Pack several records into a row of --pack_length; they do not attend to each other."}
     )
-    pack_length: int = field(default=512, metadata={"help": "Tokens of a packed row at most."})
+    pack_length: int = field(default=512, metadata={"help": "Maximum tokens per packed row."})
     trainable: str = field(
         default="all",
         metadata={"help": "Trainable parameters: all, last_blocks or lora.", "choices": ["all", "last_blocks", "lora"]},
@@ -131,7 +136,7 @@ class InstructionArguments(Reading):
         default=None, metadata={"help": "Stop after this many evaluations without a better validation loss."}
     )
     sample_replies: int = field(default=3, metadata={"help": "Validation prompts answered after each evaluation; 0 for none."})
-    sample_tokens: int = field(default=64, metadata={"help": "Tokens of a sample reply at most."})
+    sample_tokens: int = field(default=64, metadata={"help": "Maximum tokens per sample reply."})
 
     def __post_init__(self) -> None:
         resolve_trainable(self)

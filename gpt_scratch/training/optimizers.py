@@ -22,7 +22,7 @@ def optimizer_field() -> Any:
     return field(
         default="adamw",
         metadata={
-            "help": "adamw, as --optim says. muon: Muon for the matrices inside the blocks and AdamW for the rest.",
+            "help": "adamw: as set by --optim. muon: Muon for the matrices inside the blocks, AdamW for the rest.",
             "choices": ["adamw", "muon"],
         },
     )

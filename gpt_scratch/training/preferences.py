@@ -68,7 +68,7 @@ class PreferenceArguments(Reading):
     )
     split_fractions: list[float] = field(
         default_factory=lambda: [0.85, 0.05, 0.1],
-        metadata={"help": "Shares of train, validation and test, in the order of the file."},
+        metadata={"help": "Fractions for train, validation and test, in the order of the file."},
     )
     model_name_or_path: str | None = field(default=None, metadata={"help": "A finetuned checkpoint of this package."})
     allow_non_finite: bool = field(
@@ -79,7 +79,7 @@ class PreferenceArguments(Reading):
     reward: list[str] | None = field(
         default=None,
         metadata={
-            "help": "With grpo, in place of --reward_model: exact_match, arithmetic, format, length, or path/to/file.py:function, which is "
+            "help": "With grpo, instead of --reward_model: exact_match, arithmetic, format, length, or path/to/file.py:function, which is "
             "run; several, with --reward_weights. --train_file then holds instruction records, whose replies are the references."
         },
     )

@@ -1,5 +1,6 @@
 """Components of pretraining, used by `scripts/pretrain.py`: flags, data, model, optimizer, callbacks and final metrics."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -11,6 +12,8 @@ from transformers import (
     PreTrainedTokenizerBase,
     TrainerCallback,
     TrainingArguments,
+    default_data_collator,
+    set_seed,
 )
 
 from ..configuration_gpt_scratch import GPTScratchConfig
@@ -24,9 +27,10 @@ from ..inference.loading import check_rows, load_config, load_model, load_tokeni
 from ..modeling_gpt_scratch import GPTScratchForCausalLM
 from ..tokenization.byte_pair import END_OF_TEXT, train_byte_level_bpe
 from ..tokenization.gpt2 import load_gpt2_tokenizer
-from .arguments import parse_config_overrides
+from .arguments import keep_best_checkpoint, parse_config_overrides
 from .callbacks import CurveCallback, OverfittingCallback, PerplexityCallback, SamplesCallback, TrainingLossCallback
-from .optimizers import muon_learning_rate_field, optimizer_field
+from .language_model_trainer import LanguageModelTrainer
+from .optimizers import make_optimizers, muon_learning_rate_field, optimizer_field, set_default_learning_rate
 from .run import evaluation_curve, run_figures
 
 
@@ -44,11 +48,11 @@ class PretrainingArguments(Reading):
     validation_file: list[str] | None = field(
         default=None, metadata={"help": "Text to validate on. Default: the last part of the training text."}
     )
-    dataset_name: str | None = field(default=None, metadata={"help": "A `datasets` name or directory, in place of --train_file."})
+    dataset_name: str | None = field(default=None, metadata={"help": "A `datasets` name or directory, instead of --train_file."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of --dataset_name."})
     text_column: str = field(default="text", metadata={"help": "Column that holds the text of a document."})
     validation_split_percentage: float = field(
-        default=10, metadata={"help": "Without validation text: the last percent of the characters to hold out."}
+        default=10, metadata={"help": "Without validation text: percentage of the characters to hold out, from the end."}
     )
     split_by: str = field(
         default="documents",
@@ -71,11 +75,17 @@ class PretrainingArguments(Reading):
             "Default: a byte-level BPE trained on the training text."
         },
     )
-    vocab_size: int = field(default=8000, metadata={"help": "Vocabulary of the BPE that is trained without --tokenizer_name."})
-    block_size: int | None = field(default=None, metadata={"help": "Tokens a row. Default: the model's max_position_embeddings."})
+    vocab_size: int = field(
+        default=8000, metadata={"help": "Vocabulary size of the BPE that is trained without --tokenizer_name."}
+    )
+    block_size: int | None = field(
+        default=None, metadata={"help": "Tokens per row. Default: the model's max_position_embeddings."}
+    )
     stride: int | None = field(
         default=None,
-        metadata={"help": "Tokens from training row to row. Default: block_size - 1, so that each is predicted once."},
+        metadata={
+            "help": "Tokens between the starts of training rows. Default: block_size - 1, so that each token is predicted once."
+        },
     )
     append_eos: bool = field(default=True, metadata={"help": "End each document with the end-of-text token."})
     parse_special_tokens: bool = field(
@@ -116,7 +126,7 @@ class PretrainingArguments(Reading):
         default=None, metadata={"help": "Stop after this many evaluations without a better validation loss."}
     )
     eval_train_blocks: int = field(
-        default=0, metadata={"help": "Training rows whose loss is measured at each evaluation too, without dropout."}
+        default=0, metadata={"help": "Training rows whose loss is also measured at each evaluation, without dropout."}
     )
     sample_prompt: list[str] | None = field(
         default=None, metadata={"help": "Prompts continued after each evaluation. Default: the start of the validation text."}
@@ -265,6 +275,38 @@ def make_callbacks(
     if args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
     return callbacks
+
+
+def make_trainer(
+    trainer_class: type[LanguageModelTrainer],
+    args: PretrainingArguments,
+    training_args: TrainingArguments,
+    config: GPTScratchConfig,
+    data: LanguageModelingData,
+    tokenizer: PreTrainedTokenizerBase,
+    callbacks: Sequence[TrainerCallback],
+) -> LanguageModelTrainer:
+    """The model, initialized with `--seed` or loaded, and its trainer. `training_args` gets the default learning rate and, with early
+    stopping, the settings that keep the best checkpoint.
+    """
+    set_seed(training_args.seed)
+    model = make_model(args, config, tokenizer)
+    print(describe_model(model))
+    set_default_learning_rate(training_args, model.num_parameters(), "all" if args.model_name_or_path else "new")
+    if args.early_stopping_patience is not None:
+        keep_best_checkpoint(training_args)
+    trainer = trainer_class(
+        model=model,
+        args=training_args,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        processing_class=tokenizer,
+        data_collator=default_data_collator,  # all rows have the same length: nothing to pad
+        callbacks=list(callbacks),
+        **make_optimizers(args, training_args, model),
+    )
+    trainer.script_args = args
+    return trainer
 
 
 def first_rows(rows: TokenBlocks | StreamedBlocks, count: int) -> list[dict]:

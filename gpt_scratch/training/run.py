@@ -11,12 +11,12 @@ from typing import Any
 import transformers
 from transformers import Trainer
 
-from ..conflicts import check_resumable, no_checkpoint
 from ..errors import UserError, innermost, one_line
 from ..files import swapped_directory, write_json
 from ..progress import named
 from ..provenance import describe_environment, without_folders
 from ..reference_outputs import FILE, write_reference_outputs
+from ..training_conflicts import check_resumable, no_checkpoint
 from .checkpoints import damage, newest_complete_checkpoint
 from .lock import lock_output_directory
 

@@ -1,6 +1,6 @@
 """The report of a zero_to_chat run: inputs, cost and results of each stage, as report.json, report.md and an HTML page.
 
-Everything is read from what the stages wrote; what a stage did not write is left out. `compare` sets two reports side by side.
+Everything is read from the files that the stages wrote; missing results are left out. `compare` shows two reports side by side.
 """
 
 import base64
@@ -22,16 +22,16 @@ FIGURES = {
     "accuracy": "Accuracy on held-out questions by kind, with 95 % intervals (Wilson)",
     "pretraining": "Pretraining: loss in nats per token",
     "instructions": "Instruction tuning: loss of the replies in nats per token",
-    "reward": "Reinforcement: mean reward of the replies drawn in each step",
-    "length": "Reinforcement: tokens of a reply",
+    "reward": "Reinforcement: mean reward of the replies sampled in each step",
+    "length": "Reinforcement: tokens per reply",
     "entropy": "Reinforcement: entropy in nats per token",
-    "divergence": "Reinforcement: divergence from the model it started from, in nats per token",
-    "samples": "Accuracy against the number of replies drawn",
+    "divergence": "Reinforcement: KL divergence from the initial model, in nats per token",
+    "samples": "Accuracy against the number of sampled replies",
 }
 
 
 def collect(output: Path, size: Size, stages: Sequence[Stage], command: str) -> dict[str, Any]:
-    """Everything that the report says, for JSON.
+    """Collect the contents of the report, for JSON.
 
     Raises:
         UserError: a stage's record is missing or broken.
@@ -88,7 +88,7 @@ def _chosen(metrics: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 def sample_replies(output: Path) -> list[dict[str, str]]:
-    """The first question of each kind, with the reply of each model."""
+    """The first question of each kind, with each model's reply."""
     replies = {name: json.loads((output / "evaluation" / f"{name}.json").read_text(encoding="utf-8")) for name in MODELS}
     rows: dict[str, dict[str, str]] = {}
     for number, record in enumerate(replies["pretrained"]):
@@ -105,7 +105,7 @@ def sample_replies(output: Path) -> list[dict[str, str]]:
 
 
 def write_report(output: Path, report: dict[str, Any]) -> None:
-    """report.json, report.md, report.html and figures/."""
+    """Write report.json, report.md, report.html and figures/."""
     write_json(output / "report.json", report)
     drawn = draw_figures(output, report)
     text = as_markdown(report, drawn)
@@ -118,7 +118,7 @@ def write_report(output: Path, report: dict[str, Any]) -> None:
 
 
 def draw_figures(output: Path, report: dict[str, Any]) -> list[str]:
-    """PNG files in figures/; the names of those for which there is something to draw."""
+    """Draw PNG files into figures/; return the names of those for which there are data."""
     folder = output / "figures"
     folder.mkdir(exist_ok=True)
     _draw_accuracy(report, folder / "accuracy")
@@ -140,8 +140,8 @@ def draw_figures(output: Path, report: dict[str, Any]) -> list[str]:
             drawn.append(name)
     samples = report["accuracy"]["reinforced"].get("samples")
     if samples:
-        labels = {"majority": "majority", "any": "any of them is right"}
-        save_lines(samples["curve"], labels, "samples", folder / "samples", "replies drawn", "accuracy")
+        labels = {"majority": "majority", "any": "any of them is correct"}
+        save_lines(samples["curve"], labels, "samples", folder / "samples", "sampled replies", "accuracy")
         drawn.append("samples")
     return drawn
 
@@ -167,7 +167,7 @@ def _draw_accuracy(report: dict[str, Any], path: Path) -> None:
 
 
 def tables(report: dict[str, Any]) -> dict[str, tuple[list[str], list[list[str]]]]:
-    """Heading -> (columns, rows) of text."""
+    """Heading -> (columns, rows) of strings."""
     size, found = report["size"], report["accuracy"]
     kinds = [*found["reinforced"].get("accuracy_by_kind", {})]
     by_kind = [[kind, *(_share(found[name]["accuracy_by_kind"][kind]) for name in MODELS)] for kind in kinds] + [
@@ -202,7 +202,7 @@ def tables(report: dict[str, Any]) -> dict[str, tuple[list[str], list[list[str]]
          f"{instructions['validation_response_loss_before']:.3f}, {instructions['validation_response_loss']:.3f}"],
         *([f"test replies after {MODELS[name]}, bits per byte", f"{found[name]['response_bits_per_byte']:.3f}"]
           for name in MODELS if "response_bits_per_byte" in found[name]),
-        ["drawn replies rewarded before and after reinforcement",
+        ["sampled replies rewarded before and after reinforcement",
          f"{reinforcement['success_before']['sampled']['success']:.1%}, {reinforcement['success']['sampled']['success']:.1%}"],
     ]  # fmt: skip
     model = [
@@ -224,7 +224,7 @@ def tables(report: dict[str, Any]) -> dict[str, tuple[list[str], list[list[str]]
     }
     if samples := found["reinforced"].get("samples"):
         rows = [[str(row["samples"]), f"{row['majority']:.1%}", f"{row['any']:.1%}"] for row in samples["curve"]]
-        result["Several replies"] = (["replies drawn", "right by majority", "any is right"], rows)
+        result["Several replies"] = (["sampled replies", "correct by majority", "any correct"], rows)
     return result
 
 
@@ -234,7 +234,7 @@ def _share(row: Mapping[str, Any]) -> str:
 
 
 def first_lines(report: dict[str, Any]) -> list[str]:
-    """What the report says first."""
+    """The opening lines of the report."""
     shares = [report["accuracy"][name]["accuracy"] for name in MODELS]
     minutes = sum(stage["seconds"] for stage in report["stages"]) / 60
     rises = [after["interval"][0] > before["interval"][1] for before, after in pairwise(shares)]
@@ -250,12 +250,12 @@ def first_lines(report: dict[str, Any]) -> list[str]:
     return [
         f"A GPT of {report['size']['parameters']:,} parameters, from random weights to a model that answers, in {minutes:.0f} minutes on "
         f"{environment['hardware']}, seed {report['seed']}.",
-        f"Right on {shares[0]['count']:,} held-out questions: {values} after {', '.join(MODELS.values())}. {verdict}",
+        f"Accuracy on {shares[0]['count']:,} held-out questions: {values} after {', '.join(MODELS.values())}. {verdict}",
     ]
 
 
 def as_markdown(report: dict[str, Any], figures: Sequence[str]) -> str:
-    """The report as a page of Markdown."""
+    """The report as a Markdown page."""
     parts = [f"# From text to chat: {report['size']['name']}", *first_lines(report), f"    {report['command']}"]
     for heading, (columns, rows) in tables(report).items():
         lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
@@ -277,7 +277,7 @@ def _versions(report: dict[str, Any]) -> str:
 
 
 def as_html(output: Path, report: dict[str, Any], figures: Sequence[str]) -> str:
-    """The report as one file: the figures are in it, nothing is loaded from elsewhere."""
+    """The report as one HTML file with embedded figures; it loads nothing else."""
     parts = [f"<h1>From text to chat: {html.escape(report['size']['name'])}</h1>"]
     parts += [f"<p>{html.escape(line)}</p>" for line in first_lines(report)]
     parts.append(f"<pre>{html.escape(report['command'])}</pre>")
@@ -311,10 +311,10 @@ def as_html(output: Path, report: dict[str, Any], figures: Sequence[str]) -> str
 
 
 def read_report(name: str) -> dict[str, Any]:
-    """`report.json` of a run's directory, or that file.
+    """Read `report.json`, given by its path or the run's directory.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not a report.
     """
     path = Path(name) / "report.json" if Path(name).is_dir() else Path(name)
     report = _read(path)
@@ -325,7 +325,7 @@ def read_report(name: str) -> dict[str, Any]:
 
 
 def compare(first: dict[str, Any], second: dict[str, Any], names: tuple[str, str]) -> str:
-    """Two reports side by side, Markdown: what differs in the model, what it reached, what it took."""
+    """Compare two reports in a Markdown table: model, results and cost."""
 
     def row(label: str, value: Any) -> str:
         return f"| {label} | {value(first)} | {value(second)} |"

@@ -31,15 +31,15 @@ print(texts[0])
 # %% [markdown]
 # ## 1. Words
 #
-# A model computes with numbers. So text is cut into pieces, each different piece gets a number, and the text becomes the list of these numbers. A piece
+# A model computes with numbers. So text is split into pieces, each distinct piece gets a number, and the text becomes the list of these numbers. A piece
 # in this sense is called a **token**, its number an **id**, and the list of all tokens the **vocabulary**.
 #
-# The simplest cut is into words. Punctuation becomes a token of its own, since "dog," and "dog" should not be two words.
+# The simplest way is to split into words. Punctuation gets tokens of its own, since "dog," and "dog" should not be two words.
 
 # %%
 WORD = re.compile(
     r"""--|[,.:;?_!"()']|(?:(?!--)[^\s,.:;?_!"()'])+"""
-)  # a double dash, a mark, or a run of anything else but spaces
+)  # a double dash, a punctuation mark, or a run of any other characters except spaces
 
 
 def split_words(text):
@@ -50,7 +50,7 @@ def split_words(text):
 print(split_words('Anna said, "It\'s here!"'))
 
 # %% [markdown]
-# Now the vocabulary: all words that occur, sorted, numbered from 0. A text that comes later may hold words that are not there. For these we keep
+# Now the vocabulary: all words that occur, sorted, numbered from 0. A later text may contain words that are not in it. For these we keep
 # a token `<|unk|>`. Another, `<|endoftext|>`, marks where a text ends.
 
 
@@ -72,7 +72,7 @@ ids = encode_words("Anna saw a xylophone.", vocabulary)
 print(len(vocabulary), "words;", ids, "->", " ".join(names[number] for number in ids))
 
 # %% [markdown]
-# "xylophone" is lost: nobody can tell from `<|unk|>` what stood there. And a vocabulary of all English words has hundreds of thousands of rows, most of them
+# "xylophone" is lost: nobody can tell from `<|unk|>` which word it was. And a vocabulary of all English words has hundreds of thousands of rows, most of them
 # rare, so that a model hardly ever sees them in training.
 #
 # ## 2. Bytes
@@ -87,8 +87,8 @@ for text in ("Anna", "é", "🙂"):
 # %% [markdown]
 # ## 3. Byte-pair encoding: the middle way
 #
-# Start with bytes. Find the two neighbours that occur together most often, and make the pair a new token. Repeat. Frequent words grow together into one
-# token; rare ones stay in several pieces; anything at all can be written with bytes.
+# Start with bytes. Find the pair of adjacent tokens that occurs most often, and make it a new token. Repeat. Frequent words are merged into one
+# token; rare ones stay in several pieces; any text can be written with bytes.
 #
 # By hand: the words `low` 5 times, `lower` 2 times, `newest` 6 times, `widest` 3 times.
 #
@@ -99,10 +99,10 @@ for text in ("Anna", "é", "🙂"):
 # | 3 | l o | 5 + 2 = 7 | lo |
 # | 4 | lo w | 7 | low |
 #
-# In step 1, "e s" and "s t" both occur 9 times. A rule must decide such ties: here the pair with the smaller ids wins.
+# In step 1, "e s" and "s t" both occur 9 times. A rule must break such ties: here the pair with the smaller ids wins.
 #
-# Two details of GPT-2 (Radford et al. 2019, section 2.2). Text is first cut into pieces, roughly words with the space before them, and pairs are never formed
-# across pieces; so "dog." and "dog!" share the token " dog". And the 256 bytes are numbered in an order of their own: first those that are
+# Two details of GPT-2 (Radford et al. 2019, section 2.2). Text is first split into pieces, roughly words with the space before them, and pairs are never formed
+# across pieces; so "dog." and "dog!" share the token " dog". And the 256 bytes have their own order: first those that are
 # visible characters, then the rest.
 
 # %%
@@ -125,7 +125,7 @@ def merge(ids, pair, union):
 
 
 def learn_merges(counts, vocabulary_size):
-    """Pieces and how often each occurs -> {pair of ids: id of the union}, in the order learned."""
+    """Pieces and their counts -> {pair of ids: id of the merged token}, in the order learned."""
     words = {piece: [BYTES.index(byte) for byte in piece.encode()] for piece in counts}
     merges = {}
     while 256 + len(merges) < vocabulary_size:
@@ -135,7 +135,7 @@ def learn_merges(counts, vocabulary_size):
                 pairs[pair] += counts[piece]
         best = min(pairs, key=lambda pair: (-pairs[pair], pair), default=None)
         if best is None or pairs[best] < 2:
-            break  # nothing occurs twice any more
+            break  # no pair occurs twice any more
         merges[best] = 256 + len(merges)
         words = {piece: merge(ids, best, merges[best]) for piece, ids in words.items()}
     return merges
@@ -180,7 +180,7 @@ for text in ("One day, Anna saw a xylophone.", "Ein Bär 🙂"):
 # Words that the stories use often are single tokens, with the space before them. "xylophone", which they never use, is spelled out almost letter by letter, and nothing is lost. "�" stands for a
 # byte that is only a part of a character.
 #
-# What does it save? The picture shows how many tokens the first stories take, after each number of merges.
+# What does it save? The plot shows how many tokens the first stories need, for each number of merges.
 
 # %% tags=["figure"]
 sample = "\n".join(texts[:20])
@@ -197,8 +197,8 @@ plt.show()
 #
 # ## 4. Compare with the package
 #
-# The package has a tokenizer of words and a byte-pair encoding. Both are trained on the same stories. Ids must be equal, one by one, on texts that hold
-# unknown words, other alphabets and emoji. The package's vocabulary also holds two special tokens, so we ask it for two tokens more.
+# The package has a word-level tokenizer and a byte-pair encoding. Both are trained on the same stories. All ids must be equal, on texts with
+# unknown words, other alphabets and emoji. The package's vocabulary also contains two special tokens, so we ask it for two tokens more.
 
 # %% tags=["compare"]
 from gpt_scratch.tokenization.byte_pair import train_byte_pair
@@ -243,7 +243,7 @@ def check_1(answer):
 print(check_1(second))
 
 # %% [markdown]
-# **Exercise 2.** Write the way back: ids to text. Test it on "🙂", whose four bytes may lie in several tokens.
+# **Exercise 2.** Write the inverse: ids to text. Test it on "🙂", whose four bytes may be spread over several tokens.
 
 
 # %% tags=["exercise"]
@@ -279,8 +279,8 @@ except UnicodeDecodeError:
 # | what | where |
 # |---|---|
 # | words | `gpt_scratch/tokenization/word_level.py`, `train_word_level` |
-# | cutting into pieces | `gpt_scratch/tokenization/pretokenization.py`, `split_gpt2` |
-# | learning merges, without counting all pairs again after each | `gpt_scratch/tokenization/byte_pair_training.py`, `learn_merges` |
+# | splitting into pieces | `gpt_scratch/tokenization/pretokenization.py`, `split_gpt2` |
+# | learning merges, without recounting all pairs after each | `gpt_scratch/tokenization/byte_pair_training.py`, `learn_merges` |
 # | encoding and decoding | `gpt_scratch/tokenization/byte_pair.py`, `BytePairTokenizer` |
 # | training one from the command line | `scripts/train_tokenizer.py` |
 #

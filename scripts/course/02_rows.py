@@ -7,7 +7,7 @@
 #
 # - cut a stream of ids into rows of equal length, with any stride, and say which tokens are predicted how often,
 # - say what the inputs and the targets of a row are, and why one row of T tokens trains T - 1 predictions,
-# - keep stories that share a row from being taken for one.
+# - keep stories that share a row apart.
 
 # %% tags=["parameters"]
 from pathlib import Path
@@ -29,7 +29,7 @@ one = lesson(1)
 # %% [markdown]
 # ## 1. One row, many predictions
 #
-# A language model learns one thing: the next token. Take the ids `7 3 9 4 1`. They hold four examples at once.
+# A language model learns one thing: the next token. Take the ids `7 3 9 4 1`. They contain four examples at once.
 #
 # | seen | to predict |
 # |---|---|
@@ -50,13 +50,13 @@ print("targets", targets.tolist())
 # %% [markdown]
 # ## 2. The sliding window
 #
-# All texts are concatenated, each followed by an end mark: a stream. A window of T tokens slides over it, and gives a row wherever it stops. How far it moves
+# All texts are concatenated into a stream, each followed by an end mark. A window of T tokens slides over it, and gives a row wherever it stops. How far it moves
 # is the **stride**. (`(N,) -> (rows, T)` in the code are shapes: N ids go in, and a table of `rows` rows with T ids each comes out.)
 
 
 # %%
 def cut_rows(ids, T, stride):
-    """(N,) -> (rows, T): windows of T ids whose starts lie `stride` apart. What does not fill a row is left over."""
+    """(N,) -> (rows, T): windows of T ids whose starts are `stride` apart. Ids at the end that do not fill a row are left over."""
     return torch.stack([ids[start : start + T] for start in range(0, len(ids) - T + 1, stride)])
 
 
@@ -66,13 +66,13 @@ for stride in (4, 3, 1):
     print(f"stride {stride}: {len(rows)} rows", rows.tolist())
 
 # %% [markdown]
-# PyTorch has this cut built in, without copying anything: `ids.unfold(0, T, stride)`.
+# PyTorch has this operation built in, without copying anything: `ids.unfold(0, T, stride)`.
 
 # %%
 assert torch.equal(ids.unfold(0, 4, 3), cut_rows(ids, 4, 3))
 
 # %% [markdown]
-# Which stride? The first token of a row is no target of that row. Count how often each token of the stream is predicted:
+# Which stride? The first token of a row is not a target in that row. Count how often each token of the stream is predicted:
 
 # %%
 for stride in (4, 3, 1):
@@ -81,7 +81,7 @@ for stride in (4, 3, 1):
 
 # %% [markdown]
 # - Stride T (4): every fourth token is never predicted.
-# - Stride T - 1 (3): each token after the first is predicted once, except for what is left over at the end. Neighbouring rows share one token.
+# - Stride T - 1 (3): each token after the first is predicted once, except for what is left over at the end. Adjacent rows share one token.
 # - Stride 1: tokens in the middle are predicted three times. That is three times the rows and the work, for the same 12 tokens.
 
 # %% tags=["figure"]
@@ -118,7 +118,7 @@ print(
 # ## 4. Batches
 #
 # Training takes one step after another, each with B rows at once: a **batch**. The rows are shuffled before each pass over all of them (an **epoch**), so
-# that a batch does not hold one story only. Rows at the end that do not fill a batch are left out.
+# that a batch does not consist of a single story. Rows at the end that do not fill a batch are left out.
 
 # %%
 order = torch.randperm(len(rows))
@@ -131,12 +131,12 @@ print("batch", tuple(batch.shape), "inputs", tuple(inputs.shape), "targets", tup
 # %% [markdown]
 # ## 5. Two stories in one row
 #
-# A row may hold the end of one story and the start of the next. Mostly this is harmless: the end mark shows the model where a new story begins. Where it is
+# A row may contain the end of one story and the start of the next. Usually this is harmless: the end mark shows the model where a new story begins. Where it is
 # not, three things keep the stories apart: positions (the number of a token in its story, lesson 3) that start again at 0, no attention (lesson 4) across the
-# border, and no prediction of the first token of a story from the story before. The function below makes the first and the third; the second follows from the
+# boundary, and no prediction of the first token of a story from the story before. The function below implements the first and the third; the second follows from the
 # positions.
 #
-# Training libraries call the row, before it is shifted, the **labels**: the label at a place is the token at that place. The label -100 means "this one does not
+# Training libraries call the row, before it is shifted, the **labels**: the label at a position is the token at that position. The label -100 means "this one does not
 # count"; PyTorch's cross-entropy, the loss of lesson 8, leaves it out by default.
 
 
@@ -157,8 +157,8 @@ print("positions", positions.tolist(), "labels", labels.tolist())
 # %% [markdown]
 # ## 6. Compare with the package
 #
-# The package keeps the tokens of all stories in an Arrow table (a file that is read in parts) and cuts a row when it is asked for, so any stride takes the same
-# memory. It hands out the whole row as `input_ids` and as `labels`; the shift by one happens in the model, in one place. Its default stride is T - 1.
+# The package keeps the tokens of all stories in an Arrow table (a file that is read in parts) and cuts each row on demand, so any stride takes the same
+# memory. It returns the whole row as `input_ids` and as `labels`; the shift by one happens in the model, in one place. Its default stride is T - 1.
 
 # %% tags=["compare"]
 import datasets
@@ -183,7 +183,7 @@ print(f"isolated: the same positions and labels in {len(isolated)} rows")
 #
 # Replace the `...`, run the cell, and then the check below it. Solutions are in `solutions/02_rows.py`.
 #
-# **Exercise 1.** A stream of 1,020 tokens is cut into rows of 128 with stride 64. How many rows are there?
+# **Exercise 1.** A stream of 1,020 tokens is split into rows of 128 with stride 64. How many rows are there?
 
 # %% tags=["exercise"]
 how_many = ...

@@ -7,7 +7,7 @@
 #
 # - explain why looking up a row of a table is a matrix product, and what that means for training,
 # - say why a model needs positions, and add learned ones,
-# - turn queries and keys by rotary positions, and show that their dot product depends on the distance only.
+# - rotate queries and keys with rotary positions, and show that their dot product depends only on the distance.
 
 # %% tags=["parameters"]
 small = False
@@ -25,10 +25,10 @@ torch.set_printoptions(precision=3, sci_mode=False)
 # %% [markdown]
 # ## 1. A table of vectors
 #
-# An id is only a number: 7 is not "more" than 3. So each id gets a vector of its own, a row of a table, and training moves the vectors to where they
+# An id is only a number: 7 is not "more" than 3. So each id gets its own vector, a row of a table, and training moves the vectors to where they
 # are useful. The table is called an **embedding**.
 #
-# Looking up row 2 is the same as multiplying by a vector that is 1 at place 2 and 0 elsewhere (a **one-hot** vector):
+# Looking up row 2 is the same as multiplying by a vector that is 1 at index 2 and 0 elsewhere (a **one-hot** vector):
 #
 # ```
 #              | 0.1  0.2 |
@@ -65,7 +65,7 @@ print(table.grad)
 #
 # ## 2. Why positions?
 #
-# Attention mixes vectors by their dot products, whatever their order (lesson 4). "dog bites man" and "man bites dog" hold the same three vectors, so no
+# Attention mixes vectors by their dot products, whatever their order (lesson 4). "dog bites man" and "man bites dog" contain the same three vectors, so no
 # mix of all of them can tell who bites whom.
 
 # %%
@@ -74,7 +74,7 @@ vectors = torch.randn(3, 4)
 
 
 def mixed(sentence, positions=None):
-    """What a word 'bites' sees of the sentence through one attention without matrices."""
+    """What the word 'bites' sees of the sentence through attention without matrices."""
     x = vectors[[words[word] for word in sentence.split()]]
     if positions is not None:
         x = x + positions[: len(x)]
@@ -86,8 +86,8 @@ print("without positions:", torch.allclose(mixed("dog bites man"), mixed("man bi
 # %% [markdown]
 # ## 3. Learned positions
 #
-# GPT-2's answer is simple: a second table, with a row for each *place*, is added to the first. Token 7 at place 0 and token 7 at place 5 then have different
-# vectors. Both tables are trained. The price: there is no row for a place beyond the table, so the model cannot read longer texts.
+# GPT-2's answer is simple: a second table, with a row for each *position*, is added to the first. Token 7 at position 0 and token 7 at position 5 then have different
+# vectors. Both tables are trained. The price: there is no row for a position beyond the table, so the model cannot read longer texts.
 
 # %%
 positions = torch.randn(10, 4)
@@ -95,7 +95,7 @@ print("with positions:   ", torch.allclose(mixed("dog bites man", positions), mi
 
 
 class Embedding(nn.Module):
-    """ids (B, T) -> (B, T, C): the token's row plus the place's row."""
+    """ids (B, T) -> (B, T, C): the token's row plus the position's row."""
 
     def __init__(self, V, T, C):
         super().__init__()
@@ -108,15 +108,15 @@ class Embedding(nn.Module):
 # %% [markdown]
 # ## 4. Rotary positions
 #
-# What matters in language is mostly how far apart two words are, not where they stand. Rotary positions (Su et al. 2021) build that in. The numbers of a query
-# or key are taken in pairs. A pair is a point in the plane; it is turned around the origin by an angle that grows with the position.
+# What matters in language is mostly how far apart two words are, not where they are. Rotary positions (Su et al. 2021) build that in. The numbers of a query
+# or key are taken in pairs. A pair is a point in the plane; it is rotated around the origin by an angle that grows with the position.
 #
-# Turning (a, b) by an angle gives (a cos - b sin, b cos + a sin). By hand, 90 degrees has cos 0 and sin 1, so (1, 0) becomes (0, 1).
+# Rotating (a, b) by an angle gives (a cos - b sin, b cos + a sin). By hand, 90 degrees has cos 0 and sin 1, so (1, 0) becomes (0, 1).
 
 
 # %%
 def turn(pair, angle):
-    """A point turned around the origin, counterclockwise, by `angle` in radians."""
+    """A point rotated around the origin, counterclockwise, by `angle` in radians."""
     a, b = pair
     return a * math.cos(angle) - b * math.sin(angle), b * math.cos(angle) + a * math.sin(angle)
 
@@ -124,8 +124,8 @@ def turn(pair, angle):
 print("(1, 0) turned by 90 degrees:", tuple(round(number, 3) for number in turn((1, 0), math.pi / 2)))
 
 # %% [markdown]
-# Turn a query by 5 steps and a key by 3, and their dot product is that of a query turned by 2 and a key not turned at all. Turn both by 100 steps more: nothing
-# changes. The dot product sees only the difference, 2.
+# Rotate a query by 5 steps and a key by 3, and their dot product is that of a query rotated by 2 and an unrotated key. Rotate both by 100 more steps: nothing
+# changes. The dot product depends only on the difference, 2.
 
 # %%
 query, key = (1.0, 2.0), (0.5, -1.0)
@@ -134,7 +134,7 @@ for at_query, at_key in ((5, 3), (105, 103), (2, 0), (5, 4)):
     print(f"query at {at_query:3}, key at {at_key:3}, distance {at_query - at_key}: {q[0] * k[0] + q[1] * k[1]:.4f}")
 
 # %% [markdown]
-# A head of width D has D / 2 pairs. Pair i turns by θ^(-2i/D) radians a step, with θ = 10,000: the first pair by 1 radian, so that it tells neighbours apart; the last
+# A head of width D has D / 2 pairs. Pair i rotates by θ^(-2i/D) radians per step, with θ = 10,000: the first pair by 1 radian, so that it distinguishes neighbors; the last
 # by about a ten-thousandth, so that it has hardly moved over a long text.
 #
 # Which numbers make a pair is a matter of layout. Here number i goes with number i + D/2: the first half of a head with the second half.
@@ -142,7 +142,7 @@ for at_query, at_key in ((5, 3), (105, 103), (2, 0), (5, 4)):
 
 # %%
 def rotate(x, positions, theta=10000.0):
-    """Rotary positions: x (..., T, D), positions (T,) -> the same shape, pair (i, i + D/2) turned by position * theta^(-2i/D)."""
+    """Rotary positions: x (..., T, D), positions (T,) -> the same shape, pair (i, i + D/2) rotated by position * theta^(-2i/D)."""
     D = x.shape[-1]
     speeds = theta ** (-torch.arange(0, D, 2).float() / D)  # (D/2,)
     angles = positions[:, None].float() * speeds  # (T, D/2)
@@ -157,7 +157,7 @@ print(f"{here.item():.4f} {there.item():.4f}")
 assert torch.allclose(here, there, atol=1e-3)
 
 # %% [markdown]
-# Two pictures: how the pairs of a head turn over the positions, and the dot product of a vector with itself at growing distance. It is largest at distance 0 and
+# Two plots: how the pairs of a head rotate over the positions, and the dot product of a vector with itself at growing distance. It is largest at distance 0 and
 # falls off, unevenly.
 
 # %% tags=["figure"]
@@ -176,7 +176,7 @@ plt.show()
 # %% [markdown]
 # ## 5. Compare with the package
 #
-# First the embedding: the hidden states that the package's model hands to its first layer. Then rotary positions, on random queries.
+# First the embedding: the hidden states that the package's model passes to its first layer. Then rotary positions, on random queries.
 
 # %% tags=["compare"]
 from gpt_scratch import GPTScratchConfig, GPTScratchModel
@@ -206,7 +206,7 @@ assert difference < 1e-5
 #
 # Replace the `...`, run the cell, and then the check below it. Solutions are in `solutions/03_embeddings.py`.
 #
-# **Exercise 1.** Turn the point (3, 4) by 90 degrees, counterclockwise, by hand.
+# **Exercise 1.** Rotate the point (3, 4) by 90 degrees, counterclockwise, by hand.
 
 # %% tags=["exercise"]
 turned = ...  # a pair of numbers
@@ -229,7 +229,7 @@ def check_1(answer):
 print(check_1(turned))
 
 # %% [markdown]
-# **Exercise 2.** A batch holds the ids `[5, 2, 5, 9]` and `[2, 5, 0, 0]`. How many rows of the token table get a gradient from it?
+# **Exercise 2.** A batch contains the ids `[5, 2, 5, 9]` and `[2, 5, 0, 0]`. How many rows of the token table get a gradient from it?
 
 # %% tags=["exercise"]
 rows_with_gradient = ...
@@ -252,7 +252,7 @@ def check_2(answer):
 print(check_2(rows_with_gradient))
 
 # %% [markdown]
-# **Exercise 3.** A model that writes reads one token at a time (lesson 7). Write the embedding of ids that continue a text of which `start` tokens have been read already.
+# **Exercise 3.** When a model generates, it reads one token at a time (lesson 7). Write the embedding of ids that continue a text of which `start` tokens have been read already.
 
 
 # %% tags=["exercise"]
@@ -288,7 +288,7 @@ print(check_3(embed_from))
 # | both tables | `gpt_scratch/modeling_gpt_scratch.py`, `GPTScratchModel` |
 # | rotary positions | `gpt_scratch/modeling_gpt_scratch.py`, `rotary_embedding`, `apply_rotary` |
 # | positions where rows are padded or texts share a row | `gpt_scratch/positions_gpt_scratch.py`, `count_positions` |
-# | rotary positions stretched to longer texts | `gpt_scratch/releases_gpt_scratch.py`, `scaled_rotary_frequencies` |
+# | rotary positions scaled to longer texts | `gpt_scratch/releases_gpt_scratch.py`, `scaled_rotary_frequencies` |
 #
 # **Sources.** Bengio et al. 2003, JMLR 3, section 2 (a trained vector for each word); Radford et al. 2018, "Improving Language Understanding by
 # Generative Pre-Training", section 4.1 (learned positions); Su et al. 2021, arXiv:2104.09864, section 3.2 (rotary positions).

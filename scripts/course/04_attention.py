@@ -56,7 +56,7 @@ for word, vector in zip(words, x):
 #
 # ## 2. From scores to weights: softmax
 #
-# We want weights that are positive and add up to 1. Softmax raises e to each score and divides by the sum. Raising makes everything positive,
+# We want weights that are positive and add up to 1. Softmax raises e to each score and divides by the sum. Exponentiation makes everything positive,
 # dividing makes the sum 1.
 #
 # | word | score | e^score | weight |
@@ -86,7 +86,7 @@ print("new vector of 'it'", context)
 # The new vector is `0.028 * the + 0.560 * dog + 0.206 * chased + 0.206 * it`: "it" has become mostly "dog". Such a mix is called a
 # **context vector**.
 #
-# Every word asks the same question of every word, itself included. As matrices this is one line: `x @ x.T` holds all scores, row t for the word that asks.
+# Every word asks the same question of every word, itself included. As matrices this is one line: `x @ x.T` contains all scores, with row t for the word that asks.
 
 # %%
 all_scores = x @ x.T  # (T, C) @ (C, T) -> (T, T)
@@ -117,7 +117,7 @@ print("context of 'it':", softmax(q[3] @ k.T / math.sqrt(D)) @ v)  # why it is d
 # ### Why divide by the square root of D?
 #
 # A dot product adds up D products. If the numbers are independent and random, with mean 0 and variance 1, the sum has variance D, so scores grow with D.
-# Large scores make softmax pick one word with weight close to 1. Then a small change of the scores changes the weights hardly at all, and training, which
+# Large scores make softmax pick one word with weight close to 1. Then a small change of the scores hardly changes the weights, and training, which
 # follows such small changes (the gradient), has nothing to follow. Dividing by the square root of D keeps the variance at 1.
 #
 # Below, each word sees ten others. Unscaled, the largest of its ten weights approaches 1 as D grows; scaled, it stays the same.
@@ -135,7 +135,7 @@ for width in (4, 64, 1024):
 # %% [markdown]
 # ## 4. No looking ahead: the causal mask
 #
-# A language model predicts the next word. In training all words of a row are there at once, so word t could read its own answer at t + 1. We
+# A language model predicts the next word. In training all words of a row are present at once, so word t could read its own answer at t + 1. We
 # forbid that: before softmax, each score of a later word becomes minus infinity, and e to the minus infinity is 0.
 #
 # The order matters. If you compute softmax first and set the forbidden weights to 0 afterwards, the rest no longer adds up to 1, and
@@ -157,7 +157,7 @@ print(causal_weights(all_scores))
 #
 # ## 5. Dropout on the weights
 #
-# In training, dropout sets some weights to 0 at random, so that the model does not rely on a single word. The others are divided by the share
+# In training, dropout sets some weights to 0 at random, so that the model does not rely on a single word. The others are divided by the fraction
 # that is kept, so the sum stays the same on average. When the model is used, dropout does nothing. (Srivastava et al. 2014, section 4.)
 
 
@@ -175,7 +175,7 @@ print("mean of a million ones after dropout:", round(dropout(torch.ones(1_000 if
 # ## 6. Many heads, in a list
 #
 # Three matrices `W_q`, `W_k`, `W_v` make a **head**. It gives each token one set of weights: it can look for the subject *or* for the last verb. A model uses
-# several heads side by side, each narrow, and puts their results next to each other. A last matrix mixes them. PyTorch's `nn.Linear(C, D)` holds a matrix to be
+# several heads side by side, each narrow, and concatenates their results. A last matrix mixes them. PyTorch's `nn.Linear(C, D)` contains a matrix to be
 # trained and, unless `bias=False`, D numbers that are added to each result, the bias.
 #
 # From here on there are several rows at once. Shapes read: B rows, T tokens in each, C numbers for each token; H heads, each D = C / H wide.
@@ -209,9 +209,9 @@ class HeadsInAList(nn.Module):
 # %% [markdown]
 # ## 7. The same in one matrix
 #
-# A list of H heads makes 3 H small matrix products. One product with all the matrices side by side gives the same numbers in one go. Then only
+# A list of H heads makes 3 H small matrix products. One product with the concatenated matrices gives the same numbers at once. Then only
 # the view of the memory changes: the last axis, C wide, is split into H heads of D, and the head axis moves before the token axis, so that `@` works on
-# each head by itself. The class in section 8 does it so.
+# each head by itself. The class in section 8 does this.
 #
 # ```
 # (B, T, C)  --project-->  (B, T, H * D)  --view-->  (B, T, H, D)  --transpose-->  (B, H, T, D)
@@ -219,9 +219,9 @@ class HeadsInAList(nn.Module):
 #
 # ## 8. Grouped heads
 #
-# When a model writes, it keeps the keys and values of all earlier tokens (lesson 7). With fewer key/value heads than query heads, each serving a
-# group of query heads, this memory shrinks, and quality hardly suffers (Ainslie et al. 2023, arXiv:2305.13245, section 2). With as
-# many key/value heads as query heads, it is the plain multi-head attention. So one class holds both.
+# When a model generates, it keeps the keys and values of all earlier tokens (lesson 7). With fewer key/value heads than query heads, each serving a
+# group of query heads, this memory shrinks, with hardly any loss of quality (Ainslie et al. 2023, arXiv:2305.13245, section 2). With as
+# many key/value heads as query heads, it is plain multi-head attention. So one class covers both.
 
 
 # %%
@@ -250,8 +250,8 @@ class Attention(nn.Module):
 
 
 # %% [markdown]
-# Does the fast form really equal the list? We copy the list's matrices into it and compare. (`nn.Linear` keeps its matrix transposed, so what is side by side in
-# a formula is one below the other here.)
+# Does the fast form really equal the list? We copy the list's matrices into it and compare. (`nn.Linear` stores its matrix transposed, so matrices side by side in
+# a formula are one below the other here.)
 
 # %%
 C, H = 16, 4
@@ -292,7 +292,7 @@ for K in (4, 2):
     assert of_output < 1e-6 and of_weights < 1e-6
 
 # %% [markdown]
-# The same in a picture: head 0 of both. Each row is a token that asks and adds up to 1. Above the diagonal nothing is seen. The third picture shows the
+# The same in a picture: head 0 of both. Each row is a token that asks and adds up to 1. Above the diagonal all weights are 0. The third plot shows the
 # difference; its scale says that this is rounding.
 
 # %% tags=["figure"]
@@ -371,7 +371,7 @@ def check_2(function):
 print(check_2(window_weights))
 
 # %% [markdown]
-# **Exercise 3.** How many numbers does `Attention(C=768, H=12, K=4)` hold? Its query, key and value matrices have no bias, its output matrix has one.
+# **Exercise 3.** How many numbers does `Attention(C=768, H=12, K=4)` contain? Its query, key and value matrices have no bias, its output matrix has one.
 
 # %% tags=["exercise"]
 numbers = ...

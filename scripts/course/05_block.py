@@ -56,7 +56,7 @@ print(LayerNorm(4)(torch.tensor([2.0, 4, 6, 8])).detach())
 # %% [markdown]
 # ## 2. RMS norm
 #
-# Later models drop the mean and the shift: divide by the root of the mean square, that is all (Zhang & Sennrich 2019). For (2, 4, 6, 8): the squares 4, 16, 36,
+# Later models drop the mean and the shift: they only divide by the root of the mean square (Zhang & Sennrich 2019). For (2, 4, 6, 8): the squares 4, 16, 36,
 # 64 have mean 30, its root is 5.477, and the result is (0.365, 0.730, 1.095, 1.461).
 
 
@@ -101,7 +101,7 @@ plt.show()
 
 # %%
 def gelu(x):
-    """GELU as GPT-2 has it."""
+    """GELU as in GPT-2."""
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
@@ -110,7 +110,7 @@ def exact_gelu(x):
 
 
 def silu(x):
-    """x times sigmoid(x): of the same shape, and cheaper. Llama uses it."""
+    """x times sigmoid(x): a similar shape, and cheaper. Llama uses it."""
     return x * torch.sigmoid(x)
 
 
@@ -137,7 +137,7 @@ plt.show()
 # Attention moves information between tokens. The MLP works on each token by itself: it makes the vector four times as wide, applies GELU to each number, and makes the vector narrow again. Two thirds
 # of a layer's parameters are here.
 #
-# The gated form has three matrices: what the first makes decides how much passes of what the second makes, and the third leads back (Shazeer 2020).
+# The gated form has three matrices: the output of the first is a gate that scales the output of the second, and the third maps back to the original width (Shazeer 2020).
 
 
 # %%
@@ -167,7 +167,7 @@ class GatedMLP(nn.Module):
 # ## 5. Shortcuts
 #
 # In training, the gradient travels back from the loss through all layers. Each layer multiplies it by its own slopes. Twelve factors of one half make 0.0002: the
-# first layers learn nothing. With a **shortcut**, a layer computes `x + f(x)`. The slope of that is 1 plus the slope of f, so the gradient always has a way
+# first layers learn nothing. With a **shortcut**, a layer computes `x + f(x)`. The slope of that is 1 plus the slope of f, so the gradient always has a path
 # back at full strength. (He et al. 2015)
 #
 # We measure it: twelve layers of the simplest kind, the same weights with and without shortcuts, and the size of the gradient at each layer.
@@ -210,7 +210,7 @@ plt.show()
 #       +------------------------------+    +------------------------+
 # ```
 #
-# The norm stands *inside* the branch, before attention and MLP (pre-norm, as in GPT-2). In the first transformer it stood behind the sum, on the main line, where it
+# The norm is *inside* the branch, before attention and MLP (pre-norm, as in GPT-2). In the original transformer it came after the sum, on the main path, where it
 # touches every gradient; such models need a careful warm-up (lesson 8).
 
 
@@ -233,7 +233,7 @@ print(sum(p.numel() for p in Block(64, 4).parameters()), "parameters at C = 64; 
 # %% [markdown]
 # ## 7. Compare with the package
 #
-# Two blocks of the package: one as GPT-2 has it (layer norm, plain MLP), one as Llama has it (RMS norm, gated MLP). The norms, the MLPs and the whole block must
+# Two blocks of the package: one as in GPT-2 (layer norm, plain MLP), one as in Llama (RMS norm, gated MLP). The norms, the MLPs and the whole block must
 # compute the same.
 
 # %% tags=["compare"]
@@ -342,7 +342,7 @@ def check_2(answer):
 print(check_2(inner))
 
 # %% [markdown]
-# **Exercise 3.** Write a layer that starts as if it were not there: `x + strength * f(x)`, with a trained number `strength` that is 0 at first.
+# **Exercise 3.** Write a layer that starts as the identity: `x + strength * f(x)`, with a trained number `strength` that is 0 at first.
 
 
 # %% tags=["exercise"]
@@ -389,4 +389,4 @@ print(check_3(Gentle))
 #
 # **Sources.** Ba et al. 2016, arXiv:1607.06450, section 3 (layer norm); Zhang & Sennrich 2019, arXiv:1910.07467, section 4 (RMS norm); Hendrycks & Gimpel 2016,
 # arXiv:1606.08415, section 2 (GELU); Shazeer 2020, arXiv:2002.05202, section 2 (gated MLPs); He et al. 2015, arXiv:1512.03385, section 3.1 (shortcuts); Xiong et
-# al. 2020, arXiv:2002.04745, section 3 (norm before or behind).
+# al. 2020, arXiv:2002.04745, section 3 (pre-norm and post-norm).

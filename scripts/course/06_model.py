@@ -7,7 +7,7 @@
 # After this lesson you can
 #
 # - write a whole GPT in sixty lines and say what each line is for,
-# - load weights that somebody else saved under other names, and be sure that none is missing or used twice,
+# - load weights saved under other names, and make sure that none is missing or used twice,
 # - count parameters and memory of any GPT from its sizes.
 
 # %% tags=["parameters"]
@@ -48,7 +48,7 @@ if not (checkpoint / "model.safetensors").is_file():
 #     |
 #  norm
 #     |
-#  times the token vectors                 (B, T, V): a score for each token of the vocabulary, at each place
+#  times the token vectors                 (B, T, V): a score for each token of the vocabulary, at each position
 # ```
 #
 # The vector that runs down the left is called the **residual stream**. Nothing ever overwrites it: attention and MLP read it and add to it.
@@ -136,8 +136,8 @@ class GPT(nn.Module):
 # %% [markdown]
 # ## 2. Somebody else's weights
 #
-# The checkpoint is a folder. `config.json` holds the sizes, `model.safetensors` the weights, each under a name. The names are not ours. That is the
-# usual state of the world: every project has names of its own. What we need is a map from our names to theirs. `{}` stands for the layer.
+# The checkpoint is a folder. `config.json` holds the sizes, `model.safetensors` the weights, each under a name. The names are not ours. That is
+# normal: every project has its own names. What we need is a map from our names to theirs. `{}` stands for the layer.
 
 # %%
 NAMES = {
@@ -169,7 +169,7 @@ def their_name(our_name):
 
 
 def load(folder):
-    """GPT with the weights of a checkpoint. Each of its tensors is used, and each of our parameters is filled; or it says which is not."""
+    """GPT with the weights of a checkpoint. Every tensor is used, and every parameter of ours is filled; otherwise it says which is not."""
     settings = json.loads((folder / "config.json").read_text())
     sizes = ("vocab_size", "max_position_embeddings", "hidden_size", "num_attention_heads", "num_hidden_layers", "qkv_bias")
     model = GPT(Config(*(settings[name] for name in sizes)))
@@ -199,8 +199,8 @@ print(tokenizer.decode(ids[0].tolist()))
 # %% [markdown]
 # ## 3. Counting
 #
-# All parameters of a layer with biases on query, key and value: the norms hold 2 * 2C, attention 4 (C * C + C), the MLP 2 * 4 C * C + 4C + C. For large C the
-# squares win: **12 C² a layer**. GPT-2 small has C = 768 and 12 layers: 12 * 768² * 12 = 85 million, and 39 million in its token vectors.
+# All parameters of a layer with biases on query, key and value: the norms have 2 * 2C, attention 4 (C * C + C), the MLP 2 * 4 C * C + 4C + C. For large C the
+# squares win: **12 C² per layer**. GPT-2 small has C = 768 and 12 layers: 12 * 768² * 12 = 85 million, and 39 million in its token vectors.
 
 
 # %%
@@ -230,7 +230,7 @@ assert sum(count(model.config).values()) == sum(parameter.numel() for parameter 
 
 # %% [markdown]
 # A number takes 4 bytes in float32. Training with AdamW keeps four numbers for each parameter: the parameter, its gradient, and two running averages
-# (lesson 8). So a model that takes 0.5 GB to use takes 2 GB to train, and what the layers computed on the way comes on top.
+# (lesson 8). So a model that takes 0.5 GB to use takes 2 GB to train, and the activations of the layers come on top.
 
 # %% tags=["figure"]
 figure, axis = plt.subplots(figsize=(7, 2.2))
@@ -252,13 +252,13 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# With the same vocabulary, the larger a model is, the less its token vectors weigh.
+# With the same vocabulary, the larger a model is, the smaller the share of its token vectors.
 #
 # ## 4. Compare with the shipped model
 #
-# The package opens the same folder. We give both the same text and compare every score at every place. The package can compute attention in several ways;
-# `eager` is the one that is written out as ours is. A number of 32 bits holds about seven digits, so each operation rounds. Two programs that do the same operations
-# in the same order round alike.
+# The package opens the same folder. We give both the same text and compare every score at every position. The package can compute attention in several ways;
+# `eager` is written out like ours. A number of 32 bits holds about seven digits, so each operation rounds. Two programs that do the same operations
+# in the same order round in the same way.
 
 # %% tags=["compare"]
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -276,7 +276,7 @@ print(f"{ours.numel():,} scores of at most {theirs.abs().max():.1f}: largest dif
 assert difference <= 1e-6
 
 # %% [markdown]
-# Left to itself, the package takes `sdpa`, a single operation of PyTorch for the whole of attention. It is faster, and it adds up in another order. Now the scores do differ a little.
+# By default the package uses `sdpa`, a single operation of PyTorch for the whole of attention. It is faster, but sums in another order. Now the scores do differ a little.
 # Is that a mistake, or rounding? 64 bits round a billion times more finely. There both must agree, and each result in 32 bits must be about as far from them as the two are from each other.
 
 # %% tags=["compare"]

@@ -37,13 +37,13 @@ torch.set_printoptions(precision=3, sci_mode=False)
 # %% [markdown]
 # ## 1. One token after the other
 #
-# The model gives a score to each token of the vocabulary, at each place. To write, we need only the scores at the last place. **Greedy** means: take the token with the highest score,
+# The model gives a score to each token of the vocabulary, at each position. To generate, we need only the scores at the last position. **Greedy** means: take the token with the highest score,
 # append it to the text, and ask again. Stop at the end mark or after enough tokens.
 
 
 # %%
 def greedy(model, ids, new_tokens):
-    """ids (1, T) -> (1, T + new_tokens), or shorter where the text ends."""
+    """ids (1, T) -> (1, T + new_tokens), or shorter if the text ends."""
     for _ in range(new_tokens):
         best = model(ids)[:, -1].argmax(-1, keepdim=True)  # (1, 1)
         ids = torch.cat([ids, best], dim=1)
@@ -56,7 +56,7 @@ start = torch.tensor([tokenizer.encode("One day, Anna").ids])
 print(tokenizer.decode(greedy(model, start, 10 if small else 40)[0].tolist()))
 
 # %% [markdown]
-# Greedy always writes the same text. And the likeliest token at each step is often a dull one; large models fall into loops.
+# Greedy always writes the same text. And always taking the most likely token often gives dull text; large models fall into loops.
 #
 # ## 2. Sampling, and temperature
 #
@@ -68,7 +68,7 @@ print(tokenizer.decode(greedy(model, start, 10 if small else 40)[0].tolist()))
 # | 0.5 | 4, 2, 0 | 0.867, 0.117, 0.016 |
 # | 2 | 1, 0.5, 0 | 0.506, 0.307, 0.186 |
 #
-# Below 1 likely tokens become likelier; near 0 it is greedy. Above 1 everything evens out.
+# Below 1, likely tokens become more likely; near 0, sampling is greedy. Above 1, the distribution flattens.
 
 # %%
 scores = torch.tensor([2.0, 1.0, 0.0])
@@ -78,13 +78,13 @@ for temperature in (1, 0.5, 2):
 # %% [markdown]
 # ## 3. Top-k and top-p
 #
-# A vocabulary has many tokens, and almost all are wrong at a given place. Each has a tiny probability, but together they are drawn often enough to spoil a text. Two ways to cut
+# A vocabulary has many tokens, and almost all are wrong at a given position. Each has a tiny probability, but together they are drawn often enough to spoil a text. Two ways to cut
 # this tail off:
 #
-# - **top-k** keeps the k likeliest tokens (Fan et al. 2018),
-# - **top-p** keeps the smallest set of likeliest tokens that reaches the probability p (Holtzman et al. 2020): few tokens where the model is sure, many where it is not.
+# - **top-k** keeps the k most likely tokens (Fan et al. 2018),
+# - **top-p** keeps the smallest set of most likely tokens that reaches the probability p (Holtzman et al. 2020): few tokens if the model is confident, many if it is not.
 #
-# What is cut off gets the score minus infinity, so that the rest is normalized again by softmax.
+# Tokens that are cut off get the score minus infinity, so that softmax normalizes the rest again.
 
 
 # %%
@@ -96,7 +96,7 @@ def distribution(scores, temperature=1.0, top_k=None, top_p=None):
         scores = scores.masked_fill(scores < smallest_kept, -torch.inf)
     if top_p is not None:
         ordered, tokens = scores.softmax(-1).sort(descending=True)
-        before = ordered.cumsum(-1) - ordered  # the mass of all likelier tokens
+        before = ordered.cumsum(-1) - ordered  # the total probability of all more likely tokens
         cut = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, tokens, before >= top_p)
         scores = scores.masked_fill(cut, -torch.inf)
     return scores.softmax(-1)
@@ -138,7 +138,7 @@ plt.show()
 # %% [markdown]
 # ## 4. The cache
 #
-# `greedy` above computes the whole text again for each new token. Yet the causal mask says that earlier tokens never see later ones: their vectors stay what they were. What
+# `greedy` above computes the whole text again for each new token. Yet the causal mask says that earlier tokens never see later ones: their vectors do not change. What
 # does the new token need of them? Only their keys and values, in each layer. So we keep these, and read each token once.
 #
 # ```
@@ -171,7 +171,7 @@ class Reader:
                 k, v = torch.cat([earlier_keys, k], dim=2), torch.cat([earlier_values, v], dim=2)
             self.cache[layer] = k, v
             weights = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # (B, H, T, S)
-            later = torch.ones(T, k.shape[2], dtype=torch.bool).triu(1 + self.read_before)  # the T new rows stand at the end
+            later = torch.ones(T, k.shape[2], dtype=torch.bool).triu(1 + self.read_before)  # the T new rows are at the end
             mixed = weights.masked_fill(later, -torch.inf).softmax(-1) @ v
             x = x + attention.output(mixed.transpose(1, 2).reshape(B, T, -1))
             x = x + block.mlp(block.norm_2(x))
@@ -304,7 +304,7 @@ def check_2(answer):
 print(check_2(cache_bytes))
 
 # %% [markdown]
-# **Exercise 3.** Another way to cut the tail: **min-p** keeps each token whose probability is at least `share` of the likeliest token's. Write it.
+# **Exercise 3.** Another way to cut the tail: **min-p** keeps each token whose probability is at least `share` times that of the most likely token. Write it.
 
 
 # %% tags=["exercise"]
@@ -338,10 +338,10 @@ print(check_3(min_p))
 #
 # | what | where |
 # |---|---|
-# | generating itself, inherited from transformers | `gpt_scratch/modeling_gpt_scratch.py`, `GPTScratchForCausalLM` |
+# | generation, inherited from transformers | `gpt_scratch/modeling_gpt_scratch.py`, `GPTScratchForCausalLM` |
 # | keys and values are put into the cache | `gpt_scratch/modeling_gpt_scratch.py`, `GPTScratchAttention` |
 # | the mask for tokens that come after cached ones | `gpt_scratch/positions_gpt_scratch.py`, `causal_mask` |
-# | distributions, and their pictures | `gpt_scratch/analysis/next_token.py`, `sampling_distribution`, `plot_temperatures` |
+# | distributions, and their plots | `gpt_scratch/analysis/next_token.py`, `sampling_distribution`, `plot_temperatures` |
 # | generating from the command line | `scripts/generate.py` |
 #
 # **Sources.** Fan et al. 2018, arXiv:1805.04833, section 5.4 (top-k); Holtzman et al. 2020, arXiv:1904.09751, section 3.1 (top-p); Nguyen et al. 2024, arXiv:2407.01082, section 3

@@ -33,7 +33,7 @@ one, two, six = lesson(1), lesson(2), lesson(6)
 #
 # The model gives each token a probability. It is good if the token that really came next got a high one. The loss is minus the natural logarithm of that probability:
 #
-# | probability of the right token | loss |
+# | probability of the correct token | loss |
 # |---|---|
 # | 1 | 0 |
 # | 0.5 | 0.69 |
@@ -65,7 +65,7 @@ print(f"probability {scores.softmax(-1)[0, 0]:.3f}, loss {cross_entropy(scores, 
 # - `m`, of the gradient: the direction, with the noise averaged out,
 # - `v`, of its square: the usual size.
 #
-# Each step keeps a share β of the old average and adds a share 1 - β of the new value; here β is 0.9 for m and 0.95 for v.
+# Each step multiplies the old average by β and adds 1 - β times the new value; here β is 0.9 for m and 0.95 for v.
 #
 # The step is `rate * m / √v`: about `rate`, whatever the size of the gradient. Both averages start at 0 and are too small at first; in step t, dividing by `1 - β^t` corrects that. A tiny `eps` keeps
 # the division from failing where v is 0. The W stands for weight decay: each step also shrinks the matrices by a tiny factor, but not biases and norms. (Loshchilov & Hutter 2019)
@@ -138,8 +138,8 @@ plt.show()
 # %% [markdown]
 # ## 4. The loop
 #
-# The rows are made as in lesson 2, from stories. T is 65, since a row of 65 tokens trains 64 predictions, and the model has two layers. A tenth of the rows is held out: the loss on them tells whether the model learns the
-# language, or only learns its rows by heart.
+# The rows are made as in lesson 2, from stories. T is 65, since a row of 65 tokens trains 64 predictions, and the model has two layers. A tenth of the rows is held out: the loss on them shows whether the model learns the
+# language, or only memorizes its rows.
 
 # %%
 lines = (root / "gpt_scratch" / "data" / "samples" / "stories.jsonl").read_text(encoding="utf-8").splitlines()
@@ -320,7 +320,7 @@ assert len(trainer.losses) == STEPS and difference < 1e-5
 #
 # Replace the `...`, run the cell, and then the check below it. Solutions are in `solutions/08_training.py`.
 #
-# **Exercise 1.** The right tokens of two places got the probabilities 0.5 and 0.125. What is the perplexity? (The mean loss first; then e to it.)
+# **Exercise 1.** The correct tokens at two positions got the probabilities 0.5 and 0.125. What is the perplexity? (The mean loss first; then e to it.)
 
 # %% tags=["exercise"]
 perplexity = ...
@@ -382,11 +382,11 @@ print(check_2(accumulate))
 #
 # | what | where |
 # |---|---|
-# | the loss, without ever holding all scores | `gpt_scratch/loss_gpt_scratch.py`, `chunked_language_modeling_loss` |
+# | the loss, without ever storing all scores | `gpt_scratch/loss_gpt_scratch.py`, `chunked_language_modeling_loss` |
 # | the optimizers that Trainer lacks | `gpt_scratch/training/optimizers.py`, `adamw_on_all`, `MuonAndAdamW` |
 # | loss over a whole data set | `gpt_scratch/evaluation/perplexity.py`, `evaluate_loss` |
 # | samples, curves, overfitting | `gpt_scratch/training/callbacks.py`, `SamplesCallback`, `OverfittingCallback` |
-# | checkpoints that are whole or not there | `gpt_scratch/training/checkpoints.py`, `ResumableTrainer` |
+# | checkpoints that are written atomically | `gpt_scratch/training/checkpoints.py`, `ResumableTrainer` |
 # | the whole of it | `scripts/pretrain.py` |
 #
 # **Sources.** Kingma & Ba 2014, arXiv:1412.6980, algorithm 1 (Adam); Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2 (decay); Loshchilov & Hutter 2016, arXiv:1608.03983, section 3

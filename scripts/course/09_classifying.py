@@ -40,7 +40,7 @@ tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
 # ## 1. Messages
 #
 # Two kinds of messages: from a friend, and adverts. A small grammar writes them, so that nothing must be downloaded. Both kinds use "free", "win" and "tonight", so single words are not
-# enough; and both end in the same ways, so that what tells them apart must be remembered to the end.
+# enough; and both have the same endings, so that the difference must be remembered to the end.
 
 # %%
 FRIEND = [
@@ -281,7 +281,7 @@ assert abs(our_accuracy - record["metrics"]["test_accuracy"]) < 1e-9 and differe
 #
 # Replace the `...`, run the cell, and then the check below it. Solutions are in `solutions/09_classifying.py`.
 #
-# **Exercise 1.** Somebody reads the answer at the *first* token, since it is always real. For the messages of this lesson, each of which begins with one of some ten words: what can such a
+# **Exercise 1.** Suppose we read the answer at the *first* token, since it is always real. For the messages of this lesson, each of which begins with one of about ten words: what can such a
 # classifier at most tell apart? Give a string: `"messages"`, `"first words"` or `"nothing"`.
 
 # %% tags=["exercise"]
@@ -305,12 +305,12 @@ def check_1(answer):
 print(check_1(can_tell_apart))
 
 # %% [markdown]
-# **Exercise 2.** Padding may also stand on the left. Then the real tokens must still count their positions from 0. Write the positions: `[0, 0, 1, 1, 1]` (1 is real) gives `[0, 0, 0, 1, 2]`.
+# **Exercise 2.** Padding may also be on the left. Then the real tokens must still count their positions from 0. Write the positions: `[0, 0, 1, 1, 1]` (1 is real) gives `[0, 0, 0, 1, 2]`.
 
 
 # %% tags=["exercise"]
 def positions_of(real):
-    """(B, T) of 0 and 1 -> (B, T): how many real tokens stand before each one; padding counts as 0"""
+    """(B, T) of 0 and 1 -> (B, T): how many real tokens precede each one; padding counts as 0"""
     ...
 
 

@@ -38,8 +38,8 @@ END = json.loads((checkpoint / "config.json").read_text())["eos_token_id"]
 # Give a language model a question, and it may continue with a second question: in its training text that is what came next. To make it reply, we train it on many texts of one
 # fixed form: first the instruction, then the reply, then the end mark. When such a model is given the form up to where the reply begins, it writes a reply, and stops.
 #
-# Which form does not matter, as long as it is the same in training and in use. Some instructions come with an *input*, the text that they are about. Three forms that are common (phi3 and chatml a
-# little changed, so that they end with this tokenizer's own end mark):
+# Which form does not matter, as long as it is the same in training and in use. Some instructions come with an *input*, the text that they are about. Three common forms (phi3 and chatml a
+# little changed, to end with this tokenizer's own end mark):
 
 # %%
 PREAMBLE = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -74,7 +74,7 @@ for style in FORMATS:
 #
 # (As in lesson 2, labels are shifted by one when the loss is computed: the label `A` is predicted from the last token of the prompt.)
 #
-# Prompt and reply are encoded one by one, so that no token reaches from one into the other. The tokenizer of the quickstart has no token for `<|user|>` and spells it in pieces; that works too.
+# Prompt and reply are encoded separately, so that no token spans both. The tokenizer of the quickstart has no token for `<|user|>` and splits it into pieces; that works too.
 
 
 # %%
@@ -91,8 +91,8 @@ print(labels)
 # %% [markdown]
 # ## 3. Batches
 #
-# Rows of a batch are padded on the right. Padding gets the label -100. Beware of a common mistake: many tokenizers have no pad token, so the end mark is used for padding too. Whoever
-# then masks labels by "id equals pad" masks the true end marks as well, and the model never stops. Mask by *length*. The `attention_mask`, 1 for real tokens and 0 for padding, is for the package's model; ours does
+# Rows of a batch are padded on the right. Padding gets the label -100. Beware of a common mistake: many tokenizers have no pad token, so the end mark is used for padding too. Code that
+# then masks labels where the id equals the pad id masks the true end marks as well, and the model never stops. Mask by *length*. The `attention_mask`, 1 for real tokens and 0 for padding, is for the package's model; ours does
 # not need it here.
 
 
@@ -108,7 +108,7 @@ def collate(rows, pad):
 
 
 def loss_of(model, batch):
-    """Mean over the tokens that are scored. Padding stands on the right, where the causal mask hides it."""
+    """Mean over the tokens that are scored. Padding is on the right, where the causal mask hides it."""
     scores = model(batch["input_ids"])
     return nn.functional.cross_entropy(scores[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())  # leaves -100 out
 
@@ -116,15 +116,15 @@ def loss_of(model, batch):
 # %% [markdown]
 # ## 4. LoRA
 #
-# A model of 7 billion parameters takes 112 GB to train whole (lesson 6: 16 bytes each). LoRA, low-rank adaptation, trains a small addition (Hu et al. 2021). Each matrix W, of (out, in), stays frozen. Beside it are two thin
-# ones: A of (r, in) and B of (out, r). The layer computes
+# A model of 7 billion parameters takes 112 GB to train whole (lesson 6: 16 bytes each). LoRA, low-rank adaptation, trains a small addition (Hu et al. 2021). Each matrix W (out, in) stays frozen. Next to it are two thin
+# ones: A (r, in) and B (out, r). The layer computes
 #
 # ```
 # W x  +  (alpha / r) * B (A x)
 # ```
 #
-# alpha is a constant that you choose: how much the addition counts. `B @ A` has the shape of W, but each of its rows is only a mix of the r rows of A; it has **rank** r at most. For 768 x 768 and r = 8: 589,824 numbers in W, 8 * 768 * 2 = 12,288 in A and B. B starts as zeros, so at first nothing changes; A starts at
-# random, since with both at zero neither would get a gradient. After training, the product, with its factor, can be added to W, and nothing is left that would cost time.
+# alpha is a constant that you choose: the weight of the addition. `B @ A` has the shape of W, but each of its rows is only a mix of the r rows of A; it has **rank** r at most. For 768 x 768 and r = 8: 589,824 numbers in W, 8 * 768 * 2 = 12,288 in A and B. B starts as zeros, so at first nothing changes; A starts at
+# random, since with both at zero neither would get a gradient. After training, the product, with its factor, can be added to W, and inference costs no extra time.
 
 
 # %%

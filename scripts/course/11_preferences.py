@@ -40,7 +40,7 @@ END = json.loads((checkpoint / "config.json").read_text())["eos_token_id"]
 # For many questions there is no single right reply to imitate. But of two replies, people can say which they prefer. What we want to raise is the probability of the preferred reply, *compared with*
 # the other one.
 #
-# First we need the probability of a whole reply: the product of the probabilities of its tokens. As a product of many small numbers vanishes, we add logarithms.
+# First we need the probability of a whole reply: the product of the probabilities of its tokens. Since a product of many small numbers underflows, we add logarithms.
 
 
 # %%
@@ -83,7 +83,7 @@ print(f"-log sigmoid(0.5) = {-math.log(1 / (1 + math.exp(-0.5))):.3f}")
 
 # %% [markdown]
 # A reader of the quickstart's stories prefers those about girls. The stories that begin with "One day," make pairs: one with a girl and "her", the other the same with a boy and "his". Two replies that differ only in what we care
-# about teach just that; all else cancels in the difference.
+# about teach just that; everything else cancels in the difference.
 
 # %%
 lines = (root / "gpt_scratch" / "data" / "samples" / "stories.jsonl").read_text(encoding="utf-8").splitlines()
@@ -153,17 +153,17 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# All held-out pairs are ranked correctly. The share of stories about girls has not risen: 47 and 48 of 100 are the same up to chance. Now 21 of the 100 hold none of the four words, where it was 3 before, and some are broken English: this training has also spoilt some of what the model could do. A better ranking of pairs does not say what the model writes by itself; measure both.
+# All held-out pairs are ranked correctly. The share of stories about girls has not risen: 47 and 48 of 100 are the same up to chance. Now 21 of the 100 contain none of the four words, compared with 3 before, and some are broken English: this training has also degraded the model. A better ranking of pairs does not show what the model writes by itself; measure both.
 #
 # ## 3. Learning from a reward
 #
 # Sometimes nobody has to judge: the answer to a sum is right or wrong, a program passes its tests or not. Then the model can *try*, get a **reward**, and do more of what was rewarded. It never sees a right
 # answer that it did not find itself.
 #
-# Our task: two digits, answer the larger one. `3 7 >` should be followed by `7`. Reward 1 if so, else 0.
+# Our task: two digits, answer the larger one. `3 7 >` should be followed by `7`. The reward is 1 if so, else 0.
 #
-# The reward has no gradient: it comes from drawing a token, which is all or nothing. But we can raise the probability of what was rewarded. The **policy gradient** (Williams 1992) says how much: the gradient of the
-# expected reward is the mean of `reward * gradient of log p(answer)`. So we minimize `-reward * log p(answer)` over answers that the model drew.
+# The reward has no gradient: it comes from sampling a token, which is discrete. But we can raise the probability of what was rewarded. The **policy gradient** (Williams 1992) says how much: the gradient of the
+# expected reward is the mean of `reward * gradient of log p(answer)`. So we minimize `-reward * log p(answer)` over answers that the model sampled.
 #
 # There is a better factor than the reward itself. If nine of ten answers are right, a right one is nothing special. GRPO (Shao et al. 2024) lets the model answer each question several times, a **group**, and compares
 # within the group: `advantage = (reward - mean of the group) / standard deviation of the group`. Right answers to a hard question count much; if all are right, or all wrong, there is nothing to learn.
@@ -175,7 +175,7 @@ plt.show()
 def advantages(rewards):
     """(questions, group) -> the same shape: how much better than its group each answer is, in standard deviations"""
     centred = rewards - rewards.mean(-1, keepdim=True)
-    return centred / (centred.pow(2).mean(-1, keepdim=True).sqrt() + 1e-4)  # the small number: for groups that are all alike
+    return centred / (centred.pow(2).mean(-1, keepdim=True).sqrt() + 1e-4)  # the small number: for groups of equal rewards
 
 
 print(advantages(torch.tensor([[1.0, 0, 0, 0], [1, 1, 1, 1]])))
@@ -188,7 +188,7 @@ def questions(number):
 
 
 def reinforce(steps, factor, seed=1, group=8):
-    """Train a new small model by its reward; `factor` makes of rewards what log p is multiplied by. The mean reward of each step."""
+    """Train a new small model by its reward; `factor` turns rewards into the factors of log p. Returns the mean reward of each step."""
     torch.manual_seed(seed)
     policy = six.GPT(six.Config(V=11, T=3, C=32, H=2, L=1))
     nn.init.normal_(policy.tokens.weight, std=0.3)
@@ -224,12 +224,12 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# Only the factor differs. The reward alone can only push answers up, those it draws most often most of all; the comparison within the group also pushes down what was worse than usual.
+# Only the factor differs. The reward alone can only push answers up, most of all those that are sampled most often; the comparison within the group also pushes down answers that were worse than average.
 #
 # This run does not show which of the two is better. It is one seed (1) of a short training, and the order changes with the seed: with seed 0, GRPO ended at 0.17 and the reward alone at 0.50; with seed 2, at 0.55 and 0.89.
 #
-# Two things that this small example does not need, and large ones do. Answers of many tokens: each token's log probability gets the factor of the whole answer. And several steps on the same drawn answers: then the
-# probabilities have moved since they were drawn, and the ratio of new to old, cut off at 0.8 and 1.2, takes the place of the logarithm (Schulman et al. 2017).
+# Two things that large models need, but not this small example. Answers of many tokens: each token's log probability gets the factor of the whole answer. And several steps on the same sampled answers: then the
+# probabilities have changed since sampling, and the ratio of new to old, clipped at 0.8 and 1.2, replaces the logarithm (Schulman et al. 2017).
 #
 # ## 4. Compare with TRL
 #
@@ -367,5 +367,5 @@ print(check_3(reward_of_sum))
 # | a classifier with one class, which gives rewards | `gpt_scratch/modeling_gpt_scratch.py`, `GPTScratchForSequenceClassification` |
 # | the whole of it | `scripts/finetune_preferences.py` |
 #
-# **Sources.** Rafailov et al. 2023, arXiv:2305.18290, section 4 (DPO, equation 7); Williams 1992, Machine Learning 8 (the policy gradient); Schulman et al. 2017, arXiv:1707.06347, section 3 (the cut-off ratio); Shao et al. 2024,
+# **Sources.** Rafailov et al. 2023, arXiv:2305.18290, section 4 (DPO, equation 7); Williams 1992, Machine Learning 8 (the policy gradient); Schulman et al. 2017, arXiv:1707.06347, section 3 (the clipped ratio); Shao et al. 2024,
 # arXiv:2402.03300, section 4.1 (GRPO); Ouyang et al. 2022, arXiv:2203.02155, section 3 (reward models).

@@ -33,9 +33,9 @@ torch.manual_seed(12)
 torch.set_grad_enabled(False)  # nothing is trained here
 
 # %% [markdown]
-# ## 1. Keep what is otherwise thrown away
+# ## 1. Keep what is otherwise discarded
 #
-# A model of lesson 6 returns its last scores only. For this lesson we run its parts ourselves and keep the attention weights and the residual stream after each layer. We can also switch heads off: what a head has mixed is replaced by
+# The model of lesson 6 returns only its final scores. For this lesson we run its parts ourselves and keep the attention weights and the residual stream after each layer. We can also switch heads off: its output is replaced by
 # zeros before the output matrix.
 
 
@@ -80,7 +80,7 @@ print(len(words), "tokens:", "|".join(words))
 # %% [markdown]
 # ## 2. What heads look at
 #
-# Each row of a map is a token that asks; bright is what it looks at. Look for a line just below the diagonal (the token before), a bright first column (a place to rest, where there is nothing to find), single bright spots (a name
+# Each row of a map is a token that asks; bright is what it looks at. Look for a line just below the diagonal (the token before), a bright first column (where attention rests if there is nothing to find), single bright spots (a name
 # further up), and rows without any (a head that takes a little of everything).
 
 # %% tags=["figure"]
@@ -94,7 +94,7 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# A map is hard to judge by eye. A number is better: how much of its attention does a head give to the token before?
+# A map is hard to judge by eye. A number is better: how much of its attention does a head give to the previous token?
 
 
 # %%
@@ -121,11 +121,11 @@ for layer in range(len(stream)):
     print("embedding" if layer == 0 else f"layer {layer - 1}  ", "  ".join(said))
 
 # %% [markdown]
-# After the embedding the highest score is that of the token itself: its vector is most like itself. Layer by layer the guess turns into what comes next.
+# After the embedding the highest score is that of the token itself: its vector is most similar to itself. Layer by layer the guess turns into the next token.
 #
 # ## 4. Surprise
 #
-# How well did the model predict each token? The surprise of a token is `-log2 p`: a token with probability 1/2 carries 1 bit, one with 1/8 carries 3. Names and things surprise; what follows from grammar does not.
+# How well did the model predict each token? The surprise of a token is `-log2 p`: a token with probability 1/2 carries 1 bit, one with 1/8 carries 3. Names and objects are surprising; what follows from grammar is not.
 
 # %%
 surprise = -(scores[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]) / math.log(2)
@@ -147,7 +147,7 @@ plt.show()
 # In "... Clara ... drum ... Clara", what comes after the second "Clara"? A good guess: what came after the first. Heads that do this are called **induction heads** (Olsson et al. 2022). At the second "Clara" such a head looks at the token
 # *after* the first "Clara", and copies it.
 #
-# To find one we need text where nothing else helps: random tokens, twice in a row. The first half cannot be foreseen. The second can, but only by copying. With n tokens in a half, place t of the second half should look at
+# To find one we need text where nothing else helps: random tokens, twice in a row. The first half cannot be predicted. The second can, but only by copying. With n tokens in a half, position t of the second half should look at
 # t - n + 1. The mean weight there is the head's **copying score**.
 
 
@@ -173,23 +173,21 @@ for layer, row in enumerate(to_token_after_earlier(run(model, repeated)[2], n)):
 # (Olsson et al. 2022, argument 1).
 #
 # So we train a model that must copy: two layers of two heads, 32 tokens, rows of 24. The first half of a row holds 12 different tokens in random order. The second half holds the same 12 in the same order, but it begins at
-# another place and wraps round. With 6 tokens in a half:
+# another position and wraps around. With 6 tokens in a half:
 #
 # ```
 #  7 3 9 4 1 8 | 9 4 1 8 7 3          after 9 comes 4, after 4 comes 1, ...
 # ```
 #
-# If it began at the same place, a model could learn "look 11 places back" and never look at a token. Here the distance differs from row to row. Only what can be foreseen is scored: neither the first half, nor the first token of the second
+# If it began at the same position, a model could learn "look 11 positions back" and never look at a token. Here the distance differs from row to row. Only predictable tokens are scored: neither the first half, nor the first token of the second
 # half, nor the token after the wrap (the 7 above).
 
 
 # %%
 def copying_rows(rows, V=32, n=12):
-    """Rows (rows, 2n) as above, and which of their tokens 1 .. 2n - 1 can be foreseen (rows, 2n - 1)"""
+    """Rows (rows, 2n) as above, and which of their tokens 1 .. 2n - 1 can be predicted (rows, 2n - 1)"""
     first = torch.rand(rows, V).argsort(-1)[:, :n]
-    places = (
-        torch.arange(n) + torch.randint(2, n - 1, (rows, 1))
-    ) % n  # where in the first half each token of the second one stands
+    places = (torch.arange(n) + torch.randint(2, n - 1, (rows, 1))) % n  # where in the first half each token of the second one is
     foreseen = torch.zeros(rows, 2 * n - 1, dtype=torch.bool)
     foreseen[:, n:] = places[:, :-1] != n - 1
     return torch.cat([first, first.gather(1, places)], dim=1), foreseen
@@ -197,7 +195,7 @@ def copying_rows(rows, V=32, n=12):
 
 @torch.enable_grad()
 def copying_step(copier, optimizer, rate):
-    """One step on new rows; the loss of what can be foreseen."""
+    """One step on new rows; the loss of the predictable tokens."""
     optimizer.param_groups[0]["lr"] = rate
     ids, foreseen = copying_rows(64)
     loss = torch.nn.functional.cross_entropy(copier(ids)[:, :-1][foreseen], ids[:, 1:][foreseen])
@@ -216,7 +214,7 @@ for name, parameter in copier.named_parameters():
 optimizer = torch.optim.AdamW(copier.parameters(), betas=(0.9, 0.98), weight_decay=0.0)
 repeated = repeated_tokens(
     32, n, 8 if small else 64
-)  # here the second half does begin at the same place: the model never trains on such rows
+)  # here the second half does begin at the same position: the model never trains on such rows
 losses, growth = [], []
 for step in range(3 if small else 300):
     losses.append(copying_step(copier, optimizer, 5e-3 * min(1, (step + 1) / 30)))
@@ -225,9 +223,9 @@ for step in range(3 if small else 300):
 print(f"loss {losses[0]:.2f} -> {losses[-1]:.3f}; guessing one of 32 is {math.log(32):.2f}")
 
 # %% [markdown]
-# It copies, and better than it was ever asked to: in the rows of this test the second half begins where the first does, and such rows it has not seen.
+# It copies, and it generalizes: in the rows of this test the second half begins where the first does, and it has not seen such rows.
 #
-# Which head does it? The copying score says what a head looks at. What it is good for is another question. To answer it, switch the head off, and see how much harder the second half becomes.
+# Which head does it? The copying score says what a head looks at. What it contributes is another question. To answer it, switch the head off, and see how much harder the second half becomes.
 
 
 # %%
@@ -274,8 +272,8 @@ plt.show()
 # For many steps the loss stays near 2.5, the logarithm of 12: the model has learned that the next token is one of the twelve, and no more. Then copying scores rise from nothing to almost 1 within a few dozen steps, and the loss falls with
 # them. The map shows the line that we looked for: each token of the second half looks at the token *after* its own first occurrence.
 #
-# It takes two layers. A head of layer 0 tells each token which one stood before it (its weight on the token before is far above the others'). A head of layer 1 then looks for the place whose token before is the present one. That is why
-# switching off a head of layer 0 can hurt as much. And where two heads of layer 1 have learned the same, the loss of one alone hurts little, since the other stands in. Without both
+# It takes two layers. A head of layer 0 tells each token which one precedes it (its weight on the previous token is far above the others'). A head of layer 1 then looks for the position whose previous token is the current one. That is why
+# switching off a head of layer 0 can hurt as much. And if two heads of layer 1 have learned the same, losing only one hurts little, since the other takes over. Without both
 # the model is worse off than one that guesses: it has never been without them, and is sure of wrong tokens.
 #
 # ## 6. Compare with the package
@@ -337,7 +335,7 @@ def check_1(answer):
 print(check_1(bits_of_an_eighth))
 
 # %% [markdown]
-# **Exercise 2.** The tokens are `A B C D A`, at places 0 to 4. Which place does an induction head look at from the last A?
+# **Exercise 2.** The tokens are `A B C D A`, at positions 0 to 4. Which position does an induction head look at from the last A?
 
 # %% tags=["exercise"]
 place = ...
@@ -360,7 +358,7 @@ def check_2(answer):
 print(check_2(place))
 
 # %% [markdown]
-# **Exercise 3.** How spread out is a head's attention? Write the **entropy** of each row of weights: the mean surprise, `sum of -w * log2(w)`. It is 0 where all weight lies on one token, and log2(n) where n tokens get the same. A weight of 0
+# **Exercise 3.** How spread out is a head's attention? Write the **entropy** of each row of weights: the mean surprise, `sum of -w * log2(w)`. It is 0 if one token has all the weight, and log2(n) if n tokens have equal weights. A weight of 0
 # counts 0.
 
 
@@ -399,8 +397,8 @@ print(check_3(entropy))
 # |---|---|
 # | maps, entropy, and what flows through all layers | `gpt_scratch/analysis/attention.py`, `attention_maps`, `attention_entropy`, `attention_rollout` |
 # | lens and surprise | `gpt_scratch/analysis/next_token.py`, `logit_lens`, `score_tokens` |
-# | pictures of any checkpoint | `scripts/analyze.py` |
+# | plots for any checkpoint | `scripts/analyze.py` |
 # | the same in the browser | `gpt_scratch/demo/page.py` |
 #
 # **Sources.** nostalgebraist 2020, "interpreting GPT: the logit lens"; Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits" (the residual stream; heads that copy); Olsson et al. 2022, arXiv:2209.11895, section 2 (induction
-# heads, and repeated random tokens to find them); Xiao et al. 2023, arXiv:2309.17453, section 3.1 (attention that rests on the first token).
+# heads, and repeated random tokens to find them); Xiao et al. 2023, arXiv:2309.17453, section 3.1 (attention sinks).

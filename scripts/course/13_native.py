@@ -6,7 +6,7 @@
 # After this lesson you can
 #
 # - turn any PyTorch model into one that `from_pretrained`, `generate` and `Trainer` take, in some thirty lines,
-# - say what is in a checkpoint folder, which file says what, and how the Hub finds the code,
+# - say what is in a checkpoint folder, what each file is for, and how the Hub finds the code,
 # - name what the shipped class has beyond that, and show what goes wrong without it.
 
 # %% tags=["parameters"]
@@ -39,7 +39,7 @@ tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
 # %% [markdown]
 # ## 1. What is missing?
 #
-# The class of lesson 6 computes everything. But to use it, you need lesson 6. Nobody's chat program, server, or finetuning script can open it. What these programs expect is a small contract:
+# The class of lesson 6 computes everything. But to use it, you need lesson 6. No other chat program, server, or finetuning script can open it. What these programs expect is a small contract:
 #
 # ```
 #   config.json        sizes, and the model_type               <->   a subclass of PretrainedConfig
@@ -49,7 +49,7 @@ tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
 #
 # ## 2. A configuration
 #
-# Sizes under the names that everybody uses, as attributes. `model_type` is a name that stands for the class.
+# Sizes under the usual names, as attributes. `model_type` is a name that identifies the class.
 
 
 # %%
@@ -67,7 +67,7 @@ class LessonConfig(PretrainedConfig):
 # %% [markdown]
 # ## 3. A model
 #
-# `PreTrainedModel` brings saving and loading, `GenerationMixin` brings `generate`. We write two things: what the model is made of, and `forward`. Labels are the input ids; the shift by one is the model's duty
+# `PreTrainedModel` provides saving and loading, `GenerationMixin` provides `generate`. We write two things: the modules of the model, and `forward`. Labels are the input ids; the model shifts them by one
 # (lesson 2).
 
 
@@ -103,7 +103,7 @@ native.gpt.load_state_dict(six.load(checkpoint).state_dict())
 # %% [markdown]
 # ## 4. What that buys
 #
-# Saving writes the folder. Opening it again by `AutoModelForCausalLM` needs one more line: which class belongs to `lesson_gpt`.
+# Saving writes the folder. Opening it with `AutoModelForCausalLM` needs one more line: which class belongs to `lesson_gpt`.
 
 # %%
 AutoConfig.register("lesson_gpt", LessonConfig, exist_ok=True)
@@ -141,7 +141,7 @@ assert torch.equal(shipped.generate(ids, **greedy), written)
 print("generate: the same tokens")
 
 # %% [markdown]
-# Now what plain text does not show. Each difference is tried on both.
+# Now the differences that plain text does not show. Each is tried on both models.
 #
 # **Padding.** A batch of texts of different length, filled up on the left, as generation needs it. The class above ignores `attention_mask`: it counts padding as positions and looks at it.
 
@@ -162,7 +162,7 @@ assert change_by_padding(again) > 1e-3 > 1e-5 > change_by_padding(shipped)
 # %% [markdown]
 # **The cache.** `generate` passes the keys and values of earlier tokens (lesson 7). The class above does not take them, so we had to pass `use_cache=False`, and it reads the whole text again for each token. Forget that setting, and nobody warns you.
 #
-# **Too long.** A table of positions ends. The class above fails with whatever PyTorch says; the shipped one says what to do.
+# **Too long.** A table of positions ends. The class above fails with an error from inside PyTorch; the shipped one says what to do.
 
 # %% tags=["compare"]
 too_long = torch.zeros(1, settings["max_position_embeddings"] + 1, dtype=torch.long)
@@ -188,7 +188,7 @@ print(f"shipped: mean {mean:.3f}, sum {summed:.3f}; lesson, asked for the sum: {
 assert abs(summed - mean * (ids.shape[1] - 1)) < 1e-3 * summed and abs(ignored - mean) < 1e-3
 
 # %% [markdown]
-# **The folder.** What the shipped class saves holds its own code, and names it.
+# **The folder.** The shipped class saves its own code, and names it in `config.json`.
 
 # %% tags=["compare"]
 with tempfile.TemporaryDirectory() as folder:
@@ -200,7 +200,7 @@ print(json.dumps(auto_map, indent=1))
 assert "modeling_gpt_scratch.py" in files and "AutoModelForCausalLM" in auto_map
 
 # %% [markdown]
-# And where do the lines go? Lesson 6 takes about sixty for the whole model; the shipped file is longer. The picture counts the lines of its parts.
+# And where do the lines go? Lesson 6 takes about sixty for the whole model; the shipped file is longer. The plot counts the lines of its parts.
 
 # %% tags=["figure"]
 import ast
@@ -224,7 +224,7 @@ plt.show()
 # |---|---|
 # | names such as `q_proj`, `input_layernorm` | peft, quantization and parallel plans find layers by these names |
 # | rotary positions, RMS norm, gated MLP, grouped heads as settings | so that Llama's family is the same file |
-# | attention by a table of functions (`attn_implementation`) | a GPU's fast kernels are taken without a change |
+# | attention from a table of functions (`attn_implementation`) | fast GPU kernels need no change |
 # | gradient checkpointing, a loss that never holds all logits | memory |
 # | positions that restart, for several texts in a row | packing (lesson 2) |
 # | errors that name the setting and the value | so that a mistake costs a minute, not a day |
@@ -233,7 +233,7 @@ plt.show()
 #
 # Replace the `...`, run the cell, and then the check below it. Solutions are in `solutions/13_native.py`.
 #
-# **Exercise 1.** Which file of a checkpoint folder tells `AutoModelForCausalLM` which class to make?
+# **Exercise 1.** Which file of a checkpoint folder tells `AutoModelForCausalLM` which class to use?
 
 # %% tags=["exercise"]
 file_name = ...  # a string

@@ -121,7 +121,7 @@ def test_an_unsupported_template_is_refused(chat):
         ("{% for m in messages %}{{ m['content'] | upper }}{% endfor %}", "leaves out or changes a message"),
         (
             "{% for m in messages %}[{{ loop.index }}]{{ m['content'] }}{% endfor %}",
-            "does more than to put texts around messages",
+            "does more than put text around messages",
         ),
         (None, "has none: finetune it"),
     ):

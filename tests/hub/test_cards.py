@@ -17,6 +17,7 @@ from gpt_scratch.hub.cards import (
     keep_card,
     name_repository,
     write_card,
+    write_chat_card,
     write_classifier_card,
     write_conversion_card,
     write_instruction_card,
@@ -169,3 +170,11 @@ def test_the_published_cards_say_what_their_metrics_say(card, tmp_path):
     next((writer for name, writer in names.items() if name in record["metrics"]), write_card)(str(folder), record)
     text, _ = written(folder)
     assert text == (CARDS / card / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_published_chat_card_says_what_its_report_says(tmp_path):
+    folder = shutil.copytree(CARDS / "zero-to-chat-tiny", tmp_path / "zero-to-chat-tiny")
+    (folder / "README.md").unlink()
+    write_chat_card(str(folder), json.loads((folder / "report.json").read_text(encoding="utf-8")))
+    text, _ = written(folder)
+    assert text == (CARDS / "zero-to-chat-tiny" / "README.md").read_text(encoding="utf-8")

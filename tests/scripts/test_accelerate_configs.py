@@ -34,7 +34,7 @@ def test_accelerate_reads_every_file(file, monkeypatch):
         assert str(arguments.fsdp_version) == "2"
     text = file.read_text(encoding="utf-8")
     assert "accelerate launch --config_file scripts/configs/accelerate/" + file.name in text
-    assert ("not run by us" in text) == (file.stem != "cpu")
+    assert ("not run here" in text) == (file.stem != "cpu")
 
 
 def test_every_file_is_known():

@@ -172,6 +172,7 @@ def test_shared_prompts_are_removed_from_train_and_early_stopping_keeps_the_best
         (["--train_file", "DATA", "--model_name_or_path", "BASE", "--split", "files"], "--split files needs"),
         (["--train_file", "DATA", "--model_name_or_path", "BASE", "--prompt_style", "tokenizer"], "has no chat template"),
         (["--train_file", "DATA", "--model_name_or_path", "BASE", "--max_length", "10", "--mask_prompt"], "rows 0, 1, .*: no trainable token within 10 tokens.*68 faults in total"),
+        (["--train_file", "DATA", "--model_name_or_path", "BASE", "--muon_learning_rate", "0.1"], "needs --optimizer muon"),
         (["--train_file", "DATA", "--model_name_or_path", "BASE", "--packing"], "--pack_length 512 is longer"),
         (["--train_file", "DATA", "--model_name_or_path", "BASE", "--trainable", "lora", "--lora_targets", "c_attn"], "--lora_targets c_attn"),
         (["--train_file", "DATA", "--model_name_or_path", "BASE", "--trainable", "last_blocks", "--train_last_blocks", "9"], "has 3 blocks"),

@@ -7,5 +7,5 @@ can_tell_apart = "first words"
 
 # %% tags=["exercise"]
 def positions_of(real):
-    """(B, T) of 0 and 1 -> (B, T): how many real tokens stand before each one; padding counts as 0"""
+    """(B, T) of 0 and 1 -> (B, T): how many real tokens precede each one; padding counts as 0"""
     return (real.cumsum(-1) - 1).clamp(min=0)
