@@ -37,7 +37,7 @@ EPOCHS = 2  # of the dialogues
 QUESTIONS_A_STEP, REPLIES = 32, 8  # of reinforcement
 REPLY_TOKENS = 24
 DIALOGUE_TOKENS = 36  # of a bundled dialogue with its template, about
-# Of reinforcement: a forward of the reference, one of the model, its backward, and the prompts again to draw replies.
+# Tokens of training in the time of a token of reinforcement, which is drawn, passed through the model and its reference, and back.
 PASSES = 3.5
 STARTING = 20.0  # seconds until a stage trains: imports, data, the first evaluation
 
@@ -73,7 +73,7 @@ class Size:
 
     @property
     def reinforcement_tokens(self) -> int:
-        """Tokens of questions and replies; each is passed through [`PASSES`] thirds of a training step."""
+        """Tokens of questions and replies; each takes as long as [`PASSES`] of training."""
         return self.reinforcement_steps * QUESTIONS_A_STEP * REPLIES * (DIALOGUE_TOKENS - 8 + REPLY_TOKENS // 2)
 
     def config_overrides(self) -> dict[str, Any]:
@@ -211,19 +211,23 @@ def make_model_config(size: Size) -> GPTScratchConfig:
 def seconds_of_stages(
     size: Size, tokens_per_second: float, least_step: float = 0.0, least_token: float = 0.0
 ) -> dict[str, float]:
-    """How long the stages that train take at a speed, each with [`STARTING`] seconds; short rows and drawing replies cost more a token than
-    the rows that were measured.
+    """How long the stages that train take at a speed, each with [`STARTING`] seconds. The optimizer, short rows and drawing replies add to
+    the rows that were measured: factors as seen in runs of `tiny` on one core.
 
     Args:
         least_step: seconds that a training step takes however small the model is: a GPU waits for its kernels to be launched.
         least_token: the same for a token of all replies that are drawn at once.
     """
-    reinforcement = PASSES / 3 * 1.5 * size.reinforcement_tokens / size.reinforcement_steps / tokens_per_second
+    reinforcement = PASSES * size.reinforcement_tokens / size.reinforcement_steps / tokens_per_second
     steps = {
-        "pretraining": (size.pretraining_steps, size.pretraining_tokens / size.pretraining_steps / tokens_per_second, least_step),
+        "pretraining": (
+            size.pretraining_steps,
+            1.15 * size.pretraining_tokens / size.pretraining_steps / tokens_per_second,
+            least_step,
+        ),
         "instructions": (
             size.instruction_steps,
-            1.3 * size.instruction_tokens / size.instruction_steps / tokens_per_second,
+            1.5 * size.instruction_tokens / size.instruction_steps / tokens_per_second,
             least_step,
         ),
         "reinforcement": (size.reinforcement_steps, reinforcement, 2 * least_step + REPLY_TOKENS * least_token),
