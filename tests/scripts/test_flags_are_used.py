@@ -30,6 +30,8 @@ def names_read(*paths: Path) -> set[str]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 found.add(node.attr)
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
+                found |= {item.value for item in node.args[1:2] if isinstance(item, ast.Constant)}
             elif isinstance(node, (ast.Tuple, ast.List)):
                 found |= {item.value for item in node.elts if isinstance(item, ast.Constant) and isinstance(item.value, str)}
     return found
@@ -64,7 +66,8 @@ def test_each_flag_of_a_script_is_read(path):
 def test_each_flag_of_a_training_script_is_read(kind):
     training = ROOT / "gpt_scratch" / "training"
     scripts = [path for path in (ROOT / "scripts").glob("*.py") if kind.__name__ in path.read_text(encoding="utf-8")]
-    shared = [training / "finetuning.py", training / "reinforcement.py", training.parent / "data" / "opening.py"]
+    shared = [training / f"{name}.py" for name in ("finetuning", "optimizers", "reinforcement")]
+    shared += [training.parent / "data" / "opening.py"]
     read = names_read(training / f"{DATACLASSES[kind]}.py", *shared, *scripts)
     assert {field.name for field in dataclasses.fields(kind)} - read == set()
 

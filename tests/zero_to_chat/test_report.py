@@ -119,4 +119,4 @@ def test_the_card_is_made_from_the_report(run):
     write_chat_card(str(run / "reinforced"), report)
     card = (run / "reinforced" / "README.md").read_text(encoding="utf-8")
     assert "75.0% (68.6% to 80.5%) of 200" in card and "| days |" in card
-    assert "value: 0.75" in card and "What is 23 + 45?" in card and "0.610 bits per byte" in card
+    assert "value: 0.75" in card and "Ella has 9 eggs and gives 3 away" in card and "0.610 bits per byte" in card
