@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, SchedulerType, TrainingArguments
 
+from .precision import cpu_multiplies_bf16
+
 # Kind of trainable parameters to the factor of the learning rate relative to new weights, and its description.
 SHARES = {
     "new": (1.0, "new weights"),
@@ -96,17 +98,17 @@ def orthogonalized(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     singular values the steepest slope.
 
     Args:
-        matrices: `(..., rows, columns)`; computed in bf16 where the hardware multiplies it, else in fp32: a CPU without AMX takes 20 times
-            as long in bf16 (measured on AVX2).
+        matrices: `(..., rows, columns)`; computed in bf16 where the hardware multiplies it, else in fp32: a CPU without AMX is many times slower
+            in bf16. The result has the dtype of `matrices`.
     """
-    x = matrices.bfloat16() if matrices.device.type != "cpu" or torch.cpu._is_amx_tile_supported() else matrices
+    x = matrices.bfloat16() if matrices.device.type != "cpu" or cpu_multiplies_bf16() else matrices
     wide = x.size(-2) <= x.size(-1)
     x = x if wide else x.mT
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
         gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x if wide else x.mT
+    return (x if wide else x.mT).to(matrices.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -192,11 +194,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Run one step of both optimizers."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self.muon.step()
+        loss = self.muon.step(closure)
         self.adamw.step()
         return loss
 

@@ -1,6 +1,11 @@
-"""Faster fp32 matrix products without loss of precision."""
+"""Which precision of matrix products is fast here: fp32 without loss, or bf16."""
 
 import torch
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether this CPU has AMX, without which bf16 products are slower than fp32's."""
+    return torch.cpu._is_amx_tile_supported()  # private, as of torch 2.13
 
 
 def use_fast_fp32_matmul() -> bool:
@@ -9,7 +14,7 @@ def use_fast_fp32_matmul() -> bool:
     "medium" allows bf16 internally; a CPU without AMX has no faster bf16 path for this and oneDNN stays in fp32 (measured
     relative error against fp64: 4e-7, as MKL's). With AMX, or on a GPU, it would cost precision, so nothing is changed.
     """
-    if torch.cuda.is_available() or torch.cpu._is_amx_tile_supported():
+    if torch.cuda.is_available() or cpu_multiplies_bf16():
         return False
     torch.set_float32_matmul_precision("medium")
     return True

@@ -9,8 +9,8 @@ The rule, for depth L (12 is GPT-2's smallest):
     positions           128 below depth 8, 1,024 from there on
     tokens a step       4,096 sqrt(parameters / 1M), the nearest power of two
     pretraining tokens  20 a parameter (Hoffmann et al. 2022), at most 4 times the text (Muennighoff et al. 2023: more teaches little)
-    initial weights     normal with a deviation of sqrt(2 / (5 width)) (Nguyen & Salazar 2019): 0.056 at width 128, 0.023 at 768. At
-                        GPT-2's 0.02, a width of 128 took twice as many dialogues to the same accuracy
+    initial weights     normal with a deviation of sqrt(2 / (5 width)) (Nguyen & Salazar 2019): 0.056 at width 128, 0.023 at 768,
+                        where GPT-2 has 0.02
     learning rates      the default of the package for new weights, by the number of parameters, for pretraining and instructions alike,
                         since there is more to learn than there was text, twice that for Muon's matrices; a thirteenth for reinforcement
 

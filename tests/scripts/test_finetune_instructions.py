@@ -105,6 +105,16 @@ def test_evaluation_weighs_tokens_whatever_the_batches(base, tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(total / 17, rel=1e-5)
 
 
+def test_muon_trains_the_matrices_of_the_blocks(script, base, data, tmp_path):
+    run(script, "--train_file", data, "--model_name_or_path", base, "--output_dir", str(tmp_path / "out"), "--max_steps", "1",
+        "--optimizer", "muon", "--muon_learning_rate", "0.3", "--learning_rate", "0.1", "--warmup_steps", "0", "--weight_decay", "0",
+        "--eval_strategy", "no", "--sample_replies", "0")  # fmt: skip
+    start, end = (AutoModelForCausalLM.from_pretrained(path) for path in (base, tmp_path / "out"))
+    for (name, before), after in zip(start.named_parameters(), end.parameters(), strict=True):
+        if "layers." in name and before.ndim == 2:  # an orthogonal matrix has a root mean square of 1 / sqrt(longer side)
+            assert 0.5 < (after - before).square().mean().sqrt() / (0.3 * 0.2) < 1.2, name
+
+
 @pytest.mark.thorough
 def test_packed_and_accumulated_training_give_the_weights_of_padded_batches(script, base, data, tmp_path):
     weights = {}

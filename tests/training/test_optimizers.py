@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_models import assert_equal, tiny_model, token_ids
 
+from gpt_scratch.training import optimizers
 from gpt_scratch.training.optimizers import Muon, MuonAndAdamW, orthogonalized
 
 
@@ -52,8 +53,10 @@ def test_muon_steps_as_torchs_and_keeps_its_state_under_the_same_names():
     reference.load_state_dict(optimizer.state_dict() | {"param_groups": reference.state_dict()["param_groups"]})
 
 
+@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("shape", [(2, 24, 24), (3, 40, 24), (24, 40)])
-def test_singular_values_become_one(shape):
+def test_singular_values_become_one(shape, bf16, monkeypatch):
+    monkeypatch.setattr(optimizers, "cpu_multiplies_bf16", lambda: bf16)
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 1e-3
     u, s, vh = torch.linalg.svd(matrices, full_matrices=False)
     values = torch.einsum("...ri,...rc,...ic->...i", u, orthogonalized(matrices), vh)

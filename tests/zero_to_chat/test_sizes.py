@@ -22,6 +22,7 @@ def test_parameters_are_those_of_the_model(name):
     assert model.num_parameters() == size.parameters
     assert (model.config.hidden_size, model.config.num_hidden_layers) == (size.width, size.depth)
     assert model.config.head_dim in (32, 64)
+    assert model.config.initializer_range == pytest.approx((2 / (5 * size.width)) ** 0.5, rel=0.05)
     assert training_bytes(size) > 16 * size.parameters
 
 
