@@ -98,8 +98,8 @@ def orthogonalized(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     singular values the steepest slope.
 
     Args:
-        matrices: `(..., rows, columns)`; computed in bf16 where the hardware multiplies it, else in fp32: a CPU without AMX is many times slower
-            in bf16. The result has the dtype of `matrices`.
+        matrices: `(..., rows, columns)`; computed in bf16 where the hardware multiplies it, else in fp32: a CPU without AMX is many times
+            slower in bf16. The result has the dtype of `matrices`.
     """
     x = matrices.bfloat16() if matrices.device.type != "cpu" or cpu_multiplies_bf16() else matrices
     wide = x.size(-2) <= x.size(-1)
