@@ -1,8 +1,8 @@
 /* The layers of the GPT for inference on a CPU, in one call. The mathematics is that of modeling_gpt_scratch.py, in the same order.
 
    Generating a token does two operations per weight, so the minimum time is that of reading the weights from memory. Here every weight is
-   read once, in its format (fp32, bf16, int8 or int4), and converted to fp32 in registers; all arithmetic is fp32. There are no calls of a
-   library, with its own waiting for all threads, for each of some 20 operations of a layer.
+   read once, in its format (fp32, bf16, int8 or int4). All arithmetic is fp32, except for products with int4, which are of integers. There are
+   no calls of a library, with its own waiting for all threads, for each of some 20 operations of a layer.
 
    decoding_library.py compiles this file, for the processor at hand, and decoding.py calls it. Read it top to bottom: threads, weights,
    matrix products, activations, norms, attention, all layers. It uses the vector types of gcc and clang, whatever instructions the
@@ -34,6 +34,7 @@
 #define GROUP 32           /* columns of an int4 weight that share a scale and a minimum */
 #define MAX_TILE_ROWS 4    /* a tile of a product has up to 4 rows and 4 outputs, whose sums stay in registers */
 #define MAX_TILE_OUTPUTS 4
+#define PREFETCHED_BYTES 1024 /* weights are fetched into the cache so far ahead */
 #define ROWS_PER_PASS 128  /* rows of a prompt that go through all layers together: they stay in the cache while the weights are read */
 
 typedef float vector __attribute__((vector_size(4 * LANES)));
@@ -202,26 +203,20 @@ typedef struct {
     int64_t in, out, format;
 } Linear;
 
-/* LANES integers at p, converted to 32 bits; FROM_INT4 takes the low (shift 0) or high (shift 4) halves of LANES bytes. gcc translates the
-   portable conversions into many instructions, so x86 has its own. */
-#if LANES == 16 && defined(__AVX512F__)
+/* LANES integers at p, converted to 32 bits. gcc translates the portable conversions into many instructions, so x86 has its own. */
+#if defined(__AVX2__)
 #include <immintrin.h>
+#endif
+#if LANES == 16 && defined(__AVX512F__)
 #define FROM_INT8(p) (ints) _mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)(p)))
-#define FROM_INT4(p, shift) \
-    (ints) _mm512_cvtepu8_epi32(_mm_and_si128(_mm_srli_epi16(_mm_loadu_si128((const void *)(p)), shift), _mm_set1_epi8(15)))
 #define FROM_UINT16(p) (ints) _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(p)))
 #elif LANES == 8 && defined(__AVX2__)
-#include <immintrin.h>
 #define FROM_INT8(p) (ints) _mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)(p)))
-#define FROM_INT4(p, shift) \
-    (ints) _mm256_cvtepu8_epi32(_mm_and_si128(_mm_srli_epi16(_mm_loadl_epi64((const void *)(p)), shift), _mm_set1_epi8(15)))
 #define FROM_UINT16(p) (ints) _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)(p)))
 #else
 typedef int8_t int8s __attribute__((vector_size(LANES), aligned(1)));
-typedef uint8_t uint8s __attribute__((vector_size(LANES), aligned(1)));
 typedef uint16_t uint16s __attribute__((vector_size(2 * LANES), aligned(1)));
 #define FROM_INT8(p) __builtin_convertvector(*(const int8s *)(p), ints)
-#define FROM_INT4(p, shift) __builtin_convertvector((*(const uint8s *)(p) >> shift) & 15, ints)
 #define FROM_UINT16(p) __builtin_convertvector(*(const uint16s *)(p), ints)
 #endif
 
@@ -232,27 +227,42 @@ INLINE float from_bf16(uint16_t high_bits) {
     return value;
 }
 
-/* Weights of one output, for the columns from k + part * LANES on; k is a multiple of GROUP. INT8 without its scale. */
-INLINE vector load_weights(int format, const Linear *w, int64_t output, int64_t k, int part) {
-    int64_t first = output * w->in + k + part * LANES;
+/* FLOAT32, BFLOAT16 and INT8 (without its scale): LANES weights from number `first` on. */
+INLINE vector load_weights(int format, const Linear *w, int64_t first) {
     if (format == FLOAT32) return load((const float *)w->weight + first);
     if (format == BFLOAT16) return (vector)(FROM_UINT16((const uint16_t *)w->weight + first) << 16);
-    if (format == INT8) return __builtin_convertvector(FROM_INT8((const int8_t *)w->weight + first), vector);
-    int64_t group = (output * w->in + k) / GROUP;
-    const uint8_t *bytes = (const uint8_t *)w->weight + group * (GROUP / 2) + part * LANES % (GROUP / 2);
-    ints q = part * LANES < GROUP / 2 ? FROM_INT4(bytes, 0) : FROM_INT4(bytes, 4);
-    const uint16_t *of_group = (const uint16_t *)w->scale + 2 * group;
-    return __builtin_convertvector(q, vector) * from_bf16(of_group[0]) + from_bf16(of_group[1]);
+    return __builtin_convertvector(FROM_INT8((const int8_t *)w->weight + first), vector);
 }
 
-/* Fetch a group of weights of an output into the cache. The rows of a weight are too short for the processor to do so by itself. */
-INLINE void prefetch(int format, const Linear *w, int64_t output, int64_t k) {
-    const int64_t bits = format == FLOAT32 ? 32 : format == BFLOAT16 ? 16 : format == INT8 ? 8 : 4;
-    const char *from = (const char *)w->weight + (output * w->in + k) * bits / 8;
-    for (int64_t line = 0; line < GROUP * bits / 8; line += 64) __builtin_prefetch(from + line);
+INLINE int64_t bits_of(int format) {
+    return format == FLOAT32 ? 32 : format == BFLOAT16 ? 16 : format == INT8 ? 8 : 4;
+}
+
+/* Fetch into the cache a group of weights from number `first` on, and what is `bytes` bytes after it. */
+INLINE void prefetch(int format, const Linear *w, int64_t first, int64_t bytes) {
+    const char *from = (const char *)w->weight + first * bits_of(format) / 8 + bytes;
+    for (int64_t line = 0; line < GROUP * bits_of(format) / 8; line += 64) __builtin_prefetch(from + line);
 }
 
 /* ----------------------------------------------------------------------------------------------------------------- matrix products */
+
+/* One row: the outputs one after another, so that the weights are read in the order of memory, which is fastest. */
+INLINE void one_row(int format, const Linear *w, int64_t from, int64_t to, const float *x, float *y) {
+    for (int64_t output = from; output < to; output++) {
+        vector sums[GROUP / LANES], total = {0};
+        for (int part = 0; part < GROUP / LANES; part++) sums[part] = (vector){0};
+        for (int64_t k = 0; k < w->in; k += GROUP) {
+            prefetch(format, w, output * w->in + k, PREFETCHED_BYTES);
+            for (int part = 0; part < GROUP / LANES; part++) {
+                int64_t column = k + part * LANES;
+                sums[part] += load_weights(format, w, output * w->in + column) * load(x + column);
+            }
+        }
+        for (int part = 0; part < GROUP / LANES; part++) total += sums[part];
+        float scale = format == INT8 ? ((const float *)w->scale)[output] : 1;
+        y[output] = sum_lanes(total) * scale + (w->bias ? w->bias[output] : 0);
+    }
+}
 
 /* `rows` rows times the weights of `outputs` outputs. The compiler knows both numbers and the format, which are constants in every call. */
 INLINE void tile(int format, int rows, int outputs, const Linear *w, int64_t output, const float *x, float *y) {
@@ -262,8 +272,8 @@ INLINE void tile(int format, int rows, int outputs, const Linear *w, int64_t out
     for (int64_t k = 0; k < w->in; k += GROUP)
         for (int part = 0; part < GROUP / LANES; part++)
             for (int o = 0; o < outputs; o++) {
-                if (part == 0 && output + outputs + o < w->out) prefetch(format, w, output + outputs + o, k);
-                vector weights = load_weights(format, w, output + o, k, part);
+                if (part == 0 && output + outputs + o < w->out) prefetch(format, w, (output + outputs + o) * w->in + k, 0);
+                vector weights = load_weights(format, w, (output + o) * w->in + k + part * LANES);
                 for (int r = 0; r < rows; r++) sums[r][o] += weights * load(x + r * w->in + k + part * LANES);
             }
     for (int o = 0; o < outputs; o++) {
@@ -284,15 +294,115 @@ INLINE void some_outputs(int format, const Linear *w, int64_t from, int64_t to, 
     for (; rows >= 4; rows -= 4, x += 4 * w->in, y += 4 * w->out) tiles(format, 4, 2, w, from, to, x, y);
     if (rows == 3) tiles(format, 3, 2, w, from, to, x, y);
     if (rows == 2) tiles(format, 2, 4, w, from, to, x, y);
-    if (rows == 1) tiles(format, 1, 4, w, from, to, x, y);
+    if (rows == 1) one_row(format, w, from, to, x, y);
+}
+
+/* INT4: converting the weights to fp32 takes longer than reading them, so products are of integers. The row is rounded to 8 bits, x = t v,
+   with a scale t for each group; of a group with scale s and minimum m, sum (s q + m) x = s t sum q v + m sum x, where sum x is not rounded. */
+typedef struct {
+    int8_t *values;      /* (rows, in) */
+    float *scales, *sums; /* (rows, in / GROUP) */
+} Rounded;
+
+static void round_row(const float *x, int8_t *values, float *scales, float *sums, int64_t in) {
+    for (int64_t g = 0; g < in / GROUP; g++, x += GROUP, values += GROUP) {
+        vector total = {0};
+        float highest = 0;
+        for (int part = 0; part < GROUP / LANES; part++) total += load(x + part * LANES);
+        for (int i = 0; i < GROUP; i++) highest = fabsf(x[i]) > highest ? fabsf(x[i]) : highest;
+        float inverse = highest > 0 ? 127 / highest : 0;
+        for (int i = 0; i < GROUP; i++) values[i] = (int8_t)(int32_t)(x[i] * inverse + 12582912.0f - 12582912.0f); /* rounds */
+        scales[g] = highest / 127;
+        sums[g] = sum_lanes(total);
+    }
+}
+
+/* The 32 values of a group, and their products with those of a row, in any number of lanes. */
+#if defined(__AVX2__)
+typedef __m256i Int4s;
+typedef __m256 Products;
+
+INLINE Int4s unpack(const uint8_t *bytes) {
+    __m128i packed = _mm_loadu_si128((const void *)bytes);
+    return _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(packed, 4), packed), _mm256_set1_epi8(15));
+}
+
+INLINE Products multiply(Int4s q, const int8_t *values) {
+    __m256i pairs = _mm256_maddubs_epi16(q, _mm256_loadu_si256((const void *)values)); /* at most 2 * 15 * 127 */
+    return _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+INLINE float sum_products(Products products) {
+    float sum = 0;
+    for (int i = 0; i < 8; i++) sum += products[i];
+    return sum;
+}
+#else
+typedef const uint8_t *Int4s;
+typedef float Products;
+
+INLINE Int4s unpack(const uint8_t *bytes) {
+    return bytes;
+}
+
+INLINE Products multiply(Int4s q, const int8_t *values) {
+    int32_t sum = 0;
+    for (int i = 0; i < GROUP / 2; i++) sum += (q[i] & 15) * values[i] + (q[i] >> 4) * values[i + GROUP / 2];
+    return (float)sum;
+}
+
+INLINE float sum_products(Products sum) {
+    return sum;
+}
+#endif
+
+/* One output of `rows` rows, from row `r` on. The compiler knows `rows`. */
+INLINE void int4_output(int rows, const Linear *w, int64_t output, const Rounded *x, int64_t r, float *y) {
+    int64_t groups = w->in / GROUP;
+    const uint8_t *bytes = (const uint8_t *)w->weight + output * groups * (GROUP / 2);
+    const uint16_t *of_group = (const uint16_t *)w->scale + 2 * output * groups;
+    const int8_t *values = x->values + r * w->in;
+    const float *scales = x->scales + r * groups, *sums = x->sums + r * groups;
+    Products products[MAX_TILE_ROWS];
+    float minima[MAX_TILE_ROWS] = {0};
+    for (int i = 0; i < rows; i++) products[i] = (Products){0};
+    for (int64_t g = 0; g < groups; g++) {
+        __builtin_prefetch(bytes + g * (GROUP / 2) + PREFETCHED_BYTES);
+        __builtin_prefetch(of_group + 2 * g + PREFETCHED_BYTES / 4);
+        Int4s q = unpack(bytes + g * (GROUP / 2));
+        float scale = from_bf16(of_group[2 * g]), minimum = from_bf16(of_group[2 * g + 1]);
+        for (int i = 0; i < rows; i++) {
+            products[i] += multiply(q, values + i * w->in + g * GROUP) * (scale * scales[i * groups + g]);
+            minima[i] += minimum * sums[i * groups + g];
+        }
+    }
+    for (int i = 0; i < rows; i++)
+        y[(r + i) * w->out + output] = sum_products(products[i]) + minima[i] + (w->bias ? w->bias[output] : 0);
+}
+
+/* The outputs `from` to `to` for all rows. */
+static void int4_outputs(const Linear *w, int64_t from, int64_t to, const Rounded *x, float *y, int64_t rows) {
+    for (int64_t output = from; output < to; output++) {
+        int64_t r = 0;
+        for (; r + 4 <= rows; r += 4) int4_output(4, w, output, x, r, y);
+        for (; r < rows; r++) int4_output(1, w, output, x, r, y);
+    }
 }
 
 typedef struct {
     const Linear *w;
     const float *x;
+    Rounded rounded; /* x, if w is INT4 */
     float *y;
     int64_t rows, block; /* block: outputs of a chunk */
 } Product;
+
+static void run_rounding(const void *job, int64_t r, int thread) {
+    const Product *p = job;
+    int64_t in = p->w->in, groups = in / GROUP;
+    (void)thread;
+    round_row(p->x + r * in, p->rounded.values + r * in, p->rounded.scales + r * groups, p->rounded.sums + r * groups, in);
+}
 
 static void run_product(const void *job, int64_t chunk, int thread) {
     Product p = *(const Product *)job;
@@ -302,14 +412,23 @@ static void run_product(const void *job, int64_t chunk, int thread) {
     case FLOAT32: some_outputs(FLOAT32, p.w, from, to, p.x, p.y, p.rows); break;
     case BFLOAT16: some_outputs(BFLOAT16, p.w, from, to, p.x, p.y, p.rows); break;
     case INT8: some_outputs(INT8, p.w, from, to, p.x, p.y, p.rows); break;
-    case INT4: some_outputs(INT4, p.w, from, to, p.x, p.y, p.rows); break;
+    case INT4: int4_outputs(p.w, from, to, &p.rounded, p.y, p.rows); break;
     }
 }
 
-/* x (rows, in) -> y (rows, out) */
-void gpt_scratch_linear(const Linear *w, const float *x, float *y, int64_t rows, int threads) {
+/* x (rows, in) -> y (rows, out). Returns 1 if there is not enough memory, else 0. */
+int gpt_scratch_linear(const Linear *w, const float *x, float *y, int64_t rows, int threads) {
     Product product = {.w = w, .x = x, .y = y, .rows = rows, .block = rows > 1 ? 8 : 32};
+    if (w->format == INT4) {
+        int64_t groups = rows * w->in / GROUP;
+        float *memory = malloc(groups * (2 * sizeof(float) + GROUP));
+        if (memory == NULL) return 1;
+        product.rounded = (Rounded){.scales = memory, .sums = memory + groups, .values = (int8_t *)(memory + 2 * groups)};
+        parallel(run_rounding, &product, rows, threads);
+    }
     parallel(run_product, &product, (w->out + product.block - 1) / product.block, threads);
+    if (w->format == INT4) free(product.rounded.scales);
+    return 0;
 }
 
 /* --------------------------------------------------------------------------------------------------------------------- activations */
@@ -500,24 +619,26 @@ static void run_attention(const void *job, int64_t chunk, int thread) {
     }
 }
 
-/* One layer, x (rows, C) in place: x + attention(norm(x)), then x + mlp(norm(x)). */
-static void run_layer(const Pass *p) {
+/* One layer, x (rows, C) in place: x + attention(norm(x)), then x + mlp(norm(x)). Returns 1 if there is not enough memory, else 0. */
+static int run_layer(const Pass *p) {
     int64_t rows = p->rows, C = p->m->C, I = p->m->I;
+    int failed = 0;
 
     parallel(run_norm, p, rows, p->threads);
-    gpt_scratch_linear(&p->layer->qkv, p->normed, p->wide, rows, p->threads);
+    failed |= gpt_scratch_linear(&p->layer->qkv, p->normed, p->wide, rows, p->threads);
     parallel(write_keys_and_values, p, rows, p->threads);
     parallel(run_attention, p, (rows * p->m->H + HEADS_PER_CHUNK - 1) / HEADS_PER_CHUNK, p->threads);
-    gpt_scratch_linear(&p->layer->o, p->attended, p->normed, rows, p->threads);
+    failed |= gpt_scratch_linear(&p->layer->o, p->attended, p->normed, rows, p->threads);
     for (int64_t i = 0; i < rows * C; i++) p->x[i] += p->normed[i];
 
     parallel(run_mlp_norm, p, rows, p->threads);
-    gpt_scratch_linear(&p->layer->up, p->normed, p->wide, rows, p->threads);
+    failed |= gpt_scratch_linear(&p->layer->up, p->normed, p->wide, rows, p->threads);
     parallel(run_activation, p, rows, p->threads);
     if (p->m->gated) /* the rows become adjacent, (rows, I) */
         for (int64_t r = 1; r < rows; r++) memmove(p->wide + r * I, p->wide + r * 2 * I, I * sizeof(float));
-    gpt_scratch_linear(&p->layer->down, p->wide, p->normed, rows, p->threads);
+    failed |= gpt_scratch_linear(&p->layer->down, p->wide, p->normed, rows, p->threads);
     for (int64_t i = 0; i < rows * C; i++) p->x[i] += p->normed[i];
+    return failed;
 }
 
 /* All layers for `rows` tokens, hidden (rows, C) in place. Of each sequence, earlier tokens come first.
@@ -535,6 +656,7 @@ int gpt_scratch_decode(const Model *m, const Cache *caches, int64_t capacity, fl
     pass.wide = pass.normed + most * C;
     pass.attended = pass.wide + most * wide;
     pass.scores = pass.attended + most * m->H * D;
+    int failed = 0;
     for (int64_t start = 0; start < rows; start += most) {
         pass.rows = rows - start < most ? rows - start : most;
         pass.x = hidden + start * C;
@@ -545,9 +667,9 @@ int gpt_scratch_decode(const Model *m, const Cache *caches, int64_t capacity, fl
         for (int64_t l = 0; l < m->count; l++) {
             pass.layer = m->layers + l;
             pass.cache = caches + l;
-            run_layer(&pass);
+            failed |= run_layer(&pass);
         }
     }
     free(memory);
-    return 0;
+    return failed;
 }

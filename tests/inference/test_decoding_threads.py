@@ -16,7 +16,7 @@ from test_decoding import logits_of, needs_compiler
 from tiny_models import tiny_model, token_ids
 from torch import nn
 
-from gpt_scratch.inference import decoding_library
+from gpt_scratch.inference import decoding, decoding_library
 from gpt_scratch.inference.decoding import WEIGHTS, StreamedLinear, prepare_for_decoding
 
 pytestmark = [needs_compiler, pytest.mark.skipif(not hasattr(os, "fork"), reason="decoding.c needs Linux or macOS")]
@@ -230,3 +230,28 @@ def test_decoding_in_a_forked_process_and_beside_a_busy_one(threads):
     finally:
         busy.kill()
         busy.wait()
+
+
+def test_pytorch_has_one_thread_during_generation(threads):
+    """Also if two threads of the program generate at once, and if generation fails; the number of decoding.c stays."""
+    threads(3)
+    model, seen = prepare_for_decoding(tiny_model("llama")), []
+
+    def record(input_ids, scores):
+        seen.append((torch.get_num_threads(), decoding._threads()))
+        both.wait()
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    def generate(ids):
+        return model.generate(
+            ids, max_new_tokens=5, do_sample=False, pad_token_id=0, eos_token_id=None, stopping_criteria=[record]
+        )
+
+    both = threading.Barrier(2, timeout=60)
+    with ThreadPoolExecutor(2) as executor:
+        first, second = executor.map(generate, [token_ids(1, 4)] * 2)
+    assert torch.equal(first, second) and seen == [(1, 3)] * 10
+    assert (torch.get_num_threads(), decoding._threads()) == (3, 3)
+    with pytest.raises(ValueError, match="unknown"):
+        model.generate(token_ids(1, 4), unknown=1)
+    assert (torch.get_num_threads(), decoding._threads()) == (3, 3)
