@@ -10,6 +10,7 @@ On a GPU, `torch.compile` compiles the decoding step with a static cache instead
 """
 
 import contextlib
+import ctypes
 import functools
 import mmap
 import threading
@@ -487,6 +488,8 @@ def prepare_for_decoding(model: PreTrainedModel, weights: str = "float32") -> Pr
     on_cpu = model.device.type == "cpu"
     if on_cpu and library() is None:
         return model
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = weights == "float32" and head is not None and head.weight is embedding.weight
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Linear:
@@ -497,23 +500,23 @@ def prepare_for_decoding(model: PreTrainedModel, weights: str = "float32") -> Pr
             parameter.data = parameter.data.float()
     if on_cpu:
         _use_c(model)
+        if tied and not (head := model.get_output_embeddings()).padding:
+            embedding.weight.data = head.weight
+        with contextlib.suppress(AttributeError):  # only glibc has it: returns the memory of the previous weights to the system
+            ctypes.CDLL(None).malloc_trim(0)
     return model
 
 
 def _use_c(model: Any) -> None:
     """Move the weights of all [`StreamedLinear`] to [`WeightMemory`], and run all layers in decoding.c, if it can."""
     linears = [module for module in model.modules() if type(module) is StreamedLinear]
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = type(head) is StreamedLinear and embedding.weight.data_ptr() == head.weight.data_ptr()
     memory = WeightMemory(sum(WeightMemory.size_of(tensor) for linear in linears for tensor in linear.buffers()))
     if DecodingStep.supports(model):
         model.forward = functools.wraps(model.forward)(functools.partial(DecodingStep(model, memory)))
         model.generate = functools.wraps(model.generate)(one_torch_thread()(model.generate))
-        linears = [head]
+        linears = [model.lm_head]
     for linear in linears:
         memory.stack([linear])
-    if tied:
-        embedding.weight.data = head.weight
 
 
 def generation_settings(model: PreTrainedModel, tokens: int = 0) -> dict[str, object]:
