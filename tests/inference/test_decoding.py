@@ -75,7 +75,8 @@ def assert_product(streamed: StreamedLinear, x: torch.Tensor) -> None:
     if streamed.weight.dtype == torch.uint8:
         groups = x.unflatten(-1, (-1, GROUP))
         highest = groups.abs().amax(-1, keepdim=True).clamp(min=1e-30)
-        rounded = (groups.double() * (127 / highest)).round().float()  # in one step, as a fused multiply-add
+        inverse = torch.full_like(highest, 127) / highest  # 127 / highest would be a product with the reciprocal
+        rounded = (groups.double() * inverse).round().float()  # in one step, as a fused multiply-add
         error = (rounded * (highest / 127) - groups).flatten(-2)
         minima = streamed.scale[..., 1].float().repeat_interleave(GROUP, dim=1)
         expected = expected + nn.functional.linear(error, dequantize(streamed.weight, streamed.scale) - minima)
