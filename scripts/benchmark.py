@@ -5,14 +5,15 @@
     python scripts/benchmark.py memory --shape 4x256 1x1024
     python scripts/benchmark.py generation --batch 1 8 --compile
     python scripts/benchmark.py generation --llama_cpp model.gguf --batch 1 8 --prompt 32 512   # needs llama-cpp-python
-    python scripts/benchmark.py perplexity --model runs/quickstart --text held-out.txt  # quality with bf16 and int8 weights
+    python scripts/benchmark.py conversation --model runs/chat --weights int8   # seconds per turn of a chat
+    python scripts/benchmark.py perplexity --model runs/quickstart --text held-out.txt  # quality with bf16, int8 and int4 weights
     python scripts/benchmark.py length                                  # time and memory from 256 to 4,096 tokens
     python scripts/benchmark.py vocabulary --n_layer 2                  # time and memory for vocabularies from 4,096 to 128,256
     python scripts/benchmark.py ceilings                                # peak throughput of this machine
     python scripts/benchmark.py trainer                                 # overhead of Trainer
     python scripts/benchmark.py data --text input.txt --tokenizer runs/tokenizer     # from text to batches
     python scripts/benchmark.py padding --bf16                          # short texts of varying length
-    python scripts/benchmark.py import
+    python scripts/benchmark.py start                                   # seconds to the first training step and token
     RAYON_NUM_THREADS=1 python scripts/benchmark.py tokenizers --text input.txt --vocab_sizes 1000 8000
     python scripts/benchmark.py loss --baseline runs/gpt2-1 runs/gpt2-2 --candidate runs/modern-1     # time to the loss of the baseline
     python scripts/benchmark.py step --rival nanogpt=adapter.py:build   # build(sizes) -> module(input_ids, labels) -> loss
@@ -40,16 +41,18 @@ from pathlib import Path
 from typing import Any
 
 from gpt_scratch.benchmarking.data_pipeline import data_pipeline
-from gpt_scratch.benchmarking.generation import generation, perplexity_of_weights
+from gpt_scratch.benchmarking.generation import conversation, generation, perplexity_of_weights
 from gpt_scratch.benchmarking.harness import Factory, Sizes, ceilings, load_rival, machine, table
 from gpt_scratch.benchmarking.llama_cpp import FORMATS, against_llama_cpp
 from gpt_scratch.benchmarking.padding import padding_waste
+from gpt_scratch.benchmarking.start import start_up
 from gpt_scratch.benchmarking.time_to_loss import time_to_loss
 from gpt_scratch.benchmarking.tokenizers import benchmark_tokenizers
-from gpt_scratch.benchmarking.training import growth, import_time, peak_memory, trainer_overhead, training_step
+from gpt_scratch.benchmarking.training import growth, peak_memory, trainer_overhead, training_step
 from gpt_scratch.data.readers import check_files
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import write_json
+from gpt_scratch.inference.decoding import WEIGHTS, prepare_for_decoding
 from gpt_scratch.inference.loading import load_language_model, load_tokenizer
 from gpt_scratch.provenance import describe_environment
 from gpt_scratch.ranges import check_flags
@@ -130,6 +133,17 @@ def measure_perplexity(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -
     ]
 
 
+def measure_conversation(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -> Rows:
+    if args.model is None:
+        raise UserError("--model is missing: give a model with a chat template")
+    rows = []
+    for weights in args.weights or WEIGHTS:
+        model, tokenizer = load_language_model(args.model)
+        turns = conversation(prepare_for_decoding(model, weights), tokenizer, args.turns, args.new_tokens, args.repetitions)
+        rows += [{"weights": weights} | turn for turn in turns]
+    return rows
+
+
 def measure_data(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -> Rows:
     if args.tokenizer is None or args.text is None:
         raise UserError("--tokenizer or --text is missing: give a tokenizer and a text to cut into blocks")
@@ -163,12 +177,13 @@ SUBJECTS: dict[str, Callable[[argparse.Namespace, Sizes, Rivals], Rows]] = {
     "length": measure_length,
     "vocabulary": measure_vocabulary,
     "trainer": measure_trainer,
-    "import": lambda args, sizes, rivals: import_time(args.repetitions),
+    "start": lambda args, sizes, rivals: start_up(Path(__file__).resolve().parent, args.repetitions),
     "ceilings": lambda args, sizes, rivals: ceilings(),
     "tokenizers": measure_tokenizers,
     "loss": measure_loss,
     "padding": measure_padding,
     "perplexity": measure_perplexity,
+    "conversation": measure_conversation,
     "data": measure_data,
 }
 
@@ -179,11 +194,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("subject", choices=list(SUBJECTS))
     parser.add_argument("--shape", nargs="+", type=shape, default=[(4, 256)], help="training batches as ROWSxTOKENS")
     parser.add_argument("--batch", nargs="+", type=int, default=[1], help="generation: prompts per batch")
+    parser.add_argument("--turns", type=int, default=10, help="conversation: questions")
     parser.add_argument("--prompt", nargs="+", type=int, default=[32], help="generation: tokens in the prompt")
-    parser.add_argument("--new_tokens", type=int, default=128, help="generation: tokens to generate")
+    parser.add_argument(
+        "--new_tokens", type=int, default=128, help="generation: tokens to generate; conversation: at most, per reply"
+    )
     parser.add_argument("--llama_cpp", help="generation: a GGUF file; compare with llama.cpp on its weights")
     parser.add_argument(
-        "--weights", nargs="+", choices=list(FORMATS), help="generation with --llama_cpp: formats to compare; default: all"
+        "--weights",
+        nargs="+",
+        choices=list(FORMATS),
+        help="conversation, and generation with --llama_cpp: formats to compare; default: all",
     )
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast")
     parser.add_argument("--compile", action="store_true", help="torch.compile all models; generation: also our prepared models")
@@ -193,7 +214,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--text", help="text file; tokenizers: to train on and encode; perplexity: to predict; data: to split into blocks"
     )
     parser.add_argument("--tokenizer", help="data: a tokenizer's directory or Hub name")
-    parser.add_argument("--model", help="perplexity: a trained model's directory")
+    parser.add_argument("--model", help="perplexity, conversation: a trained model's directory")
     parser.add_argument("--windows", type=int, default=32, help="perplexity: number of windows of 256 tokens")
     parser.add_argument("--vocab_sizes", nargs="+", type=int, default=[1000, 8000], help="tokenizers: vocabulary sizes to train")
     parser.add_argument("--baseline", nargs="+", default=[], help="loss: directories of finished pretraining runs, one per seed")
@@ -213,9 +234,11 @@ def check_llama_cpp(args: argparse.Namespace) -> None:
     Raises:
         UserError: names the flag.
     """
-    if (args.llama_cpp or args.weights) and args.subject != "generation":
-        raise UserError("--llama_cpp and --weights are for the subject generation")
-    if args.weights and not args.llama_cpp:
+    if args.llama_cpp and args.subject != "generation":
+        raise UserError("--llama_cpp is for the subject generation")
+    if args.weights and args.subject not in ("generation", "conversation"):
+        raise UserError("--weights is for the subjects generation and conversation")
+    if args.weights and args.subject == "generation" and not args.llama_cpp:
         raise UserError("--weights needs --llama_cpp: without it, generation compares all formats with --compile")
     sizes = vars(Sizes())
     given = [name for name, default in sizes.items() if getattr(args, name, default) != default]

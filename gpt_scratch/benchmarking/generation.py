@@ -1,13 +1,16 @@
-"""Benchmarks of generation: milliseconds per token, share of the memory bandwidth, and perplexity with reduced-precision weights."""
+"""Benchmarks of generation: milliseconds per token, share of the memory bandwidth, turns of a chat, and perplexity of narrow weights."""
 
 import copy
 import math
+import statistics
+import time
 from typing import Any
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_gpt_scratch import GPTScratchConfig
+from ..inference.chat import Chat
 from ..inference.decoding import WEIGHTS, generation_settings, prepare_for_decoding
 from ..modeling_gpt_scratch import GPTScratchForCausalLM
 from ..training.precision import use_fast_fp32_matmul
@@ -82,3 +85,32 @@ def perplexity_of_weights(model: GPTScratchForCausalLM, rows: list[torch.Tensor]
         total = sum(small(row, labels=row).loss.item() * (row.shape[1] - 1) for row in rows)
         result[weights] = math.exp(total / sum(row.shape[1] - 1 for row in rows))
     return result
+
+
+def conversation(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, turns: int, new_tokens: int, repetitions: int
+) -> list[dict[str, Any]]:
+    """Seconds per turn of a chat that keeps keys and values of earlier turns, and of the same turn from the whole history.
+
+    Args:
+        model: prepared by `prepare_for_decoding`, with a chat template in `tokenizer`.
+        turns: number of questions; all are different, and the reply to each has at most `new_tokens` tokens.
+    """
+    seconds: dict[tuple[int, str], list[float]] = {}
+    prompts: dict[int, int] = {}
+    for _ in range(repetitions):
+        chat = Chat(model, tokenizer, max_new_tokens=new_tokens, prepared=True)
+        for turn in range(1, turns + 1):
+            whole = Chat(model, tokenizer, max_new_tokens=new_tokens, prepared=True)
+            whole.messages = list(chat.messages)
+            question = f"What is {turn} plus {2 * turn}, and which of the three numbers is the largest?"
+            for name, each in (("kept", chat), ("whole", whole)) if turn % 2 else (("whole", whole), ("kept", chat)):
+                start = time.perf_counter()
+                each.reply(question, stream=False)
+                seconds.setdefault((turn, name), []).append(time.perf_counter() - start)
+            prompts[turn] = len(chat.prefix.ids)
+    median = {key: statistics.median(values) for key, values in seconds.items()}
+    return [
+        {"turn": turn, "tokens": tokens, "seconds": median[turn, "kept"], "seconds_from_whole_history": median[turn, "whole"]}
+        for turn, tokens in prompts.items()
+    ]

@@ -176,16 +176,3 @@ def trainer_overhead(sizes: Sizes, batch: int, length: int, steps: int, repetiti
 
     rows = summarize(measure([Contender("bare loop", bare), Contender("Trainer", by_trainer)], repetitions), "bare loop")
     return [{"steps": steps, "shape": f"{batch}x{length}", **row} for row in rows]
-
-
-def import_time(repetitions: int) -> list[dict[str, Any]]:
-    """Seconds of `import gpt_scratch` in a new process, compared with importing GPT2LMHeadModel from transformers."""
-
-    def run(code: str) -> Contender:
-        def fresh_process() -> None:
-            subprocess.run([sys.executable, "-c", code], check=True)
-
-        return Contender(code, fresh_process)
-
-    codes = ("from transformers import GPT2LMHeadModel", "import gpt_scratch")
-    return summarize(measure([run(code) for code in codes], repetitions), codes[0])

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 from ..errors import UserError, check_unicode
 from ..ranges import check_ranges
+from ..releases_gpt_scratch import CACHE
 from .chat_template import encode_chat, omitted_parts
-from .decoding import generation_settings
+from .decoding import PreallocatedLayer, generation_settings
 from .generation import generate_ids, pad_left
 from .streaming import PrintableStreamer
 
@@ -31,6 +33,38 @@ def encode_conversation(
         if len(ids) <= limit or len(messages) < 3:
             return ids, messages
         messages = messages[2:]  # a question with its answer
+
+
+class Prefix:
+    """Keys and values of the last turn of a conversation: the next turn computes only those of the tokens after the common prefix.
+
+    Args:
+        model: a causal language model.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self.model, self.cache = model, DynamicCache(config=model.config)
+        self.ids: list[int] = []  # the tokens whose keys and values are in the cache
+
+    def settings_for(self, ids: list[int]) -> dict[str, Any]:
+        """Settings of `generate` for the prompt `ids`: the cache, which contains the longest common prefix with the last turn.
+
+        There are none for a model with layers that cannot return to an earlier token: with a window or a recurrent state. Until
+        [`Prefix.keep`], nothing is common with the next turn: generation may be interrupted, with any tokens in the cache.
+        """
+        common = 0
+        while common < min(len(ids) - 1, len(self.ids)) and ids[common] == self.ids[common]:  # the last token gives the logits
+            common += 1
+        if common < len(self.ids):
+            self.cache.crop(common - len(self.ids))  # negative: a number of tokens to remove
+        if not common:
+            self.cache = DynamicCache(config=self.model.config)
+        self.ids = []
+        return {CACHE: self.cache} if all(type(layer) in (DynamicLayer, PreallocatedLayer) for layer in self.cache.layers) else {}
+
+    def keep(self, ids: list[int]) -> None:
+        """Tokens of a prompt and its reply, of which the last has not been an input of the model."""
+        self.ids = ids[: self.cache.get_seq_length()]
 
 
 class Chat:
@@ -73,6 +107,7 @@ class Chat:
             if omitted_parts(tokenizer, [*self.start, {"role": "user", "content": "Hello"}]):
                 raise UserError("this model's chat template does not support a system message: leave out --system")
         self.messages: list[dict[str, str]] = []
+        self.prefix = Prefix(model)
         if seed is not None:
             from transformers import set_seed  # here, since it imports transformers' trainer and so peft
 
@@ -113,9 +148,12 @@ class Chat:
         settings: dict[str, Any] = {"eos_token_id": end, "pad_token_id": end}
         settings |= {"streamer": PrintableStreamer(self.tokenizer)} if stream else {}
         settings |= generation_settings(self.model, min(len(ids) + self.max_new_tokens, self.limit)) if self.prepared else {}
+        settings = self.prefix.settings_for(ids) | settings  # a compiled step on a GPU has a cache of its own
         with torch.inference_mode():
             inputs = pad_left([ids], end, self.model.device)
             output = generate_ids(self.model, inputs, self.max_new_tokens, self.temperature, **settings)
+        if settings.get(CACHE) is self.prefix.cache:
+            self.prefix.keep(ids + output[0].tolist())
         reply = self.tokenizer.decode(output[0], skip_special_tokens=True).strip()
         self.messages.append({"role": "assistant", "content": reply})
         return reply

@@ -3,9 +3,13 @@
 import pytest
 import torch
 from tiny_benchmark import TINY, run
+from tiny_models import tiny_model
 
 from gpt_scratch.benchmarking.generation import perplexity_of_weights, same_weights
 from gpt_scratch.benchmarking.harness import Sizes
+from gpt_scratch.data.instruction import set_prompt_style
+from gpt_scratch.errors import UserError
+from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
 
 @pytest.mark.slow
@@ -27,3 +31,16 @@ def test_perplexity_of_fewer_bytes():
     assert (
         perplexity["bfloat16"] == pytest.approx(perplexity["float32"], rel=0.01) and perplexity["int8"] != perplexity["float32"]
     )
+
+
+def test_conversation(script, tmp_path):
+    tokenizer = train_byte_level_bpe(["a"], vocab_size=258)
+    set_prompt_style(tokenizer, "phi3")
+    for part in (tokenizer, tiny_model(vocab_size=258, max_position_embeddings=1024)):
+        part.save_pretrained(tmp_path)
+    settings = ["--turns", "3", "--new_tokens", "4", "--repetitions", "1", "--weights", "int8"]
+    rows = run(script, "conversation", "--model", str(tmp_path), *settings)
+    assert [(row["weights"], row["turn"]) for row in rows] == [("int8", 1), ("int8", 2), ("int8", 3)]
+    assert rows[0]["tokens"] < rows[1]["tokens"] < rows[2]["tokens"] and all(row["seconds"] > 0 for row in rows)
+    with pytest.raises(UserError, match="--model is missing: give a model with a chat template"):
+        run(script, "conversation")

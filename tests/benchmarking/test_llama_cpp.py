@@ -61,7 +61,7 @@ def test_refused_before_anything_runs(script, file, monkeypatch):
         run(script, "generation", "--llama_cpp", file, "--prompt", "5000", "--new_tokens", "5")
     with pytest.raises(UserError, match="--new_tokens is 1"):
         run(script, "generation", "--llama_cpp", file, "--new_tokens", "1")
-    with pytest.raises(UserError, match="--llama_cpp and --weights are for the subject generation"):
+    with pytest.raises(UserError, match="--llama_cpp is for the subject generation"):
         run(script, "step", "--llama_cpp", file)
     with pytest.raises(UserError, match="--n_layer has no effect with --llama_cpp"):
         run(script, "generation", "--llama_cpp", file, "--n_layer", "2")

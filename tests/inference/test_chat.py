@@ -7,9 +7,12 @@ from tiny_models import tiny_model
 
 from gpt_scratch.data.instruction import set_prompt_style
 from gpt_scratch.errors import UserError
-from gpt_scratch.inference.chat import Chat
+from gpt_scratch.inference.chat import Chat, Prefix
+from gpt_scratch.inference.chat_template import encode_chat
 from gpt_scratch.inference.decoding import prepare_for_decoding
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
+
+needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="decoding.c needs a C compiler")
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +40,55 @@ def test_history_is_given_whole_and_the_reply_is_streamed(tokenizer, capsys):
     assert again.messages == [] and again.reply("Hi", stream=False) == first
 
 
-@pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="decoding.c needs a C compiler")
+@needs_compiler
 def test_a_conversation_of_a_prepared_model_is_the_same(tokenizer):
     plain, fast = make(tokenizer), make(tokenizer, prepared=True)
     prepare_for_decoding(fast.model)
     for text in ("Hi", "And b?", "c"):
         assert fast.reply(text, stream=False) == plain.reply(text, stream=False)
+
+
+@pytest.mark.parametrize("overrides", [{}, {"sliding_window": 5}])
+@pytest.mark.parametrize("prepared", [False, pytest.param(True, marks=needs_compiler)])
+def test_a_turn_computes_only_its_new_tokens(tokenizer, prepared, overrides):
+    model = tiny_model(vocab_size=258, max_position_embeddings=128, **overrides)
+    chat, rebuilt = (Chat(model, tokenizer, max_new_tokens=8, prepared=prepared) for _ in range(2))
+    if prepared:
+        prepare_for_decoding(model)
+    computed, embed = [], model.model.embed_tokens
+    embed.register_forward_hook(lambda module, given, output: computed.append(given[0].shape[1]))
+    lengths = []
+    for text in ("Hi", "And b?", "c", "x" * 60):  # of the last one, the oldest exchange is dropped
+        rebuilt.prefix = Prefix(model)
+        expected = rebuilt.reply(text, stream=False)
+        computed.clear()
+        assert chat.reply(text, stream=False) == expected
+        lengths.append((computed[0], len(encode_chat(tokenizer, chat.messages[:-1], add_generation_prompt=True).ids)))
+    new, whole = zip(*lengths)
+    assert new[0] == whole[0]
+    if overrides and not prepared:
+        assert new == whole
+    else:
+        assert all(a < b / 2 for a, b in lengths[1:3]) and whole[3] - 10 < new[3] <= whole[3]
+    chat.reset()
+    rebuilt.reset()
+    assert chat.reply("Hi", stream=False) == rebuilt.reply("Hi", stream=False)
+
+
+def test_an_interrupted_turn_leaves_nothing_to_the_next(tokenizer):
+    chat, other = make(tokenizer), make(tokenizer)
+    for each in (chat, other):
+        each.reply("Hi", stream=False)
+
+    def interrupt(module, given, output):
+        raise KeyboardInterrupt
+
+    hook = chat.model.lm_head.register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        chat.reply("And b?", stream=False)
+    hook.remove()
+    chat.messages.pop()
+    assert chat.reply("And c?", stream=False) == other.reply("And c?", stream=False)
 
 
 def test_the_oldest_exchange_is_forgotten_and_the_system_message_stays(tokenizer):
