@@ -54,7 +54,7 @@ def start_up(scripts: Path, repetitions: int) -> list[dict[str, Any]]:
 
 
 def run_python(arguments: Sequence[str], folder: Path) -> dict[str, float]:
-    """Run Python with these arguments in `folder`; seconds until the first line of its output with a loss, if there is one.
+    """Run Python with these arguments in `folder`; seconds until the line of its output with the loss of the first step, if there is one.
 
     Raises:
         UserError: it fails, with its last line.
@@ -66,7 +66,7 @@ def run_python(arguments: Sequence[str], folder: Path) -> dict[str, float]:
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if "'loss'" in line and not parts:
+            if line.startswith("step 1 of") and not parts:
                 parts["first step"] = time.perf_counter() - start
             lines.append(line.strip() or lines[-1])
     if process.returncode:

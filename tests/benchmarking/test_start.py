@@ -19,7 +19,7 @@ def test_start_up(script):
 
 def test_first_loss_and_failure_of_a_command(tmp_path):
     assert run_python(["-c", "print(1)"], tmp_path) == {}
-    parts = run_python(["-c", "import time; print({'loss': 1}, flush=True); time.sleep(2)"], Path())
+    parts = run_python(["-c", "import time; print('step 1 of 9: loss 6.9', flush=True); time.sleep(2)"], Path())
     assert 0 < parts["first step"] < 2
     with pytest.raises(UserError, match="-c .* fails: SystemExit: nothing to do|nothing to do"):
         run_python(["-c", "raise SystemExit('nothing to do')"], tmp_path)
