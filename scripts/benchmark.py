@@ -52,8 +52,9 @@ from gpt_scratch.benchmarking.training import growth, peak_memory, trainer_overh
 from gpt_scratch.data.readers import check_files
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import write_json
-from gpt_scratch.inference.decoding import WEIGHTS, prepare_for_decoding
+from gpt_scratch.inference.decoding import prepare_for_decoding
 from gpt_scratch.inference.loading import load_language_model, load_tokenizer
+from gpt_scratch.inference.streamed_linear import WEIGHTS
 from gpt_scratch.provenance import describe_environment
 from gpt_scratch.ranges import check_flags
 

@@ -23,8 +23,9 @@ from collections.abc import Sequence
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
 from gpt_scratch.errors import UserError, printable, run_script
 from gpt_scratch.inference.chat import Chat
-from gpt_scratch.inference.decoding import WEIGHTS, prepare_for_decoding
+from gpt_scratch.inference.decoding import prepare_for_decoding
 from gpt_scratch.inference.loading import load_language_model
+from gpt_scratch.inference.streamed_linear import WEIGHTS
 from gpt_scratch.ranges import check_flags
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 

@@ -26,9 +26,10 @@ from typing import Any
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
 from gpt_scratch.conflicts import check_generation
 from gpt_scratch.errors import printable, run_script
-from gpt_scratch.inference.decoding import WEIGHTS, generation_settings, prepare_for_decoding
+from gpt_scratch.inference.decoding import generation_settings, prepare_for_decoding
 from gpt_scratch.inference.generation import generate_texts
 from gpt_scratch.inference.loading import load_language_model
+from gpt_scratch.inference.streamed_linear import WEIGHTS
 from gpt_scratch.ranges import check_flags
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 

@@ -29,9 +29,9 @@ from dataclasses import fields
 
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
 from gpt_scratch.errors import run_script
-from gpt_scratch.inference.decoding import WEIGHTS
 from gpt_scratch.inference.limits import Limits
 from gpt_scratch.inference.serving import KEY_VARIABLE, serve
+from gpt_scratch.inference.streamed_linear import WEIGHTS
 from gpt_scratch.training.precision import use_fast_fp32_matmul
 
 

@@ -11,7 +11,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTraine
 
 from ..configuration_gpt_scratch import GPTScratchConfig
 from ..inference.chat import Chat
-from ..inference.decoding import WEIGHTS, generation_settings, prepare_for_decoding
+from ..inference.decoding import generation_settings, prepare_for_decoding
+from ..inference.streamed_linear import WEIGHTS
 from ..modeling_gpt_scratch import GPTScratchForCausalLM
 from ..training.precision import use_fast_fp32_matmul
 from .harness import Contender, Sizes, ceilings, device, measure, summarize

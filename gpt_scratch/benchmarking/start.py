@@ -29,13 +29,12 @@ def start_up(scripts: Path, repetitions: int) -> list[dict[str, Any]]:
         UserError: a command fails.
     """
     imports = ("from transformers import GPT2LMHeadModel", "import torch", "import gpt_scratch")
-    settings = [part for setting in FIRST_STEP.split() for part in f"--{setting}".split("=")]
     with tempfile.TemporaryDirectory(prefix="gpt_scratch-") as folder:
 
         def train() -> dict[str, float]:
             output = ["--output_dir", tempfile.mkdtemp(dir=folder) + "/model"]
             return run_python(
-                [str(scripts / "pretrain.py"), str(scripts / "configs/quickstart.yaml"), *output, *settings], scripts.parent
+                [str(scripts / "pretrain.py"), str(scripts / "configs/quickstart.yaml"), *output, *FIRST_STEP], scripts.parent
             )
 
         def command(name: str, *arguments: str) -> Contender:

@@ -1,12 +1,12 @@
 /* The layers of the GPT for inference on a CPU, in one call. The mathematics is that of modeling_gpt_scratch.py, in the same order.
 
    Generating a token does two operations per weight, so the minimum time is that of reading the weights from memory. Here every weight is
-   read once, in its format (fp32, bf16, int8 or int4). All arithmetic is fp32, except for products with int4, which are of integers. There are
-   no calls of a library, with its own waiting for all threads, for each of some 20 operations of a layer.
+   read once, in its format (fp32, bf16, int8 or int4). All arithmetic is fp32, except for products with int4, which are of integers. There
+   are no calls of a library, with its own waiting for all threads, for each of some 20 operations of a layer.
 
-   decoding_library.py compiles this file, for the processor at hand, and decoding.py calls it. Read it top to bottom: threads, weights,
-   matrix products, activations, norms, attention, all layers. It uses the vector types of gcc and clang, whatever instructions the
-   processor has. Results do not depend on the number of threads: no sum is split among them.
+   decoding_library.py compiles this file, for the processor at hand; streamed_linear.py and decoding.py call it. Read it top to bottom:
+   threads, weights, matrix products, activations, norms, attention, all layers. It uses the vector types of gcc and clang, whatever
+   instructions the processor has. Results do not depend on the number of threads: no sum is split among them.
 
    C hidden size, I intermediate size, H query heads, K key/value heads, D head size. A row is the hidden state of a token: rows may belong
    to several sequences, and padding is not among them. C, I and H * D are multiples of GROUP. */
@@ -298,7 +298,7 @@ INLINE void some_outputs(int format, const Linear *w, int64_t from, int64_t to, 
 }
 
 /* INT4: converting the weights to fp32 takes longer than reading them, so products are of integers. The row is rounded to 8 bits, x = t v,
-   with a scale t for each group; of a group with scale s and minimum m, sum (s q + m) x = s t sum q v + m sum x, where sum x is not rounded. */
+   with a scale t for each group; of a group with scale s and minimum m, sum (s q + m) x = s t sum q v + m sum x. The last sum is of fp32. */
 typedef struct {
     int8_t *values;      /* (rows, in) */
     float *scales, *sums; /* (rows, in / GROUP) */

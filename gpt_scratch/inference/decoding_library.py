@@ -25,6 +25,8 @@ from typing import Any
 
 import torch
 
+from ..errors import one_line
+
 COMPILERS = ("cc", "gcc", "clang")
 # Tried in this order: clang on ARM has no -march=native.
 ALWAYS = ("-O3", "-fno-fast-math", "-shared", "-fPIC")
@@ -85,19 +87,15 @@ def library() -> Any | None:
         try:
             return _load(_cache_directory())
         except OSError as error:
-            print(f"note: decoding.c is compiled on every start: {_one_line(error)}", file=sys.stderr)
+            print(f"note: decoding.c is compiled on every start: {one_line(error, 1000)}", file=sys.stderr)
         with tempfile.TemporaryDirectory(prefix="gpt_scratch-") as folder:  # a loaded library no longer needs its file
             return _load(Path(folder))
     except (OSError, Unusable) as error:
         print(
-            f"note: decoding.c cannot be used ({_one_line(error)}): generating with PyTorch and the weights as loaded, which is slower",
+            f"note: decoding.c cannot be used ({one_line(error, 1000)}): generating with PyTorch and the weights as loaded, which is slower",
             file=sys.stderr,
         )
         return None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _cache_directory() -> Path:

@@ -16,8 +16,9 @@ from test_decoding import logits_of, needs_compiler
 from tiny_models import tiny_model, token_ids
 from torch import nn
 
-from gpt_scratch.inference import decoding, decoding_library
-from gpt_scratch.inference.decoding import WEIGHTS, StreamedLinear, prepare_for_decoding
+from gpt_scratch.inference import decoding_library, streamed_linear
+from gpt_scratch.inference.decoding import prepare_for_decoding
+from gpt_scratch.inference.streamed_linear import WEIGHTS, StreamedLinear
 
 pytestmark = [needs_compiler, pytest.mark.skipif(not hasattr(os, "fork"), reason="decoding.c needs Linux or macOS")]
 
@@ -238,7 +239,7 @@ def test_pytorch_has_one_thread_during_generation(threads):
     model, seen = prepare_for_decoding(tiny_model("llama")), []
 
     def record(input_ids, scores):
-        seen.append((torch.get_num_threads(), decoding._threads()))
+        seen.append((torch.get_num_threads(), streamed_linear.threads_of_c()))
         both.wait()
         return torch.zeros(len(input_ids), dtype=torch.bool)
 
@@ -251,7 +252,7 @@ def test_pytorch_has_one_thread_during_generation(threads):
     with ThreadPoolExecutor(2) as executor:
         first, second = executor.map(generate, [token_ids(1, 4)] * 2)
     assert torch.equal(first, second) and seen == [(1, 3)] * 10
-    assert (torch.get_num_threads(), decoding._threads()) == (3, 3)
+    assert (torch.get_num_threads(), streamed_linear.threads_of_c()) == (3, 3)
     with pytest.raises(ValueError, match="unknown"):
         model.generate(token_ids(1, 4), unknown=1)
-    assert (torch.get_num_threads(), decoding._threads()) == (3, 3)
+    assert (torch.get_num_threads(), streamed_linear.threads_of_c()) == (3, 3)
