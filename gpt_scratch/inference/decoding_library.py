@@ -92,7 +92,8 @@ def library() -> Any | None:
             return _load(Path(folder))
     except (OSError, Unusable) as error:
         print(
-            f"note: decoding.c cannot be used ({one_line(error, 1000)}): generating with PyTorch and the weights as loaded, which is slower",
+            f"note: decoding.c cannot be used ({one_line(error, 1000)}): "
+            "generating with PyTorch and the weights as loaded, which is slower",
             file=sys.stderr,
         )
         return None

@@ -210,4 +210,4 @@ def one_torch_thread() -> Iterator[None]:
     finally:
         with _lock:
             _calls -= 1
-            torch.set_num_threads(1 if _calls else _threads)
+            torch.set_num_threads(_threads)  # of the calling thread; the others keep theirs

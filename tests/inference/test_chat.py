@@ -85,7 +85,7 @@ def test_an_interrupted_turn_leaves_nothing_to_the_next(tokenizer):
 
     hook = chat.model.lm_head.register_forward_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        chat.reply("And b?", stream=False)
+        chat.reply("b" * 40, stream=False)
     hook.remove()
     chat.messages.pop()
     assert chat.reply("And c?", stream=False) == other.reply("And c?", stream=False)

@@ -244,14 +244,14 @@ def test_pytorch_has_one_thread_during_generation(threads):
         return torch.zeros(len(input_ids), dtype=torch.bool)
 
     def generate(ids):
-        return model.generate(
-            ids, max_new_tokens=5, do_sample=False, pad_token_id=0, eos_token_id=None, stopping_criteria=[record]
-        )
+        more = {"eos_token_id": None, "stopping_criteria": [record]}
+        ids = model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0, **more)
+        return ids, torch.get_num_threads()
 
     both = threading.Barrier(2, timeout=60)
     with ThreadPoolExecutor(2) as executor:
         first, second = executor.map(generate, [token_ids(1, 4)] * 2)
-    assert torch.equal(first, second) and seen == [(1, 3)] * 10
+    assert torch.equal(first[0], second[0]) and first[1] == second[1] == 3 and seen == [(1, 3)] * 10
     assert (torch.get_num_threads(), streamed_linear.threads_of_c()) == (3, 3)
     with pytest.raises(ValueError, match="unknown"):
         model.generate(token_ids(1, 4), unknown=1)
