@@ -14,6 +14,8 @@
     python scripts/benchmark.py data --text input.txt --tokenizer runs/tokenizer     # from text to batches
     python scripts/benchmark.py padding --bf16                          # short texts of varying length
     python scripts/benchmark.py start                                   # seconds to the first training step and token
+    python scripts/benchmark.py run --run_clm run_clm.py --text input.txt --tokenizer runs/tokenizer --shape 32x128 --steps 250
+                                                                        # from the command to the saved model
     RAYON_NUM_THREADS=1 python scripts/benchmark.py tokenizers --text input.txt --vocab_sizes 1000 8000
     python scripts/benchmark.py loss --baseline runs/gpt2-1 runs/gpt2-2 --candidate runs/modern-1     # time to the loss of the baseline
     python scripts/benchmark.py step --rival nanogpt=adapter.py:build   # build(sizes) -> module(input_ids, labels) -> loss
@@ -49,6 +51,7 @@ from gpt_scratch.benchmarking.start import start_up
 from gpt_scratch.benchmarking.time_to_loss import time_to_loss
 from gpt_scratch.benchmarking.tokenizers import benchmark_tokenizers
 from gpt_scratch.benchmarking.training import growth, peak_memory, trainer_overhead, training_step
+from gpt_scratch.benchmarking.whole_run import whole_run
 from gpt_scratch.data.readers import check_files
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import write_json
@@ -152,6 +155,19 @@ def measure_data(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -> Rows
     return data_pipeline(args.text, load_tokenizer(args.tokenizer), args.shape[0][1], args.repetitions)
 
 
+def measure_run(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -> Rows:
+    if args.run_clm is None or args.tokenizer is None or args.text is None:
+        raise UserError(
+            "--run_clm, --tokenizer or --text is missing: give transformers' script, a tokenizer and a text to train on"
+        )
+    check_files([args.text])
+    steps = args.steps, args.fast_steps or args.steps
+    scripts = Path(__file__).resolve().parent
+    return whole_run(
+        scripts, args.run_clm, args.text, load_tokenizer(args.tokenizer), sizes, args.shape[0], *steps, args.repetitions
+    )
+
+
 def measure_padding(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -> Rows:
     tasks = ("classification", "instruction")
     return list(chain.from_iterable(padding_waste(sizes, task, args.bf16, args.repetitions) for task in tasks))
@@ -178,6 +194,7 @@ SUBJECTS: dict[str, Callable[[argparse.Namespace, Sizes, Rivals], Rows]] = {
     "length": measure_length,
     "vocabulary": measure_vocabulary,
     "trainer": measure_trainer,
+    "run": measure_run,
     "start": lambda args, sizes, rivals: start_up(Path(__file__).resolve().parent, args.repetitions),
     "ceilings": lambda args, sizes, rivals: ceilings(),
     "tokenizers": measure_tokenizers,
@@ -210,11 +227,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast")
     parser.add_argument("--compile", action="store_true", help="torch.compile all models; generation: also our prepared models")
     parser.add_argument("--repetitions", type=int, default=5, help="measurements of each model, after one warm-up")
-    parser.add_argument("--steps", type=int, default=8, help="trainer: steps per run")
+    parser.add_argument("--steps", type=int, default=8, help="trainer, run: steps per run")
+    parser.add_argument("--fast_steps", type=int, help="run: steps of the fast recipe; default: --steps")
+    parser.add_argument("--run_clm", help="run: transformers' examples/pytorch/language-modeling/run_clm.py")
     parser.add_argument(
-        "--text", help="text file; tokenizers: to train on and encode; perplexity: to predict; data: to split into blocks"
+        "--text",
+        help="text file; tokenizers: to train on and encode; perplexity: to predict; data: to split into blocks; run: to train on",
     )
-    parser.add_argument("--tokenizer", help="data: a tokenizer's directory or Hub name")
+    parser.add_argument("--tokenizer", help="data, run: a tokenizer's directory or Hub name")
     parser.add_argument("--model", help="perplexity, conversation: a trained model's directory")
     parser.add_argument("--windows", type=int, default=32, help="perplexity: number of windows of 256 tokens")
     parser.add_argument("--vocab_sizes", nargs="+", type=int, default=[1000, 8000], help="tokenizers: vocabulary sizes to train")
