@@ -14,6 +14,7 @@
     python scripts/benchmark.py data --text input.txt --tokenizer runs/tokenizer     # from text to batches
     python scripts/benchmark.py padding --bf16                          # short texts of varying length
     python scripts/benchmark.py start                                   # seconds to the first training step and token
+    python scripts/benchmark.py load                                    # training beside other busy processes
     python scripts/benchmark.py run --run_clm run_clm.py --text input.txt --tokenizer runs/tokenizer --shape 32x128 --steps 250
                                                                         # from the command to the saved model
     RAYON_NUM_THREADS=1 python scripts/benchmark.py tokenizers --text input.txt --vocab_sizes 1000 8000
@@ -46,6 +47,7 @@ from gpt_scratch.benchmarking.data_pipeline import data_pipeline
 from gpt_scratch.benchmarking.generation import conversation, generation, perplexity_of_weights
 from gpt_scratch.benchmarking.harness import Factory, Sizes, ceilings, load_rival, machine, table
 from gpt_scratch.benchmarking.llama_cpp import FORMATS, against_llama_cpp
+from gpt_scratch.benchmarking.loaded_machine import MODELS, loaded_machine
 from gpt_scratch.benchmarking.padding import padding_waste
 from gpt_scratch.benchmarking.start import start_up
 from gpt_scratch.benchmarking.time_to_loss import time_to_loss
@@ -195,6 +197,7 @@ SUBJECTS: dict[str, Callable[[argparse.Namespace, Sizes, Rivals], Rows]] = {
     "vocabulary": measure_vocabulary,
     "trainer": measure_trainer,
     "run": measure_run,
+    "load": lambda args, sizes, rivals: loaded_machine(Path(__file__).resolve().parent, args.models, args.repetitions),
     "start": lambda args, sizes, rivals: start_up(Path(__file__).resolve().parent, args.repetitions),
     "ceilings": lambda args, sizes, rivals: ceilings(),
     "tokenizers": measure_tokenizers,
@@ -229,6 +232,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=5, help="measurements of each model, after one warm-up")
     parser.add_argument("--steps", type=int, default=8, help="trainer, run: steps per run")
     parser.add_argument("--fast_steps", type=int, help="run: steps of the fast recipe; default: --steps")
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), help="load: models to train")
     parser.add_argument("--run_clm", help="run: transformers' examples/pytorch/language-modeling/run_clm.py")
     parser.add_argument(
         "--text",

@@ -23,6 +23,10 @@ SHARED = Path(os.environ.get("GPT_SCRATCH_SHARED", Path(__file__).resolve().pare
 FAULTS = pytest.StashKey[str]()
 
 
+def pytest_unconfigure():
+    _cache.cleanup()  # workers of pytest-xdist end without finalizers, which would leave the folder behind
+
+
 @pytest.hookimpl(tryfirst=True)  # before any are deselected
 def pytest_collection_modifyitems(config, items):
     found = set()

@@ -154,8 +154,13 @@ def flags(settings: Mapping[str, Any]) -> list[str]:
     return [text for name, value in values.items() for text in (f"--{name}", value)]
 
 
-def run_until_saved(command: Sequence[str], output: str) -> tuple[dict[str, float], int]:
-    """Run Python with these arguments, offline and with an empty cache of `datasets`.
+def run_until_saved(
+    command: Sequence[str], output: str, variables: Mapping[str, str | None] | None = None
+) -> tuple[dict[str, float], int]:
+    """Run Python with these arguments, offline and with an empty cache of `datasets`; the log is log.txt beside `output`.
+
+    Args:
+        variables: of the environment; `None` removes one.
 
     Returns:
         Seconds until it ends ("total") and until model.safetensors in `output` was written ("saved"); peak memory of the process in MiB.
@@ -164,7 +169,8 @@ def run_until_saved(command: Sequence[str], output: str) -> tuple[dict[str, floa
         UserError: it fails or saves no model, with its last line.
     """
     folder = Path(output).parent
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache")}
+    changes = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache")} | dict(variables or {})
+    environment = {name: value for name, value in (os.environ | changes).items() if value is not None}
     peak, start, began = 0, time.perf_counter(), time.time()
     with open(folder / "log.txt", "w+", encoding="utf-8") as log:
         process = subprocess.Popen([sys.executable, *command], env=environment, stdout=log, stderr=subprocess.STDOUT)

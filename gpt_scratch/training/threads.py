@@ -1,7 +1,7 @@
 """Selects the number of CPU threads for training by measuring a few steps at the start.
 
 By default, torch uses one thread per core. On a loaded machine, each of the many small operations of a small model then waits for its
-slowest thread, which can be ten times slower than a single thread (tests/training/measure_threads.py). On an idle machine all threads are
+slowest thread, which can be ten times slower than a single thread (`scripts/benchmark.py load`). On an idle machine all threads are
 used, so that repeated runs are bit-identical; `OMP_NUM_THREADS` overrides the choice.
 """
 
