@@ -23,7 +23,7 @@ SHARED = Path(os.environ.get("GPT_SCRATCH_SHARED", Path(__file__).resolve().pare
 FAULTS = pytest.StashKey[str]()
 
 
-def pytest_unconfigure():
+def pytest_sessionfinish():
     _cache.cleanup()  # workers of pytest-xdist end without finalizers, which would leave the folder behind
 
 
