@@ -1,4 +1,4 @@
-"""Train a tokenizer from scratch on text files, or convert one of minbpe or the book.
+"""Train a tokenizer from scratch on text files, or convert one of minbpe, the book or OpenAI's GPT-2.
 
     python scripts/train_tokenizer.py --train_file my_text.txt --vocab_size 4000 --output_dir runs/tokenizer
     python scripts/train_tokenizer.py --type word --train_file the-verdict.txt --output_dir runs/words
@@ -6,6 +6,7 @@
     python scripts/train_tokenizer.py --type treebank --word_list words.txt --validation_file my_text.txt --output_dir runs/words
     python scripts/train_tokenizer.py --from_files toy.model --validation_file my_text.txt --output_dir runs/minbpe
     python scripts/train_tokenizer.py --from_files vocab.json bpe_merges.txt --validation_file my_text.txt --output_dir runs/book
+    python scripts/train_tokenizer.py --from_files encoder.json vocab.bpe --validation_file my_text.txt --output_dir runs/gpt2
 
 bpe is GPT-2's byte-level kind, which loses nothing; word (the book's regular expression), treebank (NLTK's rules) and whitespace have
 whole words; character (nanoGPT's shakespeare_char) has single characters. The output directory holds a tokenizer.json:
@@ -24,6 +25,7 @@ if __name__ == "__main__":
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from gpt_scratch.conflicts import check_tokenizer
 from gpt_scratch.data.instruction import CHAT_TEMPLATES, set_prompt_style
@@ -34,6 +36,7 @@ from gpt_scratch.files import atomic_directory
 from gpt_scratch.ranges import check_flags
 from gpt_scratch.tokenization.byte_pair import END_OF_TEXT, PADDING, train_byte_level_bpe
 from gpt_scratch.tokenization.byte_pair_files import read_book_bpe, read_minbpe
+from gpt_scratch.tokenization.gpt2 import FILE_NAMES, read_gpt2_files
 from gpt_scratch.tokenization.portable import save_tokenizer
 from gpt_scratch.tokenization.report import TokenizerReport, report_on
 from gpt_scratch.tokenization.word_level import RULES, train_word_level, word_level_from_list
@@ -48,7 +51,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--word_list", help="instead of --train_file: a file with one word per line (word, treebank, whitespace)")
     parser.add_argument(
-        "--from_files", nargs="+", help="instead of --train_file: minbpe's .model file, or the book's two JSON files"
+        "--from_files",
+        nargs="+",
+        help="instead of --train_file: minbpe's .model file, the book's two JSON files, or GPT-2's encoder.json and vocab.bpe",
     )
     parser.add_argument("--validation_file", nargs="+", help="held-out text; default: the last part of the training text")
     parser.add_argument(
@@ -121,6 +126,8 @@ def read_texts(args: argparse.Namespace):
 def make_tokenizer(args: argparse.Namespace, train):
     """Train a tokenizer, or read the files given instead of training text."""
     length = args.model_max_length
+    if args.from_files and tuple(Path(name).name for name in args.from_files) in FILE_NAMES:
+        return read_gpt2_files(*map(Path, args.from_files), length)
     if args.from_files:
         found = read_minbpe(*args.from_files) if len(args.from_files) == 1 else read_book_bpe(*args.from_files)
         return found.to_fast(length)

@@ -31,14 +31,21 @@ def load_gpt2_tokenizer(directory: str | os.PathLike, model_max_length: int = 10
     """
     for vocabulary, merges in (map(Path(directory).joinpath, names) for names in FILE_NAMES):
         if vocabulary.is_file() and merges.is_file():
-            break
-    else:
-        raise UserError(f"{directory} holds neither encoder.json and vocab.bpe nor vocab.json and merges.txt")
+            return read_gpt2_files(vocabulary, merges, model_max_length)
+    raise UserError(f"{directory} holds neither encoder.json and vocab.bpe nor vocab.json and merges.txt")
+
+
+def read_gpt2_files(vocabulary: Path, merges: Path, model_max_length: int = 1024) -> PreTrainedTokenizerFast:
+    """[`load_gpt2_tokenizer`] of two files.
+
+    Raises:
+        UserError: they are not a vocabulary and its merges; names the file.
+    """
     try:
         ids = json.loads(vocabulary.read_text(encoding="utf-8"))
         lines = merges.read_text(encoding="utf-8").splitlines()
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{directory}: {vocabulary.name} or {merges.name} is broken: {error}") from error
+        raise UserError(f"{vocabulary.parent}: {vocabulary.name} or {merges.name} is broken: {error}") from error
     if not isinstance(ids, dict) or not all(type(id) is int for id in ids.values()):
         raise UserError(f"{vocabulary} is not a JSON object of tokens and their ids")
     pairs = [line.split() for line in lines if line and not line.startswith("#version")]

@@ -7,7 +7,7 @@ from old_releases import assert_old_releases_open
 from transformers import AutoTokenizer
 
 from gpt_scratch.errors import UserError
-from gpt_scratch.tokenization.byte_pair import train_byte_pair
+from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe, train_byte_pair
 
 LINE = "One day, Anna lost her key; it wasn't there! Tom's dog had {} of them.\n"
 TRAIN = "".join(LINE.format(number % 3) for number in range(60))
@@ -76,6 +76,18 @@ def test_a_minbpe_file_is_converted(script, files):
     assert report.vocabulary == 259
     assert AutoTokenizer.from_pretrained(files / "out")("Anna<|endoftext|>")["input_ids"] == [257, 97, 258]
     assert_old_releases_open(files / "out")
+
+
+@pytest.mark.parametrize("names", [("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")])
+def test_gpt2_files_are_converted(script, files, names):
+    trained = train_byte_level_bpe([(files / "held_out.txt").read_text(encoding="utf-8")], vocab_size=270)
+    model = json.loads(trained.backend_tokenizer.to_str())["model"]
+    (files / names[0]).write_text(json.dumps(model["vocab"]), encoding="utf-8")
+    (files / names[1]).write_text("#version: 0.2\n" + "\n".join(map(" ".join, model["merges"])) + "\n", encoding="utf-8")
+    flags = ["--from_files", *map(files.joinpath, names), "--validation_file", files / "held_out.txt"]
+    run(script, *flags, "--output_dir", files / "out")
+    text = "Tom said: the key!"
+    assert AutoTokenizer.from_pretrained(files / "out")(text)["input_ids"] == trained(text)["input_ids"]
 
 
 def test_the_tokenizer_equals_that_of_the_library(script, files):
