@@ -14,6 +14,7 @@
     python scripts/benchmark.py data --text input.txt --tokenizer runs/tokenizer     # from text to batches
     python scripts/benchmark.py padding --bf16                          # short texts of varying length
     python scripts/benchmark.py start                                   # seconds to the first training step and token
+    python scripts/benchmark.py gpu --output gpu.json                       # everything above that a GPU changes, in ten minutes
     python scripts/benchmark.py load                                    # training beside other busy processes
     python scripts/benchmark.py run --run_clm run_clm.py --text input.txt --tokenizer runs/tokenizer --shape 32x128 --steps 250
                                                                         # from the command to the saved model
@@ -39,12 +40,13 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import chain, product
+from itertools import chain, groupby, product
 from pathlib import Path
 from typing import Any
 
 from gpt_scratch.benchmarking.data_pipeline import data_pipeline
 from gpt_scratch.benchmarking.generation import conversation, generation, perplexity_of_weights
+from gpt_scratch.benchmarking.gpu_suite import gpu_suite
 from gpt_scratch.benchmarking.harness import Factory, Sizes, ceilings, load_rival, machine, table
 from gpt_scratch.benchmarking.llama_cpp import FORMATS, against_llama_cpp
 from gpt_scratch.benchmarking.loaded_machine import MODELS, loaded_machine
@@ -157,6 +159,12 @@ def measure_data(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -> Rows
     return data_pipeline(args.text, load_tokenizer(args.tokenizer), args.shape[0][1], args.repetitions)
 
 
+def measure_gpu(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -> Rows:
+    length = 1024 if args.shape == [(4, 256)] else args.shape[0][1]
+    settings = length, 10 * args.steps, args.new_tokens, args.repetitions, args.limit
+    return gpu_suite(Path(__file__).resolve().parent, sizes, *settings, lambda rows: write_result(args.output, rows))
+
+
 def measure_run(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -> Rows:
     if args.run_clm is None or args.tokenizer is None or args.text is None:
         raise UserError(
@@ -197,6 +205,7 @@ SUBJECTS: dict[str, Callable[[argparse.Namespace, Sizes, Rivals], Rows]] = {
     "vocabulary": measure_vocabulary,
     "trainer": measure_trainer,
     "run": measure_run,
+    "gpu": measure_gpu,
     "load": lambda args, sizes, rivals: loaded_machine(Path(__file__).resolve().parent, args.models, args.repetitions),
     "start": lambda args, sizes, rivals: start_up(Path(__file__).resolve().parent, args.repetitions),
     "ceilings": lambda args, sizes, rivals: ceilings(),
@@ -232,6 +241,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=5, help="measurements of each model, after one warm-up")
     parser.add_argument("--steps", type=int, default=8, help="trainer, run: steps per run")
     parser.add_argument("--fast_steps", type=int, help="run: steps of the fast recipe; default: --steps")
+    parser.add_argument("--limit", type=float, default=480, help="gpu: seconds after which no further section begins")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), help="load: models to train")
     parser.add_argument("--run_clm", help="run: transformers' examples/pytorch/language-modeling/run_clm.py")
     parser.add_argument(
@@ -278,13 +288,18 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     longest = max(*(length for _, length in args.shape), max(args.prompt) + args.new_tokens)
     sizes = Sizes(args.n_layer, args.n_head, args.n_embd, args.vocab_size, max(1024, longest))
     rows = SUBJECTS[args.subject](args, sizes, dict(load_rival(text) for text in args.rival))
-    print(table(rows))
-    if args.output:
-        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        write_json(
-            Path(args.output), {"rows": rows, "machine": machine(), "ceilings": ceilings(), "environment": describe_environment()}
-        )
+    for _, section in groupby(rows, key=lambda row: row.get("section")):
+        print(table(list(section)))
+    write_result(args.output, rows)
     return rows
+
+
+def write_result(path: str | None, rows: Rows) -> None:
+    """The rows with machine, peak throughput and versions as JSON."""
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        result = {"rows": rows, "machine": machine(), "ceilings": ceilings(), "environment": describe_environment()}
+        write_json(Path(path), result)
 
 
 if __name__ == "__main__":

@@ -127,7 +127,8 @@ def make_tokenizer(args: argparse.Namespace, train):
     """Train a tokenizer, or read the files given instead of training text."""
     length = args.model_max_length
     if args.from_files and tuple(Path(name).name for name in args.from_files) in FILE_NAMES:
-        return read_gpt2_files(*map(Path, args.from_files), length)
+        vocabulary, merges = map(Path, args.from_files)
+        return read_gpt2_files(vocabulary, merges, length)
     if args.from_files:
         found = read_minbpe(*args.from_files) if len(args.from_files) == 1 else read_book_bpe(*args.from_files)
         return found.to_fast(length)
