@@ -1,20 +1,20 @@
-"""One dial: the depth sets width, heads, vocabulary, batch, tokens and learning rates; and what it costs, before anything runs.
+"""Model sizes: the depth determines width, heads, vocabulary, batch, tokens and learning rates; with an estimate of the cost of a run.
 
 The rule, for depth L (12 is GPT-2's smallest):
 
     width               32 L below depth 8, 64 L from there on
-    heads               of 32 or 64 each, as the width
+    heads               of size 32 below depth 8, 64 from there on
     MLP                 gated, 8/3 of the width (as Llama's), a multiple of 32
     vocabulary          width^2 / 16, at least 1,024 and at most 32,768
     positions           128 below depth 8, 1,024 from there on
-    tokens a step       4,096 sqrt(parameters / 1M), the nearest power of two
-    pretraining tokens  20 a parameter (Hoffmann et al. 2022), at most 4 times the text (Muennighoff et al. 2023: more teaches little)
-    initial weights     normal with a deviation of sqrt(2 / (5 width)) (Nguyen & Salazar 2019): 0.056 at width 128, 0.023 at 768,
+    tokens per step     4,096 sqrt(parameters / 1M), the nearest power of two
+    pretraining tokens  20 per parameter (Hoffmann et al. 2022), at most 4 epochs (Muennighoff et al. 2023: more teach little)
+    initial weights     normal with a standard deviation of sqrt(2 / (5 width)) (Nguyen & Salazar 2019): 0.056 at width 128, 0.023 at 768,
                         where GPT-2 has 0.02
-    learning rates      the default of the package for new weights, by the number of parameters, for pretraining and instructions alike,
-                        since there is more to learn than there was text, twice that for Muon's matrices; a thirteenth for reinforcement
+    learning rates      the package's default for new weights, by the number of parameters, for pretraining and for instruction tuning,
+                        which has more tokens than the text; twice that for Muon's matrices; a thirteenth of it for reinforcement
 
-Instruction tuning and reinforcement go by the questions: each dialogue is learned `EPOCHS` times, each question is asked once.
+Instruction tuning takes `EPOCHS` epochs of the dialogues; reinforcement asks each question once.
 """
 
 import math
@@ -37,14 +37,14 @@ EPOCHS = 2  # of the dialogues
 QUESTIONS_A_STEP, REPLIES = 32, 8  # of reinforcement
 REPLY_TOKENS = 24
 DIALOGUE_TOKENS = 36  # of a bundled dialogue with its template, about
-# Tokens of training in the time of a token of reinforcement, which is drawn, passed through the model and its reference, and back.
+# Cost of a token of reinforcement, relative to training: sampling, forward passes of the model and its reference, backward pass.
 PASSES = 3.5
-STARTING = 20.0  # seconds until a stage trains: imports, data, the first evaluation
+STARTING = 20.0  # seconds before a stage trains: imports, data, first evaluation
 
 
 @dataclass(frozen=True)
 class Size:
-    """Everything that follows from the depth and from how much data there is; tokens a step are rows of `positions` tokens."""
+    """Everything that follows from the depth and the amount of data. A batch has `rows` rows of `positions` tokens."""
 
     name: str
     depth: int
@@ -54,10 +54,10 @@ class Size:
     vocabulary: int
     positions: int
     parameters: int
-    rows: int  # a step of pretraining
+    rows: int  # per step of pretraining
     pretraining_steps: int
     dialogues: int
-    dialogue_rows: int  # a step of instruction tuning
+    dialogue_rows: int  # per step of instruction tuning
     instruction_steps: int
     questions: int
     reinforcement_steps: int
@@ -73,7 +73,7 @@ class Size:
 
     @property
     def reinforcement_tokens(self) -> int:
-        """Tokens of questions and replies; each takes as long as [`PASSES`] of training."""
+        """Tokens of questions and replies; each costs as much as `PASSES` tokens of training."""
         return self.reinforcement_steps * QUESTIONS_A_STEP * REPLIES * (DIALOGUE_TOKENS - 8 + REPLY_TOKENS // 2)
 
     def config_overrides(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class Size:
         }
 
     def describe(self) -> str:
-        """Lines of text: what the rule gives."""
+        """The sizes as lines of text."""
         rates = ", ".join(f"{name} {rate:.2g}" for name, rate in self.rates.items())
         return (
             f"{self.name}: depth {self.depth}, width {self.width}, {self.heads} heads, MLP {self.intermediate}, vocabulary "
@@ -124,12 +124,12 @@ def architecture(depth: int) -> dict[str, int]:
 
 
 def make_size(name: str, text_tokens: float, dialogues: int | None = None, questions: int | None = None) -> Size:
-    """The rule of the file's head.
+    """Apply the rule at the top of this file.
 
     Args:
         name: of [`DEPTHS`], or a number of layers.
-        text_tokens: of the text to pretrain on, about; infinite where there is enough.
-        dialogues, questions: of the user's own data; by default as many as are generated for this size.
+        text_tokens: approximate number of tokens of the text to pretrain on; may be infinite.
+        dialogues, questions: numbers in the user's own data; default: as many as are generated for this size.
     """
     depth = DEPTHS[name] if name in DEPTHS else int(name)
     shape = architecture(depth)
@@ -162,7 +162,7 @@ def _round(rate: float) -> float:
 
 
 def _parameters(depth: int, shape: dict[str, int]) -> int:
-    """With a tied head; norms are counted, too."""
+    """Number of parameters, norms included, with a tied head."""
     width, heads = shape["width"], shape["heads"]
     block = 4 * width * width + 3 * width * shape["intermediate"] + 2 * width + 2 * (width // heads)
     return shape["vocabulary"] * width + depth * block + width
@@ -174,7 +174,7 @@ def make_model(size: Size) -> GPTScratchForCausalLM:
 
 
 def measured_speed(size: Size, steps: int = 3) -> float:
-    """Tokens per second of a training step of this very model on this machine, the fastest of `steps` after one to warm up."""
+    """Tokens per second of a training step of this model on this machine, the fastest of `steps` steps after a warm-up."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = make_model(size).to(device).train()
     rows = min(size.rows, max(1, 4096 // size.positions))
@@ -191,13 +191,13 @@ def measured_speed(size: Size, steps: int = 3) -> float:
 
 
 def training_flops(size: Size) -> int:
-    """Floating-point operations of a training step for each token."""
+    """Floating-point operations of training per token."""
     with torch.device("meta"):
         return flops_per_token(make_model(size), size.positions)[1]
 
 
 def training_bytes(size: Size) -> int:
-    """Weights, gradients, AdamW's two moments, what a step of pretraining keeps for the backward, and the logits of the chunked loss."""
+    """Weights, gradients, AdamW's two moments, activations saved for the backward pass, and the logits of the chunked loss."""
     config = make_model_config(size)
     activations = activation_bytes(config, GPTScratchForCausalLM, min(size.rows, 32), size.positions)
     logits = min(size.rows, 32) * size.positions * size.vocabulary * 4
@@ -211,12 +211,12 @@ def make_model_config(size: Size) -> GPTScratchConfig:
 def seconds_of_stages(
     size: Size, tokens_per_second: float, least_step: float = 0.0, least_token: float = 0.0
 ) -> dict[str, float]:
-    """How long the stages that train take at a speed, each with [`STARTING`] seconds. The optimizer, short rows and drawing replies add to
-    the rows that were measured: factors as seen in runs of `tiny` on one core.
+    """Estimated seconds of the stages that train, each with `STARTING` seconds. The factors for optimizer, short rows and sampling, which
+    `measured_speed` does not include, are those of runs of `tiny` on one core.
 
     Args:
-        least_step: seconds that a training step takes however small the model is: a GPU waits for its kernels to be launched.
-        least_token: the same for a token of all replies that are drawn at once.
+        least_step: lower bound of the seconds of a training step: the time in which a GPU's kernels are launched.
+        least_token: the same for generating one token of a batch of replies.
     """
     reinforcement = PASSES * size.reinforcement_tokens / size.reinforcement_steps / tokens_per_second
     steps = {
