@@ -95,7 +95,8 @@ def orthogonalized(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """U V^T of the singular value decomposition U S V^T, about: singular values end between 0.7 and 1.2.
 
     The quintic Newton-Schulz iteration of Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon), whose coefficients give small
-    singular values the steepest slope.
+    singular values the steepest slope. In fp32, the iterations of matrices with at least twice as many columns as rows are computed on
+    x x^T, which is smaller: each multiplies x by a polynomial of x x^T, and these commute.
 
     Args:
         matrices: `(..., rows, columns)`; computed in bf16 where the hardware multiplies it, else in fp32: a CPU without AMX is many times
@@ -105,10 +106,27 @@ def orthogonalized(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     wide = x.size(-2) <= x.size(-1)
     x = x if wide else x.mT
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    if x.dtype == torch.float32 and x.size(-1) >= 2 * x.size(
+        -2
+    ):  # bf16 would lose the small singular values, which x x^T squares
+        x = _product_of_polynomials(x @ x.mT, steps) @ x
+    else:
+        for _ in range(steps):
+            gram = x @ x.mT
+            x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
     return (x if wide else x.mT).to(matrices.dtype)
+
+
+def _product_of_polynomials(gram: torch.Tensor, steps: int) -> torch.Tensor:
+    """The factor of x in `steps` iterations, given x x^T."""
+    product = gram  # replaced in the first iteration
+    for step in range(steps):
+        factor = 2.0315 * gram @ gram - 4.7750 * gram
+        factor.diagonal(dim1=-2, dim2=-1).add_(3.4445)
+        product = factor @ product if step else factor
+        if step < steps - 1:
+            gram = factor @ gram @ factor
+    return product
 
 
 class Muon(torch.optim.Optimizer):

@@ -64,6 +64,19 @@ def test_singular_values_become_one(shape, bf16, monkeypatch):
     assert values[clear].min() > 0.6 and values[clear].max() < 1.3
 
 
+@pytest.mark.parametrize("shape", [(2, 6, 12), (2, 12, 6), (2, 8, 40), (2, 11, 6), (1, 8)])
+@pytest.mark.parametrize("rank", ["full", "one"])
+def test_products_of_polynomials_are_the_newton_schulz_iteration(shape, rank):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float32)
+    if rank == "one":
+        matrices = matrices[..., :1, :] * matrices[..., :, :1] + 1e-3 * matrices
+    x = matrices.double() / matrices.double().norm(dim=(-2, -1), keepdim=True)
+    for _ in range(5):  # as Jordan et al. write it
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    assert_equal(orthogonalized(matrices), x.float(), 1e-3 if rank == "one" else 1e-5)
+
+
 def test_a_first_step_orthogonalizes_matrices_and_takes_signs_elsewhere():
     model = tiny_model("llama")
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
