@@ -128,6 +128,7 @@ def modelfile_text(file_name: str, tokenizer: PreTrainedTokenizerBase, end_ids: 
         pieces = Pieces(pieces.unless_system.removeprefix(bos), system, pieces.user, pieces.assistant, pieces.reply)
     stops = [json.dumps(tokenizer.convert_ids_to_tokens(id), ensure_ascii=False) for id in end_ids]
     lines = [FIRST_LINE, f"FROM ./{file_name}", f'TEMPLATE """{go_template(pieces)}"""', f"PARAMETER num_ctx {positions}"]
+    lines.append("PARAMETER repeat_penalty 1")  # ollama's default of 1.1 changes even greedy replies
     return "\n".join([*lines, *(f"PARAMETER stop {stop}" for stop in stops)]) + "\n"
 
 
