@@ -154,8 +154,8 @@ def test_the_script_writes_it_beside_the_file(script, chat, tmp_path, capsys):
     run("--modelfile")
     lines = (tmp_path / "chat.Modelfile").read_text(encoding="utf-8").splitlines()
     assert lines[0] == FIRST_LINE and lines[1] == "FROM ./chat.gguf" and lines[3] == "PARAMETER num_ctx 64"
-    assert lines[4] == "PARAMETER repeat_penalty 1"
-    assert lines[2].startswith('TEMPLATE """{{ range') and lines[4:] == [f"PARAMETER stop {json.dumps(chat.eos_token)}"]
+    assert lines[2].startswith('TEMPLATE """{{ range') and lines[4] == "PARAMETER repeat_penalty 1"
+    assert lines[5:] == [f"PARAMETER stop {json.dumps(chat.eos_token)}"]
     written = gguf.GGUFReader(tmp_path / "chat.gguf").fields["tokenizer.chat_template"].contents()
     assert "generation" not in written.replace("add_generation_prompt", "") and "im_start" in written
     run("--modelfile")  # ours is replaced
