@@ -109,7 +109,7 @@ def sized(args: argparse.Namespace, name: str, files: Files) -> Size:
     """The size given by the rule for the available data."""
     text = sum(path.stat().st_size for path in [Path(files.pretraining)]) / BYTES_A_TOKEN
     if not files.dialogues:
-        return make_size(name, text)
+        return make_size(name, text, exercises=files.pretraining == Files().pretraining)
     counts = {part: len(read_conversations(files.dialogues[part])) for part in ("train", "reinforcement")}
     return make_size(name, text, counts["train"], counts["reinforcement"])
 
@@ -167,6 +167,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     size = sized(args, args.size, files)
     plan = {"size": args.size, "seed": args.seed, "samples": args.samples, "pretraining_file": os.path.basename(text)}
     plan |= {OWN[part]: os.path.basename(dialogues[part]) for part in DIALOGUES if part in dialogues}
+    plan |= {"exercises": size.exercises}
     open_output(output, plan)
     print(size.describe())
     with named("measuring the speed of this machine"):

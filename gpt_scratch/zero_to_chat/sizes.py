@@ -8,6 +8,7 @@ The rule, for depth L (12 is GPT-2's smallest):
     vocabulary          width^2 / 16, at least 1,024 and at most 32,768
     positions           128 below depth 8, 1,024 from there on
     tokens per step     4,096 sqrt(parameters / 1M), the nearest power of two
+    exercises           1,250 L^2 texts to look facts up in, mixed with the bundled stories
     pretraining tokens  20 per parameter (Hoffmann et al. 2022), at most 4 epochs (Muennighoff et al. 2023: more teach little)
     initial weights     normal with a standard deviation of sqrt(2 / (5 width)) (Nguyen & Salazar 2019): 0.056 at width 128, 0.023 at 768,
                         where GPT-2 has 0.02
@@ -37,6 +38,7 @@ EPOCHS = 2  # of the dialogues
 QUESTIONS_A_STEP, REPLIES = 32, 8  # of reinforcement
 REPLY_TOKENS = 24
 DIALOGUE_TOKENS = 36  # of a bundled dialogue with its template, about
+EXERCISE_TOKENS = 35  # of an exercise, about
 # Cost of a token of reinforcement, relative to training: sampling, forward passes of the model and its reference, backward pass.
 PASSES = 3.5
 STARTING = 20.0  # seconds before a stage trains: imports, data, first evaluation
@@ -55,6 +57,7 @@ class Size:
     positions: int
     parameters: int
     rows: int  # per step of pretraining
+    exercises: int
     pretraining_steps: int
     dialogues: int
     dialogue_rows: int  # per step of instruction tuning
@@ -103,7 +106,8 @@ class Size:
         return (
             f"{self.name}: depth {self.depth}, width {self.width}, {self.heads} heads, MLP {self.intermediate}, vocabulary "
             f"{self.vocabulary:,}, {self.positions:,} positions: {self.parameters / 1e6:,.2f}M parameters\n"
-            f"  pretraining     {self.pretraining_tokens:,} tokens, {self.pretraining_steps:,} steps of {self.rows} rows\n"
+            f"  pretraining     {self.pretraining_tokens:,} tokens, {self.pretraining_steps:,} steps of {self.rows} rows, "
+            f"{self.exercises:,} exercises\n"
             f"  instructions    {self.dialogues:,} dialogues {EPOCHS} times, {self.instruction_steps:,} steps of {self.dialogue_rows}\n"
             f"  reinforcement   {self.questions:,} questions, {REPLIES} replies each, {self.reinforcement_steps:,} steps\n"
             f"  learning rates  {rates}"
@@ -123,20 +127,24 @@ def architecture(depth: int) -> dict[str, int]:
     }
 
 
-def make_size(name: str, text_tokens: float, dialogues: int | None = None, questions: int | None = None) -> Size:
+def make_size(
+    name: str, text_tokens: float, dialogues: int | None = None, questions: int | None = None, exercises: bool = False
+) -> Size:
     """Apply the rule at the top of this file.
 
     Args:
         name: of [`DEPTHS`], or a number of layers.
         text_tokens: approximate number of tokens of the text to pretrain on; may be infinite.
         dialogues, questions: numbers in the user's own data; default: as many as are generated for this size.
+        exercises: whether they are mixed with the text.
     """
     depth = DEPTHS[name] if name in DEPTHS else int(name)
     shape = architecture(depth)
     parameters = _parameters(depth, shape)
     step = 2 ** round(math.log2(4096 * math.sqrt(parameters / 1e6)))
     rows = max(8, step // shape["positions"])
-    tokens = min(TOKENS_PER_PARAMETER * parameters, MAX_EPOCHS * text_tokens)
+    count = 1250 * depth * depth if exercises else 0  # 20,000 at depth 4
+    tokens = min(TOKENS_PER_PARAMETER * parameters, MAX_EPOCHS * (text_tokens + count * EXERCISE_TOKENS))
     dialogues = dialogues or 1600 * depth * depth  # 25,600 at depth 4
     questions = questions or 200 * depth * depth  # 3,200 at depth 4
     dialogue_rows = max(16, step // 128)
@@ -146,6 +154,7 @@ def make_size(name: str, text_tokens: float, dialogues: int | None = None, quest
         depth=depth,
         parameters=parameters,
         rows=rows,
+        exercises=count,
         pretraining_steps=max(1, round(tokens / (rows * shape["positions"]))),
         dialogues=dialogues,
         dialogue_rows=dialogue_rows,

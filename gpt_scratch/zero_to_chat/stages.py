@@ -3,7 +3,7 @@
 OUTPUT/plan.json        what was asked for; another plan needs another directory
 OUTPUT/stages/NAME.json seconds, processor seconds and peak memory of a stage, over all its attempts
 OUTPUT/logs/NAME.log    what its process printed
-OUTPUT/data, tokenizer, pretrained, instructed, reinforced, evaluation
+OUTPUT/data, text.jsonl, tokenizer, pretrained, instructed, reinforced, evaluation
 """
 
 import json
@@ -77,7 +77,8 @@ def make_stages(output: Path, size: Size, files: Files, seed: int, tokens_per_se
     data = output / "data"
     parts = files.dialogues or {part: str(data / f"dialogues_{part}.jsonl") for part in DIALOGUES}
     seconds = seconds_of_stages(size, tokens_per_second)
-    text = output / "tokenizer_text.jsonl"
+    conversations = output / "tokenizer_text.jsonl"
+    text = str(output / "text.jsonl") if size.exercises else files.pretraining
     stages = []
     if not files.dialogues:
         unfinished = output / ".unfinished-data"
@@ -93,16 +94,20 @@ def make_stages(output: Path, size: Size, files: Files, seed: int, tokens_per_se
                 seconds=5,
             )
         )
+    if size.exercises:
+        mixed = output / ".unfinished-text.jsonl"
+        command = [str(SAMPLES / "make_exercises.py"), str(mixed), "--stories", files.pretraining, "--count", str(size.exercises)]
+        stages.append(Stage("text", command, Path(text), after=lambda: os.replace(mixed, text), seconds=5))
     stages.append(
         Stage(
             "tokenizer",
             [
                 *_script("train_tokenizer", output / "tokenizer"),
-                *("--train_file", files.pretraining, str(text), "--vocab_size", str(size.vocabulary)),
+                *("--train_file", text, str(conversations), "--vocab_size", str(size.vocabulary)),
                 *("--special_tokens", "<|im_start|>", "--prompt_style", STYLE, "--model_max_length", str(size.positions)),
             ],
             output / "tokenizer",
-            before=lambda: write_tokenizer_text(parts["train"], text),
+            before=lambda: write_tokenizer_text(parts["train"], conversations),
             seconds=30,
         )
     )
@@ -111,7 +116,7 @@ def make_stages(output: Path, size: Size, files: Files, seed: int, tokens_per_se
             "pretraining",
             [
                 *_script("pretrain", output / "pretrained"),
-                *("--train_file", files.pretraining, "--tokenizer_name", str(output / "tokenizer")),
+                *("--train_file", text, "--tokenizer_name", str(output / "tokenizer")),
                 *("--block_size", str(size.positions), "--config_overrides", json.dumps(size.config_overrides())),
                 *("--optimizer", "muon", "--muon_learning_rate", f"{2 * size.rates['pretraining']:g}"),
                 *("--adam_beta2", "0.95", "--weight_decay", "0.1", "--sample_tokens", "40", "--sample_temperature", "0.7"),

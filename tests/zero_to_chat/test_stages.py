@@ -155,9 +155,9 @@ def test_progress_shows_stage_share_and_time_left(tmp_path):
 
 
 def test_every_stage_reads_what_the_one_before_it_writes(tmp_path):
-    stages = make_stages(tmp_path, make_size("tiny", 240_000), Files(), 1, 5000.0, 4)
+    stages = make_stages(tmp_path, make_size("tiny", 240_000, exercises=True), Files(), 1, 5000.0, 4)
     names = [one.name for one in stages]
-    assert names == ["data", "tokenizer", "pretraining", "evaluation after pretraining", "instruction tuning",
+    assert names == ["data", "text", "tokenizer", "pretraining", "evaluation after pretraining", "instruction tuning",
                      "evaluation after instruction tuning", "reinforcement", "evaluation after reinforcement"]  # fmt: skip
     made = {str(one.done if one.done.suffix == "" else one.done.parent) for one in stages}
     read = {
@@ -167,6 +167,10 @@ def test_every_stage_reads_what_the_one_before_it_writes(tmp_path):
         if flag in ("--tokenizer_name", "--model_name_or_path", "--model")
     }
     assert read <= made and len(read) == 4
+    trained = [one.command[one.command.index("--train_file") + 1] for one in stages if one.name in ("tokenizer", "pretraining")]
+    assert trained == [str(stages[1].done)] * 2
+    without = make_stages(tmp_path, make_size("tiny", 240_000), Files("own.txt"), 1, 5000.0, 4)
+    assert [one.name for one in without] == [name for name in names if name != "text"] and "own.txt" in without[2].command
     assert all(Path(one.command[0]).is_file() for one in stages)
     assert not any(tmp_path.iterdir())  # nothing is written before a stage runs
 
