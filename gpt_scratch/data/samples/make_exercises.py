@@ -1,6 +1,6 @@
 """Writes stories mixed with exercises: texts that say everything twice, for a model that must learn in minutes to look up a fact.
 
-    python make_exercises.py text.jsonl --stories stories.jsonl --count 20000
+    python make_exercises.py text.jsonl --stories stories.jsonl --count 25600
 
 A quarter of the exercises are lists of words, written twice; half state pairs of words in one of a few phrasings ("Anna: red, Tom: blue.")
 and repeat some of them in any order; a quarter do so with the places and colours of make_dialogues.py. A small model that has not seen such
