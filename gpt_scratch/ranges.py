@@ -44,7 +44,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "timeout": (ABOVE, 10**6), "retries": (0, 100), "concurrency": (1, 10_000), "layer": (-10_000, 10_000),
     "head": (-100_000, 100_000),
     "top": SOME, "batch": SOME, "length": SOME, "tokens": (1, INFINITE), "flops": (ABOVE, INFINITE), "prompt": SOME,
-    "new_tokens": SOME, "turns": SOME,
+    "new_tokens": SOME, "turns": SOME, "fast_steps": SOME, "limit": (1, INFINITE),
     "repetitions": SOME, "steps": SOME, "windows": SOME, "vocab_sizes": (1, 10**8), "n_layer": (1, 10_000),
     "n_head": (1, 100_000), "n_embd": (1, 10**6),
     # Adapters

@@ -179,6 +179,7 @@ def test_compiled_decoding_stops_at_the_last_learned_position():
         greedy(tiny_model("gpt2"), token_ids(1, 28), cache_implementation="static", compile_config=compile_config)
 
 
+@pytest.mark.thorough
 @STYLES
 def test_decoding_step_is_one_graph_and_compiled_once(style):
     torch._dynamo.reset()

@@ -9,6 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gpt_scratch  # noqa: F401  registers the model
 
+pytestmark = pytest.mark.thorough
+
 trl = pytest.importorskip("trl")
 
 ROWS = [list(range(3 + start, 3 + start + length)) for start, length in ((0, 12), (20, 7), (40, 15), (60, 9))]

@@ -17,6 +17,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+pytestmark = pytest.mark.thorough
+
 VOCABULARY, WIDTH, LAYERS, HEADS, KEY_VALUE_HEADS, INNER, CONTEXT = 56, 32, 2, 4, 2, 48, 64
 TOKENS = [*"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", "Ġ", "ab", "<s>", "</s>"]
 SIZES = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": None}

@@ -8,6 +8,8 @@ from converted import HEADS_FLAG, VOCABULARY, WIDTH, book, check_language_model,
 from tiny_models import randomize
 from transformers import AutoModelForCausalLM
 
+pytestmark = pytest.mark.thorough
+
 
 def their_gpt2():
     from stock_models import gpt2

@@ -10,6 +10,8 @@ from converted import NANO, check_language_model, enlarge, save
 from karpathy_models import LectureGPT, LlamaC, MinGPT, write_llama_bin
 from published_layouts import NanoGPT
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("mask", [True, False], ids=["mask", "no-mask"])

@@ -6,6 +6,8 @@ import yaml
 from converted import check_language_model, enlarge
 from litgpt_model import LITGPT, LitGPT, as_older_litgpt
 
+pytestmark = pytest.mark.thorough
+
 VARIANTS = {
     "llama": {},
     "window": {"sliding_window_size": 5},

@@ -121,6 +121,7 @@ def test_a_classifier_whose_bias_cannot_be_moved_is_refused(refused, tmp_path):
     assert "bias of out_head cannot be moved" in message and "linearly dependent" in message
 
 
+@pytest.mark.thorough
 def test_heads_are_derived_for_published_sizes_and_reported(convert, tmp_path, capsys):
     reference = enlarge(BookGPT(VOCABULARY, CONTEXT, width=768, heads=12, layers=1))
     model = check_language_model(convert(save(reference.state_dict(), tmp_path / "model.pth")), reference)

@@ -23,6 +23,8 @@ from gpt_scratch.conversion.convert import parameters_of
 from gpt_scratch.conversion.stock_layouts import CLASSES, LAYOUTS, foreign_config
 from gpt_scratch.errors import UserError
 
+pytestmark = pytest.mark.thorough
+
 NEW_NAMES, OLD_NAMES = ("rope_parameters", "dtype"), ("rope_theta", "rope_scaling", "torch_dtype")
 
 

@@ -7,6 +7,8 @@ from tiny_models import tiny_model
 from gpt_scratch import GPTScratchForSequenceClassification
 from gpt_scratch.verify_checkpoint import EQUAL, read_reference, verify_checkpoint, verify_model
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.mark.parametrize("family", [gpt2, llama])
 def test_a_wrong_weight_map_fails_the_verification(script, refused, tmp_path, monkeypatch, family):

@@ -14,6 +14,8 @@ import pytest
 import torch
 from wrong_answers import WRONG_ANSWERS
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).resolve().parents[2]
 COURSE = ROOT / "scripts" / "course"
 sys.path.insert(0, str(COURSE))  # as for a lesson that is run as a script

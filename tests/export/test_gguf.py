@@ -15,6 +15,8 @@ from gpt_scratch.conversion.gguf_files import read_gguf
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.export import gguf as gguf_export
 
+pytestmark = pytest.mark.thorough
+
 gguf = pytest.importorskip("gguf")
 
 TEXTS = [

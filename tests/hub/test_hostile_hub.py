@@ -13,6 +13,8 @@ from huggingface_hub import constants
 from gpt_scratch.errors import run_script
 from gpt_scratch.hub import upload as upload_module
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture
 def hub():

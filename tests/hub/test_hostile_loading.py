@@ -14,6 +14,8 @@ from gpt_scratch.inference.loading import load_language_model
 from gpt_scratch.reference_outputs import write_reference_outputs
 from gpt_scratch.verify_checkpoint import EQUAL, UNKNOWN, verify_checkpoint
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture
 def hub():

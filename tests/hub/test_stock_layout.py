@@ -19,6 +19,8 @@ from gpt_scratch.hub.cards import write_card, write_classifier_card
 from gpt_scratch.reference_outputs import write_reference_outputs
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
+pytestmark = pytest.mark.thorough
+
 ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 37.0}}
 SETTINGS = {
     "gpt2": {},

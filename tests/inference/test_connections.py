@@ -9,6 +9,8 @@ from served import LIMITS, MEBIBYTES, head, read_all, server_socket
 
 from gpt_scratch.inference.limits import COMPLETIONS
 
+pytestmark = pytest.mark.thorough
+
 pytest.importorskip("uvicorn")
 pytest.importorskip("openai")
 

@@ -270,6 +270,6 @@ def test_every_script_uses_the_loader():
     others = {  # the loader; text that is printed; references, foreign formats and what is measured, as strangers load it
         "gpt_scratch/tokenization/portable.py", "gpt_scratch/hub/cards.py", "gpt_scratch/__init__.py", "scripts/train_tokenizer.py",
         "scripts/push_to_hub.py", "gpt_scratch/conversion/hub_directories.py", "gpt_scratch/export/gguf.py", "gpt_scratch/conversion/gguf_files.py",
-        "gpt_scratch/export/compatibility.py",
+        "gpt_scratch/export/compatibility.py", "gpt_scratch/benchmarking/whole_run.py",
     }  # fmt: skip
     assert set(found) <= others

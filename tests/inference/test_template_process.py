@@ -16,6 +16,8 @@ from gpt_scratch.inference import chat_template
 from gpt_scratch.inference.chat_template import RENDERER, apply_chat_template
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
+pytestmark = pytest.mark.thorough
+
 QUESTION = [{"role": "user", "content": "What is it, Anna? 漢字 🙂"}]
 
 

@@ -15,6 +15,8 @@ from gpt_scratch.training.classification import ClassificationArguments, plot_co
 from gpt_scratch.training.instructions import InstructionArguments
 from gpt_scratch.training.pretraining import PretrainingArguments
 
+pytestmark = pytest.mark.thorough
+
 COMMON = ["--use_cpu", "--disable_tqdm", "true", "--max_steps", "2", "--save_strategy", "no", "--eval_strategy", "steps", "--eval_steps", "1",
           "--logging_steps", "1", "--per_device_train_batch_size", "4"]  # fmt: skip
 NAME = r"$\frac{ spam"  # no formula that any typesetter takes

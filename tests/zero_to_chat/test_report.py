@@ -13,6 +13,8 @@ from gpt_scratch.zero_to_chat.report import collect, compare, read_report, write
 from gpt_scratch.zero_to_chat.sizes import make_size
 from gpt_scratch.zero_to_chat.stages import MODELS, Files, make_stages
 
+pytestmark = pytest.mark.thorough
+
 KINDS = ["names", "days"] * 100
 RIGHT = {"pretrained": 2, "instructed": 100, "reinforced": 150}  # of 200
 NASTY = "a | b <script>alert(1)</script>\nnext"
