@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -30,6 +31,18 @@ def describe_environment() -> dict[str, Any]:
         "hardware": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def peak_bytes(pid: int | str = "self") -> int | None:
+    """Peak resident memory of a running process in bytes; `None` where there is no /proc, and for a process that has ended.
+
+    Not getrusage's, which begins with the memory of the process that started it: the child has it between fork and exec.
+    """
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(encoding="utf-8"))
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
 
 
 def _without_folder(word: str) -> str:

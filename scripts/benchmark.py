@@ -239,7 +239,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast")
     parser.add_argument("--compile", action="store_true", help="torch.compile all models; generation: also our prepared models")
     parser.add_argument("--repetitions", type=int, default=5, help="measurements of each model, after one warm-up")
-    parser.add_argument("--steps", type=int, default=8, help="trainer, run: steps per run")
+    parser.add_argument("--steps", type=int, default=8, help="trainer, run: steps per run; gpu: a tenth of them")
     parser.add_argument("--fast_steps", type=int, help="run: steps of the fast recipe; default: --steps")
     parser.add_argument("--limit", type=float, default=480, help="gpu: seconds after which no further section begins")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), help="load: models to train")

@@ -1,9 +1,5 @@
 """All GPU benchmarks in one command within a time limit: training steps, attention functions, pretrain.py, DDP and FSDP2, generation."""
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,15 +12,17 @@ import torch
 from ..analysis.runs import read_history
 from ..analysis.summary import flops_per_token
 from ..configuration_gpt_scratch import GPTScratchConfig
-from ..errors import one_line
+from ..errors import UserError, one_line
 from ..modeling_gpt_scratch import GPTScratchForCausalLM
 from .generation import same_weights
 from .harness import Contender, Sizes, device, gpt_scratch, measure, summarize
 from .time_to_loss import seconds_per_step
 from .training import FULL_LOSS, Step, training_step
+from .whole_run import flags, run_until_saved
 
 # Dense bf16 FLOP/s in the manufacturers' data sheets, by a part of the device's name.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
+RUN_SECONDS = 150  # of a run of pretrain.py, so that three leave time for the other sections
 ATTENTION = ("sdpa", "flash_attention_2", "flex_attention")
 Rows = list[dict[str, Any]]
 
@@ -99,54 +97,41 @@ def utilization(sizes: Sizes, length: int, tokens_per_second: float) -> float | 
 
 def pretraining(scripts: Path, sizes: Sizes, batch: int, length: int, steps: int) -> Rows:
     """pretrain.py on the bundled stories, compiled, in bf16: by itself, and launched on one device with DDP and with FSDP2."""
+    fsdp2 = str(scripts / "configs/accelerate/fsdp2.yaml")
     launchers = {
         "one process": [],
         "DDP": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"],
-        "FSDP2": [
-            "-m",
-            "accelerate.commands.launch",
-            "--config_file",
-            str(scripts / "configs/accelerate/fsdp2.yaml"),
-            "--num_processes",
-            "1",
-        ],
+        "FSDP2": ["-m", "accelerate.commands.launch", "--config_file", fsdp2, "--num_processes", "1"],
     }
-    overrides = {name: value for name, value in vars(sizes).items() if name != "vocab_size"} | {
-        "n_positions": length,
-        "drop_rate": 0.0,
+    settings = {
+        "train_file": str(scripts.parent / "gpt_scratch/data/samples/stories.jsonl"),
+        "vocab_size": 1000,  # of the tokenizer; the model's is that of the sizes, however few tokens the text has
+        "config_overrides": vars(sizes) | {"drop_rate": 0.0},
+        "block_size": length,
+        "per_device_train_batch_size": batch,
+        "max_steps": steps,
+        "logging_steps": max(1, steps // 10),
+        "bf16": True,
+        "torch_compile": device() == "cuda",
+        "use_cpu": device() == "cpu",
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "sample_tokens": 0,
     }
     rows: Rows = []
-    with tempfile.TemporaryDirectory(prefix="gpt_scratch-") as folder:
-        tokenizer = ["--vocab_size", "1000"]
-        for name, launcher in launchers.items():
-            output = f"{folder}/{name}"
-            command = [
-                *(*launcher, str(scripts / "pretrain.py"), "--output_dir", output, *tokenizer),
-                *("--train_file", str(scripts.parent / "gpt_scratch/data/samples/stories.jsonl"), "--block_size", str(length)),
-                *(
-                    "--config_overrides",
-                    json.dumps(overrides),
-                    "--per_device_train_batch_size",
-                    str(batch),
-                    "--max_steps",
-                    str(steps),
-                ),
-                *("--bf16", "--logging_steps", str(max(1, steps // 10)), "--eval_strategy", "no", "--save_strategy", "no"),
-                *("--sample_tokens", "0", "--torch_compile" if device() == "cuda" else "--use_cpu"),
-            ]
-            ended = subprocess.run(
-                [sys.executable, *command], capture_output=True, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}
-            )
-            if ended.returncode:
-                lines = [line for line in (ended.stdout + ended.stderr).splitlines() if line.strip()]
-                rows.append({"launched": name, "error": lines[-1] if lines else f"status {ended.returncode}"})
+    for name, launcher in launchers.items():
+        with tempfile.TemporaryDirectory(prefix="gpt_scratch-") as folder:
+            output = f"{folder}/model"
+            command = [*launcher, str(scripts / "pretrain.py"), "--output_dir", output, *flags(settings)]
+            try:
+                run_until_saved(command, output, timeout=RUN_SECONDS)
+            except UserError as error:
+                rows.append({"launched": name, "error": one_line(error)})
                 continue
             seconds = seconds_per_step(read_history(output))
-            speed = batch * length / seconds
-            rows.append(
-                {"launched": name, "s_per_step": seconds, "tokens_per_s": speed, "utilization": utilization(sizes, length, speed)}
-            )
-            tokenizer = ["--tokenizer_name", f"{folder}/one process"]
+        speed = batch * length / seconds
+        row = {"s_per_step": seconds, "tokens_per_s": speed, "utilization": utilization(sizes, length, speed)}
+        rows.append({"launched": name} | row)
     return rows
 
 
@@ -157,12 +142,11 @@ def attention_functions(sizes: Sizes, batch: int, length: int, repetitions: int)
     ids = torch.randint(sizes.vocab_size, (batch, length), device=device())
     rows = []
     for packed, positions in ((False, together), (True, apart)):
-        contenders, models = [], []
+        contenders = []
         for name in ATTENTION:
             try:
                 config = GPTScratchConfig(**vars(sizes), drop_rate=0.0, bos_token_id=None, eos_token_id=None)
                 model: Any = GPTScratchForCausalLM._from_config(config, attn_implementation=name).to(device()).train()
-                models.append(model)
                 run = one_step(model, ids, positions)
                 run()
             except (ImportError, ValueError, RuntimeError) as error:

@@ -4,13 +4,13 @@ Prints `resident_mib`, the memory before the step (libraries, weights, optimizer
 """
 
 import json
-import re
 import resource
 import sys
 from pathlib import Path
 
 import torch
 
+from ..provenance import peak_bytes
 from .harness import Sizes, load_rival
 from .training import Step, contenders
 
@@ -40,9 +40,7 @@ def main(settings: dict) -> None:
         before = int(resident) * resource.getpagesize()
         step()
         step()
-        # Not getrusage: its peak is inherited from the parent process, which may have been larger.
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        peak = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
+        peak = peak_bytes() or 0
     print(json.dumps({"resident_mib": round(before / 2**20), "above_mib": round((peak - before) / 2**20)}))
 
 

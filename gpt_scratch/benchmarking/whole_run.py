@@ -1,8 +1,8 @@
 """A whole pretraining run: scripts/pretrain.py against transformers' example script run_clm.py, both started as commands."""
 
 import json
+import math
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -21,6 +21,7 @@ from ..data.language_modeling import documents_from_files, tokenize_documents
 from ..errors import UserError
 from ..evaluation.perplexity import evaluate_loss
 from ..files import write_json
+from ..provenance import peak_bytes
 from .harness import Contender, Sizes, measure, summarize
 
 HELD_OUT = 10  # percent of the text's lines, from the end
@@ -155,12 +156,13 @@ def flags(settings: Mapping[str, Any]) -> list[str]:
 
 
 def run_until_saved(
-    command: Sequence[str], output: str, variables: Mapping[str, str | None] | None = None
+    command: Sequence[str], output: str, variables: Mapping[str, str | None] | None = None, timeout: float = math.inf
 ) -> tuple[dict[str, float], int]:
     """Run Python with these arguments, offline and with an empty cache of `datasets`; the log is log.txt beside `output`.
 
     Args:
         variables: of the environment; `None` removes one.
+        timeout: seconds after which it is stopped.
 
     Returns:
         Seconds until it ends ("total") and until model.safetensors in `output` was written ("saved"); peak memory of the process in MiB.
@@ -174,16 +176,18 @@ def run_until_saved(
     peak, start, began = 0, time.perf_counter(), time.time()
     with open(folder / "log.txt", "w+", encoding="utf-8") as log:
         process = subprocess.Popen([sys.executable, *command], env=environment, stdout=log, stderr=subprocess.STDOUT)
-        # Not getrusage: its peak is inherited from this process, which may be larger.
-        while process.poll() is None:
-            status = Path(f"/proc/{process.pid}/status")
-            found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8")) if status.is_file() else None
-            peak = int(found[1]) // 1024 if found else peak
-            time.sleep(0.05)
+        try:
+            while process.poll() is None and time.perf_counter() - start < timeout:
+                peak = peak_bytes(process.pid) or peak
+                time.sleep(0.05)
+        finally:
+            process.terminate()  # has no effect on one that has ended
+            process.wait()
         total = time.perf_counter() - start
         log.seek(0)
         last = ([line.strip() for line in log if line.strip()] or ["no output"])[-1]
     weights = Path(output, "model.safetensors")
     if process.returncode or not weights.is_file():
-        raise UserError(f"{command[0]} fails: {last}")
-    return {"total": total, "saved": weights.stat().st_mtime - began}, peak
+        stopped = f" (stopped after {timeout:.0f} s)" if total >= timeout else ""
+        raise UserError(f"{command[0]} fails{stopped}: {last}")
+    return {"total": total, "saved": weights.stat().st_mtime - began}, peak // 2**20

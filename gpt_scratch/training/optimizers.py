@@ -106,9 +106,8 @@ def orthogonalized(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     wide = x.size(-2) <= x.size(-1)
     x = x if wide else x.mT
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    if x.dtype == torch.float32 and x.size(-1) >= 2 * x.size(
-        -2
-    ):  # bf16 would lose the small singular values, which x x^T squares
+    # In bf16, x x^T would lose the small singular values, which it squares.
+    if x.dtype == torch.float32 and x.size(-1) >= 2 * x.size(-2):
         x = _product_of_polynomials(x @ x.mT, steps) @ x
     else:
         for _ in range(steps):

@@ -22,6 +22,7 @@ from typing import Any
 from ..data.instruction import read_conversations, to_messages
 from ..errors import INTERRUPTED_STATUS, PREEMPTED_STATUS, Preempted, UserError, one_line
 from ..files import atomic_path, read_json_object, write_json
+from ..provenance import peak_bytes
 from ..training.lock import lock_output_directory
 from .sizes import QUESTIONS_A_STEP, REPLIES, REPLY_TOKENS, Size, seconds_of_stages
 
@@ -336,7 +337,7 @@ def _wait(
     shown, peak = time.monotonic(), None
     try:
         while True:
-            peak = _peak_bytes(process.pid) or peak
+            peak = peak_bytes(process.pid) or peak
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
             if pid:
                 process.returncode = os.waitstatus_to_exitcode(status)
@@ -350,18 +351,6 @@ def _wait(
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _peak_bytes(pid: int) -> int | None:
-    """Peak resident memory of a running process, where there is /proc.
-
-    Not `ru_maxrss`, which begins with the memory of this process: the child has it between fork and exec.
-    """
-    try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    except OSError:
-        return None
-    return int(found[1]) * 1024 if found else None
 
 
 class Progress:
