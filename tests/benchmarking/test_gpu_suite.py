@@ -8,6 +8,7 @@ from tiny_benchmark import run
 
 from gpt_scratch.benchmarking import gpu_suite
 from gpt_scratch.benchmarking.harness import Sizes
+from gpt_scratch.errors import UserError
 
 SIZES = Sizes(n_layer=2, n_head=2, n_embd=32, vocab_size=1200, n_positions=64)
 
@@ -35,6 +36,23 @@ def test_utilization_is_that_of_the_named_device(monkeypatch):
     matrices = 1200 * 32 + 2 * 12 * 32 * 32
     flops = 3 * (2 * matrices + 2 * 16 * 2 * 32)
     assert gpu_suite.utilization(SIZES, 16, 1e9) == pytest.approx(1e9 * flops / 989e12)
+
+
+def test_each_launcher_trains_the_model_of_the_sizes(monkeypatch, tmp_path):
+    commands = []
+
+    def fail(command, output, timeout):
+        commands.append(command)
+        raise UserError(f"fails after {timeout}")
+
+    monkeypatch.setattr(gpu_suite, "run_until_saved", fail)
+    rows = gpu_suite.pretraining(tmp_path, SIZES, 2, 16, 5)
+    assert [row["launched"] for row in rows] == ["one process", "DDP", "FSDP2"]
+    assert all(row["error"] == f"fails after {gpu_suite.RUN_SECONDS}" for row in rows)
+    for command in commands:
+        model = json.loads(command[command.index("--config_overrides") + 1])
+        assert model == vars(SIZES) | {"drop_rate": 0.0}
+    assert "torch.distributed.run" in commands[1] and "accelerate.commands.launch" in commands[2]
 
 
 def test_a_section_that_fails_or_is_late_is_a_row_and_the_others_are_saved(monkeypatch, tmp_path):

@@ -2,11 +2,13 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
 from tiny_benchmark import TINY, run
 
+from gpt_scratch.benchmarking import whole_run
 from gpt_scratch.benchmarking.whole_run import flags, recipe, run_until_saved, split_lines
 from gpt_scratch.errors import UserError
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
@@ -99,6 +101,22 @@ def test_seconds_and_memory_of_a_command(tmp_path):
         run_until_saved(["-c", "pass"], str(tmp_path))
     with pytest.raises(UserError, match="-c fails: no data"):
         run_until_saved(["-c", "raise SystemExit('no data')"], str(tmp_path))
+
+
+def test_a_command_ends_with_the_benchmark_or_its_time(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"-c fails \(stopped after 0 s\): no output"):
+        run_until_saved(["-c", "import time; time.sleep(60)"], str(tmp_path), timeout=0.3)
+    started = []
+
+    def interrupt(pid):
+        started.append(pid)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(whole_run, "peak_bytes", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_until_saved(["-c", "import time; time.sleep(60)"], str(tmp_path))
+    with pytest.raises(ProcessLookupError):
+        os.kill(started[0], 0)
 
 
 def test_missing_files_are_refused(script, tmp_path):
