@@ -75,8 +75,8 @@ def summarize(times: dict[str, dict[str, list[float]]], reference: str) -> list[
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as a Markdown table with the columns of the first row; floats with four significant digits."""
-    columns = list(rows[0])
+    """The rows as a Markdown table with the columns of all rows, in order of appearance; floats with four significant digits."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for row in rows:
         cells = [row.get(column, "") for column in columns]

@@ -19,6 +19,9 @@ def test_measurements_alternate_and_ratios_are_paired():
     assert (rows[1]["speedup_low"], rows[1]["speedup"], rows[1]["speedup_high"]) == (2.0, 3.0, 4.0)
     assert "speedup" not in rows[2]
     assert table(rows).splitlines()[2] == "| a | total | 4 | 2 | 1 | 1 | 1 |"
+    assert table([{"name": "a", "error": "no"}, {"name": "b", "seconds": 2}]).splitlines() == [
+        "| name | error | seconds |", "|---|---|---|", "| a | no |  |", "| b |  | 2 |"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("factory", "optimizer"), [("build", torch.optim.AdamW), ("WithItsOptimizer", torch.optim.SGD)])
