@@ -26,7 +26,7 @@ chat: setup
 test: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-# Tests that take seconds each: all conversions and uploads, hostile files in separate processes, killed runs. 8 minutes.
+# Tests that take seconds each: all conversions and uploads, hostile files in separate processes, killed runs. 10 minutes.
 test-thorough: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "thorough and not slow"
 
