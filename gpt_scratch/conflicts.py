@@ -173,6 +173,7 @@ def check_evaluation(args: Any) -> None:
     """
     if bool(args.replies_file) == bool(args.model):
         raise UserError("give --model with --data_file and --output, or --replies_file")
+    refuse_compressed(args.output)
     if args.model and not (args.data_file and args.output):
         raise UserError("--model needs --data_file (what to reply to) and --output (where to write the replies)")
     if args.samples and not args.model:
@@ -210,6 +211,17 @@ def check_classify(args: Any) -> None:
     """
     if args.text and args.file:
         raise UserError("--text and --file cannot be combined: give one of them")
+    refuse_compressed(args.output)
+
+
+def refuse_compressed(output: str | None) -> None:
+    """Refuse a name under which a file would not be found to be what it is.
+
+    Raises:
+        UserError: names the flag.
+    """
+    if output is not None and output.lower().endswith((".gz", ".bz2", ".xz", ".zst")):
+        raise UserError(f"--output {output}: the file is not compressed; leave out {Path(output).suffix}")
 
 
 def check_conversion(args: Any) -> None:

@@ -20,18 +20,19 @@ if __name__ == "__main__":
 
 
 import argparse
+import codecs
 import contextlib
 import json
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any
 
 from tqdm import tqdm
 
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
 from gpt_scratch.conflicts import check_classify
-from gpt_scratch.data.opening import TABLE_SUFFIXES, Reading, check_files, read_lines, suffix_of
+from gpt_scratch.data.opening import TABLE_SUFFIXES, Reading, check_files, print_once, read_lines, suffix_of
 from gpt_scratch.data.readers import texts_of_table
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import atomic_path
@@ -70,14 +71,43 @@ def read_texts(
         if suffix_of(file) in TABLE_SUFFIXES:
             yield from texts_of_table(file, args.text_column, reading, keep)
         else:
-            yield from (line.rstrip("\r\n") for line in read_lines(file, reading))
-    if files:
-        return
+            yield from texts_of_lines(read_lines(file, reading), file, reading)
+    if not files:
+        yield from texts_of_lines(lines_of_stdin(reading), "standard input", reading)
+
+
+def texts_of_lines(lines: Iterable[str], name: str, reading: Reading) -> Iterator[str]:
+    """Yield the lines without their ends; with --skip_empty, empty ones are left out and counted."""
+    empty = 0
+    for line in lines:
+        text = line.rstrip("\r\n")
+        if reading.skip_empty and not text.strip():
+            empty += 1
+        else:
+            yield text
+    if empty:
+        print_once(f"{name}: {empty:,} empty lines were skipped")
+
+
+def lines_of_stdin(reading: Reading) -> Iterator[str]:
+    """Yield the lines of standard input as they arrive, without a byte order mark.
+
+    Raises:
+        UserError: names the line that cannot be decoded.
+    """
+    encoding = reading.encoding or "utf-8"
     for number, line in enumerate(sys.stdin.buffer, start=1):
+        if "\n".encode(encoding) != b"\n" or (number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))):
+            raise UserError(
+                "standard input cannot be UTF-16 or UTF-32, whose lines do not end with one byte: pass a file by --file"
+            )
         try:
-            yield line.decode(reading.encoding or "utf-8").rstrip("\r\n")
+            text = line.decode(encoding)
         except UnicodeDecodeError as error:
-            raise UserError(f"standard input line {number} is not {error.encoding} ({error.reason}): convert it") from error
+            raise UserError(
+                f"standard input line {number} is not {error.encoding} ({error.reason}): pass its --encoding, such as cp1252 or latin-1"
+            ) from error
+        yield text.removeprefix("\ufeff") if number == 1 else text
 
 
 def main(args: argparse.Namespace) -> int:
@@ -129,9 +159,10 @@ def delimiter_of(args: argparse.Namespace, files: Sequence[str]) -> str:
     """Delimiter of the output table: tab for tsv; otherwise --delimiter, or that of the first input csv, or a comma."""
     if suffix_of(args.output) == ".tsv":
         return "\t"
-    if args.delimiter:
-        return args.delimiter
-    head = next(iter(read_lines(files[0], Reading.of(args))), "") if files and suffix_of(files[0]) == ".csv" else ""
+    reading = Reading.of(args)
+    if reading.delimiter:
+        return reading.delimiter
+    head = next(iter(read_lines(files[0], reading)), "") if files and suffix_of(files[0]) == ".csv" else ""
     return max(",;\t|", key=head.count)
 
 

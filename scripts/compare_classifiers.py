@@ -74,11 +74,14 @@ def run_flags(args: argparse.Namespace, recipe: Path, seed: int, flags: Sequence
     return words if recipe.stem == "random" else [*words, "--model_name_or_path", args.model_name_or_path]
 
 
-def finished_run(run: Path, flags: Sequence[str]) -> dict[str, Any]:
+def finished_run(run: Path, flags: Sequence[str], held_out: dict[str, dict[str, int]]) -> dict[str, Any]:
     """The contents of a run's `metrics.json`; the run is started or resumed if it is not finished.
 
+    Args:
+        held_out: texts of each class in the validation and the test split.
+
     Raises:
-        UserError: the run fails, or a finished run was made with other flags.
+        UserError: the run fails, or a finished run was made with other flags or data.
     """
     metrics, begun = run / "metrics.json", any(run.glob("checkpoint-*"))
     if not metrics.is_file():
@@ -90,6 +93,7 @@ def finished_run(run: Path, flags: Sequence[str]) -> dict[str, Any]:
     try:
         record = read_json_object(metrics)
         made_with = shlex.split(record["environment"]["command"])[1:]
+        measured = {split: record["metrics"]["data"][split]["classes"] for split in held_out}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{metrics} is no record of a run ({one_line(error)}): remove {run}") from error
     for name in ("--output_dir", "--resume_from_checkpoint"):  # these may differ
@@ -98,6 +102,8 @@ def finished_run(run: Path, flags: Sequence[str]) -> dict[str, Any]:
     expected, found = (shlex.join(map(os.path.basename, words)) for words in (flags, made_with))  # folders are not recorded
     if found != expected:
         raise UserError(f"{run} was made with other flags ({found}, not {expected}): choose another --output_dir, or remove it")
+    if measured != held_out:
+        raise UserError(f"{run} was made with other data ({measured}, not {held_out}): choose another --output_dir, or remove it")
     return record
 
 
@@ -115,10 +121,11 @@ def main(args: argparse.Namespace, flags: Sequence[str] = ()) -> str:
         raise UserError("--model_name_or_path is missing: every recipe but random starts from a pretrained model")
     splits = read_splits(arguments_of_runs(args, flags))
     folder = Path(args.output_dir) / args.split
+    held_out = {split: splits.texts[split].counts() for split in ("validation", "test")}
     rows = [tfidf_baseline(splits.texts, splits.ids)]
     for recipe in recipes:
         runs = [folder / f"{recipe.stem}-{seed}" for seed in args.seeds]
-        records = [finished_run(run, run_flags(args, recipe, seed, flags)) for run, seed in zip(runs, args.seeds)]
+        records = [finished_run(run, run_flags(args, recipe, seed, flags), held_out) for run, seed in zip(runs, args.seeds)]
         rows.append(row_of_runs(recipe.stem, records))
     table = comparison_table(rows)
     folder.mkdir(parents=True, exist_ok=True)

@@ -204,12 +204,14 @@ def reply_and_measure(args: argparse.Namespace, data: Conversations, kinds: list
     model, tokenizer = load_language_model(args.model, args.dtype)
     if not tokenizer.chat_template:
         raise UserError(f"{args.model} has no chat template: finetune it with scripts/finetune_instructions.py")
-    prompts = []
+    prompts, faults = [], Faults()
     for record, place in zip(data.records, data.places):
         try:
             prompts.append(prompt_ids(record, tokenizer, args.prompt_style))
         except UserError as error:
-            raise UserError(f"{place}: {error}") from error
+            name, _, number = place.rpartition(" row ")
+            faults.add(name, "row", number, str(error))
+    faults.check()
     replies = generate_replies(model, tokenizer, prompts, args.max_new_tokens, args.batch_size)
     records = [{**record, "model_response": reply.text} for record, reply in zip(data.records, replies)]
     write_json(args.output, records)

@@ -30,7 +30,7 @@ from pathlib import Path
 from gpt_scratch.conflicts import check_tokenizer
 from gpt_scratch.data.instruction import CHAT_TEMPLATES, set_prompt_style
 from gpt_scratch.data.language_modeling import SPLITS_BY, documents_from_files, split_documents, texts_of
-from gpt_scratch.data.opening import Reading, check_files
+from gpt_scratch.data.opening import Reading, check_files, warn_of_shared_files
 from gpt_scratch.errors import run_script
 from gpt_scratch.files import atomic_directory
 from gpt_scratch.ranges import check_flags
@@ -119,6 +119,7 @@ def read_texts(args: argparse.Namespace):
     reading = Reading.of(args)
     train = documents_from_files(args.train_file, args.text_column, reading=reading) if args.train_file else None
     if args.validation_file:
+        warn_of_shared_files(args.train_file or (), args.validation_file)
         return train, documents_from_files(args.validation_file, args.text_column, reading=reading)
     return split_documents(train, args.validation_split_percentage, args.split_by)
 

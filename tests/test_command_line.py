@@ -107,6 +107,8 @@ WRONG = {
     "finetune_classifier --train_file latin.csv": "latin.csv: byte 13 is not UTF-8 (invalid start byte, line 2): give its --encoding",
     "finetune_classifier --train_file latin.csv --encoding klingon": "--encoding klingon: unknown encoding",
     "pretrain --train_file latin.csv --delimiter ab": "--delimiter 'ab': it must be one character",
+    "pretrain --train_file text.txt --delimiter ;": "--delimiter has no effect: text.txt is not csv or tsv",
+    "classify runs/model --text One --output a.csv.gz": "--output a.csv.gz: the file is not compressed; leave out .gz",
     "classify runs/model --file nowhere.csv": "nowhere.csv: no such file",
     "analyze attention runs/model": "the following arguments are required: --text",
     "serve runs/model --port x": "invalid int value: 'x'",

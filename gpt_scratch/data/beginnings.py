@@ -31,6 +31,7 @@ def check_first_rows(script: str, values: dict[str, Any]) -> None:
     Raises:
         UserError: raised by the functions that read the files.
     """
+    _refuse_unused_delimiter(script, values)
     for name, read in _readers(script, Namespace(**values)):
         if suffix_of(name) == ".json" and Path(name).is_file() and Path(name).stat().st_size > LARGEST_LIST:
             continue
@@ -39,6 +40,14 @@ def check_first_rows(script: str, values: dict[str, Any]) -> None:
                 read(ROWS)
         except UserError:
             read(None)  # reports all faults at once; an error of the first rows alone is not a fault
+
+
+def _refuse_unused_delimiter(script: str, values: dict[str, Any]) -> None:
+    suffixes = {".csv", ".tsv", *((".txt", ".text", "", ".zip") if script == "finetune_classifier" else ())}
+    given = [values.get(flag) for flag in ("train_file", "validation_file", "test_file", "data_file", "replies_file", "file")]
+    names = [name for value in given for name in (value if isinstance(value, list) else [value]) if name]
+    if values.get("delimiter") and names and all(Path(name).is_file() and suffix_of(name) not in suffixes for name in names):
+        raise UserError(f"--delimiter has no effect: {', '.join(names[:3])} {'is' if len(names) == 1 else 'are'} not csv or tsv")
 
 
 def _readers(script: str, args: Namespace) -> Iterator[tuple[str, Read]]:

@@ -22,7 +22,7 @@ from ..errors import UserError, one_line
 from ..progress import bar
 from ..training_conflicts import check_fractions
 from .columns import find_column, no_column
-from .delimited import read_delimited, rows_of_lines
+from .delimited import read_delimited, rows_of_lines, without_blank_lines
 from .examples import Examples
 from .opening import TABLE_SUFFIXES, Faults, Reading, is_glob, print_once, read_lines, suffix_of, unknown_format
 from .readers import kind_of
@@ -86,10 +86,12 @@ def read_labelled_texts(
     data, empty, stripped = LabelledTexts([], [], []), 0, 0
     keys: tuple[str, ...] = ()
     names: list[str] | None = None
+    orders: dict[str, tuple[str, ...]] = {}  # of the classes, by file
     for file, number, values in islice(rows, max_rows):
-        if not keys or not all(key in values for key in keys):
+        if file not in orders or not all(key in values for key in keys):
             keys = _text_and_label(values, file, text_column, label_column)
-            names = class_names(name, keys[1], split)
+            names = class_names(file, keys[1], split)
+            orders[file] = tuple(names or ())
         text, label = values[keys[0]], _label_name(values[keys[1]], names)
         if reading.skip_empty and (_is_empty(text) or _is_empty(label)):
             empty += 1
@@ -112,7 +114,7 @@ def read_labelled_texts(
     if stripped:
         print_once(f"{name}: spaces around {stripped:,} labels were removed")
     data.labels = _numbers_as_one_class(data.labels, name)
-    data.class_order = tuple(names or ())
+    data.class_order = orders.popitem()[1] if len(set(orders.values())) == 1 else ()
     _report_similar_labels(data.labels, name)
     return data
 
@@ -346,7 +348,8 @@ def published_split(path: str) -> tuple[LabelledTexts, LabelledTexts, LabelledTe
     """
     faults = Faults()
     dialect = {"delimiter": "\t"}  # quotes are not literal here, as in the book
-    rows = [cells for _, cells in read_delimited(io.StringIO(_sms_text(Path(path)), newline=""), path, faults, dialect)]
+    lines = io.StringIO(_sms_text(Path(path)), newline="")
+    rows = [cells for _, cells in without_blank_lines(read_delimited(lines, path, faults, dialect), "\t")]
     for number, cells in enumerate(rows):
         if len(cells) < 2:
             faults.add(path, "row", number, "no tab: each line must be label<TAB>text")

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -54,7 +55,7 @@ def rows_of_lines(
     dialect |= {"quoting": csv.QUOTE_NONE} if literal else {"skipinitialspace": f"{delimiter} " in first and delimiter != " "}
     rows = read_delimited((line for part in (head, lines) for line in part), name, faults, dialect)
     if header:
-        names = [column.strip() for column in next(rows, (1, []))[1]]
+        names = [column.strip() for column in next(without_blank_lines(rows, delimiter), (1, []))[1]]
         width = len(names)
         while names and not names[-1]:
             names.pop()
@@ -65,6 +66,10 @@ def rows_of_lines(
             raise UserError(f"{name}: two columns are named {twice[0]!r}: rename one")
     else:
         names, width = ["label", "text"], 2
+    if len(names) != 1:  # otherwise a line of white space or "" is a row with an empty cell
+        rows = without_blank_lines(rows, delimiter)
+    labels: Counter[str] = Counter()
+    first_row: list[str] = []
     for number, (line_number, cells) in enumerate(rows):
         while len(cells) > len(names) and not cells[-1].strip():
             cells.pop()  # spreadsheets pad rows
@@ -73,7 +78,15 @@ def rows_of_lines(
         if len(cells) != len(names):
             faults.add(name, "line", line_number, _misfit(len(cells), names, delimiter, literal, width))
             continue
+        if not header:
+            first_row = first_row or cells
+            labels[cells[0]] += 1
         yield number, dict(zip(names, cells))
+    if first_row and labels[first_row[0]] == 1 and labels.total() > 2 * len(labels):
+        print_once(
+            f"{name}: the first line is read as a row, and no other has its label {first_row[0]!r}: if it is a header, give the names of "
+            "its columns by --text_column and --label_column"
+        )
 
 
 def _misfit(count: int, names: Sequence[str], delimiter: str, literal: bool, width: int) -> str:
@@ -93,7 +106,7 @@ def _misfit(count: int, names: Sequence[str], delimiter: str, literal: bool, wid
 def read_delimited(
     lines: Iterable[str], name: str, faults: Faults, dialect: Mapping[str, Any]
 ) -> Iterator[tuple[int, list[str]]]:
-    """The rows of csv with the line (1 is the first) in which each begins; blank lines are skipped, invalid rows added to `faults`."""
+    """The rows of csv with the line (1 is the first) in which each begins; empty lines are skipped, invalid rows added to `faults`."""
     csv.field_size_limit(ROW_BYTES)  # the default of 128 KiB is shorter than a long document
     reader = csv.reader(lines, **dialect)
     while True:
@@ -110,7 +123,14 @@ def read_delimited(
                 f"not valid CSV ({error}): quotes inside quotes must be doubled, and every opening quote must be closed",
             )
             continue
-        if cells and not (len(cells) == 1 and not cells[0].strip() and dialect["delimiter"] not in cells[0]):
+        if cells:
+            yield line, cells
+
+
+def without_blank_lines(rows: Iterable[tuple[int, list[str]]], delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows, without lines of white space."""
+    for line, cells in rows:
+        if not (len(cells) == 1 and not cells[0].strip() and delimiter not in cells[0]):
             yield line, cells
 
 

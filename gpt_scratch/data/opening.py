@@ -9,6 +9,7 @@ import codecs
 import glob
 import gzip
 import lzma
+import os
 import re
 import sys
 import zlib
@@ -56,6 +57,7 @@ INSTEAD = {
     **dict.fromkeys((".jl", ".jsonlines"), "rename it to .jsonl"),
 }
 MARK_IN_TEXT = re.compile("(?<=\n)\ufeff+")
+CONTROLS = re.compile("[\x80-\x9f]")  # where cp1252 has quotation marks, dashes and the euro sign
 DELIMITER_NAMES = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "space": " ", "pipe": "|"}
 
 
@@ -223,6 +225,16 @@ def check_files(names: Sequence[str], suffixes: set[str] | None = None) -> list[
     return found
 
 
+def warn_of_shared_files(train: Sequence[str], validation: Sequence[str]) -> None:
+    """Print a warning if a file is both trained on and validated on."""
+    known = {os.path.realpath(name) for name in check_files(train)}
+    if shared := [name for name in check_files(validation) if os.path.realpath(name) in known]:
+        print_once(
+            f"warning: --train_file and --validation_file both contain {', '.join(shared[:3])}{' ...' if len(shared) > 3 else ''}: what is "
+            "measured on the validation text says nothing about new text"
+        )
+
+
 def unknown_format(name: str, formats: str) -> UserError:
     """The error of a file whose suffix is none that is read."""
     suffix = suffix_of(name)
@@ -314,7 +326,7 @@ def read_text(name: str, reading: Reading) -> Iterator[str]:
         UserError: bytes that cannot be decoded; names their position and the flag that helps.
     """
     decoder, position, lines, pending = None, 0, 1, 0
-    marks, last = 0, "\n"
+    marks, controls, last = 0, 0, "\n"
     for block in _ended(read_blocks(name)):
         if decoder is None:
             encoding = _encoding(block, name, reading)
@@ -339,9 +351,16 @@ def read_text(name: str, reading: Reading) -> Iterator[str]:
         if "\ufeff" in text:
             text, found = MARK_IN_TEXT.subn("", last + text)
             text, marks = text[1:], marks + found
+        if encoding == "iso8859-1":
+            controls += len(CONTROLS.findall(text))
         if text:
             last = text[-1]
             yield text
+    if controls:
+        print_once(
+            f"{name}: {controls:,} characters are control characters in latin-1; if they should be quotation marks, dashes or the euro "
+            "sign, pass --encoding cp1252"
+        )
     if marks:
         print_once(f"{name}: byte order marks at the start of {marks:,} line{'s' * (marks > 1)} were left out")
 

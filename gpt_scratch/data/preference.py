@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from .opening import Reading
+from .opening import Faults, Reading
 from .readers import kind_of
 from .records import (
     Conversations,
     Message,
-    check_tools,
+    check_context,
     checked_messages,
     empty_replies,
     opening_messages,
@@ -45,9 +45,11 @@ def read_preferences(
 
 def _checked(record: dict[str, Any]) -> dict[str, Any]:
     messages = record.pop("messages", None)
-    record = {key: value for key, value in _of_other_forms(record).items() if value or key not in ("system", "history", "tools")}
+    record = _of_other_forms(record)
+    check_context(record)
     refuse_unknown(record, KEYS - ({"prompt"} if "instruction" in record else {"input"}))  # of two prompts one would be lost
-    check_tools(record)
+    if not isinstance(record.get("input", ""), str):
+        raise UserError(f"'input' is {kind_of(record['input'])}, not text")
     for key in ("chosen", "rejected"):
         value = record.get(key)
         if isinstance(value, list):
@@ -75,6 +77,8 @@ def _checked(record: dict[str, Any]) -> dict[str, Any]:
         raise UserError("key 'messages' is not supported together with chosen and rejected: pass --ignore_keys messages")
     if any(empty_replies(reply) for reply in replies_of(record).values()):
         raise UserError("'chosen' or 'rejected' is empty: empty replies are not supported")
+    if any("weight" in message for reply in replies_of(record).values() for message in reply):
+        raise UserError("a message of 'chosen' or 'rejected' has the weight 0, but pairs are trained as a whole: remove the pair")
     return record
 
 
@@ -160,15 +164,20 @@ def refuse_omissions_in_pairs(rows: Mapping[str, "datasets.Dataset"], tokenizer:
     """Refuse pairs of which the chat template omits a part.
 
     Raises:
-        UserError: names split, pair and the omitted parts.
+        UserError: names splits, pairs and the omitted parts.
     """
     from ..inference.chat_template import omitted_parts
 
+    faults = Faults()
     for split, part in rows.items():
         for number, row in enumerate(part):
-            for key in ("chosen", "rejected"):
-                if left_out := omitted_parts(tokenizer, [*row["prompt"], *row[key]], row.get("tools")):
-                    raise UserError(
-                        f"pair {number} of the {split} split: the chat template of --prompt_style {style} omits "
-                        f"{', '.join(left_out)}: choose one that includes it, such as the model's own (tokenizer)"
-                    )
+            parts = [omitted_parts(tokenizer, [*row["prompt"], *row[key]], row.get("tools")) for key in ("chosen", "rejected")]
+            if left_out := dict.fromkeys(parts[0] + parts[1]):
+                faults.add(
+                    f"{split} split",
+                    "pair",
+                    number,
+                    f"the chat template of --prompt_style {style} omits {', '.join(left_out)}: choose one that includes it, such as the "
+                    "model's own (tokenizer)",
+                )
+    faults.check()

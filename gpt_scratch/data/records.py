@@ -246,14 +246,7 @@ def normalized(record: Mapping[str, Any]) -> dict[str, Any]:
     if form == "input_ids":
         _check_ids(record)
         return record
-    for key in ("system", "history", "tools"):
-        if key in record and not record[key]:
-            del record[key]
-    if "system" in record and not isinstance(record["system"], str):
-        raise UserError(f"'system' is {kind_of(record['system'])}, not text")
-    check_tools(record)
-    if "history" in record:
-        record["history"] = [list(_exchange(pair)) for pair in _list(record["history"], "history")]
+    check_context(record)
     if form == "messages":
         record["messages"] = checked_messages(record["messages"], "messages")
         if not any(message["role"] == "assistant" for message in record["messages"]):
@@ -272,6 +265,8 @@ def normalized(record: Mapping[str, Any]) -> dict[str, Any]:
                 record[key] = checked_messages(value, key)
             elif not isinstance(value, str):
                 raise UserError(f"{key!r} is {kind_of(value)}" + (", not text" if value is not None else ""))
+        if isinstance(record["completion"], list) and all(message["role"] != "assistant" for message in record["completion"]):
+            raise UserError("completion contains no reply (role assistant) to train on")
     return record
 
 
@@ -289,12 +284,19 @@ def question(record: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def check_tools(record: Mapping[str, Any]) -> None:
-    """Check the `tools` of a record.
+def check_context(record: dict[str, Any]) -> None:
+    """Check `system`, `history` and `tools` of a record in place; empty ones are removed.
 
     Raises:
-        UserError: `tools` is not a list of objects.
+        UserError: `system` is not text, `history` not a list of pairs of texts, or `tools` not a list of objects.
     """
+    for key in ("system", "history", "tools"):
+        if key in record and not record[key]:
+            del record[key]
+    if "system" in record and not isinstance(record["system"], str):
+        raise UserError(f"'system' is {kind_of(record['system'])}, not text")
+    if "history" in record:
+        record["history"] = [list(_exchange(pair)) for pair in _list(record["history"], "history")]
     if "tools" in record and not (
         isinstance(record["tools"], list) and all(isinstance(tool, Mapping) for tool in record["tools"])
     ):
@@ -375,11 +377,14 @@ def _checked_message(message: Any, place: str) -> Message:
     result: Message = {"role": role, "content": content}
     if calls:
         result["tool_calls"] = [_checked_call(call, place) for call in _list(calls, f"{place}: tool_calls")]
-    reasoning = next((message[name] for name in REASONING if message.get(name)), None)
-    if reasoning is not None:
-        if not isinstance(reasoning, str):
-            raise UserError(f"{place}: its reasoning is {kind_of(reasoning)}, not text")
-        result["reasoning_content"] = reasoning
+    reasoning = {name: message[name] for name in REASONING if message.get(name)}
+    if reasoning:
+        first, *others = reasoning.values()
+        if not isinstance(first, str):
+            raise UserError(f"{place}: its reasoning is {kind_of(first)}, not text")
+        if any(other != first for other in others):
+            raise UserError(f"{place} has different texts in {' and '.join(map(repr, reasoning))}: keep one of them")
+        result["reasoning_content"] = first
     for name in ("name", "tool_call_id"):
         if message.get(name):
             result[name] = message[name]

@@ -13,7 +13,7 @@ import datasets
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from ..data.instruction import PROMPT_STYLES, Conversations, set_prompt_style, split_conversations
-from ..data.opening import Reading
+from ..data.opening import Faults, Reading
 from ..data.preference import preference_rows, read_preferences, refuse_omissions_in_pairs
 from ..errors import UserError, innermost, one_line
 from ..evaluation.rewards import load_rewards
@@ -194,21 +194,27 @@ def fit_lengths(
         return
     limit = training_args.max_length = min(training_args.max_length or positions, positions)
     cuts_prompts = method == "reward" or training_args.truncation_mode != "keep_start"
+    faults = Faults()
     for split, rows in data.rows.items():
         long = 0
         for number, row in enumerate(bar(rows, f"measuring the pairs of {split}")):
             prompt, tools = _tokens(tokenizer, row["prompt"], row.get("tools")), row.get("tools")
             if prompt >= limit and not cuts_prompts:
-                raise UserError(
-                    f"{_place(rows, split, number)}: the prompt has {prompt} tokens, which leaves no room for the replies within {limit} "
-                    f"(--max_length, or {model}'s {positions} positions): shorten it, or remove the pair"
+                faults.add(
+                    f"{split} split",
+                    "pair",
+                    number,
+                    f"the prompt has {limit} tokens or more, which leaves no room for the replies within {limit} (--max_length, or "
+                    f"{model}'s {positions} positions): shorten it, or remove the pair",
                 )
+                continue
             long += any(_tokens(tokenizer, row["prompt"] + row[key], tools) > limit for key in ("chosen", "rejected"))
         if method == "reward" and long == len(rows):
             raise UserError(f"all pairs of the {split} split are longer than {limit} tokens, the limit of {model}")
         if long:
             what = "left out" if method == "reward" else "cut there"
             print(f"{split}: {long:,} of {len(rows):,} pairs are longer than {limit} tokens and are {what}")
+    faults.check()
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], tools: list | None = None) -> int:

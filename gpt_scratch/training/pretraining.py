@@ -20,7 +20,7 @@ from ..configuration_gpt_scratch import GPTScratchConfig
 from ..conflicts import check_pretraining
 from ..data.blocks import StreamedBlocks, TokenBlocks
 from ..data.language_modeling import SPLITS_BY, BlockSettings, Corpus, LanguageModelingData, Source
-from ..data.opening import Reading, check_files
+from ..data.opening import Reading, check_files, warn_of_shared_files
 from ..errors import UserError, innermost, one_line
 from ..evaluation.perplexity import bits_per_byte, evaluate_loss
 from ..inference.loading import check_rows, load_config, load_model, load_tokenizer
@@ -230,6 +230,7 @@ def open_corpus(args: PretrainingArguments, end_of_text: str | None) -> Corpus:
     source = Source(tuple(args.train_file or ()), **table, **common)
     validation = None
     if args.validation_file:
+        warn_of_shared_files(args.train_file or (), args.validation_file)
         validation = Source(tuple(args.validation_file), **common)
     elif args.dataset_name and not args.streaming:
         validation = Source(**table, split="validation", **common)

@@ -225,6 +225,9 @@ def test_the_names_of_a_class_label_are_kept_in_their_order(tmp_path, kind):
     read = read_labelled_texts(str(path))
     assert read.labels == ["pos", "neg", "pos"]
     assert label_ids(read.labels, read.class_order) == {"pos": 0, "neg": 1, "mixed": 2}
+    if kind == "parquet":
+        by_glob = read_labelled_texts(str(tmp_path / "a.par*"))
+        assert (by_glob.labels, by_glob.class_order) == (read.labels, read.class_order)
     missing = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, -1]}, features=features)
     missing.to_parquet(tmp_path / "b.parquet")
     with pytest.raises(UserError, match="row 1: empty label"):

@@ -88,7 +88,7 @@ def test_tools_reach_the_template_and_calls_keep_their_own_arguments(tmp_path):
     assert rows[0]["chosen"] == call("weather", {"city": "Rome"}) and rows[0]["rejected"] == call("clock", {"n": 1})
     assert rows[1]["chosen"] == [{"role": "assistant", "content": "Hello."}]
     tokenizer = new_tokenizer("alpaca")
-    with pytest.raises(UserError, match="pair 0 of the train split: the chat template of --prompt_style alpaca omits .*tools"):
+    with pytest.raises(UserError, match="train split pair 0: the chat template of --prompt_style alpaca omits .*tools"):
         refuse_omissions_in_pairs({"train": rows}, tokenizer, "alpaca")
     tokenizer.chat_template = (
         "{{ tools | tojson if tools }}{% for m in messages %}{{ m.role }}: {{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}\n"

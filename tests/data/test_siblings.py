@@ -7,6 +7,7 @@ training/test_resume.py, inference/test_loading.py and hub/test_cards.py.
 import gzip
 import io
 import json
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,6 +36,10 @@ def labelled(file: str, text_column=None, label_column=None, **flags) -> list[tu
     """What finetune_classifier.py reads."""
     data = read_labelled_texts(file, text_column, label_column, reading=Reading(**flags))
     return list(zip(data.texts, data.labels))
+
+
+def labelled_as_latin_1(file: str) -> list[tuple[str, str]]:
+    return labelled(file, encoding="latin-1")
 
 
 def talks(file: str, ignore_keys=(), **flags) -> list[list[tuple[str, str]]]:
@@ -75,11 +80,14 @@ TALK = [[("user", "a"), ("assistant", "b")]]
 SHAREGPT = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
 TWO = [[("user", "a"), ("assistant", "b")], [("user", "c"), ("assistant", "d")]]
 PAIR = [["a", "good", "bad"]]
+STRINGS = {"prompt": "a", "chosen": "good", "rejected": "bad"}
 MESSAGE_PAIR = {"chosen": [user("a"), reply("good")], "rejected": [user("a"), reply("bad")]}
 
 # Of each kind: name of the file, who reads it, content, flags, and what is read or what the error says.
 SIBLINGS = {
     "rows of csv": [
+        ("empty_cells_of_one_column.csv", texts, 'text\n"a"\n""\n\n"b"\n', {}, ["a", "", "b"]),
+        ("empty_cells_of_one_column_skipped.csv", texts, 'text\n"a"\n""\n\n"b"\n', {"skip_empty": True}, ["a", "b"]),
         ("excel_sep.csv", labelled, 'sep=;\ntext;label\nfree, now;spam\nsee you;ham\n', {}, SPAM),
         ("excel_sep_wrong.csv", labelled, 'sep=;\ntext;label\nfree; now;spam\n', {}, "line 3: 3 fields but the header has 2"),
         ("pandas_index.csv", labelled, ',text,label\n0,"free, now",spam\n1,see you,ham\n', {}, SPAM),
@@ -145,6 +153,8 @@ SIBLINGS = {
         ("images.json", talks, json.dumps([{"messages": [user("a"), reply("b")], "images": ["a.jpg"]}]), {}, "unknown key 'images'"),
     ],
     "conversations": [
+        ("completion_of_a_user.jsonl", talks, lines({"prompt": [user("a")], "completion": [user("b")]}), {}, "row 0: completion contains no reply"),
+        ("reasoning_twice.jsonl", talks, lines({"messages": [user("a"), reply("b", reasoning_content="x", thinking="y")]}), {}, "message 1 has different texts in 'reasoning_content' and 'thinking'"),
         ("openai.jsonl", talks, lines({"messages": [user("a"), reply("b")], "parallel_tool_calls": False}), {}, TALK),
         ("openai_functions.jsonl", talks, lines({"messages": [user("a"), reply(None, function_call={"name": "f", "arguments": "{}"}), {"role": "function", "name": "f", "content": "1"}, reply("b")], "functions": [{"name": "f"}]}), {}, [[("user", "a"), ("assistant", ""), ("tool", "1"), ("assistant", "b")]]),
         ("openai_answers.jsonl", talks, lines({"messages": [user("a"), reply("b", refusal=None, annotations=[])]}), {}, TALK),
@@ -160,6 +170,13 @@ SIBLINGS = {
         ("pandas.csv", talks, 'messages\n"[{\'role\': \'user\', \'content\': \'a\'}]"\n', {}, "row 0: 'messages' is a string that is not valid JSON .*write it by json.dumps"),
     ],
     "preference pairs": [
+        ("history_of_messages.jsonl", pairs, lines({**STRINGS, "history": [user("z")]}), {}, r"row 0: 'history' must be a list of \[question, answer\]"),
+        ("history_of_one.jsonl", pairs, lines({**STRINGS, "history": [["z"]]}), {}, "row 0: 'history' must be a list of"),
+        ("history_without_answer.jsonl", pairs, lines({**STRINGS, "history": [["z", None]]}), {}, "row 0: 'history' must be a list of"),
+        ("history.jsonl", pairs, lines({**STRINGS, "history": [["y", "z"]]}), {}, [["y", "z", *PAIR[0]]]),
+        ("system_of_numbers.jsonl", pairs, lines({**STRINGS, "system": 5}), {}, "row 0: 'system' is int, not text"),
+        ("input_of_numbers.jsonl", pairs, lines({"instruction": "a", "input": 5, "chosen": "good", "rejected": "bad"}), {}, "row 0: 'input' is int, not text"),
+        ("weight_of_a_reply.jsonl", pairs, lines({"prompt": "a", "chosen": [reply("good", weight=0)], "rejected": [reply("bad")]}), {}, "row 0: .* has the weight 0, but pairs are trained as a whole"),
         ("ultrafeedback_binarized.jsonl", pairs, lines({"prompt": "a", "prompt_id": "1", **MESSAGE_PAIR, "messages": MESSAGE_PAIR["chosen"], "score_chosen": 9.0}), {}, PAIR),
         ("argilla.jsonl", pairs, lines({"source": "x", "prompt": "a", **MESSAGE_PAIR, "chosen-rating": 5.0, "chosen-model": "m", "rejected-rating": 1.0}), {}, PAIR),
         ("intel_orca.jsonl", pairs, lines({"system": "s", "question": "a", "chosen": "good", "rejected": "bad"}), {}, [["s", *PAIR[0]]]),
@@ -241,6 +258,8 @@ def test_read_as_what_it_is_or_refused_with_place_and_remedy(tmp_path, monkeypat
 
 
 SAID = {
+    "quotation marks of Windows": ("a.csv", labelled_as_latin_1, "text,label\na \x84b\x93,x\n", "2 characters are control characters in latin-1; .*pass --encoding cp1252"),
+    "a header that is none": ("a.tsv", labelled, "class\tmessage\n" + "ham\ta\nspam\tb\n" * 3, "no other has its label 'class': if it is a header, .*--label_column"),
     "an unknown mark": ("a.txt", texts, "one\n\ufefftwo\n", "byte order marks at the start of 1 line were left out"),
     "renamed keys": ("a.jsonl", talks, lines({"question": "a", "answer": "b"}).decode(), "'question' is read as 'instruction', 'answer' is read as 'output'"),
     "commas": ("a.jsonl", talks, '{"instruction":"a","output":"b"},\n', "commas at the ends of 1 lines were left out"),
@@ -248,7 +267,7 @@ SAID = {
     "zeros before a number": ("a.csv", labelled, "text,label\na,01\nb,1\n", "the labels '01' and '1' differ only in how they are written"),
     "quotes": ("a.csv", labelled, "text,label\na,'x'\nb,x\n", "differ only in how they are written"),
     "what pandas writes for nothing": ("a.csv", labelled, "text,label\na,nan\nb,x\n", "the label 'nan' is a class; if it stands for a missing one"),
-    "a column without a name": ("a.csv", labelled, ",text,label\n0,a,x\n", "unused columns: (without a name)"),
+    "a column without a name": ("a.csv", labelled, ",text,label\n0,a,x\n", r"unused columns: \(without a name\)"),
 }  # fmt: skip
 
 
@@ -256,9 +275,18 @@ SAID = {
 def test_what_was_recognized_is_said(tmp_path, monkeypatch, capsys, what):
     name, read, content, said = SAID[what]
     monkeypatch.setattr(opening, "_printed", set())
-    (tmp_path / name).write_text(content, encoding="utf-8")
+    (tmp_path / name).write_text(content, encoding="latin-1" if "latin" in read.__name__ else "utf-8")
     read(str(tmp_path / name))
-    assert said in capsys.readouterr().err
+    assert re.search(said, capsys.readouterr().err)
+
+
+def test_a_rare_class_in_the_first_row_is_no_header(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(opening, "_printed", set())
+    (tmp_path / "a.tsv").write_text("label\ttext\nrare\ta\n" + "ham\tb\n" * 5, encoding="utf-8")
+    labelled(str(tmp_path / "a.tsv"))
+    (tmp_path / "b.tsv").write_text("x\ta\ny\tb\n", encoding="utf-8")
+    labelled(str(tmp_path / "b.tsv"))
+    assert "no other has its label" not in capsys.readouterr().err
 
 
 # Marks of other models' chats, which a tokenizer from the Hub may have as special tokens.

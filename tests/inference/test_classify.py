@@ -93,6 +93,29 @@ def test_the_script_reads_texts_files_tables_and_standard_input(script, folder, 
     assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == ["One day", "key"]
 
 
+@pytest.mark.parametrize(
+    ("given", "flags", "expected"),
+    [
+        (b"\xef\xbb\xbfOne\n\nkey\n", [], ["One", "", "key"]),
+        (b"One\n \nkey\n", ["--skip_empty"], ["One", "key"]),
+        (b"caf\xe9\n", ["--encoding", "latin-1"], ["café"]),
+        (b"One\ncaf\xe9\n", [], "standard input line 2 is not utf-8 .*--encoding"),
+        ("One\n".encode("utf-16"), [], "standard input cannot be UTF-16"),
+        (b"One\n", ["--encoding", "utf-16"], "standard input cannot be UTF-16"),
+    ],
+)
+def test_standard_input_is_read_as_files_are(script, monkeypatch, capsys, given, flags, expected):
+    module = script("classify")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given)))
+    texts = module.read_texts(module.parse(["model", *flags]))
+    if isinstance(expected, list):
+        assert list(texts) == expected
+        assert ("standard input: 1 empty lines were skipped" in capsys.readouterr().err) == ("--skip_empty" in flags)
+    else:
+        with pytest.raises(UserError, match=expected):
+            list(texts)
+
+
 def test_bytes_that_are_not_utf8_are_named_and_leave_no_output(script, folder, tmp_path):
     (tmp_path / "latin1.txt").write_bytes(b"fine\ncaf\xe9\n")
     with pytest.raises(UserError, match=r"latin1.txt: byte 8 is not UTF-8 \(.*, line 2\)"):
@@ -124,6 +147,16 @@ def test_texts_without_a_table_are_written_as_one(script, folder, tmp_path):
     with (tmp_path / "out.tsv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     assert [row["text"] for row in rows] == ["One day", "a\tb"] and all(row["label"] and row["score"] for row in rows)
+
+
+def test_the_delimiter_of_the_output_has_names_too(script, folder, tmp_path):
+    (tmp_path / "in.csv").write_text('text\n"a, b"\n""\n', encoding="utf-8")
+    out = tmp_path / "out.csv"
+    assert run(script, folder, "--file", str(tmp_path / "in.csv"), "--delimiter", "semicolon", "--output", str(out)) == 2
+    lines = out.read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "text;label;score" and lines[1].startswith("a, b;") and lines[2] == ";;"
+    with pytest.raises(UserError, match="out.csv.gz: the file is not compressed; leave out .gz"):
+        run(script, folder, "--text", "a", "--output", str(tmp_path / "out.csv.gz"))
 
 
 def test_a_column_that_comes_later_is_refused_by_a_table(script, folder, tmp_path):

@@ -4,6 +4,7 @@ import json
 import random
 import shlex
 import subprocess
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,8 @@ def started(script, tmp_path, monkeypatch):
     compare, commands = script("compare_classifiers"), []
     texts = "".join(f"{label}\t{word} {i}\n" for i in range(20) for label, word in (("ham", "tea"), ("spam", "win")))
     (tmp_path / "sms.tsv").write_text(texts, encoding="utf-8")
+    shared = Namespace(train_file=str(tmp_path / "sms.tsv"), split="clean")
+    parts = compare.read_splits(compare.arguments_of_runs(shared, [])).texts
 
     def run(command, check):
         commands.append(command[2:])
@@ -75,7 +78,8 @@ def started(script, tmp_path, monkeypatch):
         folder.mkdir(parents=True, exist_ok=True)
         seed = int(command[command.index("--seed") + 1])
         figures = {"test_accuracy": seed / 10, "test_f1": 0.5, "test_macro_f1": 0.5, "validation_accuracy": 0.5}
-        record = {"metrics": figures | {"trainable_parameters": 5, "train_seconds": 1.0}}
+        data = {split: {"classes": part.counts()} for split, part in parts.items()}
+        record = {"metrics": figures | {"trainable_parameters": 5, "train_seconds": 1.0, "data": data}}
         record["environment"] = {"command": shlex.join(without_folders(words))}
         (folder / "metrics.json").write_text(json.dumps(record), encoding="utf-8")
         return subprocess.CompletedProcess(command, 0)
@@ -113,6 +117,15 @@ def test_runs_of_other_flags_are_not_mixed_in(started, change):
         UserError, match="(random-3|head-3) was made with other flags .*: choose another --output_dir, or remove it"
     ):
         compare.main(*compare.parse([*argv, *change]))
+
+
+def test_runs_of_other_data_are_not_mixed_in(started, tmp_path):
+    compare, argv, _ = started
+    compare.main(*compare.parse(argv))
+    with (tmp_path / "sms.tsv").open("a", encoding="utf-8") as file:
+        file.writelines(f"ham\tmore {i}\n" for i in range(20))
+    with pytest.raises(UserError, match="random-3 was made with other data .*: choose another --output_dir, or remove it"):
+        compare.main(*compare.parse(argv))
 
 
 def test_an_invalid_record_is_named(started, tmp_path):

@@ -64,11 +64,14 @@ def test_a_prompt_that_fills_the_positions_is_refused_before_training(tokenizer)
     prompt, whole = template(tokenizer)
     fit_lengths("dpo", settings(), pairs((10, 1, 2)), tokenizer, {"the model": prompt + 11})
     for args in (settings(), settings(max_length=prompt + 10)):
-        with pytest.raises(UserError, match=rf"pair 1 of the train split \('pppppppppp'\): the prompt has {prompt + 10} tokens"):
+        with pytest.raises(
+            UserError,
+            match=rf"train split pairs 1, 2: the prompt has {prompt + 10} tokens or more, .*; validation split pairs 1, 2:",
+        ):
             fit_lengths(
                 "dpo",
                 args,
-                pairs((1, 1, 2), (10, 1, 2)),
+                pairs((1, 1, 2), (10, 1, 2), (11, 1, 2)),
                 tokenizer,
                 {"the model": prompt + (10 if args.max_length == 1024 else 90)},
             )
