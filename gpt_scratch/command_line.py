@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import yaml
 
 from .conflicts import check_flags_of
-from .errors import UserError, one_line, unknown_name
+from .errors import UserError, check_unicode, one_line, unknown_name
 from .files import check_target, refuse_existing_run
 from .overrides import NumberLoader
 from .ranges import check_ranges
@@ -103,6 +103,11 @@ def check_command_line(script: str, argv: Sequence[str], description: str | None
         UserError: an unknown flag or recipe key, an invalid value, a missing or empty input file, a model that is neither a directory
             nor a name on the Hub, an output directory that contains a run.
     """
+    for word in argv:  # bytes that are not UTF-8 would fail when they are first printed or written, which may be after training
+        try:
+            check_unicode(word)
+        except UserError as error:
+            raise UserError(f"the argument {word!r}: {error}: arguments and file names must be UTF-8") from None
     table = json.loads(TABLE.read_text(encoding="utf-8"))
     if not is_current(table, script):
         return

@@ -205,6 +205,17 @@ def test_wrong_flags_are_refused_in_one_line(folder, line):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "argv", [["--run_name", "caf\udce9"], ["--output_dir", "runs/caf\udce9"], ["--train_file", "caf\udce9.txt"]]
+)
+def test_arguments_that_are_not_utf8_are_refused_before_training(argv):
+    """They would fail when they are printed or written to the card."""
+    with pytest.raises(
+        UserError, match=r"the argument '.*caf\\udce9.*': .* at character \d+: .*: arguments and file names must be UTF-8"
+    ):
+        check_command_line("pretrain", argv, None)
+
+
 RIGHT = [
     "pretrain --train_file text.txt --learning_rate 1e-3 --bf16 --no_append_eos --output_dir runs/new",
     "pretrain --train_file text.txt --output_dir runs/old --resume_from_checkpoint latest",

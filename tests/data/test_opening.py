@@ -11,7 +11,17 @@ import pytest
 from bounds import refused_in_one_line, run_bounded
 
 from gpt_scratch.data import opening
-from gpt_scratch.data.opening import Faults, Reading, check_files, invalid_place, read_lines, read_text, replaced, suffix_of
+from gpt_scratch.data.opening import (
+    Faults,
+    Reading,
+    check_files,
+    invalid_place,
+    read_lines,
+    read_text,
+    replaced,
+    suffix_of,
+    warn_of_shared_files,
+)
 from gpt_scratch.data.readers import read_pieces
 from gpt_scratch.errors import UserError
 
@@ -196,3 +206,14 @@ def test_lone_surrogates_are_found_anywhere():
 
 def test_utf32_is_not_taken_for_utf16():
     assert next(encoding for mark, encoding in opening.MARKS.items() if codecs.BOM_UTF32_LE.startswith(mark)) == "utf-32"
+
+
+def test_a_file_that_is_trained_and_validated_on_is_named(tmp_path, monkeypatch, capsys):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("text", encoding="utf-8")
+    monkeypatch.setattr(opening, "_printed", set())
+    warn_of_shared_files([str(tmp_path / "a.txt")], [str(tmp_path / "b.txt")])
+    warn_of_shared_files([], [str(tmp_path / "b.txt")])  # trained on a data set
+    assert capsys.readouterr().err == ""
+    warn_of_shared_files([str(tmp_path / "*.txt")], [str(tmp_path / "." / "b.txt")])
+    assert f"warning: --train_file and --validation_file both contain {tmp_path / 'b.txt'}" in capsys.readouterr().err
