@@ -56,7 +56,7 @@ from gpt_scratch.benchmarking.time_to_loss import time_to_loss
 from gpt_scratch.benchmarking.tokenizers import benchmark_tokenizers
 from gpt_scratch.benchmarking.training import growth, peak_memory, trainer_overhead, training_step
 from gpt_scratch.benchmarking.whole_run import whole_run
-from gpt_scratch.data.readers import check_files
+from gpt_scratch.data.readers import check_files, whole_text
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import write_json
 from gpt_scratch.inference.decoding import prepare_for_decoding
@@ -133,7 +133,7 @@ def measure_perplexity(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -
         raise UserError("--model or --text is missing: give a trained model and a text that it has not seen")
     check_files([args.text])
     model, tokenizer = load_language_model(args.model, "float32")
-    ids = tokenizer(Path(args.text).read_text(encoding="utf-8"), return_tensors="pt", verbose=False)["input_ids"]
+    ids = tokenizer(whole_text(args.text), return_tensors="pt", verbose=False)["input_ids"]
     windows = list(ids.split(256, dim=1))[: args.windows]
     perplexity = perplexity_of_weights(model, [window for window in windows if window.shape[1] > 1])
     return [
@@ -193,8 +193,7 @@ def measure_tokenizers(args: argparse.Namespace, sizes: Sizes, rivals: Rivals) -
     if args.text is None:
         raise UserError("--text is missing: give a text file for the tokenizers")
     check_files([args.text])
-    text = Path(args.text).read_bytes().decode("utf-8")
-    return benchmark_tokenizers(text, tuple(args.vocab_sizes), max(5, args.repetitions))
+    return benchmark_tokenizers(whole_text(args.text), tuple(args.vocab_sizes), max(5, args.repetitions))
 
 
 SUBJECTS: dict[str, Callable[[argparse.Namespace, Sizes, Rivals], Rows]] = {

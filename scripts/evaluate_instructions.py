@@ -63,6 +63,7 @@ from gpt_scratch.evaluation.perplexity import bits_per_byte, evaluate_loss
 from gpt_scratch.evaluation.replies import exact_match, generate_replies, score_replies
 from gpt_scratch.evaluation.rewards import check_references, load_rewards
 from gpt_scratch.files import atomic_path, write_json
+from gpt_scratch.inference.generation import remaining_positions
 from gpt_scratch.inference.loading import load_language_model
 from gpt_scratch.plots import plot_or_warn, save_lines
 from gpt_scratch.ranges import check_flags
@@ -208,6 +209,7 @@ def reply_and_measure(args: argparse.Namespace, data: Conversations, kinds: list
     for record, place in zip(data.records, data.places):
         try:
             prompts.append(prompt_ids(record, tokenizer, args.prompt_style))
+            remaining_positions(model, len(prompts[-1]))
         except UserError as error:
             name, _, number = place.rpartition(" row ")
             faults.add(name, "row", number, str(error))

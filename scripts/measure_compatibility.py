@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_scratch.benchmarking.harness import machine
-from gpt_scratch.data.readers import check_files
+from gpt_scratch.data.readers import whole_text
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.export.compatibility import INTEGRATIONS, markdown, measure_compatibility
 from gpt_scratch.files import atomic_path, write_json
@@ -37,7 +37,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="directory of a language model of this package, with its tokenizer")
-    parser.add_argument("--text", required=True, help="UTF-8 file to measure perplexity on: txt, or jsonl with a text column")
+    parser.add_argument(
+        "--text", required=True, help="file to measure perplexity on: txt, or jsonl, json, csv, tsv or parquet with a text column"
+    )
     parser.add_argument("--windows", type=int, default=24, help="number of windows, from the beginning of the text")
     parser.add_argument("--length", type=int, default=128, help="tokens per window")
     names = list(INTEGRATIONS)
@@ -48,11 +50,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure, and return the rows."""
-    check_files([args.text])
-    text = Path(args.text).read_text(encoding="utf-8")
-    if args.text.endswith(".jsonl"):
-        text = "\n".join(json.loads(line)["text"] for line in text.splitlines())
-    rows = measure_compatibility(args.model, text, args.windows, args.length, args.integrations)
+    rows = measure_compatibility(args.model, whole_text(args.text), args.windows, args.length, args.integrations)
     print(markdown(rows))
     if args.output:
         output = Path(args.output)

@@ -134,7 +134,7 @@ def make_tokenizer(args: argparse.Namespace, train):
         found = read_minbpe(*args.from_files) if len(args.from_files) == 1 else read_book_bpe(*args.from_files)
         return found.to_fast(length)
     if args.word_list:
-        tokenizer, left_out = word_level_from_list(args.word_list, args.type, length)
+        tokenizer, left_out = word_level_from_list(args.word_list, args.type, length, args.encoding or "utf-8-sig")
         if left_out:
             print(
                 f"{len(left_out):,} entries of {args.word_list} are left out, as --type {args.type} cuts them: {left_out[0]!r}, ..."

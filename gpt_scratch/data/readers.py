@@ -55,6 +55,15 @@ def read_pieces(
             yield from _cut(_parts(read_text(name, reading), end_mark))
 
 
+def whole_text(name: str) -> str:
+    """The documents of a file, a folder or a glob as one text, each on a new line.
+
+    Raises:
+        UserError: as [`read_pieces`].
+    """
+    return "".join(piece.text + "\n" * piece.end for piece in read_pieces([name])).removesuffix("\n")
+
+
 def read_rows(rows: Iterable[Mapping], text_column: str, name: str, reading: Reading | None = None, end_mark: str | None = None):
     """The documents of a `datasets` table, one a row, as pieces."""
     return _pieces_of_rows(rows_of_stream(rows, name), text_column, reading or Reading(), Faults(at_once=True), end_mark)

@@ -69,7 +69,7 @@ def train_word_level(
 
 
 def word_level_from_list(
-    path: str | os.PathLike, rule: str = "word", model_max_length: int = 1024
+    path: str | os.PathLike, rule: str = "word", model_max_length: int = 1024, encoding: str = "utf-8-sig"
 ) -> tuple[PreTrainedTokenizerFast, list[str]]:
     """Make a tokenizer from a file with one word per line, in its order; also return the lines left out because `rule` would split them.
 
@@ -79,9 +79,10 @@ def word_level_from_list(
         UserError: a file that cannot be read or has no usable word, or an unknown rule.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding=encoding).splitlines()
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start} is not UTF-8; convert the file to UTF-8") from error
+        name = encoding.removesuffix("-sig").upper()
+        raise UserError(f"{path}: byte {error.start} is not {name}: pass its --encoding, or convert the file to UTF-8") from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     backend = pipeline_of(rule)

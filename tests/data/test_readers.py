@@ -10,7 +10,7 @@ from tokenizers import Regex, pre_tokenizers
 
 from gpt_scratch.data import readers
 from gpt_scratch.data.opening import check_files
-from gpt_scratch.data.readers import read_pieces
+from gpt_scratch.data.readers import read_pieces, whole_text
 from gpt_scratch.data.tables import load_table
 from gpt_scratch.errors import UserError
 
@@ -119,3 +119,13 @@ def test_a_saved_data_set_directory_is_read(tmp_path):
     assert load_table(str(tmp_path / "two"), None, "validation", streaming=False)["text"][:] == TEXTS[:1]
     with pytest.raises(UserError, match="nowhere"):
         load_table(str(tmp_path / "nowhere"), None, "train", streaming=False)
+
+
+def test_the_whole_text_of_any_file(tmp_path):
+    """What benchmark.py and measure_compatibility.py measure."""
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\ntwo\n")
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "one\\n"}\n{"text": "two"}\n'))
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    assert whole_text(str(tmp_path / "a.txt")) == "one\ntwo\n" and whole_text(str(tmp_path / "a.jsonl.gz")) == "one\n\ntwo"
+    with pytest.raises(UserError, match="latin.txt: byte 3 is not UTF-8"):
+        whole_text(str(tmp_path / "latin.txt"))

@@ -166,8 +166,11 @@ def test_unusable_word_lists_are_refused(tmp_path):
     with pytest.raises(UserError, match="No such file"):
         word_level_from_list(tmp_path / "none.txt")
     (tmp_path / "words.txt").write_bytes(b"caf\xe9\n")
-    with pytest.raises(UserError, match="byte 3 is not UTF-8"):
+    with pytest.raises(UserError, match="byte 3 is not UTF-8: pass its --encoding"):
         word_level_from_list(tmp_path / "words.txt")
+    assert "café" in word_level_from_list(tmp_path / "words.txt", encoding="latin-1")[0].get_vocab()
+    (tmp_path / "words.txt").write_bytes(b"\xef\xbb\xbfcat\n")
+    assert "cat" in word_level_from_list(tmp_path / "words.txt")[0].get_vocab()
     (tmp_path / "words.txt").write_text("two words\n", encoding="utf-8")
     with pytest.raises(UserError, match="no word that the rule 'word' leaves whole"):
         word_level_from_list(tmp_path / "words.txt")
