@@ -67,6 +67,7 @@ from gpt_scratch.inference.generation import remaining_positions
 from gpt_scratch.inference.loading import load_language_model
 from gpt_scratch.plots import plot_or_warn, save_lines
 from gpt_scratch.ranges import check_flags
+from gpt_scratch.tokenization.special_tokens import describe_special_tokens
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -214,6 +215,9 @@ def reply_and_measure(args: argparse.Namespace, data: Conversations, kinds: list
             name, _, number = place.rpartition(" row ")
             faults.add(name, "row", number, str(error))
     faults.check()
+    texts = (message["content"] for record in data.records for message in to_messages(record, args.prompt_style))
+    if written := describe_special_tokens(texts, tokenizer):
+        print(written)
     replies = generate_replies(model, tokenizer, prompts, args.max_new_tokens, args.batch_size)
     records = [{**record, "model_response": reply.text} for record, reply in zip(data.records, replies)]
     write_json(args.output, records)

@@ -37,9 +37,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="directory of a language model of this package, with its tokenizer")
-    parser.add_argument(
-        "--text", required=True, help="file to measure perplexity on: txt, or a table with a text column"
-    )
+    parser.add_argument("--text", required=True, help="file to measure perplexity on: txt, or a table with a text column")
     parser.add_argument("--windows", type=int, default=24, help="number of windows, from the beginning of the text")
     parser.add_argument("--length", type=int, default=128, help="tokens per window")
     names = list(INTEGRATIONS)

@@ -5,6 +5,7 @@ package's classifier with one label (Ouyang et al. 2022), then GRPO (Shao et al.
 high reward. The reward can also be computed by a function (`reinforcement.py`).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ..inference.chat_template import bound_chat_templates, encode_chat, keep_co
 from ..inference.loading import check_rows, load_config, load_model, load_tokenizer
 from ..plots import save_lines
 from ..progress import bar
+from ..tokenization.special_tokens import describe_special_tokens
 from .checkpoints import ResumableTrainer
 from .finetuning import load_language_model
 from .reinforcement import QuestionData, read_questions, reward_functions
@@ -217,6 +219,14 @@ def fit_lengths(
     faults.check()
 
 
+def _texts(rows: dict[str, datasets.Dataset]) -> Iterator[str]:
+    """The contents of all messages of pairs or questions."""
+    for part in rows.values():
+        for row in part:
+            for messages in (row[key] for key in ("prompt", "chosen", "rejected") if key in row):
+                yield from (message["content"] for message in messages)
+
+
 def _tokens(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], tools: list | None = None) -> int:
     """Number of tokens with TRL's encoding."""
     asks = messages[-1]["role"] != "assistant"
@@ -259,6 +269,8 @@ def make_trainer(
     set_prompt_style(tokenizer, args.prompt_style)
     if not args.reward:
         refuse_omissions_in_pairs(rows, tokenizer, args.prompt_style)
+    if written := describe_special_tokens(_texts(rows), tokenizer):
+        print(written)
     keep_content_text(tokenizer)
     positions["the model"] = model.config.max_position_embeddings
     fit_lengths(method, training_args, data, tokenizer, positions)
