@@ -116,7 +116,7 @@ class Arrived(Exception):
     """What a function of the script was called with."""
 
 
-def test_each_flag_reaches_its_function(script, folder, monkeypatch):
+def test_each_flag_reaches_its_function(script, folder, monkeypatch, capsys):
     module = script("evaluate_instructions")
 
     def stop(*arguments, **settings):
@@ -135,9 +135,24 @@ def test_each_flag_reaches_its_function(script, folder, monkeypatch):
     assert (asked, replies, file, concurrency) == (records, ["yes"] * 3, "replies.verdicts.jsonl", 3)
 
     monkeypatch.setattr(module, "generate_replies", stop)
-    flags = ["--model", "model", "--data_file", "test.json", "--output", "x.json", "--prompt_style", "alpaca", "--max_new_tokens", "5",
+    marked = [{**record, "input": "<|endoftext|>"} for record in RECORDS]
+    (folder / "marked.json").write_text(json.dumps(marked), encoding="utf-8")
+    flags = ["--model", "model", "--data_file", "marked.json", "--output", "x.json", "--prompt_style", "alpaca", "--max_new_tokens", "5",
              "--batch_size", "2", "--dtype", "bfloat16"]  # fmt: skip
     with pytest.raises(Arrived) as arrived:
         module.main(module.parse(flags))
     model, _, prompts, tokens, batch_size, _ = arrived.value.args
     assert (model.dtype, tokens, batch_size, len(prompts)) == (torch.bfloat16, 5, 2, 3)
+    assert "special tokens written in the text are read as characters: 3 <|endoftext|>" in capsys.readouterr().out
+
+
+def test_all_records_that_cannot_be_answered_are_named_at_once(script, folder):
+    rows = [{**record, "input": "x" * 300 * (i < 2)} for i, record in enumerate(RECORDS)]
+    (folder / "long.json").write_text(json.dumps(rows), encoding="utf-8")
+    module = script("evaluate_instructions")
+    flags = ["--model", "model", "--data_file", "long.json", "--output", "x.json", "--prompt_style", "phi3"]
+    with pytest.raises(
+        UserError, match="long.json: row 0: the prompt has .*256 positions leave no room.*; row 1: the prompt has"
+    ):
+        module.main(module.parse(flags))
+    assert not (folder / "x.json").exists()

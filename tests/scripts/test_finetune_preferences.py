@@ -37,6 +37,7 @@ def data(tmp_path_factory) -> str:
         for i in range(60)
     ]
     rows[3]["rejected"] = rows[3]["chosen"]
+    rows[4]["instruction"] += " Not <|endoftext|>."
     path = tmp_path_factory.mktemp("pairs") / "pairs.json"
     path.write_text(json.dumps(rows), encoding="utf-8")
     return str(path)
@@ -61,7 +62,7 @@ def run(script, method: str, *argv: str) -> dict:
     return module.main(*module.parse([method, *COMMON, *argv]))
 
 
-def test_dpo_starts_at_log_2_and_the_margin_grows_on_held_out_pairs(script, base, data, tmp_path):
+def test_dpo_starts_at_log_2_and_the_margin_grows_on_held_out_pairs(script, base, data, tmp_path, capsys):
     record = run(script, "dpo", "--train_file", data, "--model_name_or_path", base, "--output_dir", str(tmp_path / "dpo"), "--max_steps", "8",
                  "--learning_rate", "1e-3", "--eval_strategy", "steps", "--eval_steps", "8", "--eval_on_start")  # fmt: skip
     first, last = record["metrics"]["curve"][0], record["metrics"]["curve"][-1]
@@ -70,6 +71,7 @@ def test_dpo_starts_at_log_2_and_the_margin_grows_on_held_out_pairs(script, base
     )
     assert last["eval_loss"] < 0.6 and last["eval_rewards/margins"] > 0.2 and last["eval_rewards/accuracies"] == 1
     assert record["metrics"]["data"]["train"]["pairs_of_equal_replies_left_out"] == 1
+    assert "special tokens written in the text are read as characters: 1 <|endoftext|>" in capsys.readouterr().out
     files = {path.name for path in (tmp_path / "dpo").iterdir()}
     assert files >= {"model.safetensors", "tokenizer.json", "chat_template.jinja", "metrics.json", "margins.png", "loss.png"}
     assert verify_checkpoint(str(tmp_path / "dpo")).status == EQUAL
