@@ -41,7 +41,7 @@ def read_table(
     columns: Sequence[str] = (),
     header: bool | None = None,
 ) -> Iterator[Row]:
-    """Read the rows of a file, of all files of a glob, or of a split of a `datasets` name or directory.
+    """Read the rows of a file, of all files of a glob or folder, or of a split of a `datasets` name or directory.
 
     Invalid rows are added to `faults` and reading continues; they are raised after the last row, so that the faults added by the caller are
     in the same report.
@@ -55,8 +55,9 @@ def read_table(
     """
     reading, faults = reading or Reading(), Faults() if faults is None else faults
     for name in [names] if isinstance(names, str) else names:
-        if Path(name).is_file() or is_glob(name):
-            for file in check_files([name], TABLE_SUFFIXES):
+        files = [name] if Path(name).is_file() or is_glob(name) else files_of_folder(name, split)
+        if files is not None:
+            for file in check_files(files, TABLE_SUFFIXES):
                 yield from _checked(file, READERS[suffix_of(file)](file, reading, faults, columns, header), reading, faults)
         elif suffix_of(name) in TABLE_SUFFIXES:
             raise UserError(f"{name}: no such file")
@@ -146,6 +147,32 @@ READERS = {
 }
 
 
+def files_of_folder(name: str, split: str) -> list[str] | None:
+    """The csv, tsv, json and jsonl files of a split of a local folder, as `datasets` assigns files to splits; `None` for other data.
+
+    They are read here like single files: pandas, by which `datasets` reads csv, takes the first column as an index without a word if all rows
+    have one field more than the header.
+
+    Raises:
+        UserError: the folder has no such split, or cannot be read.
+    """
+    if not os.path.isdir(name) or any((Path(name) / file).is_file() for file in ("dataset_info.json", "dataset_dict.json")):
+        return None
+    import datasets
+
+    try:
+        by_split = datasets.load_dataset_builder(name).config.data_files or {}
+    except Exception as error:
+        raise UserError(f"data set {name!r} cannot be loaded: {one_line(innermost(error))}") from error
+    if not by_split or any(
+        suffix_of(str(file)) not in READERS.keys() - {".parquet"} for part in by_split.values() for file in part
+    ):
+        return None
+    if split not in by_split:
+        raise UserError(f"data set {name!r} has no split {split!r}")
+    return [str(file) for file in by_split[split]]
+
+
 def load_table(name: str, config_name: str | None, split: str, streaming: bool):
     """Load a split of a `datasets` name or directory; `None` if the split does not exist.
 
@@ -162,9 +189,12 @@ def load_table(name: str, config_name: str | None, split: str, streaming: bool):
         available = datasets.get_dataset_split_names(name, config_name)
         if split not in available:
             return None
-        return datasets.load_dataset(name, config_name, split=split, streaming=streaming)
+        table = datasets.load_dataset(name, config_name, split=split, streaming=streaming)
     except Exception as error:
         raise UserError(f"data set {name!r} cannot be loaded: {one_line(innermost(error))}") from error
+    if table.info.builder_name == "csv" and "__index_level_0__" in (table.column_names or ()):  # see files_of_folder
+        raise UserError(f"data set {name!r}: its csv rows have more fields than the header: give the files, which names the rows")
+    return table
 
 
 def class_names(name: str, column: str, split: str = "train") -> list[str] | None:

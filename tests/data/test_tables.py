@@ -5,7 +5,7 @@ import json
 import datasets
 import pytest
 
-from gpt_scratch.data.tables import class_names, read_table
+from gpt_scratch.data.tables import class_names, load_table, read_table
 from gpt_scratch.errors import UserError
 
 TWO = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
@@ -39,3 +39,18 @@ def test_several_files_are_one_table(tmp_path):
     found = list(read_table(str(tmp_path / "*.csv")))
     assert [(number, values) for _, number, values in found] == [(0, TWO[0]), (0, TWO[1])]
     assert [name.rpartition("/")[2] for name, _, _ in found] == ["1.csv", "2.csv"]
+
+
+def test_a_folder_is_read_like_its_files(tmp_path):
+    """By `datasets`, and so by pandas, the first column of these rows would be an index, and the text cut at the comma."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.csv").write_text("label,text\nham,hello, ok\nspam,a, b\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"train.csv: lines 2, 3: 3 fields but the header has 2"):
+        list(read_table(str(tmp_path)))
+    with pytest.raises(UserError, match="csv rows have more fields than the header"):
+        load_table(str(tmp_path), None, "train", streaming=False)
+    for split, text in (("train", "a;x"), ("test", "b;y")):
+        (tmp_path / "data" / f"{split}.csv").write_text(f"text;label\n{text}\n", encoding="utf-16")
+    assert [[values for _, _, values in read_table(str(tmp_path), split)] for split in ("train", "test")] == [TWO[:1], TWO[1:]]
+    with pytest.raises(UserError, match="has no split 'validation'"):
+        list(read_table(str(tmp_path), "validation"))
