@@ -150,8 +150,8 @@ READERS = {
 def files_of_folder(name: str, split: str) -> list[str] | None:
     """The csv, tsv, json and jsonl files of a split of a local folder, as `datasets` assigns files to splits; `None` for other data.
 
-    They are read here like single files: pandas, by which `datasets` reads csv, silently takes the first column as an index if all rows have
-    one field more than the header.
+    They are read here like single files: pandas, by which `datasets` reads csv, silently takes the first column as an index if all rows
+    have one field more than the header.
 
     Raises:
         UserError: the folder has no such split, or cannot be read.
