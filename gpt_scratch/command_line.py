@@ -81,7 +81,19 @@ def string_to_bool(text: str) -> bool:
     return text.lower() in ("yes", "true", "t", "y", "1")
 
 
-TYPES: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "string_to_bool": string_to_bool}
+def shape(text: str) -> tuple[int, int]:
+    """Parse BATCHxLENGTH, of benchmark.py.
+
+    >>> shape("4x256")
+    (4, 256)
+    """
+    batch, _, length = text.partition("x")
+    if not (batch.isdigit() and length.isdigit() and int(batch) and int(length)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shape: 4x256 is 4 rows of 256 tokens")
+    return int(batch), int(length)
+
+
+TYPES: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "string_to_bool": string_to_bool, "shape": shape}
 
 
 class LightParser(argparse.ArgumentParser):
@@ -197,9 +209,11 @@ def known_flags(parser: argparse.ArgumentParser) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------------------- files and models
 
-DATA_FILES = ("train_file", "validation_file", "test_file", "data_file", "replies_file", "word_list", "from_files", "file")
+DATA_FILES = ("train_file", "validation_file", "test_file", "data_file", "replies_file", "word_list", "from_files", "file",
+              "pretraining_file", "instruction_file", "reinforcement_file")  # fmt: skip
+RUNS = ("runs", "first", "second")  # directories or files of finished runs, always local
 TEXT_IS_A_FILE = ("benchmark", "measure_compatibility")
-MODELS = ("model", "model_name_or_path", "reward_model")  # these must contain a config.json
+MODELS = ("model", "model_name_or_path", "reward_model", "teacher", "checkpoint", "folder")  # these must contain a config.json
 PLACES = (*MODELS, "tokenizer_name", "tokenizer", "source", "folder")
 CHECKED_BLOCKS = 8  # blocks of 1 MiB of each file that are decoded before torch is imported
 DATA_SUFFIX = re.compile(r"\.(txt|text|md|jsonl?|csv|tsv|parquet|zip)(\.(gz|zst|bz2|xz))?$", re.IGNORECASE)
@@ -237,6 +251,9 @@ def check_inputs(script: str, values: Mapping[str, Any]) -> None:
             raise UserError(f"{name}: no such file")
         if path.is_file() and path.stat().st_size == 0:
             raise UserError(f"{name} is empty")
+    for name in _strings(values, RUNS):
+        if not Path(name).exists():
+            raise UserError(f"{name}: no such file or directory")
     if "encoding" in values:
         check_encoding(values, names)
     wanted = [*_strings(values, [key for key in PLACES if key in values and (key != "model" or script != "benchmark")])]

@@ -273,6 +273,26 @@ def check_tokenizer(args: Any) -> None:
         check_unicode(example)
 
 
+DEPTHS = {"tiny": 4, "small": 6, "medium": 8, "124M": 12}  # layers of the sizes of zero_to_chat.py
+DIALOGUE_FILES = ("instruction_file", "reinforcement_file", "validation_file", "test_file")
+
+
+def check_zero_to_chat(args: Any) -> None:
+    """Check the flags of zero_to_chat.py.
+
+    Raises:
+        UserError: an invalid size, or only some of the files that belong together.
+    """
+    if args.size not in DEPTHS and not (args.size.isdecimal() and 2 <= int(args.size) <= 48):
+        raise UserError(f"--size {args.size}: use {', '.join(DEPTHS)}, or a number of layers from 2 to 48")
+    given = [name for name in DIALOGUE_FILES if getattr(args, name)]
+    if given and len(given) < len(DIALOGUE_FILES):
+        missing = next(name for name in DIALOGUE_FILES if name not in given)
+        raise UserError(f"--{missing} is missing: {', '.join('--' + name for name in DIALOGUE_FILES)} are given together")
+    if args.page and args.no_chat:
+        raise UserError("--page and --no_chat exclude each other")
+
+
 CHECKS: dict[str, Callable[[str | None, Namespace], None]] = {
     "pretrain": lambda _, args: check_pretraining(args, args),
     "finetune_classifier": lambda _, args: check_classification(args, args),
@@ -283,6 +303,7 @@ CHECKS: dict[str, Callable[[str | None, Namespace], None]] = {
     "generate": lambda _, args: check_generation(args),
     "convert_checkpoint": lambda _, args: check_conversion(args),
     "train_tokenizer": lambda _, args: check_tokenizer(args),
+    "zero_to_chat": lambda _, args: check_zero_to_chat(args),
 }
 
 

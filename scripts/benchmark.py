@@ -56,6 +56,7 @@ from gpt_scratch.benchmarking.time_to_loss import time_to_loss
 from gpt_scratch.benchmarking.tokenizers import benchmark_tokenizers
 from gpt_scratch.benchmarking.training import growth, peak_memory, trainer_overhead, training_step
 from gpt_scratch.benchmarking.whole_run import whole_run
+from gpt_scratch.command_line import shape
 from gpt_scratch.data.readers import check_files, whole_text
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.files import write_json
@@ -71,18 +72,6 @@ VOCABULARIES = (4096, 16384, 50257, 128256)  # the last is Llama 3's
 
 Rows = list[dict[str, Any]]
 Rivals = dict[str, Factory]
-
-
-def shape(text: str) -> tuple[int, int]:
-    """Parse BATCHxLENGTH.
-
-    >>> shape("4x256")
-    (4, 256)
-    """
-    batch, _, length = text.partition("x")
-    if not (batch.isdigit() and length.isdigit() and int(batch) and int(length)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a shape: 4x256 is 4 rows of 256 tokens")
-    return int(batch), int(length)
 
 
 # ------------------------------------------------------------------------------------------------ one function per subject

@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gpt_scratch.conflicts import DEPTHS, DIALOGUE_FILES, check_zero_to_chat
 from gpt_scratch.data.instruction import read_conversations, shared_prompts
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.hub.cards import write_chat_card
@@ -34,7 +35,6 @@ from gpt_scratch.progress import named
 from gpt_scratch.ranges import check_flags
 from gpt_scratch.zero_to_chat.report import collect, first_lines, write_report
 from gpt_scratch.zero_to_chat.sizes import (
-    DEPTHS,
     Size,
     make_size,
     measured_speed,
@@ -47,7 +47,7 @@ from gpt_scratch.zero_to_chat.stages import DIALOGUES, Files, duration, make_sta
 BYTES_A_TOKEN = 3.5  # approximately, for English text with these vocabularies
 GPU = ("one H100", 400e12)  # bf16 FLOP/s sustained in efficient training: 40 % of the peak
 GPU_LEAST = 0.05, 0.02  # minimum seconds for a training step and for a generated token, even for a tiny model: not measured
-OWN = dict(zip(DIALOGUES, ("instruction_file", "reinforcement_file", "validation_file", "test_file")))
+OWN = dict(zip(DIALOGUES, DIALOGUE_FILES))
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -68,22 +68,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--no_chat", action="store_true", help="end after the report")
     parser.add_argument("--dry_run", action="store_true", help="print the rule and the cost of each size, and run nothing")
     return check_flags(parser.parse_args(argv))
-
-
-def check_arguments(args: argparse.Namespace) -> None:
-    """Check the size and the data files.
-
-    Raises:
-        UserError: an invalid size, or only some of the files that belong together.
-    """
-    if args.size not in DEPTHS and not (args.size.isdecimal() and 2 <= int(args.size) <= 48):
-        raise UserError(f"--size {args.size}: use {', '.join(DEPTHS)}, or a number of layers from 2 to 48")
-    given = [name for name in OWN.values() if getattr(args, name)]
-    if given and len(given) < len(OWN):
-        missing = next(name for name in OWN.values() if name not in given)
-        raise UserError(f"--{missing} is missing: {', '.join('--' + name for name in OWN.values())} are given together")
-    if args.page and args.no_chat:
-        raise UserError("--page and --no_chat exclude each other")
 
 
 def read_own(args: argparse.Namespace) -> dict[str, str]:
@@ -154,7 +138,7 @@ def dry_run(args: argparse.Namespace, files: Files) -> str:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Run the unfinished stages, write the report and return it, then start a conversation."""
-    check_arguments(args)
+    check_zero_to_chat(args)
     dialogues = read_own(args)
     text = str(Path(args.pretraining_file).resolve()) if args.pretraining_file else Files().pretraining
     if not Path(text).is_file():

@@ -27,11 +27,11 @@ import torch
 
 from ..analysis.summary import activation_bytes, flops_per_token
 from ..configuration_gpt_scratch import GPTScratchConfig
+from ..conflicts import DEPTHS
 from ..loss_gpt_scratch import CHUNK_BYTES_PER_ENTRY
 from ..modeling_gpt_scratch import GPTScratchForCausalLM
 from ..training.optimizers import default_learning_rate
 
-DEPTHS = {"tiny": 4, "small": 6, "medium": 8, "124M": 12}
 TOKENS_PER_PARAMETER = 20
 MAX_EPOCHS = 4
 EPOCHS = 2  # of the dialogues
