@@ -62,7 +62,7 @@ from gpt_scratch.evaluation.judge import RUBRICS, Judge, judge_replies, summariz
 from gpt_scratch.evaluation.perplexity import bits_per_byte, evaluate_loss
 from gpt_scratch.evaluation.replies import exact_match, generate_replies, score_replies
 from gpt_scratch.evaluation.rewards import check_references, load_rewards
-from gpt_scratch.files import atomic_path, write_json
+from gpt_scratch.files import atomic_path, read_json_object, write_json
 from gpt_scratch.inference.generation import remaining_positions
 from gpt_scratch.inference.loading import load_language_model
 from gpt_scratch.plots import plot_or_warn, save_lines
@@ -252,7 +252,10 @@ def figures_of_accuracy(right: list[bool], kinds: list[str] | None) -> dict:
 
 def measured_before(path: Path, metrics: dict) -> dict:
     """Metrics of an earlier call for the same replies, recognized by equal scores: they include losses, which need the model."""
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        earlier = read_json_object(path)
+    except (OSError, ValueError):  # there is none, or it is no longer readable
+        return {}
     return earlier if metrics.items() <= earlier.items() else {}
 
 

@@ -64,6 +64,7 @@ def test_replies_and_what_is_known_of_them(script, folder):
     assert again == metrics == json.loads((folder / "replies.metrics.json").read_text(encoding="utf-8"))
     replies[0]["model_response"] = "yes"  # another text: what was measured of the one before says nothing of it
     (folder / "replies.json").write_text(json.dumps(replies), encoding="utf-8")
+    (folder / "replies.metrics.json").write_text("{broken", encoding="utf-8")
     changed = module.main(module.parse(["--replies_file", "replies.json"]))
     assert changed["exact_matches"] == 1 and "response_loss" not in changed
 
