@@ -55,6 +55,7 @@ from gpt_scratch.data.instruction import (
     to_messages,
 )
 from gpt_scratch.data.opening import Faults, Reading
+from gpt_scratch.data.padding import by_length
 from gpt_scratch.data.records import INPUT_SEPARATORS
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.evaluation.accuracy import accuracy, accuracy_against_samples, accuracy_by_kind, as_table
@@ -229,7 +230,7 @@ def reply_and_measure(args: argparse.Namespace, data: Conversations, kinds: list
     if "generation" in tokenizer.chat_template:
         limit = model.config.max_position_embeddings
         encoded = encode_conversations(data, tokenizer, args.prompt_style, True, limit, skip_unusable=True)
-        rows = encoded.rows.sort("length")
+        rows = by_length(encoded.rows)
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         measured = evaluate_loss(model, rows, args.batch_size, InstructionCollator(pad), "measuring the references")
         metrics |= {"response_loss": measured["loss"], "response_perplexity": measured["perplexity"]}

@@ -30,6 +30,7 @@ from transformers import set_seed
 
 from gpt_scratch.conflicts import check_instructions
 from gpt_scratch.data.instruction import InstructionCollator
+from gpt_scratch.data.padding import by_length
 from gpt_scratch.errors import run_script
 from gpt_scratch.hub.cards import write_instruction_card
 from gpt_scratch.hub.push_callback import take_over_push
@@ -80,7 +81,7 @@ def main(script_args: InstructionArguments, training_args: ScratchTrainingArgume
         model=model,
         args=training_args,
         train_dataset=data.train,
-        eval_dataset=data.encoded["validation"].rows.sort("length"),
+        eval_dataset=by_length(data.encoded["validation"].rows),
         processing_class=tokenizer,
         data_collator=collator,
         callbacks=[

@@ -34,7 +34,7 @@ from ..data.instruction import (
     to_messages,
 )
 from ..data.opening import Reading
-from ..data.padding import padding_share
+from ..data.padding import by_length, padding_share
 from ..errors import UserError
 from ..evaluation.perplexity import evaluate_loss
 from ..files import write_json
@@ -265,12 +265,6 @@ def prepare_data(
     return InstructionData(splits, train, encoded, replies, everything, prompts, waste)
 
 
-def by_length(rows: datasets.Dataset) -> datasets.Dataset:
-    """Rows sorted by length (stable)."""
-    lengths = rows["length"][:]
-    return rows.select(sorted(range(len(lengths)), key=lengths.__getitem__))  # `Dataset.sort` emits a pyarrow warning
-
-
 def warn_of_little_room(labels: list[list[int]], positions: int) -> None:
     """Print a warning if prompts fill most of the model's positions.
 
@@ -281,7 +275,7 @@ def warn_of_little_room(labels: list[list[int]], positions: int) -> None:
     if positions - prompt < LITTLE_ROOM:
         print(
             f"warning: prompts have {prompt} tokens (median of the validation split), which leaves {max(0, positions - prompt)} of the "
-            f"model's {positions} positions for a reply: choose a shorter --prompt_style (phi3, chatml) or a model with more positions"
+            f"model's {positions} positions for a reply: choose a shorter --prompt_style or a model with more positions"
         )
 
 
