@@ -121,7 +121,12 @@ def records_to_reply_to(args: argparse.Namespace) -> Conversations:
     Raises:
         UserError: the records cannot be read.
     """
-    return read_conversations(args.data_file, "train", Reading.of(args), args.ignore_keys, [args.reply_key])
+    return read_conversations(args.data_file, "train", Reading.of(args), args.ignore_keys, kept_keys(args))
+
+
+def kept_keys(args: argparse.Namespace) -> list[str]:
+    """Keys of a record that are used here, besides those of the conversation."""
+    return [args.reply_key, *([args.kind_key] if args.kind_key else [])]
 
 
 def read_replies(args: argparse.Namespace) -> Conversations:
@@ -131,7 +136,7 @@ def read_replies(args: argparse.Namespace) -> Conversations:
         UserError: a record without the key.
     """
     key = args.reply_key
-    data = read_conversations(args.replies_file, "train", Reading.of(args), args.ignore_keys, [key])
+    data = read_conversations(args.replies_file, "train", Reading.of(args), args.ignore_keys, kept_keys(args))
     for record, place in zip(data.records, data.places):
         if not isinstance(record.get(key), str):
             raise UserError(f"{place} has no text {key!r}: its keys are {', '.join(record)}; pass --reply_key")

@@ -72,7 +72,7 @@ def _readers(script: str, args: Namespace) -> Iterator[tuple[str, Read]]:
             yield name, partial(read_records, name, question, "train", reading, args.ignore_keys or (), ())
     elif script in ("finetune_instructions", "evaluate_instructions"):
         flags = ("train_file", "validation_file", "test_file", "data_file", "replies_file")
-        kept = [args.reply_key] if "reply_key" in args else []
+        kept = [value for key in ("reply_key", "kind_key") if (value := getattr(args, key, None))]
         for name in _files(*(getattr(args, flag, None) for flag in flags)):
             yield name, partial(read_records, name, normalized, "train", reading, args.ignore_keys or (), kept)
 

@@ -121,3 +121,43 @@ def test_what_cannot_fit_is_refused(tokenizer):
     tokenizer_without = train_byte_level_bpe(["a"], vocab_size=258)
     with pytest.raises(UserError, match="no chat template"):
         make(tokenizer_without)
+
+
+class Arrived(Exception):
+    """What the conversation of the script was made with."""
+
+
+def test_each_flag_of_the_script_reaches_the_conversation(script, tokenizer, monkeypatch):
+    module, seen = script("chat"), []
+    model = tiny_model(vocab_size=258, max_position_embeddings=128)
+    monkeypatch.setattr(module, "load_language_model", lambda *given: seen.append(given) or (model, tokenizer))
+    monkeypatch.setattr(module, "prepare_for_decoding", lambda model, weights: seen.append(weights) or model)
+
+    def stop(*arguments):
+        raise Arrived(*arguments)
+
+    monkeypatch.setattr(module, "Chat", stop)
+    flags = ["--system", "Be brief.", "--max_new_tokens", "9", "--temperature", "0.7", "--seed", "5", "--dtype", "bfloat16"]
+    for more, prepared in (([], False), (["--weights", "int8"], True)):
+        seen.clear()
+        with pytest.raises(Arrived) as arrived:
+            module.main(module.parse(["runs/chat", *flags, *more]))
+        assert arrived.value.args == (model, tokenizer, "Be brief.", 9, 0.7, 5, prepared)
+        assert seen == [("runs/chat", "bfloat16"), *(["int8"] if prepared else [])]
+    with pytest.raises(Arrived) as arrived:
+        module.main(module.parse(["runs/chat"]))
+    assert arrived.value.args[2:] == (None, 64, 0.0, None, False)  # half of the positions at most
+
+
+def test_the_commands_of_the_script_and_errors_within_the_conversation(script, tokenizer, monkeypatch, capsys):
+    module = script("chat")
+    model = tiny_model(vocab_size=258, max_position_embeddings=128)
+    monkeypatch.setattr(module, "load_language_model", lambda *_: (model, tokenizer))
+    lines = iter(["Hi", "", "caf\udce9", "x" * 200, "/reset", "Hi", "/quit", "never read"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    module.main(module.parse(["runs/chat", "--max_new_tokens", "8"]))
+    printed = capsys.readouterr().out.splitlines()
+    assert "(the text is not valid Unicode at character 3: '\\udce9')" in printed and "(forgotten)" in printed
+    assert any(line.startswith("(the prompt with this message has") for line in printed)
+    first, last = printed[1], printed[-1]
+    assert first == last and list(lines) == ["never read"]

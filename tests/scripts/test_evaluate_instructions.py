@@ -1,12 +1,14 @@
 """Replies written in the published format, their figures, and what is kept when they are looked at again."""
 
 import json
+import math
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
+from gpt_scratch.data.beginnings import check_first_rows
 from gpt_scratch.data.instruction import set_prompt_style
 from gpt_scratch.errors import UserError
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
@@ -51,14 +53,20 @@ def test_replies_and_what_is_known_of_them(script, folder):
     assert metrics["records"] == 3 and metrics["reply_tokens"] <= 9
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained("model").eval(), AutoTokenizer.from_pretrained("model")
-    losses = []
+    losses, ended = [], 0
     for record in RECORDS:
         prompt = tokenizer(f"<|user|>\n{record['instruction']}\n<|assistant|>:\n")["input_ids"]
         ids = torch.tensor([[*prompt, *tokenizer(record["output"])["input_ids"], tokenizer.eos_token_id]])
         with torch.no_grad():
             scores = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
         losses += (-scores.gather(1, ids[0, len(prompt) :, None])).flatten().tolist()
+        reply = model.generate(torch.tensor([prompt]), max_new_tokens=3, do_sample=False, pad_token_id=tokenizer.eos_token_id)[0]
+        ended += tokenizer.eos_token_id in reply[len(prompt) :].tolist()
     assert metrics["response_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    assert metrics["response_perplexity"] == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4)
+    size = sum(len(record["output"]) for record in RECORDS)
+    assert metrics["response_bits_per_byte"] == pytest.approx(sum(losses) / math.log(2) / size, rel=1e-4)
+    assert (metrics["ended_by_eos"], metrics["max_new_tokens"], metrics["exact_matches"]) == (ended, 3, 0)
 
     again = module.main(module.parse(["--replies_file", "replies.json"]))
     assert again == metrics == json.loads((folder / "replies.metrics.json").read_text(encoding="utf-8"))
@@ -157,3 +165,29 @@ def test_all_records_that_cannot_be_answered_are_named_at_once(script, folder):
     ):
         module.main(module.parse(flags))
     assert not (folder / "x.json").exists()
+
+
+def drawn(folder) -> list[list[str]]:
+    lines = (folder / "replies.samples.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["samples"] for line in lines]
+
+
+def test_flags_of_sampled_replies_and_kinds(script, folder, monkeypatch):
+    rows = [{**record, "category": "a", "level": "easy" if i else "hard"} for i, record in enumerate(RECORDS)]
+    (folder / "levels.json").write_text(json.dumps(rows), encoding="utf-8")
+    module, seen = script("evaluate_instructions"), []
+    generate = module.generate_replies
+    monkeypatch.setattr(module, "generate_replies", lambda *given: seen.append(given[3:]) or generate(*given))
+    argv = ["--model", "model", "--data_file", "levels.json", "--output", "replies.json", "--prompt_style", "phi3", "--max_new_tokens", "4",
+            "--batch_size", "3", "--samples", "4", "--temperature", "1.5"]  # fmt: skip
+    found = module.main(module.parse([*argv, "--kind_key", "level", "--seed", "1"]))
+    assert {kind: row["count"] for kind, row in found["accuracy_by_kind"].items()} == {"hard": 1, "easy": 2}
+    assert seen == [(4, 3), (4, 3, True, 1.5)]
+    replies = json.loads((folder / "replies.json").read_text(encoding="utf-8"))
+    assert [row["level"] for row in replies] == ["hard", "easy", "easy"]
+    first = drawn(folder)
+    module.main(module.parse([*argv, "--ignore_keys", "level", "--seed", "2"]))
+    assert drawn(folder) != first
+    check_first_rows("evaluate_instructions", vars(module.parse([*argv, "--kind_key", "level"])))
+    with pytest.raises(UserError, match="unknown key 'level'"):
+        check_first_rows("evaluate_instructions", vars(module.parse(argv)))
