@@ -273,6 +273,20 @@ def check_tokenizer(args: Any) -> None:
         check_unicode(example)
 
 
+def check_export(args: Any) -> None:
+    """Check the flags of export.py.
+
+    Raises:
+        UserError: a flag of the other format.
+    """
+    if args.to == "gguf" and args.overwrite:
+        raise UserError("--overwrite is for onnx: a .gguf file is replaced when the new one is whole")
+    if args.to == "onnx" and args.type:
+        raise UserError("--type is for gguf: onnx is written in float32")
+    if args.to == "onnx" and args.modelfile:
+        raise UserError("--modelfile is for gguf: ollama reads no onnx")
+
+
 DEPTHS = {"tiny": 4, "small": 6, "medium": 8, "124M": 12}  # layers of the sizes of zero_to_chat.py
 DIALOGUE_FILES = ("instruction_file", "reinforcement_file", "validation_file", "test_file")
 
@@ -303,6 +317,7 @@ CHECKS: dict[str, Callable[[str | None, Namespace], None]] = {
     "generate": lambda _, args: check_generation(args),
     "convert_checkpoint": lambda _, args: check_conversion(args),
     "train_tokenizer": lambda _, args: check_tokenizer(args),
+    "export": lambda _, args: check_export(args),
     "zero_to_chat": lambda _, args: check_zero_to_chat(args),
 }
 

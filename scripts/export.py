@@ -21,7 +21,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from gpt_scratch.errors import UserError, run_script
+from gpt_scratch.conflicts import check_export
+from gpt_scratch.errors import run_script
 from gpt_scratch.export.gguf import TYPES, export_gguf
 from gpt_scratch.export.onnx import export_onnx
 
@@ -42,15 +43,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> dict:
     """Export, and return the comparison."""
+    check_export(args)
     if args.to == "gguf":
-        if args.overwrite:
-            raise UserError("--overwrite is for onnx: a .gguf file is replaced when the new one is whole")
         comparison = export_gguf(args.model, args.output, args.type or "f32", args.modelfile)
     else:
-        if args.type:
-            raise UserError("--type is for gguf: onnx is written in float32")
-        if args.modelfile:
-            raise UserError("--modelfile is for gguf: ollama reads no onnx")
         comparison = export_onnx(args.model, args.output, args.overwrite)
     print(comparison)
     print(f"written to {args.output}")

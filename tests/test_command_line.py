@@ -107,6 +107,8 @@ WRONG = {
     "verify_checkpoint ./typo": "./typo: no such file or directory",
     "distill --teacher runs/nothing --train_file text.txt": "runs/nothing is not a model directory: it contains no config.json",
     "zero_to_chat --pretraining_file none.txt": "none.txt: no such file",
+    "export onnx runs/model out --type q8_0": "--type is for gguf: onnx is written in float32",
+    "export gguf runs/model out.gguf --overwrite": "--overwrite is for onnx",
     "zero_to_chat --size 99": "--size 99: use tiny, small, medium, 124M, or a number of layers from 2 to 48",
     "zero_to_chat --test_file text.txt": "--instruction_file is missing",
     "push_to_hub runs/nothing me/x": "runs/nothing is not a model directory: it contains no config.json",

@@ -63,3 +63,21 @@ def test_an_integration_that_fails_is_a_row_and_an_error_at_the_end(script, chec
     )
     with pytest.raises(UserError, match="the text has"):
         module.main(module.parse([*argv, "--windows", "9999"]))
+
+
+class Arrived(Exception):
+    """What a function of the script was called with."""
+
+
+def test_each_flag_reaches_the_measurement(script, tmp_path, monkeypatch):
+    module = script("measure_compatibility")
+    (tmp_path / "text.csv").write_text("text\none\ntwo\n", encoding="utf-8")
+
+    def stop(*arguments):
+        raise Arrived(*arguments)
+
+    monkeypatch.setattr(module, "measure_compatibility", stop)
+    flags = ["--text", str(tmp_path / "text.csv"), "--windows", "3", "--length", "32", "--integrations", "peft", "trl"]
+    with pytest.raises(Arrived) as arrived:
+        module.main(module.parse(["runs/model", *flags]))
+    assert arrived.value.args == ("runs/model", "one\ntwo", 3, 32, ["peft", "trl"])

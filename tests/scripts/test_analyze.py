@@ -91,3 +91,29 @@ def test_each_flag_counts(script, folder, tmp_path):
     for flag, other in {"--batch": "6", "--length": "20", "--tokens": "1200", "--flops": "1e6"}.items():
         changed = run(script, "summary", folder, *(word for pair in (flags | {flag: other}).items() for word in pair), "--json")
         assert changed != first and changed["parameters"] == first["parameters"], flag
+
+
+def test_each_flag_reaches_its_plot(script, folder, tmp_path, monkeypatch):
+    module, seen = script("analyze"), []
+    for name in ("plot_attention", "plot_attention_grid", "plot_temperatures", "plot_histories"):
+        monkeypatch.setattr(module, name, lambda *given, name=name, **more: seen.append((name, given, more)) or [])
+    text, output = ["--text", "One<|endoftext|>"], ["--output", str(tmp_path / "x")]
+
+    def call(*argv: str) -> tuple[dict, list]:
+        seen.clear()
+        return module.main(module.parse([*argv, *output])), list(seen)
+
+    found, [(_, (maps, tokens, _), _), (_, (one, _, _, title), _), _] = call(
+        "attention", folder, *text, "--layer", "1", "--head", "2"
+    )
+    assert torch.equal(one, maps[1, 2]) and title == "layer 1, head 2" and "<|endoftext|>" not in tokens
+    assert "<|endoftext|>" in call("attention", folder, *text, "--parse_special_tokens")[0]["tokens"]
+    flags = ["--temperatures", "0.5", "2", "--top_k", "7", "--top_p", "0.9"]
+    _, [(_, (_, _, _, temperatures), more)] = call("temperature", folder, *text, *flags)
+    assert (temperatures, more["top_k"], more["top_p"]) == ([0.5, 2.0], 7, 0.9) and "top-k 7, top-p 0.9" in more["title"]
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trainer_state.json").write_text('{"log_history": [{"step": 1, "loss": 2.0}]}', encoding="utf-8")
+    flags = ["--labels", "one", "two", "--x", "epoch", "--title", "Both"]
+    _, [(_, (histories, _, x, title), _)] = call("runs", str(tmp_path / "a"), str(tmp_path / "b"), *flags)
+    assert (list(histories), x, title) == (["one", "two"], "epoch", "Both")

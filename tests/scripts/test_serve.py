@@ -7,6 +7,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from gpt_scratch import GPTScratchConfig, GPTScratchForCausalLM
 from gpt_scratch.data.instruction import set_prompt_style
 from gpt_scratch.errors import UserError
 from gpt_scratch.inference.chat import Chat
+from gpt_scratch.inference.limits import Limits
 from gpt_scratch.inference.served_model import ServedModel
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
@@ -48,6 +50,28 @@ def test_replies_end_where_the_positions_do(checkpoint):
     assert served.model.generate(input_ids=ids, generation_config=config).shape == (1, 96)
     with pytest.raises(UserError, match="has 96 tokens"):
         served.model.generate(input_ids=ids.repeat(1, 96)[:, :96], generation_config=config)
+
+
+class Arrived(Exception):
+    """What the server was started with."""
+
+
+def test_each_flag_reaches_the_server(script, monkeypatch):
+    module = script("serve")
+
+    def stop(*arguments):
+        raise Arrived(*arguments)
+
+    monkeypatch.setattr(module, "serve", stop)
+    monkeypatch.setenv("GPT_SCRATCH_API_KEY", "key")
+    limits = {field.name: type(field.default)(number) for number, field in enumerate(fields(Limits), start=3)}
+    flags = ["--host", "localhost", "--port", "0", "--device", "cpu", "--dtype", "bfloat16", "--weights", "int8", "--allowed_hosts", "a", "b",
+             "--allowed_origins", "https://c", *(word for name, value in limits.items() for word in (f"--{name}", str(value)))]  # fmt: skip
+    with pytest.raises(Arrived) as arrived:
+        module.main(module.parse(["runs/model", *flags]))
+    assert arrived.value.args == (
+        "runs/model", "localhost", 0, Limits(**limits), "key", ["a", "b"], ["https://c"], "int8", "cpu", "bfloat16")  # fmt: skip
+    assert "GPT_SCRATCH_API_KEY" not in os.environ
 
 
 @pytest.mark.slow

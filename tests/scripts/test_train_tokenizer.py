@@ -6,6 +6,7 @@ import pytest
 from old_releases import assert_old_releases_open
 from transformers import AutoTokenizer
 
+from gpt_scratch.data.language_modeling import texts_of
 from gpt_scratch.errors import UserError
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe, train_byte_pair
 
@@ -103,6 +104,33 @@ def test_special_tokens_and_a_chat_template_are_saved(script, files):
     ids = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
     assert ids.count(tokenizer.convert_tokens_to_ids("<|im_start|>")) == 2 and ids.count(tokenizer.eos_token_id) == 2
     assert_old_releases_open(files / "out")
+
+
+def test_each_flag_of_the_text_has_its_effect(script, files):
+    """By the held-out text, which the report is measured on, and the saved length."""
+    module = script("train_tokenizer")
+    (files / "lines.jsonl").write_text("\n".join(json.dumps({"text": LINE.format(i)}) for i in range(20)), encoding="utf-8")
+
+    def parse(*flags):
+        return module.parse([str(word) for word in ("--output_dir", files / "out", *flags)])
+
+    def held_out(*flags) -> list[str]:
+        return list(texts_of(module.read_texts(parse("--train_file", files / "lines.jsonl", *flags))[1]))
+
+    whole = "".join(LINE.format(i) for i in range(20))
+    assert held_out() == [LINE.format(18), LINE.format(19)] and len(held_out("--validation_split_percentage", "30")) == 6
+    cut = "".join(held_out("--split_by", "characters", "--validation_split_percentage", "7"))
+    assert cut == whole[int(len(whole) * 0.93) :]
+    story = module.read_texts(
+        parse("--train_file", files / "held_out.jsonl", "--validation_file", files / "held_out.jsonl", "--text_column", "story")
+    )
+    assert [list(texts_of(part)) for part in story] == [[HELD_OUT], [HELD_OUT]]
+    train = module.read_texts(parse("--train_file", files / "lines.jsonl"))[0]
+    sizes = [len(module.make_tokenizer(parse("--min_frequency", count), train)) for count in ("1", "2", "18")]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3
+    (files / "words.txt").write_text("Anna\n", encoding="utf-8")
+    flags = ("--word_list", files / "words.txt", "--type", "word", "--validation_file", files / "held_out.txt")
+    assert module.make_tokenizer(parse(*flags, "--model_max_length", "77"), None).model_max_length == 77
 
 
 @pytest.mark.parametrize(

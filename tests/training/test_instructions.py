@@ -102,6 +102,18 @@ def test_rows_follow_the_flags(file, tokenizer, capsys):
     assert "warning" not in capsys.readouterr().out
 
 
+def test_the_replies_to_learn_follow_the_flag(file, tokenizer, tmp_path):
+    records = [{**record, "history": [["Hi", "hello"]]} for record in json.loads(Path(file).read_text(encoding="utf-8"))]
+    (tmp_path / "turns.json").write_text(json.dumps(records), encoding="utf-8")
+    shares = {
+        learn: prepare(str(tmp_path / "turns.json"), tokenizer, mask_prompt=True, learn=learn)[1].description()["train"][
+            "trainable_tokens"
+        ]
+        for learn in ("all", "last")
+    }
+    assert shares["all"] - shares["last"] == 16 * (len("hello") + 1)  # with its end-of-text token
+
+
 def test_records_without_a_reply_are_left_out_by_the_flag_alone(file, tokenizer, tmp_path):
     records = json.loads(Path(file).read_text(encoding="utf-8"))
     records[2]["output"] = " "

@@ -1,5 +1,6 @@
 """Lengths of preference pairs against the positions of the models, before TRL sees them; the figures of a run."""
 
+import json
 from types import SimpleNamespace
 
 import datasets
@@ -10,7 +11,14 @@ from gpt_scratch.data.instruction import set_prompt_style
 from gpt_scratch.errors import UserError
 from gpt_scratch.inference.chat_template import apply_chat_template
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
-from gpt_scratch.training.preferences import PreferenceData, figures_of_run, fit_lengths
+from gpt_scratch.training.preferences import (
+    PreferenceArguments,
+    PreferenceData,
+    figures_of_run,
+    fit_lengths,
+    read_data,
+    read_pairs,
+)
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +108,50 @@ def test_the_figures_of_a_run_are_those_of_its_last_evaluation():
     assert {name: value for name, value in figures.items() if name not in ("data", "curve")} == {
         "eval_loss": 0.6, "eval_rewards/margins": 0.2, "steps": 4, "epochs": 1.0, "train_seconds": 7.5}  # fmt: skip
     assert [entry["step"] for entry in figures["curve"]] == [2, 4]
+
+
+def test_pairs_follow_the_flags(tmp_path):
+    rows = [{"instruction": f"Add {i}.", "input": "1 2", "chosen": "3", "rejected": "4", "note": "x"} for i in range(20)]
+    (tmp_path / "pairs.json").write_text(json.dumps(rows), encoding="utf-8")
+    flags = {"train_file": str(tmp_path / "pairs.json"), "ignore_keys": ["note"]}
+    data = read_pairs(PreferenceArguments(**flags, split_fractions=[0.5, 0.3, 0.2], prompt_style="phi3"))
+    assert {name: len(part) for name, part in data.rows.items()} == {"train": 10, "validation": 6, "test": 4}
+    assert data.rows["train"][0]["prompt"][0]["content"] == "Add 0.\n1 2"
+    assert data.rows["test"][0]["prompt"][0]["content"].startswith("Add 10.")  # in the order of the file, train and test first
+    styled = read_pairs(PreferenceArguments(**flags, prompt_style="chatml")).rows["train"]
+    assert styled[0]["prompt"][0]["content"] == "Add 0.\n\n1 2"
+    with pytest.raises(UserError, match="unknown key 'note'"):
+        read_pairs(PreferenceArguments(train_file=flags["train_file"]))
+
+
+def test_questions_follow_the_flags(tmp_path):
+    rows = [{"instruction": f"Add {i % 18}.", "output": "3", "note": "x"} for i in range(20)]
+    (tmp_path / "asked.json").write_text(json.dumps(rows), encoding="utf-8")
+    flags = {"train_file": str(tmp_path / "asked.json"), "ignore_keys": ["note"], "reward": ["exact_match"]}
+    data = read_data(PreferenceArguments(**flags, split_fractions=[0.5, 0.3, 0.2]))
+    assert data.description() == {"train": {"questions": 10}, "validation": {"questions": 6, "questions_also_in_train": 2}}
+    data = read_data(PreferenceArguments(**flags, validation_file=flags["train_file"]))
+    assert data.description() == {"train": {"questions": 20}, "validation": {"questions": 20, "questions_also_in_train": 20}}
+
+
+class Arrived(Exception):
+    """What a function of the script was called with."""
+
+
+def test_success_is_measured_by_the_flags(script, monkeypatch):
+    module = script("finetune_preferences")
+
+    def stop(*arguments):
+        raise Arrived(*arguments)
+
+    monkeypatch.setattr(module, "measure_success", stop)
+    args = PreferenceArguments(reward=["length", "exact_match"], success_questions=7, prompt_style="phi3")
+    training = SimpleNamespace(reward_weights=[1.0, 0.5])
+    trainer = SimpleNamespace(model="model", processing_class="tokenizer", args=training)
+    with pytest.raises(Arrived) as arrived:
+        module.success_of(trainer, args, SimpleNamespace(questions={"validation": "asked"}))
+    model, tokenizer, asked, style, rewards, weights, settings, count = arrived.value.args
+    assert (model, tokenizer, asked, style, weights, settings, count) == (
+        "model", "tokenizer", "asked", "phi3", [1.0, 0.5], training, 7)  # fmt: skip
+    assert [reward.name for reward in rewards] == ["length", "exact_match"]
+    assert module.success_of(trainer, PreferenceArguments(), None) == {}

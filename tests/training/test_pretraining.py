@@ -12,7 +12,7 @@ from tiny_models import tiny_model, token_ids
 from transformers import AutoTokenizer, EarlyStoppingCallback, TrainerState, TrainingArguments
 
 from gpt_scratch import GPTScratchConfig
-from gpt_scratch.data.language_modeling import LanguageModelingData
+from gpt_scratch.data.language_modeling import BlockSettings, Corpus, LanguageModelingData
 from gpt_scratch.errors import UserError
 from gpt_scratch.evaluation.perplexity import evaluate_loss
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
@@ -27,6 +27,7 @@ from gpt_scratch.training.pretraining import (
     make_model,
     measure,
     model_config,
+    prepare_data,
     resolve_vocab_size,
 )
 from gpt_scratch.training.run import evaluation_curve
@@ -202,6 +203,28 @@ def test_flags_that_do_not_go_together(tmp_path, flags, message):
     (tmp_path / "text.txt").write_text("text", encoding="utf-8")
     with pytest.raises(UserError, match=message):
         check_arguments(PretrainingArguments(train_file=[str(tmp_path / "text.txt")], **flags), arguments(tmp_path))
+
+
+class Arrived(Exception):
+    """What a function was called with."""
+
+
+def test_rows_are_made_by_the_flags(tokenizer, tmp_path, monkeypatch):
+    """Also those whose effect shows in no figure, such as the number of processes."""
+    (tmp_path / "text.txt").write_text("One day, Anna lost her key. " * 20, encoding="utf-8")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+
+    def stop(corpus, tokenizer, settings):
+        raise Arrived(settings)
+
+    monkeypatch.setattr(Corpus, "blocks", stop)
+    args = PretrainingArguments(
+        train_file=[str(tmp_path / "text.txt")], tokenizer_name=str(tmp_path / "tokenizer"), block_size=16, stride=5, append_eos=False,
+        isolate_documents=True, parse_special_tokens=True, preprocessing_num_workers=3,
+    )  # fmt: skip
+    with pytest.raises(Arrived) as arrived:
+        prepare_data(args, model_config(args))
+    assert arrived.value.args == (BlockSettings(16, 5, False, True, True, 3),)
 
 
 def run(script, monkeypatch, tmp_path, *flags: str) -> tuple[dict, LanguageModelingData]:
