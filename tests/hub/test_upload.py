@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -118,6 +119,37 @@ def test_a_dry_run_needs_no_network_and_sends_nothing(folder, push, hub, capsys)
         and "0.2 MB  in 16 files" in printed
     )
     assert hub.requests == []
+
+
+class Arrived(Exception):
+    """What a function of the script was called with."""
+
+
+def test_each_flag_reaches_the_upload(folder, script, monkeypatch):
+    module, opened = script("push_to_hub"), []
+
+    def stop(*given, **more):
+        raise Arrived(*given, *more.values())
+
+    monkeypatch.setattr(module, "open_repository", lambda *given: opened.append(given) or SimpleNamespace(id="ada/first"))
+    monkeypatch.setattr(module, "upload", stop)
+    monkeypatch.setattr(module, "write_stock_checkpoint", stop)
+    (folder / "checkpoint-3").mkdir()
+    (folder / "checkpoint-3" / "trainer_state.json").write_text("{}", encoding="utf-8")
+    given = {}
+    for flags in (
+        [],
+        ["--private", "--revision", "trial", "--update", "--message", "Again", "--exclude", "*.md", "--with_training_state"],
+    ):
+        with pytest.raises(Arrived) as arrived:
+            module.main(module.parse([str(folder), "first", *flags]))
+        contents, _, message, update = arrived.value.args
+        given[bool(flags)] = (message, update, "README.md" in contents.files, "checkpoint-3/trainer_state.json" in contents.files)
+    assert given == {False: ("Upload with gpt_scratch", False, True, False), True: ("Again", True, False, True)}
+    assert opened == [("first", None, "main"), ("first", True, "trial")]
+    with pytest.raises(Arrived) as arrived:
+        module.main(module.parse([str(folder), "first", "--layout", "llama", "--exclude", "*.md", "b"]))
+    assert (arrived.value.args[:2], arrived.value.args[3]) == ((str(folder), "llama"), ("*.md", "b"))
 
 
 def test_secrets_stop_it_before_anything_is_sent(folder, push, logged_in, capsys):
