@@ -15,7 +15,15 @@ from transformers import (
 
 from ..configuration_gpt_scratch import GPTScratchConfig
 from ..errors import UserError
-from ..inference.loading import load_config, load_generation_config, load_model
+from ..inference.loading import (
+    AUTO,
+    load_config,
+    load_generation_config,
+    load_model,
+    refuse_beyond_files,
+    refuse_incomplete,
+    weight_files,
+)
 from .checkpoint import Checkpoint, Options, build_config, open_tokenizer
 from .sources import RenamedSource, SafetensorsSource, Source, StateDictSource, load_pickle_safely, read_json, shards_of
 from .weight_maps import HF_GPT2, LLAMA, WeightMap
@@ -50,6 +58,8 @@ def open_hub_directory(path: Path, options: Options) -> Checkpoint:
         config = theirs
     if head == "lm":
         source = _with_one_head(source, "wte.weight" if prefix else "model.embed_tokens.weight", config, notes)
+    if not weight_map:  # with one, each tensor is used exactly once
+        _refuse_other_tensors(path, source, config, head)
     checkpoint = Checkpoint(source, weight_map, config, head, str(path / "config.json"), notes=notes)
     checkpoint.reference = lambda: load_model(str(path), head, torch.float32)
     found = [name for name in TOKENIZER_FILES if (path / name).is_file()]
@@ -80,6 +90,21 @@ def _weights(path: Path) -> Source:
             raise UserError(f"{file} contains something other than named tensors")
         tensors |= content
     return StateDictSource(tensors)
+
+
+def _refuse_other_tensors(path: Path, source: Source, config: PreTrainedConfig, head: str) -> None:
+    """Compare the tensors of a checkpoint of this package with its configuration.
+
+    Raises:
+        UserError: names those that are missing, unexpected, or of another shape.
+    """
+    refuse_beyond_files(str(path), config, head, weight_files(str(path)))
+    with torch.device("meta"):
+        model = AUTO[head].from_config(config, trust_remote_code=False)
+    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    found = {name: tuple(tensor.shape) for name, tensor in source.describe().items()}
+    other = [(name, found[name], wanted[name]) for name in found.keys() & wanted.keys() if found[name] != wanted[name]]
+    refuse_incomplete(str(path), wanted.keys() - found.keys(), found.keys() - wanted.keys(), other)
 
 
 def _with_one_head(source: Source, embedding: str, config: GPTScratchConfig, notes: list[str]) -> Source:

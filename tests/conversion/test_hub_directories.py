@@ -1,6 +1,7 @@
 """GPT-2 and the Llama family of transformers, both ways, against transformers' own classes."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -26,6 +27,9 @@ from transformers import (
 )
 
 from gpt_scratch import GPTScratchForCausalLM, GPTScratchForSequenceClassification
+from gpt_scratch.conversion.checkpoint import Options
+from gpt_scratch.conversion.formats import recognize
+from gpt_scratch.errors import UserError
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -228,3 +232,24 @@ def test_broken_directories_are_refused(refused, tmp_path):
     next((tmp_path / "sharded").glob("*-00002-of-*")).unlink()
     message = refused(tmp_path / "sharded")
     assert "-00002-of-" in message and "missing" in message
+
+
+@pytest.mark.parametrize("head", ["lm", "classifier"])
+@pytest.mark.parametrize("style", ["gpt2", "llama"])
+def test_checkpoints_of_this_package_that_lack_a_tensor_are_refused_by_conversion_and_export(refused, tmp_path, style, head):
+    """A missing bias, too: stock layouts that have one where this configuration has none get zeros."""
+    folder = tmp_path / "damaged"
+    tiny_model(style, cls=GPTScratchForCausalLM if head == "lm" else GPTScratchForSequenceClassification).save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    some = "model.layers.1.self_attn.q_proj." + ("bias" if style == "gpt2" else "weight")
+    for change, message in (
+        ({some: None}, f"missing tensors in the weights files: {some}"),
+        ({name: None for name in tensors if ".layers.1." in name}, "missing tensors in the weights files: model.layers.1."),
+        ({"model.layers.2.extra.weight": torch.ones(2)}, "unexpected tensors in the weights files: model.layers.2.extra.weight"),
+        ({"model.norm.weight": torch.ones(3)}, "model.norm.weight has the shape"),
+    ):
+        changed = {name: tensor for name, tensor in (tensors | change).items() if tensor is not None}
+        save_file(changed, folder / "model.safetensors", {"format": "pt"})
+        assert message in refused(folder, "--to", style)
+        with pytest.raises(UserError, match=re.escape(message)):  # as export.py opens it
+            recognize(str(folder), Options())
