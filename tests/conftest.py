@@ -6,14 +6,17 @@ import time
 from pathlib import Path
 
 import pytest
-from faults_table import table_of
-from modules import load_script
-from project_home import home  # noqa: F401
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported: a test that reaches out fails at once
+# Read when huggingface_hub and datasets are imported, as project_home does: a test that reaches out fails at once.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 _cache = tempfile.TemporaryDirectory(prefix="gpt_scratch-tests-")  # a cache of its own: an old one could hide an error
 os.environ["HF_DATASETS_CACHE"] = _cache.name
+
+from faults_table import table_of  # noqa: E402
+from modules import load_script  # noqa: E402
+from project_home import home  # noqa: E402, F401
+
 # Two workers with two threads each, on two cores, wait for each other: up to 7 times the time. And the number of threads is not measured.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
