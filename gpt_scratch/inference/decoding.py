@@ -288,8 +288,8 @@ def prepare_for_decoding(model: PreTrainedModel, weights: str = "float32") -> Pr
     a C compiler, one line on standard error says so, and the model is unchanged.
 
     Args:
-        weights: "float32" (same tokens), "bfloat16" or "int8" (weights only; activations and arithmetic are fp32), or "int4" (inputs of
-            its products are rounded to 8 bits).
+        weights: "float32" (same tokens), "bfloat16" or "int8" (weights only; activations and arithmetic are fp32), or "int4" (except
+            in prompts, inputs of its products are rounded to 8 bits).
 
     Raises:
         UserError: an unknown name.

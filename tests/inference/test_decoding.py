@@ -63,14 +63,14 @@ def test_the_layers_in_c_compute_what_the_model_does(name):
         assert_equal(logits_of(fast, ids, given)[real], logits_of(model, ids, given)[real])
 
 
-@pytest.mark.parametrize("name", ["gpt2", "narrow_heads", "window"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "narrow_heads", "window"])
 def test_prompts_of_several_passes_and_threads(name):
     """Longer than ROWS_PER_PASS and than the first allocation of the cache; ragged, so that passes end within sequences."""
     style, overrides = MODELS[name]
     model = tiny_model(style, **{"max_position_embeddings": 400} | overrides)
     ids = token_ids(3, 300)
     mask = torch.ones_like(ids)
-    mask[0, :77] = mask[2, :5] = 0
+    mask[0, :77] = mask[1, 80:90] = mask[2, :5] = 0
     fast, threads = prepare_for_decoding(copy.deepcopy(model)), torch.get_num_threads()
     try:
         torch.set_num_threads(3)
@@ -123,14 +123,15 @@ def test_every_width_of_vectors(lanes, monkeypatch, tmp_path):
     decoding_library.library.cache_clear()
     try:
         for name, weights in itertools.product(MODELS, WEIGHTS):
-            fast, ids = prepare_for_decoding(of(name), weights), token_ids(2, 9)
+            fast, ids = prepare_for_decoding(of(name), weights), token_ids(2, 21)  # for all widths, more rows than a panel has
             rounded = of(name)
             for module, other in zip(rounded.modules(), fast.modules()):
                 if isinstance(module, nn.Linear):
                     module.weight = nn.Parameter(dequantize(other.weight, other.scale), requires_grad=False)
             assert_close(logits_of(fast, ids), logits_of(rounded, ids), weights)
             torch.manual_seed(0)
-            assert_product(StreamedLinear(nn.Linear(96, 40), weights), torch.randn(5, 96))
+            for rows in (5, 33):
+                assert_product(StreamedLinear(nn.Linear(96, 40), weights), torch.randn(rows, 96))
     finally:
         decoding_library.library.cache_clear()
 
