@@ -13,7 +13,14 @@ from transformers import DynamicCache
 
 from gpt_scratch.errors import UserError
 from gpt_scratch.inference import decoding_library
-from gpt_scratch.inference.decoding import DecodingStep, PreallocatedLayer, generation_settings, prepare_for_decoding
+from gpt_scratch.inference.decoding import (
+    DecodingStep,
+    PreallocatedLayer,
+    default_weights,
+    generation_settings,
+    prepare_as_asked,
+    prepare_for_decoding,
+)
 from gpt_scratch.inference.streamed_linear import WEIGHTS, StreamedLinear, dequantize
 from gpt_scratch.releases_gpt_scratch import CACHE
 
@@ -204,6 +211,26 @@ def test_other_sizes_run_in_pytorch():
     expected = model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0)
     assert not DecodingStep.supports(model)
     assert torch.equal(prepare_for_decoding(model).generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0), expected)
+
+
+def test_the_default_keeps_the_weights(monkeypatch, capfd):
+    assert default_weights(of("gpt2")) == "float32" and default_weights(of("llama").bfloat16()) == "bfloat16"
+    assert default_weights(of("llama").half()) == "float32"  # without loss
+    adapted = of("llama")
+    adapted.model.layers[0].self_attn.q_proj = Adapted(adapted.model.layers[0].self_attn.q_proj)
+    other = tiny_model("gpt2", hidden_size=40)
+    assert default_weights(adapted) is None and default_weights(other) is None
+    model = of("gpt2")
+    assert prepare_as_asked(model, "auto") and type(model.lm_head) is StreamedLinear
+    assert capfd.readouterr().err == "generating in C with float32 weights; --weights none uses PyTorch\n"
+    model = of("gpt2")
+    assert not prepare_as_asked(model, "none") and not prepare_as_asked(model, None)
+    monkeypatch.setattr(decoding_library, "_compiler", raise_unusable)
+    assert not prepare_as_asked(model, "auto") and type(model.lm_head) is nn.Linear and capfd.readouterr().err == ""
+
+
+def raise_unusable():
+    raise decoding_library.Unusable("no C compiler is installed")
 
 
 def test_an_unknown_name_is_refused():
