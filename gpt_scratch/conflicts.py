@@ -7,6 +7,7 @@ file imports torch or transformers. Checks shared by the training scripts are in
 import re
 from argparse import Namespace
 from collections.abc import Callable, Collection, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +193,7 @@ def check_generation(args: Any) -> None:
     Raises:
         UserError: names the flags.
     """
-    if args.weights and args.num_beams:
+    if args.weights not in ("auto", "none") and args.num_beams:
         raise UserError("--weights does not support beam search: leave out --num_beams")
     for name in ("top_k", "top_p", "min_p"):
         if args.temperature == 0 and getattr(args, name) is not None:
@@ -295,7 +296,7 @@ def check_zero_to_chat(args: Any) -> None:
     """Check the flags of zero_to_chat.py.
 
     Raises:
-        UserError: an invalid size, or only some of the files that belong together.
+        UserError: an invalid size, only some of the files that belong together, or a package that a stage needs is not installed.
     """
     if args.size not in DEPTHS and not (args.size.isdecimal() and 2 <= int(args.size) <= 48):
         raise UserError(f"--size {args.size}: use {', '.join(DEPTHS)}, or a number of layers from 2 to 48")
@@ -305,6 +306,10 @@ def check_zero_to_chat(args: Any) -> None:
         raise UserError(f"--{missing} is missing: {', '.join('--' + name for name in DIALOGUE_FILES)} are given together")
     if args.page and args.no_chat:
         raise UserError("--page and --no_chat exclude each other")
+    needed = {"trl": ("trl", "reinforcement")} | ({"gradio": ("demo", "--page")} if args.page else {})
+    for package, (extra, what) in needed.items():
+        if find_spec(package) is None:
+            raise UserError(f'{what} needs {package}: pip install "gpt_scratch[{extra}]"')
 
 
 CHECKS: dict[str, Callable[[str | None, Namespace], None]] = {

@@ -291,6 +291,11 @@ class ResumableTrainer(Trainer):
             raise UserError(f"{resume_from_checkpoint} cannot be resumed: {one_line(error)}") from error
         refuse_non_finite(resume_from_checkpoint, (self.model if model is None else model).named_parameters())
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Do nothing for tensors that [`check_weights`] has compared: Trainer would warn of a tied head, which is saved once."""
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._issue_warnings_after_load(load_result)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self._is_sharded(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
