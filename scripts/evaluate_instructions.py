@@ -207,6 +207,32 @@ def draw_and_measure(
     return {"samples": {"number": args.samples, "temperature": args.temperature, "best_of": args.best_of, "curve": curve}}
 
 
+def loss_of_references(
+    args: argparse.Namespace, data: Conversations, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> dict:
+    """Loss, perplexity and bits per byte of the references; prints how many records are left out or truncated."""
+    limit = model.config.max_position_embeddings
+    try:
+        encoded = encode_conversations(data, tokenizer, args.prompt_style, True, limit, skip_unusable=True)
+    except UserError as error:
+        print(f"the loss of the references is not measured: {error}")
+        return {}
+    if encoded.left_out or encoded.cut:
+        print(
+            f"loss of the references: of {len(data):,} records, {encoded.left_out:,} are left out, since a reply is empty or beyond the model's "
+            f"{limit:,} positions, and {encoded.cut:,} are truncated"
+        )
+    rows = by_length(encoded.rows)
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    measured = evaluate_loss(model, rows, args.batch_size, InstructionCollator(pad), "measuring the references")
+    metrics = {"response_loss": measured["loss"], "response_perplexity": measured["perplexity"]}
+    if not encoded.cut and not encoded.left_out:
+        said = [m["content"] for r in data.records for m in to_messages(r, args.prompt_style) if m["role"] == "assistant"]
+        size = sum(len(text.encode()) for text in said)
+        metrics["response_bits_per_byte"] = bits_per_byte(measured["loss"], int(measured["predicted_tokens"]), size)
+    return metrics
+
+
 def reply_and_measure(args: argparse.Namespace, data: Conversations, kinds: list[str] | None) -> tuple[list[str], dict]:
     """Generate the model's replies, write them to the output file, and measure loss, perplexity, accuracy and completed replies."""
     model, tokenizer = load_language_model(args.model, args.dtype)
@@ -233,16 +259,7 @@ def reply_and_measure(args: argparse.Namespace, data: Conversations, kinds: list
         "max_new_tokens": args.max_new_tokens,
     }
     if "generation" in tokenizer.chat_template:
-        limit = model.config.max_position_embeddings
-        encoded = encode_conversations(data, tokenizer, args.prompt_style, True, limit, skip_unusable=True)
-        rows = by_length(encoded.rows)
-        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        measured = evaluate_loss(model, rows, args.batch_size, InstructionCollator(pad), "measuring the references")
-        metrics |= {"response_loss": measured["loss"], "response_perplexity": measured["perplexity"]}
-        if not encoded.cut and not encoded.left_out:
-            said = [m["content"] for r in data.records for m in to_messages(r, args.prompt_style) if m["role"] == "assistant"]
-            size = sum(len(text.encode()) for text in said)
-            metrics["response_bits_per_byte"] = bits_per_byte(measured["loss"], int(measured["predicted_tokens"]), size)
+        metrics |= loss_of_references(args, data, model, tokenizer)
     references = [reply_text(record, args.prompt_style) for record in data.records]
     right = [reply.ended and exact_match(reply.text, expected) for reply, expected in zip(replies, references)]
     metrics |= figures_of_accuracy(right, kinds)

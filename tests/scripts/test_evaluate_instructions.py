@@ -167,6 +167,33 @@ def test_all_records_that_cannot_be_answered_are_named_at_once(script, folder):
     assert not (folder / "x.json").exists()
 
 
+def test_records_without_a_loss_are_counted(script, folder, capsys):
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": ""}, {"role": "user", "content": "Say yes."},
+            {"role": "assistant", "content": "yes"}]  # fmt: skip
+    module = script("evaluate_instructions")
+    flags = [
+        "--model",
+        "model",
+        "--data_file",
+        "some.json",
+        "--output",
+        "x.json",
+        "--prompt_style",
+        "phi3",
+        "--max_new_tokens",
+        "1",
+    ]
+    (folder / "some.json").write_text(json.dumps([{"messages": talk}, {"messages": talk[2:]}]), encoding="utf-8")
+    some = module.main(module.parse(flags))
+    assert "loss of the references: of 2 records, 1 are left out" in capsys.readouterr().out
+    assert "response_loss" in some and "response_bits_per_byte" not in some
+    (folder / "some.json").write_text(json.dumps([{"messages": talk}]), encoding="utf-8")
+    assert "response_loss" not in module.main(module.parse(flags))
+    assert (
+        "the loss of the references is not measured: some.json row 0 and all other rows are unusable" in capsys.readouterr().out
+    )
+
+
 def drawn(folder) -> list[list[str]]:
     lines = (folder / "replies.samples.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line)["samples"] for line in lines]

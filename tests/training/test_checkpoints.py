@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from tiny_models import tiny_model, token_ids
 from transformers import EarlyStoppingCallback, default_data_collator
 
@@ -51,7 +52,9 @@ def resumed(begun: Path, folder: Path, callbacks=(), **settings) -> tuple[Resuma
     return trainer, rates
 
 
-def test_settings_that_change_at_a_resumption_take_effect(begun, tmp_path, capsys):
+def test_settings_that_change_at_a_resumption_take_effect(begun, tmp_path, capsys, monkeypatch):
+    warnings: list[str] = []
+    monkeypatch.setattr(transformers.trainer.logger, "warning", warnings.append)
     trainer, rates = resumed(begun, tmp_path, learning_rate=1e-2, weight_decay=0.5, adam_beta2=0.9, save_steps=1)
     assert rates == pytest.approx({1: 1e-3, 2: 7.5e-4, 3: 5e-3, 4: 2.5e-3})
     decayed, rest = trainer.optimizer.param_groups
@@ -60,6 +63,7 @@ def test_settings_that_change_at_a_resumption_take_effect(begun, tmp_path, capsy
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: since checkpoint-2: ")]
     assert [note.split(": ")[2] for note in notes] == ["adam_beta2", "learning_rate", "weight_decay"]
     assert notes[1].endswith("0.001 before, 0.01 now")
+    assert warnings == []  # such as of the tied head, which is saved once
 
 
 @pytest.mark.thorough
