@@ -219,8 +219,8 @@ def loss_of_references(
         return {}
     if encoded.left_out or encoded.cut:
         print(
-            f"loss of the references: of {len(data):,} records, {encoded.left_out:,} are left out, since a reply is empty or beyond the model's "
-            f"{limit:,} positions, and {encoded.cut:,} are truncated"
+            f"loss of the references: of {len(data):,} records, {encoded.left_out:,} are left out, since a reply is empty or beyond the "
+            f"model's {limit:,} positions, and {encoded.cut:,} are truncated"
         )
     rows = by_length(encoded.rows)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
