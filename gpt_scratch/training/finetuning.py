@@ -1,5 +1,6 @@
 """Shared components of finetuning: loading a checkpoint with its tokenizer, freezing parameters, LoRA."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,7 +82,9 @@ def add_lora(
         task_type=task_type, r=rank, lora_alpha=alpha, target_modules=names, modules_to_save=modules_to_save
     )  # fmt: skip
     try:
-        return get_peft_model(model, config)
+        with warnings.catch_warnings():  # peft asks transformers by a name that 5.24 deprecates
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            return get_peft_model(model, config)
     except ValueError as error:
         raise UserError(
             f"--lora_targets {' '.join([names] if isinstance(names, str) else names)}: {one_line(innermost(error))}"

@@ -1,5 +1,7 @@
 """Which parameters train, by the same flags in every script; flags without effect are refused."""
 
+import warnings
+
 import pytest
 import torch
 from tiny_models import tiny_model
@@ -53,8 +55,9 @@ def test_what_trains_of_a_language_model():
 
 
 @pytest.mark.parametrize("kind", [ClassificationArguments, InstructionArguments])
-def test_lora_has_the_rank_and_scale_of_the_flags(kind):
+def test_lora_has_the_rank_and_scale_of_the_flags(kind, recwarn):
     pytest.importorskip("peft")
+    warnings.simplefilter("always", FutureWarning)
     is_classifier = kind is ClassificationArguments
     model = tiny_model(cls=GPTScratchForSequenceClassification) if is_classifier else tiny_model()
     choose = choose_trainable if is_classifier else choose_trainable_of_instructions
@@ -65,6 +68,7 @@ def test_lora_has_the_rank_and_scale_of_the_flags(kind):
     assert {layer.scaling["default"] for layer in layers} == {4.0}
     assert len(layers) == (2 if settings else 12)  # of two blocks: q_proj alone, or six projections each
     assert kind(trainable="lora").lora_rank == kind(trainable="lora").lora_alpha == 16
+    assert not [str(warning.message) for warning in recwarn if "deprecated" in str(warning.message)]  # the user cannot act on these
 
 
 @pytest.mark.parametrize(
