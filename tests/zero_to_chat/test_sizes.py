@@ -33,7 +33,7 @@ def test_sizes_of_the_rule():
     assert tiny.pretraining_tokens == pytest.approx(4 * 240_000, rel=0.01)
     mixed = make_size("tiny", 240_000, exercises=True)
     assert mixed.exercises == 32_000 and tiny.exercises == 0
-    assert mixed.pretraining_tokens == pytest.approx(4 * (240_000 + 35 * 25_600), rel=0.01)
+    assert mixed.pretraining_tokens == pytest.approx(4 * (240_000 + 35 * 32_000), rel=0.01)
     # Enough text: 20 a parameter.
     assert (large.width, large.heads) == (768, 12) and 100e6 < large.parameters < 135e6
     assert large.pretraining_tokens == pytest.approx(20 * large.parameters, rel=0.01)
