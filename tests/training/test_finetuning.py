@@ -68,7 +68,9 @@ def test_lora_has_the_rank_and_scale_of_the_flags(kind, recwarn):
     assert {layer.scaling["default"] for layer in layers} == {4.0}
     assert len(layers) == (2 if settings else 12)  # of two blocks: q_proj alone, or six projections each
     assert kind(trainable="lora").lora_rank == kind(trainable="lora").lora_alpha == 16
-    assert not [str(warning.message) for warning in recwarn if "deprecated" in str(warning.message)]  # the user cannot act on these
+    assert not [
+        str(warning.message) for warning in recwarn if "deprecated" in str(warning.message)
+    ]  # the user cannot act on these
 
 
 @pytest.mark.parametrize(
