@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt_scratch.conflicts import DEPTHS, DIALOGUE_FILES, check_zero_to_chat
+from gpt_scratch.conflicts import DEPTHS, check_zero_to_chat
 from gpt_scratch.data.instruction import read_conversations, shared_prompts
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.hub.cards import write_chat_card
@@ -46,7 +46,7 @@ from gpt_scratch.zero_to_chat.stages import DIALOGUES, Files, duration, make_sta
 BYTES_A_TOKEN = 3.5  # approximately, for English text with these vocabularies
 GPU = ("one H100", 400e12)  # bf16 FLOP/s sustained in efficient training: 40 % of the peak
 GPU_LEAST = 0.05, 0.02  # minimum seconds for a training step and for a generated token, even for a tiny model: not measured
-OWN = dict(zip(DIALOGUES, DIALOGUE_FILES))
+OWN = dict(zip(DIALOGUES, ("instruction_file", "reinforcement_file", "validation_file", "test_file")))
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
