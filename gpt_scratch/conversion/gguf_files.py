@@ -20,7 +20,7 @@ from ..errors import UserError, one_line
 from ..inference.loading import refusal, refuse_incomplete
 from .checkpoint import Checkpoint, Options, build_config
 from .gguf_header import check_gguf
-from .sources import PairedSource, RenamedSource, Source
+from .sources import PairedSource, RenamedSource, Source, equal_bits
 from .weight_maps import GGUF_GPT2, GGUF_LLAMA
 
 ARCHITECTURES = ("gpt2", "llama", "qwen2", "qwen3")
@@ -45,6 +45,8 @@ NEUTRAL: dict[str, Any] = {
 ABOUT = ("tensor_data_layout", "rope.scaling.finetuned")  # do not affect the outputs
 # Keys of the file and of the tokenizer, which transformers reads; GGUF.* are counters of the reader.
 OTHERS = ("general.", "tokenizer.", "quantize.", "GGUF.")
+# Values of tokenizer.ggml.pre with GPT-2's pattern, by which transformers splits text for every value that it does not know.
+GPT2_PATTERN = ("gpt-2", "phi-2", "jina-es", "jina-de", "mpt", "olmo", "jais", "trillion", "granite-docling")
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # of every Llama 3.1 to 3.3
 
 
@@ -96,12 +98,28 @@ def open_gguf(path: Path, options: Options) -> Checkpoint:
     notes = []
     if any(tensor.tensor_type.name not in ("F32", "F16", "BF16") for tensor in reader.tensors):
         notes.append("quantized weights were dequantized to float32")
+    notes += _pattern_note(reader)
     if "rope_freqs.weight" in names and values["rope_parameters"]["rope_type"] == "llama3":
         notes.append(f"rope_freqs.weight is Llama 3.1's scaling of rotary positions by {values['rope_parameters']['factor']:g}")
     weight_map = GGUF_GPT2 if architecture == "gpt2" else GGUF_LLAMA
     checkpoint = Checkpoint(used, weight_map, config, "lm", f"the keys of {path}", tokenizer, notes=notes)
     checkpoint.reference = lambda: read_gguf(path, config)
     return checkpoint
+
+
+def _pattern_note(reader: Any) -> list[str]:
+    """A note if transformers does not know how the tokenizer of the file splits text."""
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+    model, pattern = (
+        field and field.contents() for field in map(reader.get_field, ("tokenizer.ggml.model", "tokenizer.ggml.pre"))
+    )
+    if model != "gpt2" or pattern is None or pattern in GPT2_PATTERN or pattern in GGUF_PRE_TOKENIZER_SPLITS:
+        return []
+    return [
+        f"tokenizer.ggml.pre is {pattern!r}, a way to split text that transformers does not know: it uses GPT-2's, which may give other "
+        "tokens; for the original tokenizer, pass --tokenizer"
+    ]
 
 
 def _open(path: Path) -> tuple[Any, GGUFSource, dict[str, Any]]:
@@ -126,7 +144,7 @@ def _open(path: Path) -> tuple[Any, GGUFSource, dict[str, Any]]:
     values = _settings(path, architecture, fields, source)
     values["tie_word_embeddings"] = "output.weight" not in source.tensors
     if architecture == "gpt2" and not values["tie_word_embeddings"]:  # llama.cpp writes the tied head as a tensor of its own
-        values["tie_word_embeddings"] = torch.equal(source.get("output.weight"), source.get("token_embd.weight"))
+        values["tie_word_embeddings"] = equal_bits(source.get("output.weight"), source.get("token_embd.weight"))
     return reader, source, values | {"architecture": architecture}
 
 

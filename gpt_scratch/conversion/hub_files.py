@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from ..configuration_gpt_scratch import GPTScratchConfig
 from ..errors import UserError
 from .checkpoint import Checkpoint, Options, build_config
-from .sources import RenamedSource, Source
-from .state_dicts import heads_of, read_state_dict
+from .sources import RenamedSource, Source, equal_bits
+from .state_dicts import heads_of, not_converted, read_state_dict
 from .stock_layouts import CLASSES, foreign_config, obstacles
 from .weight_maps import HF_GPT2, LLAMA
 
@@ -53,7 +53,7 @@ def open_hub_file(path: Path, options: Options) -> Checkpoint:
     gpt2 = "model.embed_tokens.weight" not in source.describe()
     source = RenamedSource(source, {name: name.removeprefix("transformer.") if gpt2 else name for name in source.describe()})
     shapes = {name: tuple(tensor.shape) for name, tensor in source.describe().items()}
-    notes = [f"ignored, not weights of the model: {', '.join(map(str, rest))}"] if rest else []
+    notes = not_converted(rest)
     if found := next(filter(EXPERTS.search, shapes), None):
         raise UserError(f"{path} has a mixture of experts ({found}), which cannot be expressed")
     if "score.weight" in shapes:
@@ -74,7 +74,7 @@ def open_hub_file(path: Path, options: Options) -> Checkpoint:
             )
     values = (_gpt2 if gpt2 else _llama)(path, shapes, options, notes)
     names = {name: name for name in shapes}
-    tied = "lm_head.weight" not in shapes or torch.equal(source.get("lm_head.weight"), source.get(embedding))
+    tied = "lm_head.weight" not in shapes or equal_bits(source.get("lm_head.weight"), source.get(embedding))
     if tied:
         names.pop("lm_head.weight", None)
     notes.append("dropout is not in the file: set to 0")

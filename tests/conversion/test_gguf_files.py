@@ -253,6 +253,11 @@ REFUSED = {
         drop("blk.1.ffn_norm.weight"),
         "missing parameters: model.layers.1.post_attention_layernorm.weight",
     ),
+    "a norm's bias that is missing": (
+        "gpt2",
+        drop("blk.0.attn_norm.bias"),
+        "missing parameters: model.layers.0.input_layernorm.bias",
+    ),
     "the last norm": ("llama", drop("output_norm.weight"), "missing parameters: model.norm.weight"),
     "an unknown tensor": ("llama", put("blk.0.attn_sinks.weight", 4), "unexpected tensors: blk.0.attn_sinks.weight"),
     "biases of Llama's queries": ("llama", put("blk.0.attn_q.bias", 32), "unexpected tensors: blk.0.attn_q.bias"),
@@ -308,6 +313,14 @@ def test_all_unsupported_keys_are_named(refused, write):
 
     message = refused(write("qwen3", change)[0])
     assert all(f"qwen3.{word}" in message for word in ("expert_count=2", "attention.sliding_window=8", "tomorrow"))
+
+
+def test_an_unknown_way_to_split_text_is_named(convert, write, capsys):
+    for pattern, known in (("gpt-2", True), ("llama-bpe", True), ("smollm", False)):
+        convert(write("qwen3", key("tokenizer.ggml.pre", pattern))[0])
+        assert (
+            f"tokenizer.ggml.pre is '{pattern}', a way to split text that transformers does not" in capsys.readouterr().out
+        ) != known
 
 
 def test_another_architecture_is_refused(refused, tmp_path):

@@ -133,7 +133,7 @@ def test_nanochat_is_refused_with_its_unsupported_parts(refused, tmp_path):
     state = {f"transformer.{name}": torch.ones(4, 4) for name in names} | {"resid_lambdas": torch.ones(2)}
     message = refused(save(state, tmp_path / "model_000100.pt"))
     assert (
-        "a nanochat model" in message
+        "the tensor names of nanochat or modded-nanogpt" in message
         and "softcap" in message
         and "gates of value embeddings" in message
         and "resid_lambdas" in message

@@ -53,6 +53,8 @@ def test_pythia_is_refused_by_each_of_its_settings(refused, tmp_path):
         "n_expert=4",
     ):
         assert words in message
+    (folder / "model_config.yaml").write_text(yaml.safe_dump(LITGPT | {"name": "Gemma-9b"}), encoding="utf-8")
+    assert "name='Gemma-9b' (litgpt adds 1 to the norms' weights of models with Gemma in their name)" in refused(folder)
     (folder / "model_config.yaml").write_text("{", encoding="utf-8")
     assert "model_config.yaml cannot be read as YAML" in refused(folder)
     (folder / "model_config.yaml").unlink()
