@@ -1,7 +1,7 @@
 """Pickles that would never end: tuples nested so deeply that hashing one, as the key of a dictionary, takes hours.
 
-A tuple that holds the one before twice, sixty times over, fits in 200 bytes; its hash visits 2^60 tuples. Neither pickle nor torch's reader of
-weights alone bounds this. The instructions are followed here without running them.
+A tuple that holds the one before twice, sixty times over, fits in 200 bytes; its hash visits 2^60 tuples. Neither pickle nor torch's
+reader of weights bounds this. The instructions are followed here without running them.
 """
 
 import contextlib

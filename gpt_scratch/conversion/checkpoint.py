@@ -44,7 +44,7 @@ class Checkpoint:
     """A recognized checkpoint, ready to be converted.
 
     head: "lm" or "classifier".
-    sizes_from: where the sizes come from, for errors about shapes.
+    sizes_from: the sizes and where they come from, for errors about shapes.
     reference: builds transformers' model with the same weights; `None` if transformers has no class for the format.
     """
 

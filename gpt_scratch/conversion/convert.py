@@ -62,9 +62,7 @@ def plan(source: Source, weight_map: WeightMap, expected: Mapping[str, torch.Ten
             continue
         needed = tuple(layout.join([expected[name] for name in names]).shape)
         if tensor.dtype not in DTYPES.values():
-            wrong.append(
-                f"{key} is of type {tensor.dtype}, not of {', '.join(str(known).removeprefix('torch.') for known in DTYPES.values())}"
-            )
+            wrong.append(f"{key} is of type {tensor.dtype}, not float32, float16, bfloat16 or float64")
         if (tuple(tensor.shape[1:]) if layout.transposed and tensor.shape[:1] == (1,) else tuple(tensor.shape)) != needed:
             wrong.append(f"{key} is {tuple(tensor.shape)} instead of {needed}{f' {layout}' if len(needed) == 2 else ''}")
         twice += [f"{name} (by {found[name].key} and {key})" for name in names if name in found]
@@ -132,7 +130,7 @@ def import_weights(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | No
     try:
         parts = plan(source, checkpoint.weight_map, expected)
     except UserError as error:
-        raise UserError(f"the tensors do not fit the sizes in {checkpoint.sizes_from}: {error}") from error
+        raise UserError(f"the tensors do not fit {checkpoint.sizes_from}: {error}") from error
     dtype = dtype or common_dtype(source, {part.key for part in parts.values() if part.key is not None})
     last: dict[str, torch.Tensor] = {}  # query, key and value are in one source tensor, which is read only once
     broken: dict[str, str] = {}  # key to its problem: all are listed, not only the first

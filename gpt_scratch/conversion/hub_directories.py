@@ -65,7 +65,7 @@ def open_hub_directory(path: Path, options: Options) -> Checkpoint:
         config = theirs
     if head == "lm":
         source = _with_one_head(source, "wte.weight" if prefix else "model.embed_tokens.weight", config, notes)
-    checkpoint = Checkpoint(source, weight_map, config, head, str(path / "config.json"), notes=notes)
+    checkpoint = Checkpoint(source, weight_map, config, head, f"the sizes in {path / 'config.json'}", notes=notes)
     checkpoint.reference = lambda: load_model(str(path), head, torch.float32)
     found = [name for name in TOKENIZER_FILES if (path / name).is_file()]
     if found and options.tokenizer is None:

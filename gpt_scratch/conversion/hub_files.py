@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from transformers import PreTrainedModel
 
@@ -80,7 +79,9 @@ def open_hub_file(path: Path, options: Options) -> Checkpoint:
     notes.append("dropout is not in the file: set to 0")
     config = build_config(values | {"tie_word_embeddings": tied, "drop_rate": 0.0}, options.config_overrides)
     used = RenamedSource(source, names)
-    checkpoint = Checkpoint(used, HF_GPT2 if gpt2 else LLAMA, config, "lm", f"the shapes in {path}", notes=notes)
+    checkpoint = Checkpoint(
+        used, HF_GPT2 if gpt2 else LLAMA, config, "lm", f"the sizes derived from the shapes in {path}", notes=notes
+    )
     layout = (
         "gpt2" if gpt2 else next((name for name in ("llama", "qwen2", "qwen3", "mistral") if not obstacles(config, name)), None)
     )

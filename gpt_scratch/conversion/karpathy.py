@@ -48,15 +48,15 @@ def open_nanogpt(path: Path, options: Options) -> Checkpoint:
                 f"{path}: lm_head.weight differs from transformer.wte.weight, but nanoGPT ties them; if this program does not, save the "
                 "state dict without model_args"
             )
-        values, sizes_from = _nanogpt_args(path, args, options), f"model_args of {path}"
+        values, sizes_from = _nanogpt_args(path, args, options), f"the sizes in model_args of {path}"
     else:
-        values, sizes_from = _nanogpt_shapes(path, shapes, options, notes), f"the shapes in {path}"
+        values, sizes_from = _nanogpt_shapes(path, shapes, options, notes), f"the sizes derived from the shapes in {path}"
     names = {name: name for name in shapes}
     if tied:
         names.pop("lm_head.weight", None)
         values |= {"hidden_act": "gelu"}
         notes.append(
-            "the activation is the exact (erf) GELU, as nanoGPT's nn.GELU(); for a checkpoint of build-nanogpt, of nanoGPT's first versions "
+            "the activation is the exact (erf) GELU, as nanoGPT's nn.GELU(); for one of build-nanogpt, of nanoGPT's first versions "
             "or of minGPT with GPT-2's weights, which have the tanh approximation, pass --config_overrides hidden_act=gelu_new"
         )
     else:
@@ -180,8 +180,8 @@ def open_lecture(path: Path, options: Options) -> Checkpoint:
     size = shapes["blocks.0.sa.heads.0.key.weight"][0]
     if size != width:
         notes.append(
-            f"attention scores are scaled by the head size, {size}**-0.5, as in the lecture's repository; if your copy has C**-0.5, from the "
-            f"video, C is the width: multiply its query weights by ({size} / {width})**0.5 first"
+            f"attention scores are scaled by the head size, {size}**-0.5, as in the lecture's repository; if your copy has C**-0.5, from "
+            f"the video, C is the width: multiply its query weights by ({size} / {width})**0.5 first"
         )
     notes.append(
         "pre-norm is assumed, as in the lecture; a post-norm GPT with the same names, as in freeCodeCamp's course, computes something else "
@@ -200,7 +200,14 @@ def open_lecture(path: Path, options: Options) -> Checkpoint:
         "tie_word_embeddings": False,
         "lm_head_bias": "lm_head.bias" in shapes,
     }
-    return Checkpoint(joined, LECTURE, build_config(values, options.config_overrides), "lm", f"the shapes in {path}", notes=notes)
+    return Checkpoint(
+        joined,
+        LECTURE,
+        build_config(values, options.config_overrides),
+        "lm",
+        f"the sizes derived from the shapes in {path}",
+        notes=notes,
+    )
 
 
 def open_llama2c(path: Path, options: Options) -> Checkpoint:

@@ -99,7 +99,7 @@ def open_litgpt(path: Path, options: Options) -> Checkpoint:
         if config.tie_word_embeddings:
             del names["lm_head.weight"]
     apart = _apart(RenamedSource(source, names), heads, groups, size)
-    return Checkpoint(apart, LITGPT, config, "lm", str(settings_file), notes=not_converted(rest))
+    return Checkpoint(apart, LITGPT, config, "lm", f"the sizes in {settings_file}", notes=not_converted(rest))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -377,6 +377,10 @@ def _verify_archive(path: Path) -> None:
     """
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
+        if any("/code/" in part.filename for part in parts):
+            raise UserError(
+                f"{path} is a TorchScript program: save its tensors, torch.save(torch.jit.load(PATH).state_dict(), 'weights.pth')"
+            )
         for part in parts:
             if part.compress_type != zipfile.ZIP_STORED or part.flag_bits & 1 or part.file_size != part.compress_size:
                 raise UserError(

@@ -209,7 +209,9 @@ def open_book(path: Path, options: Options) -> Checkpoint:
         rows = {"tok_emb.weight": GPT2_VOCABULARY, "out_head.weight": GPT2_VOCABULARY}
         notes.append(PADDING_NOTE)
     config = build_config(values, options.config_overrides)
-    return Checkpoint(RenamedSource(source, names, rows), BOOK, config, "lm", f"the shapes in {path}", notes=notes)
+    return Checkpoint(
+        RenamedSource(source, names, rows), BOOK, config, "lm", f"the sizes derived from the shapes in {path}", notes=notes
+    )
 
 
 def _book_mlp(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -347,6 +349,5 @@ def _book_classifier(path: Path, source: Source, values: dict[str, Any], options
     values |= labels | {"pad_token_id": 50256 if values["vocab_size"] > 50256 else None}
     weight_map = BOOK | {"out_head.weight": (SAME, ("score.weight",))}
     config = build_config(values, options.config_overrides)
-    return Checkpoint(
-        RenamedSource(source, names, replaced=replaced), weight_map, config, "classifier", f"the shapes in {path}", notes=notes
-    )
+    renamed, sizes_from = RenamedSource(source, names, replaced=replaced), f"the sizes derived from the shapes in {path}"
+    return Checkpoint(renamed, weight_map, config, "classifier", sizes_from, notes=notes)

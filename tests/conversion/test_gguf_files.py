@@ -219,17 +219,23 @@ def llama3(settings, tensors):
     tensors["rope_freqs.weight"] = np.array(factors, dtype=np.float32)
 
 
+def unscaled(settings, tensors):
+    """llama.cpp ignores the factor if the type is none."""
+    settings |= {"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0}
+
+
 SCALED = {
     "linear": (linear, THETA | {"rope_type": "linear", "factor": 4.0}),
     "yarn": (yarn, THETA | {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}),
     "llama3": (llama3, LLAMA3),
+    "none": (unscaled, THETA),
 }
 
 
 @pytest.mark.parametrize("name", SCALED)
 @pytest.mark.quick_cases("yarn")
 def test_scaled_rotary_positions_are_converted(convert, write, name):
-    """transformers' reader drops all three silently."""
+    """transformers' reader drops all of them silently."""
     change, rope = SCALED[name]
     path, state = write("llama", change)
     assert check(convert(path), "llama", state, rope).config.rope_parameters == rope
@@ -274,7 +280,13 @@ REFUSED = {
     ),
     "a sliding window": ("llama", key("llama.attention.sliding_window", 8), "llama.attention.sliding_window=8"),
     "experts": ("llama", key("llama.expert_count", 8), "llama.expert_count=8 (expected 0)"),
-    "an unknown key": ("llama", key("llama.logit_scale", 0.5), "unknown keys: llama.logit_scale"),
+    "an unknown key": ("llama", key("llama.logit_scale", 0.5), "unknown keys: llama.logit_scale=0.5"),
+    "no heads": ("llama", key("llama.attention.head_count", 0), "llama.attention.head_count=0 (expected at least 1)"),
+    "scaled twice": (
+        "llama",
+        lambda s, t: (linear(s, t), llama3(s, t)),
+        "rope_freqs.weight is not Llama 3.1's",
+    ),
     "a key of nobody": ("llama", key("mamba.conv_kernel", 4), "unknown keys: mamba.conv_kernel"),
     "partial rotary": (
         "llama",

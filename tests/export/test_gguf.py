@@ -11,6 +11,8 @@ from tiny_models import assert_equal, tiny_config, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gpt_scratch import GPTScratchForSequenceClassification
+from gpt_scratch.conversion.checkpoint import Options
+from gpt_scratch.conversion.formats import recognize
 from gpt_scratch.conversion.gguf_files import read_gguf
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.export import gguf as gguf_export
@@ -131,6 +133,43 @@ def test_llama_cpp_computes_the_same_logits_in_qwens_layouts(export, tokenizer, 
     ids = torch.randint(0, len(tokenizer), (1, 32), generator=torch.Generator().manual_seed(0))
     assert_equal(llama_cpp_logits(path, ids[0].tolist()), model(ids).logits[0])
     assert llama_cpp_tokens(path, ids[0, :20].tolist(), 40) == greedy(model, ids[0, :20].tolist(), 40)
+
+
+SCALINGS = {
+    "linear": {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0},
+    "without a type": {"rope.scaling.factor": 4.0},
+    "none": {"rope.scaling.type": "none", "rope.scaling.factor": 4.0},
+    "until 2023": {"rope.scale_linear": 4.0},
+    "yarn": {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 16},
+    "yarn without its length": {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0},
+}
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+@torch.no_grad()
+def test_scaled_positions_are_read_as_llama_cpp_reads_them(script, tokenizer, tmp_path, monkeypatch, name):
+    """A file with keys that this package never writes, read by the conversion and by llama.cpp."""
+    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, which is compiled when it is installed")
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 64}
+    tiny_model("llama", **sizes).save_pretrained(tmp_path / "ours")
+    tokenizer.save_pretrained(tmp_path / "ours")
+    write_sizes = gguf_export._write_sizes
+
+    def with_scaling(writer, config, target):
+        write_sizes(writer, config, target)
+        for key, value in SCALINGS[name].items():
+            add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
+            add(f"llama.{key}", value)
+
+    monkeypatch.setattr(gguf_export, "_write_sizes", with_scaling)
+    checkpoint = recognize(str(tmp_path / "ours"), Options())
+    fields = gguf_export.tokenizer_fields(checkpoint)
+    gguf_export.write_gguf(tmp_path / "scaled.gguf", checkpoint, "llama", "f32", fields, "scaled")
+    convert = script("convert_checkpoint")
+    convert.main(convert.parse([str(tmp_path / "scaled.gguf"), str(tmp_path / "back")]))
+    ids = torch.randint(0, len(tokenizer), (1, 60), generator=torch.Generator().manual_seed(0))
+    logits = AutoModelForCausalLM.from_pretrained(tmp_path / "back")(ids).logits[0]
+    assert_equal(llama_cpp_logits(tmp_path / "scaled.gguf", ids[0].tolist()), logits)
 
 
 @pytest.mark.thorough
