@@ -105,7 +105,7 @@ def test_llm_c_is_named(refused, tmp_path):
 
 
 DIRECTORIES = {
-    "adapter_config.json": "is an adapter of peft, not a model: merge it into its model first",
+    "adapter_config.json": "is an adapter (LoRA), not a model: merge it into its model first",
     "__0_0.distcp": "is a checkpoint of torch.distributed.checkpoint: join it with python -m torch.distributed.checkpoint.format_utils",
     "zero_to_fp32.py": "is a checkpoint of DeepSpeed: join it with python zero_to_fp32.py",
     "mp_rank_00_model_states.pt": "is a checkpoint of DeepSpeed: join it with zero_to_fp32.py in the directory above",
@@ -200,7 +200,7 @@ def test_the_lectures_gpt_with_the_scale_of_the_video(convert, tmp_path, capsys)
     assert "C is the width: multiply its query weights by (8 / 32)**0.5 first" in capsys.readouterr().out
     ids = torch.arange(20)[None]
     with torch.no_grad():
-        assert (AutoModelForCausalLM.from_pretrained(folder)(ids).logits - reference(ids)).abs().max() > 0.1
+        assert (AutoModelForCausalLM.from_pretrained(folder)(ids).logits - reference(ids)).abs().max() > 0.01
     scaled = {name: tensor * (8 / 32) ** 0.5 if "query" in name else tensor for name, tensor in state.items()}
     check_language_model(convert(save(scaled, tmp_path / "model.pt")), reference)
 
