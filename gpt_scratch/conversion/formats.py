@@ -35,7 +35,9 @@ OPENERS = {
 FORMATS = tuple(OPENERS)
 MODEL_TYPES = tuple(kind for kind, opener in OPENERS.items() if opener is open_hub_directory)
 # Files that are no model by themselves, by their tensor names, with what to do. And directories, by the files in them.
-ADAPTER = "is an adapter (LoRA), not a model: merge it into its model first, e.g. with peft's merge_and_unload() or litgpt merge_lora"
+ADAPTER = (
+    "is an adapter (LoRA), not a model: merge it into its model first, e.g. with peft's merge_and_unload() or litgpt merge_lora"
+)
 PARTS = {
     r"\.lora_(embedding_)?[AB]\b|\.(ia3_l|lora_magnitude_vector|oft_[rsR])\b": ADAPTER,
     r"(^|\.)_?flat_param(_\d+)?$": "is a part of a model sharded by FSDP: save the whole model, with StateDictType.FULL_STATE_DICT",

@@ -5,7 +5,7 @@ import json
 import pytest
 from old_releases import assert_old_releases_open
 from stock_models import GPT2, LLAMA, gpt2, saved
-from tiny_models import tiny_model
+from tiny_models import tiny_config, tiny_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -16,6 +16,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from gpt_scratch.conversion.checkpoint import Checkpoint, join_tokenizer
+from gpt_scratch.conversion.sources import StateDictSource
 from gpt_scratch.tokenization.byte_pair import train_byte_level_bpe
 
 
@@ -34,6 +36,17 @@ def test_tokenizer_and_generation_settings_are_converted(convert, tmp_path):
     assert model.config.eos_token_id == [eos, 7] and model.generation_config.eos_token_id == [eos, 7]
     assert model.config.pad_token_id == model.generation_config.pad_token_id == again.pad_token_id is not None
     assert model.generation_config.temperature == 0.6 and model.generation_config.do_sample
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_whose_special_tokens_are_used(own):
+    """Those of the source's configuration, or of the tokenizer where the source has none and ours has GPT-2's."""
+    tokenizer = train_byte_level_bpe(["One day, Anna lost her key. " * 20], vocab_size=300)
+    config = tiny_config(vocab_size=len(tokenizer), eos_token_id=5, pad_token_id=None)
+    checkpoint = Checkpoint(StateDictSource({}), {}, config, "lm", "", tokenizer)
+    join_tokenizer(checkpoint, has_special_ids=own)
+    assert config.eos_token_id == (5 if own else tokenizer.eos_token_id)
+    assert (config.bos_token_id, config.pad_token_id) == (tokenizer.bos_token_id, tokenizer.pad_token_id)
 
 
 @pytest.mark.thorough

@@ -20,11 +20,12 @@ from transformers import (
 pytestmark = pytest.mark.thorough
 
 VOCABULARY, WIDTH, LAYERS, HEADS, KEY_VALUE_HEADS, INNER, CONTEXT = 56, 32, 2, 4, 2, 48, 64
+EPS = 1e-2  # far from the usual ones
 TOKENS = [*"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", "Ġ", "ab", "<s>", "</s>"]
 SIZES = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": None}
 FAMILY = SIZES | {
     "hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
-    "num_key_value_heads": KEY_VALUE_HEADS, "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5,
+    "num_key_value_heads": KEY_VALUE_HEADS, "max_position_embeddings": CONTEXT, "rms_norm_eps": EPS,
 }  # fmt: skip
 THETA = {
     "rope_type": "default",
@@ -43,7 +44,9 @@ REFERENCES = {
     "qwen2": lambda rope: Qwen2ForCausalLM(Qwen2Config(**FAMILY, rope_parameters=rope)),
     "qwen3": lambda rope: Qwen3ForCausalLM(Qwen3Config(**FAMILY, head_dim=10, rope_parameters=rope)),
     "gpt2": lambda rope: GPT2LMHeadModel(
-        GPT2Config(**SIZES, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, n_positions=CONTEXT, n_inner=INNER)
+        GPT2Config(
+            **SIZES, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, n_positions=CONTEXT, n_inner=INNER, layer_norm_epsilon=EPS
+        )
     ),
 }
 
@@ -124,12 +127,12 @@ def write(tmp_path):
             "attention.head_count": HEADS,
         }  # fmt: skip
         if architecture == "gpt2":
-            settings["attention.layer_norm_epsilon"] = 1e-5
+            settings["attention.layer_norm_epsilon"] = EPS
             tensors["output.weight"] = tensors["token_embd.weight"]  # as llama.cpp writes the tied head
         else:
             settings |= {
                 "attention.head_count_kv": KEY_VALUE_HEADS,
-                "attention.layer_norm_rms_epsilon": 1e-5,
+                "attention.layer_norm_rms_epsilon": EPS,
                 "rope.freq_base": 500000.0,
             }
         if architecture == "llama":
@@ -188,6 +191,7 @@ def test_gguf_gives_the_same_logits(convert, write, capsys, architecture):
     assert "format gguf, its suffix is .gguf" in printed
     assert f"compared with:      {type(REFERENCES[architecture](THETA)).__name__}" in printed
     model = check(folder, architecture, state)
+    assert model.config.tie_word_embeddings == (architecture == "gpt2")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer("abc Z")["input_ids"][-4:] == [TOKENS.index(token) for token in ("ab", "c", "Ġ", "Z")]
     assert tokenizer.eos_token_id == model.config.eos_token_id == TOKENS.index("</s>")

@@ -219,6 +219,8 @@ def test_metas_own_file_of_llama(convert, refused, tmp_path, capsys):
     assert "no max_seq_len, which cannot be derived: pass --config_overrides context_length=N" in refused(path)
     check_language_model(convert(path, *flags), reference)
     assert "the settings were read from" in capsys.readouterr().out
+    (tmp_path / "params.json").write_text(json.dumps(META | {"norm_eps": 1e-6}))
+    assert recognize(str(path), Options({"context_length": 64})).config.norm_eps == 1e-6
     for changes, words in (
         ({"n_layers": 3}, "n_layers is 3, but the tensors have 2"),
         ({"n_kv_heads": 4}, "n_kv_heads is 4, but the tensors have 2"),

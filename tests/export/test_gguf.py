@@ -1,5 +1,6 @@
 """GGUF: transformers, and llama.cpp where its binding is installed, read the model and its tokenizer back."""
 
+import copy
 import json
 import shutil
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_models import assert_equal, tiny_config, tiny_model
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gpt_scratch import GPTScratchForSequenceClassification
@@ -94,7 +96,11 @@ def save_qwen(folder, tokenizer, layout: str):
     return model
 
 
-QWEN = {"qwen2": {"qkv_bias": True}, "qwen3": {"qk_norm": True, "head_dim": 10, "num_attention_heads": 4}}
+ROPE = {"rope_type": "default", "rope_theta": 500.0}
+QWEN = {
+    "qwen2": {"qkv_bias": True, "rope_parameters": ROPE},
+    "qwen3": {"qk_norm": True, "head_dim": 10, "norm_eps": 1e-2, "rope_parameters": ROPE},
+}
 
 
 @pytest.mark.parametrize("layout", QWEN)
@@ -122,6 +128,44 @@ def test_qwens_layouts_round_trip(export, script, tokenizer, tmp_path, layout):
     convert.main(convert.parse([str(path), str(tmp_path / "back")]))
     before, after = load_file(tmp_path / "ours" / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+SETTINGS = {
+    "gpt2": ({"norm_eps": 1e-2}, {"attention.layer_norm_epsilon": 1e-2}),
+    "llama": (
+        {"norm_eps": 1e-2, "rope_parameters": ROPE, "head_dim": 10},
+        {
+            "attention.layer_norm_rms_epsilon": 1e-2,
+            "rope.freq_base": 500.0,
+            "attention.head_count_kv": 2,
+            "attention.key_length": 10,
+            "attention.value_length": 10,
+            "rope.dimension_count": 10,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("style", SETTINGS)
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_every_setting_is_a_key(tokenizer, tmp_path, style, adds_bos):
+    """None has its usual value, which a reader would assume."""
+    settings, expected = SETTINGS[style]
+    start = copy.deepcopy(tokenizer)
+    if adds_bos:
+        first = [(start.bos_token, start.bos_token_id)]
+        start.backend_tokenizer.post_processor = TemplateProcessing(single=f"{start.bos_token} $A", special_tokens=first)
+    model = tiny_model(style, vocab_size=len(start), max_position_embeddings=48, intermediate_size=40, **settings)
+    model.save_pretrained(tmp_path / "ours")
+    start.save_pretrained(tmp_path / "ours")
+    checkpoint = recognize(str(tmp_path / "ours"), Options())
+    gguf_export.write_gguf(tmp_path / "m.gguf", checkpoint, style, "f32", gguf_export.tokenizer_fields(checkpoint), "m")
+    written = {name: field.contents() for name, field in gguf.GGUFReader(tmp_path / "m.gguf").fields.items()}
+    sizes = {"context_length": 48, "embedding_length": 32, "block_count": 2, "feed_forward_length": 40, "vocab_size": len(start)}
+    for name, value in {**sizes, "attention.head_count": 4, **expected}.items():
+        assert written.pop(f"{style}.{name}") == pytest.approx(value, rel=1e-6)
+    assert not [name for name in written if name.startswith(style + ".")]
+    assert written["tokenizer.ggml.add_bos_token"] is adds_bos
 
 
 @pytest.mark.parametrize("layout", QWEN)
