@@ -27,7 +27,7 @@ from .sources import (
     read_json,
     shards_of,
 )
-from .state_dicts import WRAPPING
+from .state_dicts import WRAPPING, refuse_unreadable
 from .weight_maps import HF_GPT2, LLAMA, WeightMap
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
@@ -49,9 +49,10 @@ def open_hub_directory(path: Path, options: Options) -> Checkpoint:
     theirs = load_config(str(path))  # fills in defaults and reads older forms of the settings
     source, notes = _weights(path), list[str]()
     prefix = "transformer." if theirs.model_type == "gpt2" else ""
-    if wrapped := next((name for name in source.describe() if WRAPPING & set(name.split("."))), None):
+    wrapping = WRAPPING | {"module"}
+    if wrapped := next((name for name in source.describe() if wrapping & set(name.split("."))), None):
         raise UserError(
-            f"{path}: the names of its tensors are those of a wrapper (torch.compile, FSDP), e.g. {wrapped}: save the original model, "
+            f"{path}: the names of its tensors are those of a wrapper (torch.compile, DDP, FSDP), e.g. {wrapped}: save the original model, "
             "accelerator.unwrap_model(model).save_pretrained(...)"
         )
     source = RenamedSource(source, {name: name.removeprefix(prefix) for name in source.describe()})
@@ -93,6 +94,7 @@ def _weights(path: Path) -> Source:
         content = load_pickle_safely(file)
         if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
             raise UserError(f"{file} contains something other than named tensors")
+        refuse_unreadable(content, file)
         if twice := tensors.keys() & content.keys():
             raise UserError(f"{min(twice)} is in {file} and in another file of the index: keep one of them")
         tensors |= content

@@ -67,6 +67,18 @@ def read_state_dict(path: Path) -> tuple[Source, Mapping[str, Any]]:
         raise UserError(f"{path} contains a {type(content).__name__}, not a dictionary of tensors: {SAVE_STATE}")
     state = _state_of(content, path)
     tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    refuse_unreadable(tensors, path)
+    rest = {str(name): value for name, value in content.items() if name not in tensors and value is not state}
+    rest |= {str(name): value for name, value in state.items() if name not in tensors and state is not content}
+    return RenamedSource(StateDictSource(tensors), _plain_names(list(tensors))), rest
+
+
+def refuse_unreadable(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Refuse tensors of a pickle that cannot be converted.
+
+    Raises:
+        UserError: names that are not strings; quantized, sparse or empty tensors.
+    """
     if wrong := [name for name in tensors if not isinstance(name, str)]:
         raise UserError(f"{path}: the name of a tensor is {one_line(repr(wrong[0]), 100)}, which is not a string")
     for name, tensor in tensors.items():
@@ -80,9 +92,6 @@ def read_state_dict(path: Path) -> tuple[Source, Mapping[str, Any]]:
             f"{path}: most tensors are empty, as in a part of a sharded model (DeepSpeed's ZeRO-3, FSDP): save the whole model, for "
             "DeepSpeed with zero_to_fp32.py"
         )
-    rest = {str(name): value for name, value in content.items() if name not in tensors and value is not state}
-    rest |= {str(name): value for name, value in state.items() if name not in tensors and state is not content}
-    return RenamedSource(StateDictSource(tensors), _plain_names(list(tensors))), rest
 
 
 def not_converted(rest: Mapping[str, Any], *used: str) -> list[str]:

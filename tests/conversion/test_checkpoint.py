@@ -71,6 +71,13 @@ def test_special_tokens_outside_of_the_vocabulary_are_dropped(convert, tmp_path,
     assert model.generation_config.bos_token_id is None
 
 
+@pytest.mark.thorough
+def test_a_padding_token_of_minus_one_is_none(convert, tmp_path):
+    original = saved(LlamaForCausalLM(LlamaConfig(**LLAMA | {"pad_token_id": -1})), tmp_path / "original")
+    config = AutoModelForCausalLM.from_pretrained(convert(original)).config
+    assert config.pad_token_id is None
+
+
 @pytest.mark.parametrize("value", ["x", 1.5, [2.5], True])
 def test_ids_that_are_no_numbers_are_named(refused, tmp_path, value):
     original = saved(gpt2(), tmp_path / "original")

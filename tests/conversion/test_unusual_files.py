@@ -148,7 +148,27 @@ def test_a_tensor_in_two_shards_is_refused(refused, tmp_path):
 def test_names_of_a_wrapper_in_a_directory_are_explained(refused, tmp_path):
     folder = saved(gpt2(), tmp_path / "original")
     save_file({"_orig_mod.transformer.wte.weight": torch.ones(61, 32)}, folder / "model.safetensors", metadata={"format": "pt"})
-    assert "those of a wrapper (torch.compile, FSDP), e.g. _orig_mod.transformer.wte.weight: save the original" in refused(folder)
+    assert "those of a wrapper (torch.compile, DDP, FSDP), e.g. _orig_mod.transformer.wte.weight: save the original" in refused(
+        folder
+    )
+
+
+UNREADABLE = {
+    "numbers as names": ({0: torch.ones(2)}, "the name of a tensor is 0, which is not a string"),
+    "sparse": ({"a": torch.eye(2).to_sparse()}, "a is a sparse_coo tensor: save the plain weights"),
+    "quantized": ({"a": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}, "a is a quantized tensor"),
+    "8 bits": ({"a": torch.ones(2).to(torch.float8_e4m3fn)}, "a is of type torch.float8_e4m3fn. Convert the weights"),
+    "DDP": ({"module.a": torch.ones(2)}, "those of a wrapper (torch.compile, DDP, FSDP), e.g. module.a"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_pickles_in_a_directory_are_checked_like_files(refused, tmp_path, name):
+    folder = saved(gpt2(), tmp_path / "original")
+    (folder / "model.safetensors").unlink()
+    content, words = UNREADABLE[name]
+    save(content, folder / "pytorch_model.bin")
+    assert words in refused(folder)
 
 
 def nano(**changes) -> dict:
