@@ -105,16 +105,16 @@ def _nanogpt_args(path: Path, args: Any, options: Options) -> dict[str, Any]:
     return values | {"drop_rate": dropout, "qkv_bias": bias, "o_bias": bias, "mlp_bias": bias}
 
 
-def _refuse_unknown(path: Path, args: Mapping, known: Iterable[str], program: str) -> None:
+def _refuse_unknown(path: Path, args: Mapping, known: Iterable[str], program: str, name: str = "model_args") -> None:
     """A setting that the original program does not have may change the outputs.
 
     Raises:
         UserError: names each.
     """
-    if unknown := [f"{one_line(str(name), 60)}={one_line(repr(args[name]), 60)}" for name in args if name not in known]:
+    if unknown := [f"{one_line(str(key), 60)}={one_line(repr(args[key]), 60)}" for key in args if key not in known]:
         raise UserError(
-            f"{path}: model_args has settings that {program} does not have: {', '.join(unknown[:10])}; if they do not change the outputs, "
-            "remove them from model_args and save the file again"
+            f"{path}: {name} has settings that {program} does not have: {', '.join(unknown[:10])}; if they do not change the outputs, "
+            f"remove them from {name} and save the file again"
         )
 
 
@@ -255,7 +255,7 @@ def open_llama2c(path: Path, options: Options) -> Checkpoint:
     return Checkpoint(paired, LLAMA2C, config, "lm", f"the sizes in {path}", notes=notes)
 
 
-LLAMA2C_ARGS = (
+LLAMA2C_ARGS: tuple[str, ...] = (
     "dim",
     "n_layers",
     "n_heads",
@@ -290,21 +290,19 @@ def _llama2c_state(path: Path, options: Options, notes: list[str]) -> tuple[Sour
     args: Any = rest.get("model_args", {})
     if not isinstance(args, Mapping):
         raise UserError(f"{path}: model_args is a {type(args).__name__}, expected a dictionary")
-    known: tuple[str, ...] = LLAMA2C_ARGS
+    known, place = LLAMA2C_ARGS, "model_args"
     if not args and (params := path.with_name("params.json")).is_file():
-        args, known = read_json(params), LLAMA2C_ARGS + META_ARGS
+        args, known, place = read_json(params), LLAMA2C_ARGS + META_ARGS, "params.json"
         notes.append(f"the settings were read from {params}")
-    _refuse_unknown(path, args, known, "llama2.c")
+    _refuse_unknown(path, args, known, "llama2.c", place)
     vocabulary, width = shapes["tok_embeddings.weight"]
     given = [options.config_overrides[name] for name in HEAD_NAMES if name in options.config_overrides]
     if "n_heads" not in args and not given:
-        raise UserError(f"{path}: model_args has no n_heads, which cannot be derived: pass --config_overrides n_heads=N")
+        raise UserError(f"{path}: {place} has no n_heads, which cannot be derived: pass --config_overrides n_heads=N")
     heads = given[0] if given else _typed(path, args, "n_heads", int, "a whole number")
     positions = options.config_overrides.get("context_length", options.config_overrides.get("max_position_embeddings"))
     if "max_seq_len" not in args and positions is None:
-        raise UserError(
-            f"{path}: model_args has no max_seq_len, which cannot be derived: pass --config_overrides context_length=N"
-        )
+        raise UserError(f"{path}: {place} has no max_seq_len, which cannot be derived: pass --config_overrides context_length=N")
     if type(heads) is not int or heads < 1 or width % heads:
         raise UserError(f"{path}: width {width} is not a multiple of n_heads {heads}")
     if args.get("use_scaled_rope") and "rope_parameters" not in options.config_overrides:
