@@ -191,7 +191,7 @@ def check_generation(args: Any) -> None:
     Raises:
         UserError: names the flags.
     """
-    if args.weights and args.num_beams:
+    if args.weights not in ("auto", "none") and args.num_beams:
         raise UserError("--weights does not support beam search: leave out --num_beams")
     for name in ("top_k", "top_p", "min_p"):
         if args.temperature == 0 and getattr(args, name) is not None:

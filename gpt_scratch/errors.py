@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -90,6 +91,10 @@ class Preempted(Exception):
         self.status = status
 
 
+# Deprecations of these are not shown by the scripts: users cannot act on a library's use of another, or of itself.
+LIBRARIES = r"(accelerate|datasets|huggingface_hub|peft|pyarrow|tokenizers|torch|transformers|trl)(\.|$)"
+
+
 def run_script(main: Callable[[], Result]) -> Result:
     """Run a script's main function; a [`UserError`] prints as one line on standard error and exits with status 2.
 
@@ -101,7 +106,11 @@ def run_script(main: Callable[[], Result]) -> Result:
     if transformers_logging is not None:
         transformers_logging.disable_progress_bar()  # of loading and saving tensors; progress.py reports long-running work
     try:
-        return main()
+        with warnings.catch_warnings():
+            if not sys.warnoptions:  # -W or PYTHONWARNINGS
+                for category in (FutureWarning, DeprecationWarning):
+                    warnings.filterwarnings("ignore", category=category, module=LIBRARIES)
+            return main()
     except UserError as error:
         print(f"error: {printable(str(error)).replace(chr(10), ' ')}", file=sys.stderr)
         sys.exit(2)

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
 from gpt_scratch.errors import UserError, printable, run_script
 from gpt_scratch.inference.chat import Chat
-from gpt_scratch.inference.decoding import prepare_for_decoding
+from gpt_scratch.inference.decoding import prepare_as_asked
 from gpt_scratch.inference.loading import load_language_model
 from gpt_scratch.inference.streamed_linear import WEIGHTS
 from gpt_scratch.ranges import check_flags
@@ -41,7 +41,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="dtype of the weights"
     )
-    parser.add_argument("--weights", choices=WEIGHTS, help="format of the weights, for faster generation; see generate.py --help")
+    parser.add_argument(
+        "--weights", default="auto", choices=("auto", *WEIGHTS, "none"), help="format of the weights; see generate.py --help"
+    )
     return check_flags(parser.parse_args(argv))
 
 
@@ -49,10 +51,9 @@ def main(args: argparse.Namespace) -> None:
     """Hold the conversation on standard input and output."""
     use_fast_fp32_matmul()
     model, tokenizer = load_language_model(args.model, args.dtype)
-    if args.weights:
-        model = prepare_for_decoding(model, args.weights)
+    prepared = prepare_as_asked(model, args.weights)
     max_new_tokens = min(args.max_new_tokens, model.config.max_position_embeddings // 2)
-    chat = Chat(model, tokenizer, args.system, max_new_tokens, args.temperature, args.seed, bool(args.weights))
+    chat = Chat(model, tokenizer, args.system, max_new_tokens, args.temperature, args.seed, prepared)
     print("/reset clears the conversation, /quit ends it")
     while True:
         try:

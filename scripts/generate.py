@@ -26,7 +26,7 @@ from typing import Any
 import gpt_scratch  # noqa: F401  registers the model with the Auto classes
 from gpt_scratch.conflicts import check_generation
 from gpt_scratch.errors import printable, run_script
-from gpt_scratch.inference.decoding import generation_settings, prepare_for_decoding
+from gpt_scratch.inference.decoding import generation_settings, prepare_as_asked
 from gpt_scratch.inference.generation import generate_texts
 from gpt_scratch.inference.loading import load_language_model
 from gpt_scratch.inference.streamed_linear import WEIGHTS
@@ -65,9 +65,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--weights",
-        choices=WEIGHTS,
+        default="auto",
+        choices=("auto", *WEIGHTS, "none"),
         help="format of the weights, for faster generation; on a CPU in C, compiled on first use (some seconds; needs a C compiler). "
-        "float32 gives the same text, bfloat16 and int8 nearly the same, int4 some loss of quality",
+        "float32 gives the same text, bfloat16 and int8 nearly the same, int4 some loss of quality. auto: on a CPU, the checkpoint's own "
+        "format; none: in PyTorch",
     )
     return check_flags(parser.parse_args(argv))
 
@@ -82,8 +84,7 @@ def main(args: argparse.Namespace) -> list[str]:
     check_generation(args)
     use_fast_fp32_matmul()
     model, tokenizer = load_language_model(args.model, args.dtype)
-    if args.weights:
-        model = prepare_for_decoding(model, args.weights)
+    if prepare_as_asked(model, "none" if args.num_beams and args.weights == "auto" else args.weights):
         settings |= generation_settings(model)
     texts = generate_texts(
         model,

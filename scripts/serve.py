@@ -45,7 +45,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=8000, help="port; default 8000; 0 for any free one")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; default the best available")
     parser.add_argument("--dtype", default="auto", help="bfloat16, float32, ...; default as saved")
-    parser.add_argument("--weights", choices=WEIGHTS, help="format of the weights, for faster generation; see generate.py --help")
+    parser.add_argument(
+        "--weights", default="auto", choices=("auto", *WEIGHTS, "none"), help="format of the weights; see generate.py --help"
+    )
     parser.add_argument("--allowed_hosts", nargs="+", default=[], help="further host names of this machine that requests may use")
     parser.add_argument(
         "--allowed_origins",
@@ -61,7 +63,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Serve until interrupted."""
-    if args.weights:
+    if args.weights in WEIGHTS:
         # Without compiled steps, each cache length is a matrix product of a new shape, and oneDNN would cache its kernels: a gigabyte.
         use_fast_fp32_matmul()
     limits = Limits(**{field.name: getattr(args, field.name) for field in fields(Limits)})

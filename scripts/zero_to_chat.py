@@ -1,6 +1,6 @@
 """Train a small chat model from scratch: tokenizer, pretraining, instruction tuning, reinforcement, evaluation, report, conversation.
 
-    python scripts/zero_to_chat.py                                       # tiny, half an hour on 2 CPU cores (estimated)
+    python scripts/zero_to_chat.py                                       # tiny, 23 minutes on 2 CPU cores
     python scripts/zero_to_chat.py --size small --output_dir runs/chat-small
     python scripts/zero_to_chat.py --dry_run                             # the rule, and the cost of each size here and on a GPU
 
@@ -21,9 +21,9 @@ if __name__ == "__main__":
 import argparse
 import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Check the size and the data files.
 
     Raises:
-        UserError: an invalid size, or only some of the files that belong together.
+        UserError: an invalid size, only some of the files that belong together, or a package that a stage needs is not installed.
     """
     if args.size not in DEPTHS and not (args.size.isdecimal() and 2 <= int(args.size) <= 48):
         raise UserError(f"--size {args.size}: use {', '.join(DEPTHS)}, or a number of layers from 2 to 48")
@@ -84,6 +84,10 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--{missing} is missing: {', '.join('--' + name for name in OWN.values())} are given together")
     if args.page and args.no_chat:
         raise UserError("--page and --no_chat exclude each other")
+    needed = {"trl": ("trl", "reinforcement")} | ({"gradio": ("demo", "--page")} if args.page else {})
+    for package, (extra, what) in needed.items():
+        if find_spec(package) is None:
+            raise UserError(f'{what} needs {package}: pip install "gpt_scratch[{extra}]"')
 
 
 def read_own(args: argparse.Namespace) -> dict[str, str]:
@@ -196,14 +200,13 @@ def command_of(args: argparse.Namespace) -> str:
 
 
 def talk(model: Path, page: bool) -> None:
-    """Open the page, or start a conversation if there is a terminal; otherwise print how to start one."""
+    """Become the process of the page, or of the conversation if there is a terminal; otherwise print how to start one."""
     scripts = Path(__file__).resolve().parent
-    if page:
-        subprocess.run([sys.executable, "-m", "gpt_scratch.demo", "--model", str(model)], check=False)
-    elif sys.stdin.isatty():
-        subprocess.run([sys.executable, str(scripts / "chat.py"), str(model)], check=False)
-    else:
-        print(f"talk with it: python scripts/chat.py {model}")
+    if page or sys.stdin.isatty():
+        command = [str(scripts / "demo.py"), "--model", str(model)] if page else [str(scripts / "chat.py"), str(model)]
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, *command])  # a child would survive a signal to this process
+    print(f"talk with it: python scripts/chat.py {model}")
 
 
 if __name__ == "__main__":

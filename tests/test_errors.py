@@ -3,6 +3,8 @@
 import errno
 import os
 import sys
+import warnings
+from pathlib import Path
 
 import pytest
 import warm
@@ -81,3 +83,13 @@ def test_a_script_ends_on_one_printable_line(error, line):
     code = f"from gpt_scratch.errors import UserError, run_script\ndef main(): raise {error}\nrun_script(main)"
     done = warm.run([sys.executable, "-c", code])
     assert done.returncode == 2 and done.stderr.startswith(line) and done.stderr.count("\n") == 1
+
+
+def test_deprecations_of_libraries_are_not_shown(recwarn):
+    def main():
+        for module in ("transformers.training_args", "torch", "transformers_plugin", "gpt_scratch.errors"):
+            warnings.warn_explicit("old", FutureWarning, f"{module}.py", 1, module=module)
+        warnings.warn_explicit("slow", UserWarning, "torch.py", 1, module="torch")
+
+    run_script(main)
+    assert [Path(w.filename).stem for w in recwarn] == ["transformers_plugin", "gpt_scratch.errors", "torch"]

@@ -1,8 +1,9 @@
 /* The layers of the GPT for inference on a CPU, in one call. The mathematics is that of modeling_gpt_scratch.py, in the same order.
 
    Generating a token does two operations per weight, so the minimum time is that of reading the weights from memory. Here every weight is
-   read once, in its format (fp32, bf16, int8 or int4). All arithmetic is fp32, except for products with int4, which are of integers. There
-   are no calls of a library, with its own waiting for all threads, for each of some 20 operations of a layer.
+   read once, in its format (fp32, bf16, int8 or int4). All arithmetic is fp32, except for products of a few rows with int4, which are of
+   integers. There are no calls of a library, with its own waiting for all threads, for each of some 20 operations of a layer. The tokens of
+   a prompt are computed together, in panels of as many rows as two vectors have lanes.
 
    decoding_library.py compiles this file, for the processor at hand; streamed_linear.py and decoding.py call it. Read it top to bottom:
    threads, weights, matrix products, activations, norms, attention, all layers. It uses the vector types of gcc and clang, whatever
@@ -289,6 +290,83 @@ INLINE void tiles(int format, int rows, int at_once, const Linear *w, int64_t fr
     for (; from < to; from++) tile(format, rows, 1, w, from, x, y);
 }
 
+/* Prompts: a panel of PANEL_ROWS rows times up to PANEL_OUTPUTS outputs. Each lane is a row, so that no sum of lanes is needed, and the sums,
+   two vectors of the panel and a weight fill the registers. x (in, PANEL_ROWS) -> y (outputs, PANEL_ROWS); the weights are fp32, that of
+   output o and column k at o * by_output + k * by_column. */
+#define PANEL_ROWS (2 * LANES)
+#if defined(__AVX512F__)
+#define PANEL_OUTPUTS 12
+#else
+#define PANEL_OUTPUTS 6
+#endif
+
+INLINE void panel_tile(int outputs, const float *weights, int64_t by_output, int64_t by_column, int64_t in, const float *x, float *y) {
+    vector sums[PANEL_OUTPUTS][2];
+    for (int o = 0; o < outputs; o++) sums[o][0] = sums[o][1] = (vector){0};
+    for (int64_t k = 0; k < in; k++) {
+        vector low = load(x + k * PANEL_ROWS), high = load(x + k * PANEL_ROWS + LANES);
+        for (int o = 0; o < outputs; o++) {
+            float weight = weights[o * by_output + k * by_column];
+            sums[o][0] += weight * low;
+            sums[o][1] += weight * high;
+        }
+    }
+    for (int o = 0; o < outputs; o++) {
+        store(y + o * PANEL_ROWS, sums[o][0]);
+        store(y + o * PANEL_ROWS + LANES, sums[o][1]);
+    }
+}
+
+/* Any number of outputs. */
+INLINE void panel_tiles(int64_t outputs, const float *weights, int64_t by_output, int64_t by_column, int64_t in, const float *x, float *y) {
+    int64_t o = 0;
+    for (; o + PANEL_OUTPUTS <= outputs; o += PANEL_OUTPUTS)
+        panel_tile(PANEL_OUTPUTS, weights + o * by_output, by_output, by_column, in, x, y + o * PANEL_ROWS);
+    for (; o < outputs; o++) panel_tile(1, weights + o * by_output, by_output, by_column, in, x, y + o * PANEL_ROWS);
+}
+
+/* The weights of `count` outputs from number `output` on in fp32, for INT8 without its scale. */
+INLINE void convert(int format, const Linear *w, int64_t output, int64_t count, float *to) {
+    int64_t first = output * w->in, end = first + count * w->in;
+    if (format != INT4) {
+        for (int64_t i = first; i < end; i += LANES) store(to + i - first, load_weights(format, w, i));
+        return;
+    }
+    for (int64_t i = first; i < end; i += GROUP, to += GROUP) {
+        const uint8_t *bytes = (const uint8_t *)w->weight + i / 2;
+        const uint16_t *of_group = (const uint16_t *)w->scale + i / GROUP * 2;
+        float scale = from_bf16(of_group[0]), minimum = from_bf16(of_group[1]);
+        for (int j = 0; j < GROUP / 2; j++) {
+            to[j] = scale * (float)(bytes[j] & 15) + minimum;
+            to[j + GROUP / 2] = scale * (float)(bytes[j] >> 4) + minimum;
+        }
+    }
+}
+
+/* The outputs `from` to `to` for the rows of all panels. `converted` has room for PANEL_OUTPUTS rows of weights in fp32. */
+INLINE void panel_outputs(int format, const Linear *w, int64_t from, int64_t to, const float *panels, float *y, int64_t rows,
+                          float *converted) {
+    float results[PANEL_OUTPUTS * PANEL_ROWS];
+    for (int64_t output = from, count; output < to; output += count) {
+        count = to - output < PANEL_OUTPUTS ? to - output : PANEL_OUTPUTS;
+        const float *weights = (const float *)w->weight + output * w->in;
+        if (format != FLOAT32) {
+            convert(format, w, output, count, converted);
+            weights = converted;
+        }
+        const float *panel = panels;
+        for (int64_t first = 0; first < rows; first += PANEL_ROWS, panel += PANEL_ROWS * w->in) {
+            panel_tiles(count, weights, w->in, 1, w->in, panel, results);
+            for (int o = 0; o < count; o++) {
+                float scale = format == INT8 ? ((const float *)w->scale)[output + o] : 1;
+                float bias = w->bias ? w->bias[output + o] : 0;
+                for (int64_t r = 0; r < PANEL_ROWS && first + r < rows; r++)
+                    y[(first + r) * w->out + output + o] = results[o * PANEL_ROWS + r] * scale + bias;
+            }
+        }
+    }
+}
+
 /* The outputs `from` to `to` for all rows: their weights stay in the cache while the rows pass. */
 INLINE void some_outputs(int format, const Linear *w, int64_t from, int64_t to, const float *x, float *y, int64_t rows) {
     for (; rows >= 4; rows -= 4, x += 4 * w->in, y += 4 * w->out) tiles(format, 4, 2, w, from, to, x, y);
@@ -297,7 +375,7 @@ INLINE void some_outputs(int format, const Linear *w, int64_t from, int64_t to, 
     if (rows == 1) one_row(format, w, from, to, x, y);
 }
 
-/* INT4: converting the weights to fp32 takes longer than reading them, so products are of integers. The row is rounded to 8 bits, x = t v,
+/* INT4, few rows: converting the weights to fp32 takes longer than reading them, so products are of integers. The row is rounded to 8 bits, x = t v,
    with a scale t for each group; of a group with scale s and minimum m, sum (s q + m) x = s t sum q v + m sum x. The last sum is of fp32. */
 typedef struct {
     int8_t *values;      /* (rows, in) */
@@ -392,10 +470,21 @@ static void int4_outputs(const Linear *w, int64_t from, int64_t to, const Rounde
 typedef struct {
     const Linear *w;
     const float *x;
-    Rounded rounded; /* x, if w is INT4 */
+    Rounded rounded; /* x, if w is INT4 and there are few rows */
+    float *panels, *converted; /* x as panels, if there are many rows; and for each thread PANEL_OUTPUTS rows of weights */
     float *y;
     int64_t rows, block; /* block: outputs of a chunk */
 } Product;
+
+/* Panel number `panel` of x; rows that do not exist are 0. */
+static void run_packing(const void *job, int64_t panel, int thread) {
+    const Product *p = job;
+    int64_t in = p->w->in, first = panel * PANEL_ROWS, count = p->rows - first < PANEL_ROWS ? p->rows - first : PANEL_ROWS;
+    float *to = p->panels + first * in;
+    (void)thread;
+    for (int64_t k = 0; k < in; k++, to += PANEL_ROWS)
+        for (int64_t r = 0; r < PANEL_ROWS; r++) to[r] = r < count ? p->x[(first + r) * in + k] : 0;
+}
 
 static void run_rounding(const void *job, int64_t r, int thread) {
     const Product *p = job;
@@ -407,7 +496,16 @@ static void run_rounding(const void *job, int64_t r, int thread) {
 static void run_product(const void *job, int64_t chunk, int thread) {
     Product p = *(const Product *)job;
     int64_t from = chunk * p.block, to = from + p.block < p.w->out ? from + p.block : p.w->out;
-    (void)thread;
+    if (p.panels) {
+        float *converted = p.converted + thread * PANEL_OUTPUTS * p.w->in;
+        switch (p.w->format) {
+        case FLOAT32: panel_outputs(FLOAT32, p.w, from, to, p.panels, p.y, p.rows, converted); break;
+        case BFLOAT16: panel_outputs(BFLOAT16, p.w, from, to, p.panels, p.y, p.rows, converted); break;
+        case INT8: panel_outputs(INT8, p.w, from, to, p.panels, p.y, p.rows, converted); break;
+        case INT4: panel_outputs(INT4, p.w, from, to, p.panels, p.y, p.rows, converted); break;
+        }
+        return;
+    }
     switch (p.w->format) {
     case FLOAT32: some_outputs(FLOAT32, p.w, from, to, p.x, p.y, p.rows); break;
     case BFLOAT16: some_outputs(BFLOAT16, p.w, from, to, p.x, p.y, p.rows); break;
@@ -419,15 +517,25 @@ static void run_product(const void *job, int64_t chunk, int thread) {
 /* x (rows, in) -> y (rows, out). Returns 1 if there is not enough memory, else 0. */
 int gpt_scratch_linear(const Linear *w, const float *x, float *y, int64_t rows, int threads) {
     Product product = {.w = w, .x = x, .y = y, .rows = rows, .block = rows > 1 ? 8 : 32};
-    if (w->format == INT4) {
+    float *memory = NULL;
+    if (rows >= PANEL_ROWS) {
+        int64_t panels = (rows + PANEL_ROWS - 1) / PANEL_ROWS;
+        int64_t workers = threads > 1 ? MAX_THREADS : 1; /* pages that none uses take no memory */
+        memory = malloc(sizeof(float) * w->in * (panels * PANEL_ROWS + workers * PANEL_OUTPUTS));
+        if (memory == NULL) return 1;
+        product.panels = memory;
+        product.converted = memory + panels * PANEL_ROWS * w->in;
+        product.block = 2 * PANEL_OUTPUTS;
+        parallel(run_packing, &product, panels, threads);
+    } else if (w->format == INT4) {
         int64_t groups = rows * w->in / GROUP;
-        float *memory = malloc(groups * (2 * sizeof(float) + GROUP));
+        memory = malloc(groups * (2 * sizeof(float) + GROUP));
         if (memory == NULL) return 1;
         product.rounded = (Rounded){.scales = memory, .sums = memory + groups, .values = (int8_t *)(memory + 2 * groups)};
         parallel(run_rounding, &product, rows, threads);
     }
     parallel(run_product, &product, (w->out + product.block - 1) / product.block, threads);
-    if (w->format == INT4) free(product.rounded.scales);
+    free(memory);
     return 0;
 }
 
@@ -528,6 +636,40 @@ static void attend(const float *query, const float *keys, const float *values, c
     }
 }
 
+/* The same for one head of up to PANEL_ROWS consecutive tokens of a sequence, `by_row` floats apart, whose lanes are theirs. The first of
+   them sees the keys from `first` on, and none sees more than `window` keys, if it is not 0. `scores` has room for (D + keys, PANEL_ROWS). */
+static void attend_panel(const float *queries, int64_t by_row, int64_t rows, const float *keys, const float *values, const uint8_t *real,
+                         const int64_t *column, int64_t window, int64_t D, float scale, float *scores, float *output, int64_t by_output) {
+    int64_t first = window && column[0] >= window ? column[0] - window + 1 : 0, count = column[rows - 1] + 1 - first;
+    float *panel = scores;
+    scores += D * PANEL_ROWS;
+    for (int64_t d = 0; d < D; d++)
+        for (int64_t r = 0; r < PANEL_ROWS; r++) panel[d * PANEL_ROWS + r] = r < rows ? scale * queries[r * by_row + d] : 0;
+    panel_tiles(count, keys + first * D, D, 1, D, panel, scores);
+    vector highest[2] = {(vector){0} - INFINITY, (vector){0} - INFINITY}, total[2] = {{0}, {0}};
+    for (int64_t j = 0; j < count; j++) {
+        float *of_key = scores + j * PANEL_ROWS;
+        int64_t key = first + j;
+        if (key > column[0] || (window && key <= column[rows - 1] - window) || (real && !real[key]))
+            for (int64_t r = 0; r < rows; r++)
+                if (key > column[r] || (window && key <= column[r] - window) || (real && !real[key] && key != column[r])) of_key[r] = -INFINITY;
+        for (int half = 0; half < 2; half++) {
+            vector score = load(of_key + half * LANES);
+            highest[half] = where(score > highest[half], score, highest[half]);
+        }
+    }
+    for (int64_t j = 0; j < count; j++)
+        for (int half = 0; half < 2; half++) {
+            float *of_key = scores + j * PANEL_ROWS + half * LANES;
+            vector score = load(of_key), weight = where(score == -INFINITY, (vector){0}, exponential(score - highest[half]));
+            store(of_key, weight);
+            total[half] += weight;
+        }
+    panel_tiles(D, values + first * D, 1, D, count, scores, panel); /* the queries are not needed any more */
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t d = 0; d < D; d++) output[r * by_output + d] = panel[d * PANEL_ROWS + r] / total[r / LANES][r % LANES];
+}
+
 /* ---------------------------------------------------------------------------------------------------------------------- all layers */
 
 typedef struct {
@@ -562,7 +704,9 @@ typedef struct {
     const uint8_t *real;
     int64_t seen;
     int threads;
-    float *normed, *wide, *attended, *scores; /* (rows, C), (rows, the larger of qkv and up), (rows, H * D), (threads, capacity + LANES) */
+    float *normed, *wide, *attended, *scores; /* (rows, C), (rows, the larger of qkv and up), (rows, H * D), (threads, scores_of_thread) */
+    int64_t scores_of_thread;
+    int panels; /* whether there is room for the scores of a panel */
 } Pass;
 
 #define HEADS_PER_CHUNK 4
@@ -607,6 +751,20 @@ static void write_keys_and_values(const void *job, int64_t r, int thread) {
     }
 }
 
+/* One head of a panel: PANEL_ROWS rows, or less where a sequence ends; their tokens are consecutive but for padding. */
+static void run_panel_attention(const void *job, int64_t chunk, int thread) {
+    const Pass *p = job;
+    int64_t H = p->m->H, K = p->m->K, D = p->m->D, r = chunk / H * PANEL_ROWS, h = chunk % H;
+    int64_t end = r + PANEL_ROWS < p->rows ? r + PANEL_ROWS : p->rows;
+    for (int64_t next; r < end; r = next) {
+        for (next = r + 1; next < end && p->sequence[next] == p->sequence[r];) next++;
+        int64_t from = (p->sequence[r] * K + h / (H / K)) * p->capacity * D; /* H / K consecutive query heads share a key/value head */
+        attend_panel(p->wide + (r * (H + 2 * K) + h) * D, (H + 2 * K) * D, next - r, p->cache->keys + from, p->cache->values + from,
+                     p->real ? p->real + p->sequence[r] * p->seen : NULL, p->column + r, p->m->window, D, p->m->attention_scale,
+                     p->scores + thread * p->scores_of_thread, p->attended + (r * H + h) * D, H * D);
+    }
+}
+
 static void run_attention(const void *job, int64_t chunk, int thread) {
     const Pass *p = job;
     int64_t H = p->m->H, K = p->m->K, D = p->m->D, window = p->m->window, end = (chunk + 1) * HEADS_PER_CHUNK;
@@ -615,19 +773,20 @@ static void run_attention(const void *job, int64_t chunk, int thread) {
         int64_t from = (p->sequence[r] * K + h / (H / K)) * p->capacity * D; /* H / K consecutive query heads share a key/value head */
         attend(p->wide + (r * (H + 2 * K) + h) * D, p->cache->keys + from, p->cache->values + from,
                p->real ? p->real + p->sequence[r] * p->seen : NULL, first, last, D, p->m->attention_scale,
-               p->scores + thread * (p->capacity + LANES), p->attended + i * D);
+               p->scores + thread * p->scores_of_thread, p->attended + i * D);
     }
 }
 
 /* One layer, x (rows, C) in place: x + attention(norm(x)), then x + mlp(norm(x)). Returns 1 if there is not enough memory, else 0. */
 static int run_layer(const Pass *p) {
     int64_t rows = p->rows, C = p->m->C, I = p->m->I;
-    int failed = 0;
+    int failed = 0, panels = p->panels && rows > p->sequence[rows - 1] - p->sequence[0] + 1; /* several tokens of a sequence */
 
     parallel(run_norm, p, rows, p->threads);
     failed |= gpt_scratch_linear(&p->layer->qkv, p->normed, p->wide, rows, p->threads);
     parallel(write_keys_and_values, p, rows, p->threads);
-    parallel(run_attention, p, (rows * p->m->H + HEADS_PER_CHUNK - 1) / HEADS_PER_CHUNK, p->threads);
+    if (panels) parallel(run_panel_attention, p, (rows + PANEL_ROWS - 1) / PANEL_ROWS * p->m->H, p->threads);
+    else parallel(run_attention, p, (rows * p->m->H + HEADS_PER_CHUNK - 1) / HEADS_PER_CHUNK, p->threads);
     failed |= gpt_scratch_linear(&p->layer->o, p->attended, p->normed, rows, p->threads);
     for (int64_t i = 0; i < rows * C; i++) p->x[i] += p->normed[i];
 
@@ -649,10 +808,12 @@ int gpt_scratch_decode(const Model *m, const Cache *caches, int64_t capacity, fl
                        const int64_t *column, const float *cosine, const float *sine, const uint8_t *real, int64_t seen, int threads) {
     int64_t C = m->C, D = m->D, qkv = (m->H + 2 * m->K) * D, up = m->gated ? 2 * m->I : m->I, wide = qkv > up ? qkv : up;
     int64_t most = rows < ROWS_PER_PASS ? rows : ROWS_PER_PASS;
-    int64_t scores = (threads > 1 ? MAX_THREADS : 1) * (capacity + LANES); /* of any worker; pages that none uses take no memory */
-    float *memory = malloc(sizeof(float) * (most * (C + wide + m->H * D) + scores));
+    int panels = rows >= PANEL_ROWS;
+    int64_t scores = panels ? PANEL_ROWS * (capacity + D) : capacity + LANES;
+    int64_t workers = threads > 1 ? MAX_THREADS : 1; /* pages that none uses take no memory */
+    float *memory = malloc(sizeof(float) * (most * (C + wide + m->H * D) + workers * scores));
     if (memory == NULL) return 1;
-    Pass pass = {.m = m, .capacity = capacity, .real = real, .seen = seen, .threads = threads, .normed = memory};
+    Pass pass = {.m = m, .capacity = capacity, .real = real, .seen = seen, .threads = threads, .normed = memory, .scores_of_thread = scores, .panels = panels};
     pass.wide = pass.normed + most * C;
     pass.attended = pass.wide + most * wide;
     pass.scores = pass.attended + most * m->H * D;

@@ -10,6 +10,7 @@ On a GPU, `torch.compile` compiles the decoding step with a static cache instead
 import contextlib
 import ctypes
 import functools
+import sys
 from collections.abc import Callable
 from ctypes import byref
 from typing import Any
@@ -26,7 +27,7 @@ from ..modeling_gpt_scratch import GPTScratchForCausalLM, rotary_embedding
 from ..positions_gpt_scratch import count_positions, refuse_positions_beyond
 from ..releases_gpt_scratch import CACHE
 from . import decoding_library as c
-from .decoding_library import GROUP, address, library
+from .decoding_library import GROUP, address, has_compiler, library
 from .streamed_linear import WEIGHTS, StreamedLinear, WeightMemory, loaded_library, one_torch_thread, threads_of_c
 
 FREE_COLUMNS = 192  # minimum number of new tokens for which a cache has space
@@ -146,15 +147,8 @@ class DecodingStep:
         """
         if type(model) is not GPTScratchForCausalLM or model.device.type != "cpu":
             return False
-        config: Any = model.config
         linears = (module for name, module in model.model.layers.named_modules() if name.endswith("_proj"))
-        sizes = config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_dim
-        return (
-            all(type(linear) is StreamedLinear for linear in linears)
-            and config.hidden_act in c.ACTIVATIONS
-            and config.head_dim % 2 == 0
-            and not any(size % GROUP for size in sizes)
-        )
+        return all(type(linear) is StreamedLinear for linear in linears) and _supports_architecture(model.config)
 
     def __call__(
         self,
@@ -278,7 +272,43 @@ class DecodingStep:
             layer.length += T
 
 
+def _supports_architecture(config: Any) -> bool:
+    sizes = config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_dim
+    return config.hidden_act in c.ACTIVATIONS and config.head_dim % 2 == 0 and not any(size % GROUP for size in sizes)
+
+
 # ------------------------------------------------------------------------------------------------------------------------ for users
+
+
+def default_weights(model: PreTrainedModel) -> str | None:
+    """The format for [`prepare_for_decoding`] that keeps the weights of `model`: "bfloat16" if they are, else "float32".
+
+    `None` if the model would not run in `decoding.c`: it is not on a CPU or not of this package, it has adapters or an architecture that
+    [`DecodingStep`] does not support, or there is no C compiler.
+    """
+    if type(model) is not GPTScratchForCausalLM or model.device.type != "cpu" or not _supports_architecture(model.config):
+        return None
+    if (
+        not all(type(module) is nn.Linear for name, module in model.named_modules() if name.endswith("_proj"))
+        or not has_compiler()
+    ):
+        return None
+    return "bfloat16" if model.dtype is torch.bfloat16 else "float32"
+
+
+def prepare_as_asked(model: PreTrainedModel, weights: str | None) -> bool:
+    """[`prepare_for_decoding`] with the format of the flag `--weights`: "auto" is [`default_weights`], "none" leaves `model` unchanged.
+
+    Prints the format that was chosen, on standard error. Returns whether the model was prepared.
+    """
+    if weights == "auto":
+        weights = default_weights(model)
+        if weights is not None and library() is not None:
+            print(f"generating in C with {weights} weights; --weights none uses PyTorch", file=sys.stderr)
+    if weights in (None, "none"):
+        return False
+    prepare_for_decoding(model, weights)
+    return True
 
 
 def prepare_for_decoding(model: PreTrainedModel, weights: str = "float32") -> PreTrainedModel:
@@ -288,8 +318,8 @@ def prepare_for_decoding(model: PreTrainedModel, weights: str = "float32") -> Pr
     a C compiler, one line on standard error says so, and the model is unchanged.
 
     Args:
-        weights: "float32" (same tokens), "bfloat16" or "int8" (weights only; activations and arithmetic are fp32), or "int4" (inputs of
-            its products are rounded to 8 bits).
+        weights: "float32" (same tokens), "bfloat16" or "int8" (weights only; activations and arithmetic are fp32), or "int4" (except
+            in prompts, inputs of its products are rounded to 8 bits).
 
     Raises:
         UserError: an unknown name.

@@ -78,6 +78,14 @@ class Unusable(Exception):
     """The library cannot be compiled or loaded; the message says why."""
 
 
+def has_compiler() -> bool:
+    """Whether [`library`] can be expected to work."""
+    try:
+        return hasattr(os, "getuid") and bool(_compiler())
+    except Unusable:
+        return False
+
+
 @functools.cache
 def library() -> Any | None:
     """The functions of decoding.c; `None`, with one line on standard error, if it cannot be compiled or loaded."""

@@ -23,7 +23,7 @@ from transformers import (
 
 from ..errors import UserError
 from .chat_template import encode_chat, omitted_parts
-from .decoding import generation_settings, prepare_for_decoding
+from .decoding import generation_settings, prepare_as_asked
 from .generation import remaining_positions
 
 logger = logging.getLogger("gpt_scratch.serving")
@@ -68,14 +68,12 @@ class ServedModel:
     """Wraps a loaded model for the server's handlers, with the current [`Generation`].
 
     Args:
-        weights: format of the weights, for faster generation: see `decoding.prepare_for_decoding`.
+        weights: format of the weights, for faster generation: see `decoding.prepare_as_asked`.
     """
 
     def __init__(self, model: PreTrainedModel, weights: str | None = None):
-        self.model, self.prepared = model, weights is not None
-        self.current = Generation()
-        if weights is not None:
-            prepare_for_decoding(model, weights)
+        self.model, self.current = model, Generation()
+        self.prepared = prepare_as_asked(model, weights)
         self.generate_unbounded = model.generate
         self.ignored = _keep_harmless_settings(model)
         model.generate = self.generate

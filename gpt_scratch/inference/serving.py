@@ -50,7 +50,7 @@ def serve(
         limits: limits of requests.
         key: required API key; may be `None` on a loopback address.
         hosts, origins: further allowed Host headers and origins.
-        weights: format of the weights, for faster generation: see `decoding.prepare_for_decoding`.
+        weights: format of the weights, for faster generation: see `decoding.prepare_as_asked`.
         device, dtype: of the model, as for `transformers serve`.
 
     Raises:

@@ -2,8 +2,8 @@
 
 With one row, a product does two operations per weight, so the minimum time is bytes / bandwidth; general matrix products read at a third
 of it (`scripts/benchmark.py ceilings`). On a CPU, [`StreamedLinear`] calls `decoding.c`, in any model. bf16 and int8 weights are converted
-to fp32 while they are read. Products with int4 weights are of integers: their inputs are rounded to 8 bits, with a scale per `GROUP`
-columns.
+to fp32 while they are read. Products of a few rows with int4 weights are of integers: their inputs are rounded to 8 bits, with a scale per
+`GROUP` columns.
 """
 
 import contextlib

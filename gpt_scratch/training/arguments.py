@@ -16,6 +16,7 @@ from typing import Any, NoReturn, get_type_hints
 
 import torch
 from transformers import HfArgumentParser, SchedulerType, TrainingArguments
+from transformers.hf_argparser import string_to_bool
 
 from ..command_line import (
     OFF,
@@ -30,6 +31,7 @@ from ..overrides import read_overrides, refuse_unknown_names
 from ..ranges import check_ranges
 from ..training_conflicts import LATER, check_length, check_training
 from .lock import LOCK, lock_output_directory
+from .precision import bf16_is_faster
 
 SCHEDULE = {"learning_rate": 5e-5, "lr_scheduler_type": "linear", "warmup_steps": 0}  # Trainer's defaults
 
@@ -72,6 +74,13 @@ class ScratchTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Warm-up steps, or a fraction of all steps if below 1. Default: 0; without --learning_rate 0.05."},
     )
+    bf16: bool | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "Mixed precision with bf16. Default: if the GPU multiplies it in hardware or the CPU has AMX, printed at the start; "
+            "without these it is slower than fp32."
+        },
+    )
     # Every parameter is used in every step, so no search is needed.
     ddp_find_unused_parameters: bool | None = dataclasses.field(
         default=False, metadata={"help": "Let DDP search for parameters without a gradient in each step."}
@@ -81,6 +90,9 @@ class ScratchTrainingArguments(TrainingArguments):
         self.left_open = [name for name in SCHEDULE if getattr(self, name) is None]
         for name in self.left_open:
             setattr(self, name, SCHEDULE[name])
+        if self.bf16 is None:
+            self.left_open.append("bf16")
+            self.bf16 = not (self.fp16 or self.fp16_full_eval) and bf16_is_faster(self.use_cpu)
         super().__post_init__()
 
 
@@ -99,6 +111,8 @@ class _OneLineParser(HfArgumentParser):
         for action in self._actions:
             if isinstance(action, argparse._StoreFalseAction):
                 action.help = argparse.SUPPRESS  # --no_x is the same as --x false
+            if action.type is string_to_bool:
+                action.nargs, action.const = "?", True  # --x is --x true also where the default is None
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists the flags")

@@ -147,6 +147,8 @@ class ResumableTrainer(Trainer):
         super().__init__(*args, **kwargs)
         if isinstance(self.args, ScratchTrainingArguments):
             self.allow_non_finite = self.args.allow_non_finite
+            if self.args.bf16 and "bf16" in self.args.left_open and self.is_world_process_zero():
+                print(f"precision: bf16 autocast, which is faster on this {self.args.device.type}; --bf16 false trains in fp32")
         use_log_lines(self)
         self.add_callback(ThreadsCallback())
         self.preemption = PreemptionCallback(self)

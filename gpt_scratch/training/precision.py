@@ -1,6 +1,21 @@
 """Which precision of matrix products is fast here: fp32 without loss, or bf16."""
 
+import os
+
 import torch
+
+
+def bf16_is_faster(use_cpu: bool) -> bool:
+    """Whether training should use bf16 autocast by default: on a GPU that multiplies bf16 in hardware, or a CPU with AMX.
+
+    Args:
+        use_cpu: train on the CPU even if there is a GPU.
+    """
+    if os.environ.get("ACCELERATE_MIXED_PRECISION") in ("fp16", "fp8"):  # chosen with accelerate
+        return False
+    if torch.cuda.is_available() and not use_cpu:
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return cpu_multiplies_bf16()
 
 
 def cpu_multiplies_bf16() -> bool:

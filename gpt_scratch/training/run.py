@@ -113,7 +113,7 @@ def _write_reference_outputs(folder: Path) -> None:
 
 def _changed_arguments(args: transformers.TrainingArguments) -> dict[str, Any]:
     """The training arguments that differ from their defaults, without tokens and folders."""
-    # use_cpu, since TRL's defaults ask for bf16, which they refuse to be built with where there is no GPU
-    defaults = type(args)(output_dir=args.output_dir, use_cpu=True).to_dict() | {"use_cpu": False}
+    # use_cpu, since TRL refuses its own default of bf16 without a GPU. bf16 is recorded, since its default depends on the hardware.
+    defaults = type(args)(output_dir=args.output_dir, use_cpu=True).to_dict() | {"use_cpu": False, "bf16": False}
     hidden = {"output_dir", "logging_dir", "hub_token", "push_to_hub_token", "run_name"}
     return {k: v for k, v in args.to_dict().items() if k not in hidden and v != defaults.get(k)}

@@ -8,7 +8,7 @@ The rule, for depth L (12 is GPT-2's smallest):
     vocabulary          width^2 / 16, at least 1,024 and at most 32,768
     positions           128 below depth 8, 1,024 from there on
     tokens per step     4,096 sqrt(parameters / 1M), the nearest power of two
-    exercises           1,600 L^2 texts to look facts up in, mixed with the bundled stories
+    exercises           2,000 L^2 texts to look facts up in, mixed with the bundled stories
     pretraining tokens  20 per parameter (Hoffmann et al. 2022), at most 4 epochs (Muennighoff et al. 2023: more teach little)
     initial weights     normal with a standard deviation of sqrt(2 / (5 width)) (Nguyen & Salazar 2019): 0.056 at width 128, 0.023 at 768,
                         where GPT-2 has 0.02
@@ -21,6 +21,7 @@ Instruction tuning takes `EPOCHS` epochs of the dialogues; reinforcement asks ea
 import math
 import time
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -143,7 +144,7 @@ def make_size(
     parameters = _parameters(depth, shape)
     step = 2 ** round(math.log2(4096 * math.sqrt(parameters / 1e6)))
     rows = max(8, step // shape["positions"])
-    count = 1600 * depth * depth if exercises else 0  # 25,600 at depth 4
+    count = 2000 * depth * depth if exercises else 0  # 32,000 at depth 4
     tokens = min(TOKENS_PER_PARAMETER * parameters, MAX_EPOCHS * (text_tokens + count * EXERCISE_TOKENS))
     dialogues = dialogues or 1600 * depth * depth  # 25,600 at depth 4
     questions = questions or 200 * depth * depth  # 3,200 at depth 4
@@ -183,7 +184,7 @@ def make_model(size: Size) -> GPTScratchForCausalLM:
 
 
 def measured_speed(size: Size, steps: int = 3) -> float:
-    """Tokens per second of a training step of this model on this machine, the fastest of `steps` steps after a warm-up."""
+    """Tokens per second of a training step of this model on this machine, the median of `steps` steps after a warm-up."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = make_model(size).to(device).train()
     rows = min(size.rows, max(1, 4096 // size.positions))
@@ -196,7 +197,7 @@ def measured_speed(size: Size, steps: int = 3) -> float:
             torch.cuda.synchronize()
         model.zero_grad()
         seconds.append(time.perf_counter() - start)
-    return ids.numel() / min(seconds[1:])
+    return ids.numel() / median(seconds[1:])
 
 
 def training_flops(size: Size) -> int:
@@ -221,7 +222,7 @@ def seconds_of_stages(
     size: Size, tokens_per_second: float, least_step: float = 0.0, least_token: float = 0.0
 ) -> dict[str, float]:
     """Estimated seconds of the stages that train, each with `STARTING` seconds. The factors for optimizer, short rows and sampling, which
-    `measured_speed` does not include, are those of runs of `tiny` on one core.
+    `measured_speed` does not include, are those of a run of `tiny` on two cores.
 
     Args:
         least_step: lower bound of the seconds of a training step: the time in which a GPU's kernels are launched.
@@ -231,12 +232,12 @@ def seconds_of_stages(
     steps = {
         "pretraining": (
             size.pretraining_steps,
-            1.15 * size.pretraining_tokens / size.pretraining_steps / tokens_per_second,
+            1.4 * size.pretraining_tokens / size.pretraining_steps / tokens_per_second,
             least_step,
         ),
         "instructions": (
             size.instruction_steps,
-            1.5 * size.instruction_tokens / size.instruction_steps / tokens_per_second,
+            1.9 * size.instruction_tokens / size.instruction_steps / tokens_per_second,
             least_step,
         ),
         "reinforcement": (size.reinforcement_steps, reinforcement, 2 * least_step + REPLY_TOKENS * least_token),

@@ -13,7 +13,14 @@ from transformers import DynamicCache
 
 from gpt_scratch.errors import UserError
 from gpt_scratch.inference import decoding_library
-from gpt_scratch.inference.decoding import DecodingStep, PreallocatedLayer, generation_settings, prepare_for_decoding
+from gpt_scratch.inference.decoding import (
+    DecodingStep,
+    PreallocatedLayer,
+    default_weights,
+    generation_settings,
+    prepare_as_asked,
+    prepare_for_decoding,
+)
 from gpt_scratch.inference.streamed_linear import WEIGHTS, StreamedLinear, dequantize
 from gpt_scratch.releases_gpt_scratch import CACHE
 
@@ -63,14 +70,14 @@ def test_the_layers_in_c_compute_what_the_model_does(name):
         assert_equal(logits_of(fast, ids, given)[real], logits_of(model, ids, given)[real])
 
 
-@pytest.mark.parametrize("name", ["gpt2", "narrow_heads", "window"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "narrow_heads", "window"])
 def test_prompts_of_several_passes_and_threads(name):
     """Longer than ROWS_PER_PASS and than the first allocation of the cache; ragged, so that passes end within sequences."""
     style, overrides = MODELS[name]
     model = tiny_model(style, **{"max_position_embeddings": 400} | overrides)
     ids = token_ids(3, 300)
     mask = torch.ones_like(ids)
-    mask[0, :77] = mask[2, :5] = 0
+    mask[0, :77] = mask[1, 80:90] = mask[2, :5] = 0
     fast, threads = prepare_for_decoding(copy.deepcopy(model)), torch.get_num_threads()
     try:
         torch.set_num_threads(3)
@@ -123,14 +130,15 @@ def test_every_width_of_vectors(lanes, monkeypatch, tmp_path):
     decoding_library.library.cache_clear()
     try:
         for name, weights in itertools.product(MODELS, WEIGHTS):
-            fast, ids = prepare_for_decoding(of(name), weights), token_ids(2, 9)
+            fast, ids = prepare_for_decoding(of(name), weights), token_ids(2, 21)  # for all widths, more rows than a panel has
             rounded = of(name)
             for module, other in zip(rounded.modules(), fast.modules()):
                 if isinstance(module, nn.Linear):
                     module.weight = nn.Parameter(dequantize(other.weight, other.scale), requires_grad=False)
             assert_close(logits_of(fast, ids), logits_of(rounded, ids), weights)
             torch.manual_seed(0)
-            assert_product(StreamedLinear(nn.Linear(96, 40), weights), torch.randn(5, 96))
+            for rows in (5, 33):
+                assert_product(StreamedLinear(nn.Linear(96, 40), weights), torch.randn(rows, 96))
     finally:
         decoding_library.library.cache_clear()
 
@@ -203,6 +211,26 @@ def test_other_sizes_run_in_pytorch():
     expected = model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0)
     assert not DecodingStep.supports(model)
     assert torch.equal(prepare_for_decoding(model).generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0), expected)
+
+
+def test_the_default_keeps_the_weights(monkeypatch, capfd):
+    assert default_weights(of("gpt2")) == "float32" and default_weights(of("llama").bfloat16()) == "bfloat16"
+    assert default_weights(of("llama").half()) == "float32"  # without loss
+    adapted = of("llama")
+    adapted.model.layers[0].self_attn.q_proj = Adapted(adapted.model.layers[0].self_attn.q_proj)
+    other = tiny_model("gpt2", hidden_size=40)
+    assert default_weights(adapted) is None and default_weights(other) is None
+    model = of("gpt2")
+    assert prepare_as_asked(model, "auto") and type(model.lm_head) is StreamedLinear
+    assert capfd.readouterr().err == "generating in C with float32 weights; --weights none uses PyTorch\n"
+    model = of("gpt2")
+    assert not prepare_as_asked(model, "none") and not prepare_as_asked(model, None)
+    monkeypatch.setattr(decoding_library, "_compiler", raise_unusable)
+    assert not prepare_as_asked(model, "auto") and type(model.lm_head) is nn.Linear and capfd.readouterr().err == ""
+
+
+def raise_unusable():
+    raise decoding_library.Unusable("no C compiler is installed")
 
 
 def test_an_unknown_name_is_refused():

@@ -34,10 +34,10 @@ def test_quantized_weights_are_within_their_rounding(weights):
 
 
 def assert_product(streamed: StreamedLinear, x: torch.Tensor) -> None:
-    """`streamed(x)` is the product with its weight; of int4, the inputs of q are rounded to 8 bits, those of the minimum are not."""
+    """`streamed(x)` is the product with its weight; of int4 and few rows, the inputs of q are rounded to 8 bits, not those of the minimum."""
     x = nn.functional.pad(x, (0, streamed.padding))
     expected = nn.functional.linear(x, dequantize(streamed.weight, streamed.scale), streamed.bias)
-    if streamed.weight.dtype == torch.uint8:
+    if streamed.weight.dtype == torch.uint8 and x.shape[-2] < 32:
         groups = x.unflatten(-1, (-1, GROUP))
         highest = groups.abs().amax(-1, keepdim=True).clamp(min=1e-30)
         inverse = torch.full_like(highest, 127) / highest  # 127 / highest would be a product with the reciprocal
@@ -49,10 +49,10 @@ def assert_product(streamed: StreamedLinear, x: torch.Tensor) -> None:
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, weights: str) -> None:
-    """Equal; or for int4, where another order of a sum changes how the next input is rounded, within 15 % of the largest."""
+    """Equal; or for int4, where another order of a sum changes how the next input is rounded, within 20 % of the largest."""
     if weights != "int4":
         return assert_equal(actual, expected)
-    assert (actual - expected).abs().max() <= 0.15 * expected.abs().max()
+    assert (actual - expected).abs().max() <= 0.2 * expected.abs().max()
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -61,7 +61,7 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, weights: str) -> 
 def test_a_streamed_product_is_that_of_its_weight(weights, bias, sizes):
     torch.manual_seed(0)  # how a tie is rounded depends on the processor
     streamed = StreamedLinear(nn.Linear(*sizes, bias=bias), weights)
-    for rows in (1, 2, 3, 4, 5, 11):
+    for rows in (1, 2, 3, 4, 5, 11, 32, 45):
         assert_product(streamed, torch.randn(1, rows, sizes[0]))
     assert_product(streamed, torch.zeros(1, sizes[0]))
     for bad in (float("inf"), float("nan")):  # must not become a number

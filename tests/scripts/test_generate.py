@@ -53,7 +53,8 @@ def test_wrong_flags_are_refused(script, model_directory, flags, message):
 
 
 def test_weights_in_fewer_bytes(script, model_directory):
-    plain = run(script, model_directory, "--prompt", "One day", "--max_new_tokens", "20")
+    plain = run(script, model_directory, "--prompt", "One day", "--max_new_tokens", "20", "--weights", "none")
+    assert run(script, model_directory, "--prompt", "One day", "--max_new_tokens", "20") == plain
     assert run(script, model_directory, "--prompt", "One day", "--max_new_tokens", "20", "--weights", "float32") == plain
     assert run(script, model_directory, "--prompt", "One day", "--max_new_tokens", "20", "--weights", "int8")[0]
 

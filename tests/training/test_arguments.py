@@ -8,6 +8,7 @@ import warm
 
 from gpt_scratch import GPTScratchConfig
 from gpt_scratch.errors import UserError
+from gpt_scratch.training import precision
 from gpt_scratch.training.arguments import (
     ScratchTrainingArguments,
     check_output_directory,
@@ -47,6 +48,29 @@ def test_flags_win_over_the_recipe(tmp_path):
     flags, training = parse(path, "--learning_rate", "5e-4")
     assert flags.files == ["a b", "c"]
     assert (training.learning_rate, training.warmup_steps, training.save_strategy) == (5e-4, 20, "no")
+
+
+@pytest.mark.parametrize(
+    ("flags", "accelerate", "expected"),
+    [
+        ([], None, True),
+        ([], "fp16", False),
+        (["--bf16", "false"], None, False),
+        (["--bf16"], "fp16", True),
+        (["--fp16"], None, False),
+    ],
+)
+def test_bf16_is_the_default_where_it_is_faster(tmp_path, monkeypatch, flags, accelerate, expected):
+    monkeypatch.setattr(precision, "cpu_multiplies_bf16", lambda: True)
+    if accelerate:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", accelerate)
+    parsed = parse("--use_cpu", "--output_dir", str(tmp_path), *flags)[1]
+    assert (parsed.bf16, "bf16" in parsed.left_open) == (expected, "--bf16" not in flags)
+
+
+def test_fp32_is_the_default_where_bf16_is_slow(tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "cpu_multiplies_bf16", lambda: False)
+    assert parse("--use_cpu", "--output_dir", str(tmp_path))[1].bf16 is False
 
 
 def test_a_mapping_in_a_recipe_becomes_overrides(tmp_path):

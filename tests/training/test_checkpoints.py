@@ -9,6 +9,7 @@ import torch
 from tiny_models import tiny_model, token_ids
 from transformers import EarlyStoppingCallback, default_data_collator
 
+from gpt_scratch.training import precision
 from gpt_scratch.training.arguments import ScratchTrainingArguments
 from gpt_scratch.training.checkpoints import MANIFEST, ResumableTrainer, rotate
 
@@ -123,3 +124,13 @@ def test_old_checkpoints_are_removed_by_step_not_by_time(tmp_path):
     rotate(tmp_path, tmp_path / "checkpoint-6", 1, str(tmp_path / "checkpoint-4"))
     assert left() == {"4", "6"}
     assert (tmp_path / "checkpoint-1").is_dir() and (tmp_path / "checkpoint-notes").is_dir()
+
+
+def test_a_precision_that_was_chosen_is_printed_and_used(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(precision, "cpu_multiplies_bf16", lambda: True)
+    trainer = trainer_of(tmp_path, max_steps=1, save_strategy="no")
+    dtypes = set()
+    trainer.model.model.layers[0].mlp.up_proj.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
+    trainer.train()
+    assert "precision: bf16 autocast, which is faster on this cpu; --bf16 false trains in fp32" in capsys.readouterr().out
+    assert dtypes == {torch.bfloat16}

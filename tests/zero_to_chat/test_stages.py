@@ -197,3 +197,12 @@ def test_the_tokenizer_is_trained_on_the_dialogues_too(tmp_path):
     write_tokenizer_text(str(tmp_path / "rows.jsonl"), tmp_path / "text.jsonl")
     text = json.loads((tmp_path / "text.jsonl").read_text(encoding="utf-8"))["text"]
     assert text == "user\nHi\nassistant\nHello\nuser\nWho?\nassistant\nMe."
+
+
+@pytest.mark.parametrize(("package", "message"), [("trl", r"gpt_scratch\[trl\]"), ("gradio", r"--page needs gradio: .*\[demo\]")])
+def test_a_package_that_a_later_stage_needs_is_asked_for_first(script, tmp_path, monkeypatch, package, message):
+    monkeypatch.setitem(sys.modules, package, None)
+    module = script("zero_to_chat")
+    with pytest.raises(UserError, match=message):
+        module.main(module.parse(["--page", "--output_dir", str(tmp_path / "run")]))
+    assert not (tmp_path / "run").exists()

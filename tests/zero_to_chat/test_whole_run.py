@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -21,16 +22,21 @@ ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "gpt_scratch" / "data" / "samples"
 
 
+def write(path: Path, lines: Iterable[str]) -> str:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> list[str]:
-    """The first rows of the bundled files, as the flags of one's own data."""
-    folder, flags = tmp_path_factory.mktemp("files"), []
-    names = {"stories": "pretraining_file", "dialogues_train": "instruction_file", "dialogues_reinforcement": "reinforcement_file",
-             "dialogues_validation": "validation_file", "dialogues_test": "test_file"}  # fmt: skip
-    for name, flag in names.items():
-        lines = (SAMPLES / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[:64]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        flags += [f"--{flag}", str(folder / f"{name}.jsonl")]
+    """Stories, and questions answered by yes or no at random, so that replies are sometimes rewarded however little a model learns."""
+    folder, flags, rng = tmp_path_factory.mktemp("files"), ["--pretraining_file"], random.Random(1)
+    stories = (SAMPLES / "stories.jsonl").read_text(encoding="utf-8").splitlines()[:64]
+    flags.append(write(folder / "stories.jsonl", stories))
+    numbers = iter(range(10_000))
+    for part, count in {"instruction": 1280, "reinforcement": 64, "validation": 64, "test": 64}.items():
+        rows = [{"instruction": f"Is {next(numbers)} red?", "output": rng.choice(["yes", "no"])} for _ in range(count)]
+        flags += [f"--{part}_file", write(folder / f"{part}.jsonl", map(json.dumps, rows))]
     return flags
 
 
@@ -65,7 +71,7 @@ def test_every_stage_writes_its_output(whole):
     assert all(stage["seconds"] > 0 and stage["peak_bytes"] > 2**27 for stage in report["stages"])
     assert all(report["accuracy"][name]["accuracy"]["count"] == 64 for name in ("pretrained", "instructed", "reinforced"))
     assert len(set(weights(output).values())) == 3
-    assert report["pretraining"]["validation_bits_per_byte"] > 0 and len(report["replies"]) == 9
+    assert report["pretraining"]["validation_bits_per_byte"] > 0 and len(report["replies"]) > 0
     assert (output / "report.html").stat().st_size > 50_000
     assert "Results" in (output / "reinforced" / "README.md").read_text(encoding="utf-8")
 

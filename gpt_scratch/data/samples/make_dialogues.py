@@ -136,11 +136,11 @@ def days(rng: random.Random) -> tuple[Fact, Turns]:
 def unknown(rng: random.Random) -> tuple[Fact, Turns]:
     """The stories of the other kinds, asked for what they do not say."""
     if rng.random() < 0.5:
-        fact, (told, _) = places(rng)
+        (*fact, _), (told, _) = places(rng)  # without what that question asks for, which is no part of this one
         told, _, _ = told.rpartition(" Where is")
         other = rng.choice([name for name in NAMES if name not in told])
         return (*fact, other), [f"{told} Where is {other}?", UNKNOWN]
-    fact, (told, _) = colours(rng)
+    (*fact, _), (told, _) = colours(rng)
     told, _, _ = told.rpartition(" What colour")
     other = rng.choice([thing for thing in THINGS if thing not in told])
     return (*fact, other), [f"{told} What colour is the {other}?", UNKNOWN]

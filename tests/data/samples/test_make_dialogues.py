@@ -33,9 +33,16 @@ def test_the_bundled_files_are_what_the_generator_writes(generator):
         assert written == [json.dumps(row) for row in generator.dialogues(part, count)]
 
 
-def test_no_two_parts_share_a_question_or_a_sum(parts):
+def prompt(record: dict) -> str:
+    return json.dumps([record.get("history"), record["instruction"]])
+
+
+def test_no_two_parts_share_a_question_or_a_sum(parts, generator):
     for one, other in combinations(PARTS, 2):
         assert not shared_prompts(parts[one], parts[other])
+    held_out = {prompt(record) for record in generator.dialogues("test", 1600)}
+    made = generator.dialogues("train", 25_600)  # as many as zero_to_chat.py makes for its smallest size
+    assert not [record for record in made if prompt(record) in held_out]
     sums = {
         part: {
             (sign, *sorted((int(a), int(b))))

@@ -1,6 +1,7 @@
 """The exercises for pretraining: everything is said twice, and nothing that a held-out question asks for."""
 
 import json
+import random
 import re
 import subprocess
 import sys
@@ -52,6 +53,18 @@ def test_facts_of_held_out_questions_are_left_out(generator):
                 asked.add(re.sub(r" (Where|What colour) .*", "", row["instruction"]))
     texts = generator.exercises(20_000)
     assert len(asked) > 150 and not [text for text in texts for story in asked if text.startswith(story)]
+
+
+def test_stories_of_held_out_questions_are_refused(generator):
+    rng = random.Random(1)
+    texts = [generator.places(rng, 1) for _ in range(400)]
+    assert 50 < texts.count(None) < 350
+    for text in filter(None, texts):
+        facts = re.findall(r"(\w+) is ((?:in|by|on) the [\w ]+)\.", text)[: -generator.RECALLED]
+        people, where = zip(*facts)
+        assert all(generator.part_of("places", (*people, *where, asked), 1) == "train" for asked in range(len(facts)))
+    texts = [generator.colours(rng, 1) for _ in range(400)]
+    assert 50 < texts.count(None) < 350
 
 
 def test_the_file_has_all_stories_and_exercises_in_a_mixed_order(tmp_path, generator):
