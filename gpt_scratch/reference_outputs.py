@@ -121,7 +121,9 @@ def _rounded(value: float) -> float:
 
 
 def _batches(rows: list[list[int]], config: PreTrainedConfig, stock: bool) -> list[dict[str, Any]]:
-    pad, width = config.pad_token_id or 0, max(map(len, rows))
+    pad = config.pad_token_id
+    pad = pad if pad is not None and 0 <= pad < config.vocab_size else 0  # older Llama configurations contain -1
+    width = max(map(len, rows))
     batches = []
     for side in ("right", "left"):
         ids: list[list[int]] = []

@@ -15,6 +15,17 @@ from ..tokenization.nanogpt_meta import read_meta_pkl
 from .sources import Source
 from .weight_maps import WeightMap
 
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+GENERATION_IDS = (
+    "decoder_start_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "bad_words_ids",
+    "force_words_ids",
+    "sequence_bias",
+)  # tokens, or lists of them, in generation_config.json
 PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 20, 1600: 25}  # GPT-2's four sizes: n_embd to n_head (Radford et al. 2019)
 
 
@@ -33,7 +44,7 @@ class Checkpoint:
     """A recognized checkpoint, ready to be converted.
 
     head: "lm" or "classifier".
-    sizes_from: where the sizes come from, for errors about shapes.
+    sizes_from: the sizes and where they come from, for errors about shapes.
     reference: builds transformers' model with the same weights; `None` if transformers has no class for the format.
     """
 
@@ -100,16 +111,29 @@ def join_tokenizer(checkpoint: Checkpoint, has_special_ids: bool) -> None:
 
 
 def drop_ids_outside(checkpoint: Checkpoint) -> None:
-    """Remove special tokens outside of the vocabulary from the configuration and the generation settings, with a note."""
+    """Remove tokens outside of the vocabulary from the configuration and the generation settings, with a note.
+
+    Raises:
+        UserError: a generation setting that is no token id, or list of them.
+    """
     size, dropped = checkpoint.config.vocab_size, set[int]()
-    for settings in filter(None, (checkpoint.config, checkpoint.generation_config)):
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            value = getattr(settings, name)
-            ids = value if isinstance(value, list) else [value]
-            inside = [id for id in ids if id is None or id < size]
-            if len(inside) < len(ids):
-                dropped |= set(ids) - set(inside)
-                setattr(settings, name, inside if isinstance(value, list) and inside else None)
+    for settings, names in ((checkpoint.config, SPECIAL_IDS), (checkpoint.generation_config, SPECIAL_IDS + GENERATION_IDS)):
+        for name in names:
+            value = getattr(settings, name, None)
+            if value is None:
+                continue
+            items = value if isinstance(value, list) else [value]
+            kept = []
+            for item in items:
+                ids = item[0] if name == "sequence_bias" and isinstance(item, list) and item else item  # [ids, bias]
+                ids = ids if isinstance(ids, list) else [ids]
+                if not all(type(id) is int for id in ids):
+                    raise UserError(f"generation_config.json: {name} is {one_line(repr(value), 100)}: expected token ids")
+                outside = {id for id in ids if not 0 <= id < size}
+                dropped |= outside
+                kept += [] if outside else [item]
+            if len(kept) < len(items):
+                setattr(settings, name, kept if isinstance(value, list) and kept else None)
     if dropped:
-        listed = ", ".join(map(str, sorted(dropped)))
+        listed = ", ".join(map(str, sorted(dropped)[:10])) + (f" and {len(dropped) - 10} more" if len(dropped) > 10 else "")
         checkpoint.notes.append(f"special tokens outside of the vocabulary of {size:,} were dropped: {listed}")

@@ -16,7 +16,7 @@ from ..modeling_gpt_scratch import GPTScratchForCausalLM, GPTScratchForSequenceC
 from ..tokenization.portable import save_tokenizer
 from .checkpoint import Checkpoint
 from .safetensors_writer import write_safetensors
-from .sources import DTYPES, SafetensorsSource, Source
+from .sources import DTYPES, SafetensorsSource, Source, equal_bits
 from .stock_layouts import foreign_config, inverted, save_config
 from .weight_maps import SAME, Layout, WeightMap
 
@@ -37,7 +37,7 @@ class Part:
 def plan(source: Source, weight_map: WeightMap, expected: Mapping[str, torch.Tensor]) -> dict[str, Part]:
     """Map every parameter of `expected` to a part of a tensor of `source`, in the order of `expected`.
 
-    Norm biases that a format does not have (nanoGPT's bias=False) are zero.
+    The biases of norms are zero if the source has none of them (nanoGPT's bias=False).
 
     Args:
         source: tensors with the names of their format.
@@ -62,12 +62,13 @@ def plan(source: Source, weight_map: WeightMap, expected: Mapping[str, torch.Ten
             continue
         needed = tuple(layout.join([expected[name] for name in names]).shape)
         if tensor.dtype not in DTYPES.values():
-            wrong.append(f"{key} is of type {tensor.dtype}, which is not a floating-point type")
+            wrong.append(f"{key} is of type {tensor.dtype}, not float32, float16, bfloat16 or float64")
         if (tuple(tensor.shape[1:]) if layout.transposed and tensor.shape[:1] == (1,) else tuple(tensor.shape)) != needed:
             wrong.append(f"{key} is {tuple(tensor.shape)} instead of {needed}{f' {layout}' if len(needed) == 2 else ''}")
         twice += [f"{name} (by {found[name].key} and {key})" for name in names if name in found]
         found |= {name: Part(key, layout, index) for index, name in enumerate(names)}
-    missing = [name for name in expected if name not in found and not name.endswith("norm.bias")]
+    all_biases = any(name.endswith("norm.bias") for name in found)
+    missing = [name for name in expected if name not in found and (all_biases or not name.endswith("norm.bias"))]
     problems = {
         "wrong shapes or types": wrong,
         "unexpected tensors": unknown,
@@ -129,7 +130,7 @@ def import_weights(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | No
     try:
         parts = plan(source, checkpoint.weight_map, expected)
     except UserError as error:
-        raise UserError(f"the tensors do not fit the sizes in {checkpoint.sizes_from}: {error}") from error
+        raise UserError(f"the tensors do not fit {checkpoint.sizes_from}: {error}") from error
     dtype = dtype or common_dtype(source, {part.key for part in parts.values() if part.key is not None})
     last: dict[str, torch.Tensor] = {}  # query, key and value are in one source tensor, which is read only once
     broken: dict[str, str] = {}  # key to its problem: all are listed, not only the first
@@ -207,8 +208,7 @@ def compare_written(folder: Path, source: Source, weight_map: WeightMap, dtype: 
         layout, names = rule
         again = layout.join([written.get(name.replace("{}", number)) for name in names])
         original = source.get(key).to(dtype).reshape(again.shape)
-        bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]  # NaN equals NaN, 0 differs from -0
-        if not torch.equal(again.contiguous().view(bits), original.contiguous().view(bits)):
+        if not equal_bits(again, original):
             raise UserError(f"{key} was written incorrectly: the tensor read back from {folder.name} differs")
         count += 1
     return count

@@ -12,8 +12,8 @@ from .hub_files import is_hub_file, open_hub_file
 from .karpathy import is_llama2c_bin, open_lecture, open_llama2c, open_nanogpt, refuse_nanochat
 from .litgpt import open_litgpt
 from .openai import open_openai
-from .sources import read_json
-from .state_dicts import open_book, read_state_dict
+from .sources import PLAIN_WEIGHTS, read_json
+from .state_dicts import STARTS, open_book, read_state_dict
 from .tensorflow_bundle import is_v1_checkpoint
 
 OPENERS = {
@@ -34,15 +34,23 @@ OPENERS = {
 }
 FORMATS = tuple(OPENERS)
 MODEL_TYPES = tuple(kind for kind, opener in OPENERS.items() if opener is open_hub_directory)
-# Prefixes of tensor names, in the order in which they are tried.
-STARTS = {
-    "trf_blocks.": "book",
-    "blocks.0.sa.heads.": "lecture",
-    "tok_embeddings.": "llama2c",
-    "layers.0.attention.": "llama2c",
-    "transformer.h.0.norm_1.": "litgpt",
-    "transformer.h.": "nanogpt",
+# Files that are no model by themselves, by their tensor names, with what to do. And directories, by the files in them.
+ADAPTER = (
+    "is an adapter (LoRA), not a model: merge it into its model first, e.g. with peft's merge_and_unload() or litgpt merge_lora"
+)
+PARTS = {
+    r"\.lora_(embedding_)?[AB]\b|\.(ia3_l|lora_magnitude_vector|oft_[rsR])\b": ADAPTER,
+    r"(^|\.)_?flat_param(_\d+)?$": "is a part of a model sharded by FSDP: save the whole model, with StateDictType.FULL_STATE_DICT",
+    r"\.(qweight|qzeros|absmax|quant_map|SCB|weight_scale|weight_scale_inv)$": f"has quantized weights. {PLAIN_WEIGHTS}",
 }
+DIRECTORIES = {
+    "adapter_config.json": ADAPTER,
+    "*.distcp": "is a checkpoint of torch.distributed.checkpoint: join it with python -m torch.distributed.checkpoint.format_utils "
+    "dcp_to_torch DIRECTORY model.pt",
+    "zero_to_fp32.py": "is a checkpoint of DeepSpeed: join it with python zero_to_fp32.py DIRECTORY OUTPUT",
+    "*_model_states.pt": "is a checkpoint of DeepSpeed: join it with zero_to_fp32.py in the directory above",
+}
+WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".gguf")
 HUB_FILES = ["*.json", "*.txt", "*.jinja", "tokenizer.model"]
 
 
@@ -118,7 +126,11 @@ def _kind(path: Path) -> tuple[str, str]:
             return _model_type(path), "model_type of its config.json"
         if (path / "lit_model.pth").is_file():
             return "litgpt", "it contains lit_model.pth"
-        raise UserError(f"{path} contains neither config.json nor a TensorFlow index: give the file with the weights")
+        if found := next((what for name, what in DIRECTORIES.items() if list(path.glob(name))), None):
+            raise UserError(f"{path} {found}")
+        files = sorted(file.name for file in path.iterdir() if file.suffix in WEIGHT_FILES)
+        example = f", e.g. {one_line(str(path / files[0]), 200)}" if files else ""
+        raise UserError(f"{path} contains neither config.json nor a TensorFlow index: give the file with the weights{example}")
     if path.name == "lit_model.pth":
         return "litgpt", "its name is lit_model.pth"
     if is_v1_checkpoint(path):
@@ -130,6 +142,9 @@ def _kind(path: Path) -> tuple[str, str]:
         return "llama2c", "it is a .bin that was not written by torch.save"
     source, _ = read_state_dict(path)
     names = source.describe()
+    for pattern, what in PARTS.items():
+        if found := next((name for name in names if re.search(pattern, name)), None):
+            raise UserError(f"{path} {what} (it contains {one_line(found, 150)})")
     if any(".attn.c_q." in name for name in names):
         refuse_nanochat(path, names)
     if is_hub_file({name: tuple(tensor.shape) for name, tensor in names.items()}):

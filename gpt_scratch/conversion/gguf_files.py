@@ -20,7 +20,7 @@ from ..errors import UserError, one_line
 from ..inference.loading import refusal, refuse_incomplete
 from .checkpoint import Checkpoint, Options, build_config
 from .gguf_header import check_gguf
-from .sources import PairedSource, RenamedSource, Source
+from .sources import PairedSource, RenamedSource, Source, equal_bits
 from .weight_maps import GGUF_GPT2, GGUF_LLAMA
 
 ARCHITECTURES = ("gpt2", "llama", "qwen2", "qwen3")
@@ -45,6 +45,8 @@ NEUTRAL: dict[str, Any] = {
 ABOUT = ("tensor_data_layout", "rope.scaling.finetuned")  # do not affect the outputs
 # Keys of the file and of the tokenizer, which transformers reads; GGUF.* are counters of the reader.
 OTHERS = ("general.", "tokenizer.", "quantize.", "GGUF.")
+# Values of tokenizer.ggml.pre with GPT-2's pattern, by which transformers splits text for every value that it does not know.
+GPT2_PATTERN = ("gpt-2", "phi-2", "jina-es", "jina-de", "mpt", "olmo", "jais", "trillion", "granite-docling")
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # of every Llama 3.1 to 3.3
 
 
@@ -96,12 +98,28 @@ def open_gguf(path: Path, options: Options) -> Checkpoint:
     notes = []
     if any(tensor.tensor_type.name not in ("F32", "F16", "BF16") for tensor in reader.tensors):
         notes.append("quantized weights were dequantized to float32")
+    notes += _pattern_note(reader)
     if "rope_freqs.weight" in names and values["rope_parameters"]["rope_type"] == "llama3":
         notes.append(f"rope_freqs.weight is Llama 3.1's scaling of rotary positions by {values['rope_parameters']['factor']:g}")
     weight_map = GGUF_GPT2 if architecture == "gpt2" else GGUF_LLAMA
-    checkpoint = Checkpoint(used, weight_map, config, "lm", f"the keys of {path}", tokenizer, notes=notes)
+    checkpoint = Checkpoint(used, weight_map, config, "lm", f"the sizes in the keys of {path}", tokenizer, notes=notes)
     checkpoint.reference = lambda: read_gguf(path, config)
     return checkpoint
+
+
+def _pattern_note(reader: Any) -> list[str]:
+    """A note if transformers does not know how the tokenizer of the file splits text."""
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+    model, pattern = (
+        field and field.contents() for field in map(reader.get_field, ("tokenizer.ggml.model", "tokenizer.ggml.pre"))
+    )
+    if model != "gpt2" or pattern is None or pattern in GPT2_PATTERN or pattern in GGUF_PRE_TOKENIZER_SPLITS:
+        return []
+    return [
+        f"tokenizer.ggml.pre is {pattern!r}, a way to split text that transformers does not know: it uses GPT-2's, which may give other "
+        "tokens; for the original tokenizer, pass --tokenizer"
+    ]
 
 
 def _open(path: Path) -> tuple[Any, GGUFSource, dict[str, Any]]:
@@ -126,7 +144,7 @@ def _open(path: Path) -> tuple[Any, GGUFSource, dict[str, Any]]:
     values = _settings(path, architecture, fields, source)
     values["tie_word_embeddings"] = "output.weight" not in source.tensors
     if architecture == "gpt2" and not values["tie_word_embeddings"]:  # llama.cpp writes the tied head as a tensor of its own
-        values["tie_word_embeddings"] = torch.equal(source.get("output.weight"), source.get("token_embd.weight"))
+        values["tie_word_embeddings"] = equal_bits(source.get("output.weight"), source.get("token_embd.weight"))
     return reader, source, values | {"architecture": architecture}
 
 
@@ -161,6 +179,8 @@ def _settings(path: Path, architecture: str, fields: dict[str, Any], source: GGU
     values["norm_eps"] = take(eps, float)
     if values.setdefault("vocab_size", embedding[0]) != embedding[0]:
         refused.append(f"{prefix}vocab_size={values['vocab_size']} (token_embd.weight has {embedding[0]} rows)")
+    if values["num_attention_heads"] == 0:
+        refused.append(f"{prefix}attention.head_count=0 (expected at least 1)")
     width = values.get("head_dim") or (values["hidden_size"] or 0) // (values["num_attention_heads"] or 1)
     for name in ("attention.value_length", "rope.dimension_count"):
         if (size := take(name, int, width)) != width:
@@ -171,7 +191,7 @@ def _settings(path: Path, architecture: str, fields: dict[str, Any], source: GGU
             f"{prefix}attention.sliding_window={window} (runtimes disagree about it; only files without it are supported)"
         )
     if architecture != "gpt2":
-        values["rope_parameters"] = _rotary(take, width, source, refused)
+        values["rope_parameters"] = _rotary(take, width, values["max_position_embeddings"], source, refused)
     for name, neutral in NEUTRAL.items():
         if left.pop(name, neutral) != neutral:
             refused.append(f"{prefix}{name}={fields[prefix + name]!r} (expected {neutral!r})")
@@ -180,7 +200,7 @@ def _settings(path: Path, architecture: str, fields: dict[str, Any], source: GGU
     unknown = [name for name in unknown if not name.startswith("split.")]
     unknown += [prefix + name for name in left if name not in ABOUT]
     if unknown:
-        refused.append(f"unknown keys: {', '.join(unknown[:10])}")
+        refused.append(f"unknown keys: {', '.join(f'{name}={one_line(repr(fields[name]), 40)}' for name in unknown[:10])}")
     if refused:
         raise UserError(f"{path} has unsupported keys: {'; '.join(refused)}")
     tokens = {name: fields.get(f"tokenizer.ggml.{name}") for name in ("bos_token_id", "eos_token_id")}
@@ -205,31 +225,32 @@ def _implied_settings(architecture: str) -> dict[str, Any]:
     }
 
 
-def _rotary(take: Any, width: int, source: GGUFSource, refused: list[str]) -> dict[str, Any]:
-    """The rotary settings; Llama 3.1's scaling is stored as a tensor, the divisors of the frequencies."""
+def _rotary(take: Any, width: int, positions: int | None, source: GGUFSource, refused: list[str]) -> dict[str, Any]:
+    """The rotary settings, with llama.cpp's defaults; Llama 3.1's scaling is stored as a tensor, the divisors of the frequencies."""
     rope = {"rope_theta": take("rope.freq_base", float, 10000.0), "rope_type": "default"}
-    kind, factor = take("rope.scaling.type", str, "none"), take("rope.scaling.factor", float)
+    kind, factor = take("rope.scaling.type", str, "linear"), take("rope.scaling.factor", float)
     factor = take("rope.scale_linear", float) if factor is None else factor  # the name until 2023
-    original = take("rope.scaling.original_context_length", int)
+    original = take("rope.scaling.original_context_length", int, positions)
     if kind not in ("none", "linear", "yarn"):
         refused.append(f"rope.scaling.type={kind!r} (expected none, linear or yarn)")
     elif kind == "yarn":
         rope |= {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
         rope = {name: value for name, value in rope.items() if value is not None}
-    elif factor not in (None, 0.0, 1.0):
+    elif kind == "linear" and factor not in (None, 0.0, 1.0):
         rope |= {"rope_type": "linear", "factor": factor}
     if "rope_freqs.weight" not in source.tensors:
         return rope
     divided = source.get("rope_freqs.weight").double()
     if bool((divided == 1).all()):  # no scaling
         return rope
+    scaled_twice = rope["rope_type"] != "default"
     frequencies = rope["rope_theta"] ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
     rope |= LLAMA3 | {"rope_type": "llama3", "factor": float(str(divided.max().float().numpy()))}
     turns = LLAMA3["original_max_position_embeddings"] * frequencies / (2 * torch.pi)  # rotations within the original length
     low, high = LLAMA3["low_freq_factor"], LLAMA3["high_freq_factor"]
     kept = ((turns - low) / (high - low)).clamp(0, 1)
     expected = 1 / (kept + (1 - kept) / rope["factor"])
-    if kind != "none" or divided.shape != expected.shape or not torch.allclose(divided, expected, rtol=1e-4):
+    if scaled_twice or divided.shape != expected.shape or not torch.allclose(divided, expected, rtol=1e-4):
         refused.append("rope_freqs.weight is not Llama 3.1's scaling (low_freq_factor 1, high_freq_factor 4, of 8,192 positions)")
     return rope
 

@@ -91,8 +91,9 @@ def _check(reader: _Reader) -> None:
     if max(tensors, settings) > MAX_ENTRIES:
         raise ValueError(f"the header declares {tensors:,} tensors and {settings:,} settings, more than {MAX_ENTRIES:,}")
     alignment = 32
+    names = set[str]()
     for _ in range(settings):
-        name = reader.text()
+        name = _new(reader.text(), names)
         value = reader.value(reader.number("<I"))
         if name == "general.alignment":
             alignment = value or 32
@@ -101,11 +102,21 @@ def _check(reader: _Reader) -> None:
             raise ValueError(f"{name} is {value:,}: more than {largest:,} is surely a mistake")
         if name.endswith(".block_count") and value is not None and value > tensors:  # transformers builds each, which takes time
             raise ValueError(f"{name} is {value:,}, but the file has only {tensors:,} tensors")
+    names.clear()
     ends = [_tensor_end(reader) for _ in range(tensors)]
+    for name, _ in ends:
+        _new(name, names)
     start = -(-reader.place // alignment) * alignment
     for name, end in ends:
         if start + end > len(reader.data):
             raise ValueError(f"{name} ends at byte {start + end:,}, but the file ends at byte {len(reader.data):,}")
+
+
+def _new(name: str, names: set[str]) -> str:
+    if name in names:
+        raise ValueError(f"{one_line(name, 100)} is in the file twice")
+    names.add(name)
+    return name
 
 
 def _tensor_end(reader: _Reader) -> tuple[str, int]:

@@ -25,7 +25,17 @@ from ..inference.loading import (
     weight_files,
 )
 from .checkpoint import Checkpoint, Options, build_config, open_tokenizer
-from .sources import RenamedSource, SafetensorsSource, Source, StateDictSource, load_pickle_safely, read_json, shards_of
+from .sources import (
+    RenamedSource,
+    SafetensorsSource,
+    Source,
+    StateDictSource,
+    equal_bits,
+    load_pickle_safely,
+    read_json,
+    shards_of,
+)
+from .state_dicts import WRAPPING, refuse_unreadable
 from .weight_maps import HF_GPT2, LLAMA, WeightMap
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
@@ -47,6 +57,12 @@ def open_hub_directory(path: Path, options: Options) -> Checkpoint:
     theirs = load_config(str(path))  # fills in defaults and reads older forms of the settings
     source, notes = _weights(path), list[str]()
     prefix = "transformer." if theirs.model_type == "gpt2" else ""
+    wrapping = WRAPPING | {"module"}
+    if wrapped := next((name for name in source.describe() if wrapping & set(name.split("."))), None):
+        raise UserError(
+            f"{path}: the names of its tensors are those of a wrapper (torch.compile, DDP, FSDP), e.g. {wrapped}: save the original model, "
+            "accelerator.unwrap_model(model).save_pretrained(...)"
+        )
     source = RenamedSource(source, {name: name.removeprefix(prefix) for name in source.describe()})
     head = "classifier" if "score.weight" in source.describe() else "lm"
     weight_map: WeightMap = {}
@@ -60,7 +76,7 @@ def open_hub_directory(path: Path, options: Options) -> Checkpoint:
         source = _with_one_head(source, "wte.weight" if prefix else "model.embed_tokens.weight", config, notes)
     if not weight_map:  # with one, each tensor is used exactly once
         _refuse_other_tensors(path, source, config, head)
-    checkpoint = Checkpoint(source, weight_map, config, head, str(path / "config.json"), notes=notes)
+    checkpoint = Checkpoint(source, weight_map, config, head, f"the sizes in {path / 'config.json'}", notes=notes)
     checkpoint.reference = lambda: load_model(str(path), head, torch.float32)
     found = [name for name in TOKENIZER_FILES if (path / name).is_file()]
     if found and options.tokenizer is None:
@@ -88,6 +104,9 @@ def _weights(path: Path) -> Source:
         content = load_pickle_safely(file)
         if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
             raise UserError(f"{file} contains something other than named tensors")
+        refuse_unreadable(content, file)
+        if twice := tensors.keys() & content.keys():
+            raise UserError(f"{min(twice)} is in {file} and in another file of the index: keep one of them")
         tensors |= content
     return StateDictSource(tensors)
 
@@ -120,7 +139,7 @@ def _with_one_head(source: Source, embedding: str, config: GPTScratchConfig, not
         return source
     if "lm_head.weight" in names and embedding not in names:
         names["lm_head.weight"] = embedding
-    elif "lm_head.weight" in names and torch.equal(source.get("lm_head.weight"), source.get(embedding)):
+    elif "lm_head.weight" in names and equal_bits(source.get("lm_head.weight"), source.get(embedding)):
         del names["lm_head.weight"]
     elif "lm_head.weight" in names:
         config.tie_word_embeddings = False
@@ -140,11 +159,12 @@ def gpt2_config(theirs: PreTrainedConfig, head: str, overrides: dict[str, Any]) 
     """Convert transformers' GPT2Config to our configuration.
 
     Raises:
-        UserError: names an unsupported setting.
+        UserError: names each unsupported setting.
     """
-    for name, usual in (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False), ("add_cross_attention", False)):
-        if getattr(theirs, name) != usual:
-            raise UserError(f"config.json: {name}={getattr(theirs, name)} is not supported, only {usual}")
+    fixed = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
+    if unusual := [f"{name}={getattr(theirs, name)} (it must be {usual})" for name, usual in fixed.items()
+                   if getattr(theirs, name) != usual]:  # fmt: skip
+        raise UserError(f"config.json has unsupported settings: {', '.join(unusual)}")
     ours = {
         "hidden_size": theirs.n_embd,
         "num_hidden_layers": theirs.n_layer,

@@ -9,15 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from transformers import PreTrainedModel
 
 from ..configuration_gpt_scratch import GPTScratchConfig
 from ..errors import UserError
 from .checkpoint import Checkpoint, Options, build_config
-from .sources import RenamedSource, Source
-from .state_dicts import heads_of, read_state_dict
+from .sources import RenamedSource, Source, equal_bits
+from .state_dicts import heads_of, not_converted, read_state_dict
 from .stock_layouts import CLASSES, foreign_config, obstacles
 from .weight_maps import HF_GPT2, LLAMA
 
@@ -53,7 +52,7 @@ def open_hub_file(path: Path, options: Options) -> Checkpoint:
     gpt2 = "model.embed_tokens.weight" not in source.describe()
     source = RenamedSource(source, {name: name.removeprefix("transformer.") if gpt2 else name for name in source.describe()})
     shapes = {name: tuple(tensor.shape) for name, tensor in source.describe().items()}
-    notes = [f"ignored, not weights of the model: {', '.join(map(str, rest))}"] if rest else []
+    notes = not_converted(rest)
     if found := next(filter(EXPERTS.search, shapes), None):
         raise UserError(f"{path} has a mixture of experts ({found}), which cannot be expressed")
     if "score.weight" in shapes:
@@ -74,13 +73,15 @@ def open_hub_file(path: Path, options: Options) -> Checkpoint:
             )
     values = (_gpt2 if gpt2 else _llama)(path, shapes, options, notes)
     names = {name: name for name in shapes}
-    tied = "lm_head.weight" not in shapes or torch.equal(source.get("lm_head.weight"), source.get(embedding))
+    tied = "lm_head.weight" not in shapes or equal_bits(source.get("lm_head.weight"), source.get(embedding))
     if tied:
         names.pop("lm_head.weight", None)
     notes.append("dropout is not in the file: set to 0")
     config = build_config(values | {"tie_word_embeddings": tied, "drop_rate": 0.0}, options.config_overrides)
     used = RenamedSource(source, names)
-    checkpoint = Checkpoint(used, HF_GPT2 if gpt2 else LLAMA, config, "lm", f"the shapes in {path}", notes=notes)
+    checkpoint = Checkpoint(
+        used, HF_GPT2 if gpt2 else LLAMA, config, "lm", f"the sizes derived from the shapes in {path}", notes=notes
+    )
     layout = (
         "gpt2" if gpt2 else next((name for name in ("llama", "qwen2", "qwen3", "mistral") if not obstacles(config, name)), None)
     )

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .checkpoint import Checkpoint, Options, build_config, open_tokenizer
-from .sources import CutSource, PairedSource, RenamedSource, Source, StateDictSource
-from .state_dicts import GPT2_VOCABULARY, HEAD_NAMES, PADDED_VOCABULARY, PADDING_NOTE, heads_of, read_state_dict
+from .sources import CutSource, PairedSource, RenamedSource, Source, StateDictSource, equal_bits, read_json
+from .state_dicts import GPT2_VOCABULARY, HEAD_NAMES, PADDED_VOCABULARY, PADDING_NOTE, heads_of, not_converted, read_state_dict
 from .weight_maps import LECTURE, LLAMA2C, NANOGPT
 
 MAGIC = 0x616B3432  # "ak42"
+LLM_C = 20240326  # of llm.c's checkpoints
 HEADER_BYTES = 256  # of llama2.c's versions from 1 on
 SIZES = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")
 
@@ -33,25 +34,30 @@ def open_nanogpt(path: Path, options: Options) -> Checkpoint:
     """
     source, rest = read_state_dict(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in source.describe().items()}
-    for name in ("lm_head.weight", "transformer.wte.weight", "transformer.wpe.weight"):
+    for name in ("transformer.wte.weight", "transformer.wpe.weight"):
         if len(shapes.get(name, ())) != 2:
             raise UserError(f"{path} has no matrix {name}: it is not a complete nanoGPT model")
-    notes: list[str] = []
+    notes = not_converted(rest, "model_args")
     args: Any = rest.get("model_args")
-    tied = torch.equal(source.get("lm_head.weight"), source.get("transformer.wte.weight"))
+    tied = "lm_head.weight" not in shapes or equal_bits(source.get("lm_head.weight"), source.get("transformer.wte.weight"))
+    if "lm_head.weight" not in shapes:
+        notes.append("lm_head.weight is not in the file: tied to wte, as in nanoGPT")
     if args is not None:
         if not tied:
-            raise UserError(f"{path}: lm_head.weight differs from transformer.wte.weight, but nanoGPT ties them")
-        values, sizes_from = _nanogpt_args(path, args, options), f"model_args of {path}"
+            raise UserError(
+                f"{path}: lm_head.weight differs from transformer.wte.weight, but nanoGPT ties them; if this program does not, save the "
+                "state dict without model_args"
+            )
+        values, sizes_from = _nanogpt_args(path, args, options), f"the sizes in model_args of {path}"
     else:
-        values, sizes_from = _nanogpt_shapes(path, shapes, options, notes), f"the shapes in {path}"
+        values, sizes_from = _nanogpt_shapes(path, shapes, options, notes), f"the sizes derived from the shapes in {path}"
     names = {name: name for name in shapes}
     if tied:
-        del names["lm_head.weight"]
+        names.pop("lm_head.weight", None)
         values |= {"hidden_act": "gelu"}
         notes.append(
-            "the activation is the exact (erf) GELU, as nanoGPT's nn.GELU(); for a checkpoint of its first versions, which used OpenAI's "
-            "tanh approximation, or of minGPT with GPT-2's weights, pass --config_overrides hidden_act=gelu_new"
+            "the activation is the exact (erf) GELU, as nanoGPT's nn.GELU(); for one of build-nanogpt, of nanoGPT's first versions "
+            "or of minGPT with GPT-2's weights, which have the tanh approximation, pass --config_overrides hidden_act=gelu_new"
         )
     else:
         values |= {"hidden_act": "gelu_new", "tie_word_embeddings": False}
@@ -79,6 +85,7 @@ def _nanogpt_args(path: Path, args: Any, options: Options) -> dict[str, Any]:
     """
     if not isinstance(args, Mapping):
         raise UserError(f"{path}: model_args is a {type(args).__name__}, expected a dictionary")
+    _refuse_unknown(path, args, ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "dropout"), "nanoGPT")
     sizes = {
         "n_layer": "n_layer",
         "n_head": "n_head",
@@ -96,6 +103,19 @@ def _nanogpt_args(path: Path, args: Any, options: Options) -> dict[str, Any]:
     dropout = _typed(path, args, "dropout", float, "a number") if "dropout" in args else 0.0
     values.setdefault("vocab_size", options.config_overrides.get("vocab_size"))
     return values | {"drop_rate": dropout, "qkv_bias": bias, "o_bias": bias, "mlp_bias": bias}
+
+
+def _refuse_unknown(path: Path, args: Mapping, known: Iterable[str], program: str, name: str = "model_args") -> None:
+    """A setting that the original program does not have may change the outputs.
+
+    Raises:
+        UserError: names each.
+    """
+    if unknown := [f"{one_line(str(key), 60)}={one_line(repr(args[key]), 60)}" for key in args if key not in known]:
+        raise UserError(
+            f"{path}: {name} has settings that {program} does not have: {', '.join(unknown[:10])}; if they do not change the outputs, "
+            f"remove them from {name} and save the file again"
+        )
 
 
 def _typed(path: Path, args: Mapping, name: str, kind: type, needed: str) -> Any:
@@ -155,8 +175,14 @@ def open_lecture(path: Path, options: Options) -> Checkpoint:
     kept = {name: name for name in shapes if not name.endswith(".tril")}  # the causal masks
     joined = CutSource(RenamedSource(source, kept), made, lambda name, parts: torch.cat(parts))
     vocabulary, width = shapes["token_embedding_table.weight"]
-    notes = [f"ignored, not weights of the model: {', '.join(map(str, rest))}"] if rest else []
+    notes = not_converted(rest)
     notes += [f"the matrices of {len(heads)} heads were joined", "dropout is not in the file: set to 0"]
+    size = shapes["blocks.0.sa.heads.0.key.weight"][0]
+    if size != width:
+        notes.append(
+            f"attention scores are scaled by the head size, {size}**-0.5, as in the lecture's repository; if your copy has C**-0.5, from "
+            f"the video, C is the width: multiply its query weights by ({size} / {width})**0.5 first"
+        )
     notes.append(
         "pre-norm is assumed, as in the lecture; a post-norm GPT with the same names, as in freeCodeCamp's course, computes something else "
         "and is not supported"
@@ -166,7 +192,7 @@ def open_lecture(path: Path, options: Options) -> Checkpoint:
         "n_embd": width,
         "n_layer": len(layers),
         "n_head": len(heads),
-        "head_dim": shapes["blocks.0.sa.heads.0.key.weight"][0],
+        "head_dim": size,
         "n_positions": shapes["position_embedding_table.weight"][0],
         "n_inner": shapes["blocks.0.ffwd.net.0.weight"][0],
         "hidden_act": "relu",
@@ -174,23 +200,31 @@ def open_lecture(path: Path, options: Options) -> Checkpoint:
         "tie_word_embeddings": False,
         "lm_head_bias": "lm_head.bias" in shapes,
     }
-    return Checkpoint(joined, LECTURE, build_config(values, options.config_overrides), "lm", f"the shapes in {path}", notes=notes)
+    return Checkpoint(
+        joined,
+        LECTURE,
+        build_config(values, options.config_overrides),
+        "lm",
+        f"the sizes derived from the shapes in {path}",
+        notes=notes,
+    )
 
 
 def open_llama2c(path: Path, options: Options) -> Checkpoint:
-    """Open llama2.c's `ckpt.pt`, a state dict with Meta's names, or a `.bin` of version 0 or 1.
+    """Open llama2.c's `ckpt.pt`, a state dict with Meta's names, with Meta's `params.json` beside it if there is one, or a `.bin` of
+    version 0 or 1.
 
     Raises:
         UserError: a broken or unsafe file, an incomplete model, or an unknown number of heads.
     """
+    notes: list[str] = []
     if path.suffix == ".bin":
         source, sizes = read_llama2c_bin(path)
     else:
-        source, sizes = _llama2c_state(path, options)
+        source, sizes = _llama2c_state(path, options, notes)
     described = source.describe()
-    notes = [] if path.suffix == ".bin" else ["norm_eps is 1e-05 and rope_theta is 10,000, as in llama2.c"]
     names = {name: name for name in described}
-    tied = "output.weight" not in names or torch.equal(source.get("output.weight"), source.get("tok_embeddings.weight"))
+    tied = "output.weight" not in names or equal_bits(source.get("output.weight"), source.get("tok_embeddings.weight"))
     if tied:
         names.pop("output.weight", None)
     values = {
@@ -202,7 +236,7 @@ def open_llama2c(path: Path, options: Options) -> Checkpoint:
         "num_key_value_heads": sizes["n_kv_heads"],
         "max_position_embeddings": sizes["max_seq_len"],
         "position_embedding_type": "rope",
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "rope_parameters": {"rope_type": "default", "rope_theta": sizes.get("rope_theta", 10000.0)},
         "norm_type": "rmsnorm",
         "norm_eps": sizes.get("norm_eps", 1e-5),
         "mlp_type": "gated",
@@ -221,7 +255,27 @@ def open_llama2c(path: Path, options: Options) -> Checkpoint:
     return Checkpoint(paired, LLAMA2C, config, "lm", f"the sizes in {path}", notes=notes)
 
 
-def _llama2c_state(path: Path, options: Options) -> tuple[Source, dict[str, Any]]:
+LLAMA2C_ARGS: tuple[str, ...] = (
+    "dim",
+    "n_layers",
+    "n_heads",
+    "n_kv_heads",
+    "vocab_size",
+    "hidden_dim",
+    "multiple_of",
+    "norm_eps",
+    "max_seq_len",
+    "dropout",
+)
+META_ARGS = ("ffn_dim_multiplier", "rope_theta", "use_scaled_rope", "max_batch_size")  # of Meta's params.json, besides
+
+
+def _llama2c_state(path: Path, options: Options, notes: list[str]) -> tuple[Source, dict[str, Any]]:
+    """Tensors and sizes of a state dict: from their shapes, `model_args` or `params.json`.
+
+    Raises:
+        UserError: an incomplete model, a setting that is missing or contradicts the shapes.
+    """
     source, rest = read_state_dict(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in source.describe().items()}
     for name in (
@@ -232,21 +286,31 @@ def _llama2c_state(path: Path, options: Options) -> tuple[Source, dict[str, Any]
     ):
         if len(shapes.get(name, ())) != 2:
             raise UserError(f"{path} has no matrix {name}: it is not a complete llama2.c model")
+    notes += not_converted(rest, "model_args")
     args: Any = rest.get("model_args", {})
     if not isinstance(args, Mapping):
         raise UserError(f"{path}: model_args is a {type(args).__name__}, expected a dictionary")
+    known, place = LLAMA2C_ARGS, "model_args"
+    if not args and (params := path.with_name("params.json")).is_file():
+        args, known, place = read_json(params), LLAMA2C_ARGS + META_ARGS, "params.json"
+        notes.append(f"the settings were read from {params}")
+    _refuse_unknown(path, args, known, "llama2.c", place)
     vocabulary, width = shapes["tok_embeddings.weight"]
     given = [options.config_overrides[name] for name in HEAD_NAMES if name in options.config_overrides]
     if "n_heads" not in args and not given:
-        raise UserError(f"{path}: model_args has no n_heads, which cannot be derived: pass --config_overrides n_heads=N")
+        raise UserError(f"{path}: {place} has no n_heads, which cannot be derived: pass --config_overrides n_heads=N")
     heads = given[0] if given else _typed(path, args, "n_heads", int, "a whole number")
     positions = options.config_overrides.get("context_length", options.config_overrides.get("max_position_embeddings"))
     if "max_seq_len" not in args and positions is None:
-        raise UserError(
-            f"{path}: model_args has no max_seq_len, which cannot be derived: pass --config_overrides context_length=N"
-        )
+        raise UserError(f"{path}: {place} has no max_seq_len, which cannot be derived: pass --config_overrides context_length=N")
     if type(heads) is not int or heads < 1 or width % heads:
         raise UserError(f"{path}: width {width} is not a multiple of n_heads {heads}")
+    if args.get("use_scaled_rope") and "rope_parameters" not in options.config_overrides:
+        raise UserError(
+            f"{path}: use_scaled_rope does not tell by what factor: pass Llama 3.1's (8.0) or 3.2's (32.0), --config_overrides "
+            '\'{"rope_parameters": {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, '
+            '"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}}\''
+        )
     sizes = {
         "dim": width,
         "hidden_dim": shapes["layers.0.feed_forward.w1.weight"][0],
@@ -256,9 +320,16 @@ def _llama2c_state(path: Path, options: Options) -> tuple[Source, dict[str, Any]
         "vocab_size": vocabulary,
         "max_seq_len": _typed(path, args, "max_seq_len", int, "a whole number") if "max_seq_len" in args else positions,
     }
-    for name in ("dropout", "norm_eps"):
+    for name in ("dim", "n_layers", "n_kv_heads", "vocab_size"):
+        if args.get(name) not in (None, -1, sizes[name]):  # -1: Llama 2's vocabulary is its tokenizer's
+            raise UserError(f"{path}: {name} is {one_line(repr(args[name]), 60)}, but the tensors have {sizes[name]}")
+    for name in ("dropout", "norm_eps", "rope_theta"):
         if name in args:
             sizes[name] = _typed(path, args, name, float, "a number")
+    if "rope_theta" not in args and "rope_parameters" not in options.config_overrides:
+        notes.append("rope_theta is 10,000, as in llama2.c and Llama 2; for another, pass --config_overrides rope_parameters=...")
+    if "norm_eps" not in args:
+        notes.append("norm_eps is 1e-05, as in llama2.c")
     return source, sizes
 
 
@@ -279,6 +350,10 @@ def read_llama2c_bin(path: Path) -> tuple[Source, dict[str, int]]:
     with path.open("rb") as file:
         header = file.read(HEADER_BYTES)
     magic, version = struct.unpack("<Ii", header[:8]) if len(header) >= 8 else (0, 0)
+    if magic == LLM_C:
+        raise UserError(
+            f"{path} is a checkpoint of llm.c: convert it to transformers' GPT-2 with llm.c's dev/eval/export_hf.py first"
+        )
     if magic != MAGIC:
         version = 0
     elif version != 1:
@@ -360,4 +435,6 @@ def refuse_nanochat(path: Path, names: Mapping[str, Any]) -> None:
         UserError: always; names what the model has and this architecture does not.
     """
     found = [what for part, what in NANOCHAT.items() if any(part in name for name in names)]
-    raise UserError(f"{path} is a nanochat model, which is not supported: it has {', '.join(found)}")
+    raise UserError(
+        f"{path} has the tensor names of nanochat or modded-nanogpt, which are not supported: nanochat has {', '.join(found)}"
+    )

@@ -11,8 +11,8 @@ import yaml
 
 from ..errors import UserError, one_line
 from .checkpoint import Checkpoint, Options, build_config
-from .sources import CutSource, RenamedSource, Source
-from .state_dicts import read_state_dict
+from .sources import CutSource, RenamedSource, Source, equal_bits
+from .state_dicts import not_converted, read_state_dict
 from .weight_maps import LITGPT
 
 # Settings with a single supported value, and litgpt's default if the file does not contain them.
@@ -83,7 +83,7 @@ def open_litgpt(path: Path, options: Options) -> Checkpoint:
     file = path / "lit_model.pth" if path.is_dir() else path
     settings_file = file.with_name("model_config.yaml")
     settings = _read_yaml(settings_file)
-    source, _ = read_state_dict(file)
+    source, rest = read_state_dict(file)
     try:
         values = litgpt_settings(settings, settings_file)
     except (TypeError, ValueError, OverflowError) as error:
@@ -95,10 +95,11 @@ def open_litgpt(path: Path, options: Options) -> Checkpoint:
     assert groups is not None and size is not None  # filled in by the configuration
     names = {name: name for name in source.describe()}
     if "lm_head.weight" in names and "transformer.wte.weight" in names:
-        config.tie_word_embeddings = torch.equal(source.get("lm_head.weight"), source.get("transformer.wte.weight"))
+        config.tie_word_embeddings = equal_bits(source.get("lm_head.weight"), source.get("transformer.wte.weight"))
         if config.tie_word_embeddings:
             del names["lm_head.weight"]
-    return Checkpoint(_apart(RenamedSource(source, names), heads, groups, size), LITGPT, config, "lm", str(settings_file))
+    apart = _apart(RenamedSource(source, names), heads, groups, size)
+    return Checkpoint(apart, LITGPT, config, "lm", f"the sizes in {settings_file}", notes=not_converted(rest))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -130,6 +131,10 @@ def litgpt_settings(settings: dict[str, Any], path: Path) -> dict[str, Any]:
             refused.append(f"{name}={s[name]!r} (expected one of {', '.join(known)})")
     if s["norm_qk"] and s["norm_class_name"] != "RMSNorm":
         refused.append("norm_qk=True with norm_class_name='LayerNorm' (it needs 'RMSNorm')")
+    if "Gemma" in str(settings.get("name", "")) and s["norm_class_name"] == "RMSNorm":
+        refused.append(
+            f"name={str(settings['name'])[:60]!r} (litgpt adds 1 to the norms' weights of models with Gemma in their name)"
+        )
     window = s["sliding_window_size"]
     if window is not None and s["sliding_window_indices"] is not None and not all(s["sliding_window_indices"][: s["n_layer"]]):
         refused.append("sliding_window_indices (every layer must have the window, or none)")

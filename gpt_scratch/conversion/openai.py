@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .checkpoint import PUBLISHED_HEADS, Checkpoint, Options, build_config, open_tokenizer
 from .sources import read_json
 from .tensorflow_bundle import TensorFlowCheckpoint
@@ -63,6 +63,10 @@ def open_openai(path: Path, options: Options) -> Checkpoint:
     for name in SIZES:
         if type(hparams.get(name)) is not int:
             raise UserError(f"{hparams_file}: {name} is {hparams.get(name)!r}, expected a whole number")
+    if unknown := [f"{one_line(name, 60)}={one_line(repr(value), 60)}" for name, value in hparams.items() if name not in SIZES]:
+        raise UserError(
+            f"{hparams_file} has settings that GPT-2 does not have: {', '.join(unknown[:10])}; remove those that do not change the outputs"
+        )
     sizes = {name: hparams[name] for name in SIZES}
     # Every other size is checked against the shapes; a wrong number of heads would go unnoticed.
     heads = options.config_overrides.get("n_head", PUBLISHED_HEADS.get(sizes["n_embd"], sizes["n_head"]))
@@ -80,7 +84,7 @@ def open_openai(path: Path, options: Options) -> Checkpoint:
         weight_map=OPENAI,
         config=config,
         head="lm",
-        sizes_from=str(hparams_file),
+        sizes_from=f"the sizes in {hparams_file}",
         tokenizer=open_tokenizer(str(folder), config) if with_tokenizer else None,
         notes=[f"{skipped} variables of the optimizer and counters were skipped"] if skipped else [],
         reference=lambda: stock_model(TensorFlowSource(TensorFlowCheckpoint(path), names), sizes),

@@ -1,5 +1,6 @@
 """Checkpoints as lazy collections of named tensors: tensors are read on access, and pickles only with `weights_only`."""
 
+import io
 import pickle
 import re
 import zipfile
@@ -12,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError, one_line
 from ..files import read_json_object
+from ..pickles import refuse_deep_tuples
 
 # safetensors' names of the dtypes of weights, and of others that occur in masks and quantized weights.
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -28,6 +30,7 @@ OTHER_DTYPES = {
 SAFE_FILE = (
     "If you trust its origin, save the weights in the program that wrote it: torch.save(model.state_dict(), 'weights.pth')"
 )
+PLAIN_WEIGHTS = "Convert the weights as they were before they were quantized, in float32, bfloat16 or float16"
 MAX_SHARED = 4  # how often the tensors of a file may share its bytes: tied weights are stored under two names
 
 
@@ -44,8 +47,11 @@ class Source(Protocol):
 class SafetensorsSource:
     """A safetensors file, or the shards of an index.
 
+    `safetensors.torch.save_model` stores a tensor that has several names, such as a tied head, under the first one, and lists the others in
+    the file's metadata: they are tensors here, too.
+
     Raises:
-        UserError: a file that is missing, truncated or not a safetensors file, or a tensor of an unknown type.
+        UserError: a file that is missing, truncated or not a safetensors file, a tensor of an unknown type or in two files.
     """
 
     def __init__(self, path: Path):
@@ -53,16 +59,23 @@ class SafetensorsSource:
         if path.name.endswith(".index.json"):
             files = shards_of(path)
         self.files: dict[str, Path] = {}
+        self.aliases: dict[str, str] = {}
         self._described: dict[str, torch.Tensor] = {}
         for file in files:
             with self._open(file) as opened:
                 for name in opened.keys():  # noqa: SIM118  not a dict, it has no iterator
+                    if name in self.files:
+                        raise UserError(f"{name} is in {self.files[name]} and in {file.name}: keep one of them")
                     view = opened.get_slice(name)
                     dtype = (DTYPES | OTHER_DTYPES).get(view.get_dtype())
                     if dtype is None:
-                        raise UserError(f"{file}: {name} is of type {view.get_dtype()}, which cannot be converted")
+                        raise UserError(f"{file}: {name} is of type {view.get_dtype()}. {PLAIN_WEIGHTS}")
                     self.files[name] = file
                     self._described[name] = torch.empty(view.get_shape(), dtype=dtype, device="meta")
+                    self.aliases.pop(name, None)
+                for name, stored in (opened.metadata() or {}).items():
+                    if stored in self.files and name not in self.files:
+                        self.aliases[name], self._described[name] = stored, self._described[stored]
 
     @staticmethod
     def _open(file: Path):
@@ -79,6 +92,7 @@ class SafetensorsSource:
 
     def get(self, name: str) -> torch.Tensor:
         """Read one tensor."""
+        name = self.aliases.get(name, name)
         with self._open(self.files[name]) as opened:
             return opened.get_tensor(name)
 
@@ -112,6 +126,20 @@ def shards_of(index: Path) -> list[Path]:
     if outside := [name for name in names if Path(name).name != name or name == ".." or "\0" in name or len(name) > 250]:
         raise UserError(f"{index}: {outside[0][:100]!r} in weight_map is not a file in the same directory")
     return [index.parent / name for name in names]
+
+
+def bits_of(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as whole numbers, in which NaN equals NaN and 0 differs from -0.
+
+    >>> torch.equal(bits_of(torch.tensor([torch.nan])), bits_of(torch.tensor([torch.nan])))
+    True
+    """
+    return tensor.contiguous().view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.itemsize])
+
+
+def equal_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors are equal in shape, dtype and every bit."""
+    return a.dtype == b.dtype and torch.equal(bits_of(a), bits_of(b))
 
 
 class StateDictSource:
@@ -304,6 +332,7 @@ def load_pickle_safely(path: Path) -> Any:
         mapped = zipfile.is_zipfile(path)  # files from before torch 1.6 are not zip archives
         if mapped:
             _verify_archive(path)
+        _refuse_endless(path, mapped)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except UserError:
         raise
@@ -321,6 +350,25 @@ def load_pickle_safely(path: Path) -> Any:
     return content
 
 
+def _refuse_endless(path: Path, archive: bool) -> None:
+    """Refuse a pickle that torch would read for hours. Before torch 1.6, a file was a sequence of pickles, the fourth with the contents.
+
+    Raises:
+        UserError: tuples nested too deeply.
+    """
+    try:
+        if archive:
+            with zipfile.ZipFile(path) as opened:
+                for name in [name for name in opened.namelist() if name.endswith("data.pkl")]:
+                    refuse_deep_tuples(io.BytesIO(opened.read(name)))
+        else:
+            with path.open("rb") as file:
+                for _ in range(5):
+                    refuse_deep_tuples(file)
+    except ValueError as error:
+        raise UserError(f"{path} was not written by torch.save: {one_line(error)}") from error
+
+
 def _verify_archive(path: Path) -> None:
     """Verify the checksums, which memory mapping would skip, and that nothing is compressed, since torch.save never compresses.
 
@@ -329,6 +377,10 @@ def _verify_archive(path: Path) -> None:
     """
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
+        if any("/code/" in part.filename for part in parts):
+            raise UserError(
+                f"{path} is a TorchScript program: save its tensors, torch.save(torch.jit.load(PATH).state_dict(), 'weights.pth')"
+            )
         for part in parts:
             if part.compress_type != zipfile.ZIP_STORED or part.flag_bits & 1 or part.file_size != part.compress_size:
                 raise UserError(

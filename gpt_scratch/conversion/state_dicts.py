@@ -4,7 +4,7 @@ Settings that a file does not contain (heads, dropout, LoRA's alpha) must be pas
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,18 @@ import torch
 from ..configuration_gpt_scratch import GPTScratchConfig
 from ..errors import UserError, one_line
 from .checkpoint import PUBLISHED_HEADS, Checkpoint, Options, build_config
-from .sources import LoraSource, RenamedSource, SafetensorsSource, Source, StateDictSource, load_pickle_safely
+from .sources import (
+    DTYPES,
+    OTHER_DTYPES,
+    PLAIN_WEIGHTS,
+    LoraSource,
+    RenamedSource,
+    SafetensorsSource,
+    Source,
+    StateDictSource,
+    equal_bits,
+    load_pickle_safely,
+)
 from .weight_maps import BOOK, SAME
 
 # Features of the book's later variants that this architecture does not support, by tensor names.
@@ -27,7 +38,19 @@ PADDED_VOCABULARY = 50304  # the next multiple of 64, which is faster on a GPU; 
 PADDING_NOTE = "the vocabulary was padded from 50,257 to 50,304 rows: the last 47, unused rows were removed"
 WRAPPERS = ("model_state_dict", "model", "state_dict", "model_state", "state")
 HEAD_NAMES = ("n_head", "n_heads", "num_attention_heads")
-PREFIXES = ("_orig_mod.", "module.")  # added to every name by torch.compile and DistributedDataParallel
+# Parts of names: added by torch.compile, FSDP, activation checkpointing and Lightning Fabric, at the beginning or at each block.
+WRAPPING = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+# Beginnings of tensor names and their formats, in the order in which they are tried.
+STARTS = {
+    "trf_blocks.": "book",
+    "blocks.0.sa.heads.": "lecture",
+    "tok_embeddings.": "llama2c",
+    "layers.0.attention.": "llama2c",
+    "transformer.h.0.norm_1.": "litgpt",
+    "transformer.h.": "nanogpt",
+}
+KNOWN = (*STARTS, "h.0.attn.c_attn.", "model.embed_tokens.")  # also those of transformers
+SAVE_STATE = "save the tensors by name, torch.save(model.state_dict(), 'weights.pth')"
 
 
 def read_state_dict(path: Path) -> tuple[Source, Mapping[str, Any]]:
@@ -38,20 +61,44 @@ def read_state_dict(path: Path) -> tuple[Source, Mapping[str, Any]]:
     """
     if path.suffix == ".safetensors":
         source: Source = SafetensorsSource(path)
-        return RenamedSource(source, {name: _stripped(name) for name in source.describe()}), {}
+        return RenamedSource(source, _plain_names(list(source.describe()))), {}
     content = load_pickle_safely(path)
     if not isinstance(content, Mapping):
-        raise UserError(f"{path} contains a {type(content).__name__}, not a dictionary of tensors")
+        raise UserError(f"{path} contains a {type(content).__name__}, not a dictionary of tensors: {SAVE_STATE}")
     state = _state_of(content, path)
     tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    refuse_unreadable(tensors, path)
+    rest = {str(name): value for name, value in content.items() if name not in tensors and value is not state}
+    rest |= {str(name): value for name, value in state.items() if name not in tensors and state is not content}
+    return RenamedSource(StateDictSource(tensors), _plain_names(list(tensors))), rest
+
+
+def refuse_unreadable(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Refuse tensors of a pickle that cannot be converted.
+
+    Raises:
+        UserError: names that are not strings; quantized, sparse or empty tensors.
+    """
     if wrong := [name for name in tensors if not isinstance(name, str)]:
         raise UserError(f"{path}: the name of a tensor is {one_line(repr(wrong[0]), 100)}, which is not a string")
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_quantized:
             kind = "quantized" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
             raise UserError(f"{path}: {name} is a {kind} tensor: save the plain weights (tensor.dequantize(), tensor.to_dense())")
-    rest = {str(name): value for name, value in content.items() if name not in tensors and value is not state}
-    return RenamedSource(StateDictSource(tensors), {name: _stripped(name) for name in tensors}), rest
+        if tensor.dtype not in (*DTYPES.values(), *OTHER_DTYPES.values()):
+            raise UserError(f"{path}: {name} is of type {tensor.dtype}. {PLAIN_WEIGHTS}")
+    if 2 * sum(not tensor.numel() for tensor in tensors.values()) > len(tensors):
+        raise UserError(
+            f"{path}: most tensors are empty, as in a part of a sharded model (DeepSpeed's ZeRO-3, FSDP): save the whole model, for "
+            "DeepSpeed with zero_to_fp32.py"
+        )
+
+
+def not_converted(rest: Mapping[str, Any], *used: str) -> list[str]:
+    """A note about the contents of a file that are not converted; none if there are only the `used` ones."""
+    names = [one_line(name, 100) for name in rest if name not in used]
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return [f"not converted, since these are not the model's tensors: {', '.join(names[:10])}{more}"] if names else []
 
 
 def _state_of(content: Mapping, path: Path) -> Mapping:
@@ -73,17 +120,39 @@ def _state_of(content: Mapping, path: Path) -> Mapping:
         raise UserError(
             f"{path} contains several sets of tensors, {', '.join(map(str, others[:5]))}: save the one to convert in its own file"
         )
-    raise UserError(f"{path} contains no named tensors; its entries are {', '.join(map(str, list(content)[:5]))}")
+    entries = one_line(", ".join(map(str, list(content)[:5])), 200)
+    raise UserError(f"{path} contains no named tensors, neither directly nor in one of its entries, {entries}: {SAVE_STATE}")
 
 
 def _holds_tensors(value: Mapping) -> bool:
     return any(isinstance(tensor, torch.Tensor) and getattr(tensor, "ndim", 0) for tensor in value.values())
 
 
-def _stripped(name: str) -> str:
-    while name.startswith(PREFIXES):
-        name = name.split(".", 1)[1]
+def _plain_names(names: list[str]) -> dict[str, str]:
+    """Names of tensors to the same names without what wrappers add, and without the name of an attribute that holds the whole model.
+
+    >>> _plain_names(["module.trf_blocks.0._orig_mod.norm1.scale", "tok_emb.weight"])
+    {'module.trf_blocks.0._orig_mod.norm1.scale': 'trf_blocks.0.norm1.scale', 'tok_emb.weight': 'tok_emb.weight'}
+    >>> _plain_names(["net.transformer.h.0.ln_1.weight", "net.lm_head.weight"])["net.lm_head.weight"]
+    'lm_head.weight'
+    """
+    plain = {name: _unwrapped(name) for name in names}
+    inner = {name: new.partition(".")[2] for name, new in plain.items()}
+    one_prefix = len({new.partition(".")[0] for new in plain.values()}) == 1
+    if one_prefix and not _any_known(plain.values()) and _any_known(inner.values()):
+        return inner
+    return plain
+
+
+def _unwrapped(name: str) -> str:
+    name = ".".join(part for part in name.split(".") if part not in WRAPPING)
+    while name.startswith("module."):  # DistributedDataParallel
+        name = name.removeprefix("module.")
     return name
+
+
+def _any_known(names: Iterable[str]) -> bool:
+    return any(name.startswith(KNOWN) for name in names)
 
 
 def heads_of(path: Path, width: int, options: Options, notes: list[str]) -> int:
@@ -111,13 +180,13 @@ def open_book(path: Path, options: Options) -> Checkpoint:
         UserError: a broken or unsafe file, an incomplete model, or a missing setting.
     """
     source, rest = read_state_dict(path)
-    notes = [f"ignored, not weights of the model: {', '.join(map(str, rest))}"] if rest else []
+    notes = not_converted(rest)
     if any(".lora." in name for name in source.describe()):
         source = _merged_lora(path, source, options, notes)
     shapes = {name: tuple(tensor.shape) for name, tensor in source.describe().items()}
-    for pattern, what in BEYOND.items():
-        if found := next((name for name in shapes if re.search(pattern, name)), None):
-            raise UserError(f"{path} has {what} ({found}), which is not supported")
+    firsts = {what: next((name for name in shapes if re.search(pattern, name)), None) for pattern, what in BEYOND.items()}
+    if beyond := [f"{what} ({one_line(name, 100)})" for what, name in firsts.items() if name]:
+        raise UserError(f"{path} has {' and '.join(beyond)}, which this architecture does not support")
     for name in ("tok_emb.weight", "out_head.weight"):
         if len(shapes.get(name, ())) != 2:
             raise UserError(f"{path} has no matrix {name}: it is not a complete model of the book")
@@ -138,7 +207,7 @@ def open_book(path: Path, options: Options) -> Checkpoint:
         return _book_classifier(path, source, values, options, notes)
 
     names, rows = {name: name for name in shapes}, {}
-    values["tie_word_embeddings"] = torch.equal(source.get("out_head.weight"), source.get("tok_emb.weight"))
+    values["tie_word_embeddings"] = equal_bits(source.get("out_head.weight"), source.get("tok_emb.weight"))
     if values["tie_word_embeddings"]:
         del names["out_head.weight"]
         notes.append("out_head equals tok_emb bit for bit: the head is tied to the embedding")
@@ -149,7 +218,9 @@ def open_book(path: Path, options: Options) -> Checkpoint:
         rows = {"tok_emb.weight": GPT2_VOCABULARY, "out_head.weight": GPT2_VOCABULARY}
         notes.append(PADDING_NOTE)
     config = build_config(values, options.config_overrides)
-    return Checkpoint(RenamedSource(source, names, rows), BOOK, config, "lm", f"the shapes in {path}", notes=notes)
+    return Checkpoint(
+        RenamedSource(source, names, rows), BOOK, config, "lm", f"the sizes derived from the shapes in {path}", notes=notes
+    )
 
 
 def _book_mlp(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -216,10 +287,12 @@ def _book_heads(path: Path, shapes: Mapping[str, tuple[int, ...]], options: Opti
         return values if not given else values | {"n_heads": given[0]}
     heads = given[0] if given else PUBLISHED_HEADS.get(width)
     if heads is None or (not given and keys != queries):
-        raise UserError(
-            f"{path}: the number of heads is not in the file, and width {width} is not one of GPT-2's published sizes: "
-            "pass --config_overrides n_heads=N"
+        why = (
+            f"width {width} is not one of GPT-2's published sizes"
+            if heads is None
+            else "its keys have fewer heads than its queries"
         )
+        raise UserError(f"{path}: the number of heads is not in the file, and {why}: pass --config_overrides n_heads=N")
     if not given:
         notes.append(f"the number of heads is not in the file: set to {heads}, as in GPT-2 of width {width}")
     if type(heads) is not int or heads < 1 or keys == queries:
@@ -285,6 +358,5 @@ def _book_classifier(path: Path, source: Source, values: dict[str, Any], options
     values |= labels | {"pad_token_id": 50256 if values["vocab_size"] > 50256 else None}
     weight_map = BOOK | {"out_head.weight": (SAME, ("score.weight",))}
     config = build_config(values, options.config_overrides)
-    return Checkpoint(
-        RenamedSource(source, names, replaced=replaced), weight_map, config, "classifier", f"the shapes in {path}", notes=notes
-    )
+    renamed, sizes_from = RenamedSource(source, names, replaced=replaced), f"the sizes derived from the shapes in {path}"
+    return Checkpoint(renamed, weight_map, config, "classifier", sizes_from, notes=notes)

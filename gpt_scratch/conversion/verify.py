@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from ..errors import UserError
 from ..inference.loading import load_model
@@ -85,13 +85,12 @@ def logits_of(model: PreTrainedModel, asked: list[torch.Tensor]) -> list[torch.T
 
 @torch.inference_mode()
 def greedy_of(model: PreTrainedModel, ids: torch.Tensor) -> list[int]:
-    """Greedy continuation of a prompt, as long as the positions allow, ignoring the end-of-text token."""
+    """Greedy continuation of a prompt, as long as the positions allow, without the model's own generation settings and end of text."""
     count = min(GREEDY_TOKENS, model.config.max_position_embeddings - ids.shape[1])
     if count < 1:
         return []
-    settings = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "pad_token_id": 0}
-    grown = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, min_new_tokens=count, **settings)  # type: ignore
-    return grown[0].tolist()
+    model.generation_config = GenerationConfig(max_new_tokens=count, do_sample=False, pad_token_id=0)
+    return model.generate(ids, attention_mask=torch.ones_like(ids))[0].tolist()
 
 
 def verify(folder: Path, head: str, reference: Callable[[], PreTrainedModel] | None) -> Proof:

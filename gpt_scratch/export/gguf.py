@@ -122,7 +122,8 @@ def refuse_settings(config: GPTScratchConfig, target: str) -> None:
         UserError: there are such settings; names each.
     """
     if found := obstacles_of(config, target):
-        raise UserError(f"GGUF cannot express {list_obstacles(config, found)} in the layout {target}, which is the nearest")
+        count = f"{len(found)} settings differ" if len(found) > 1 else "1 setting differs"
+        raise UserError(f"GGUF cannot express {list_obstacles(config, found)} in the layout {target}, the nearest, where {count}")
     foreign_config(config, target, "lm")
 
 

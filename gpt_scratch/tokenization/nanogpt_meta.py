@@ -12,9 +12,10 @@ from tokenizers import models
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import UserError, one_line
+from ..pickles import refuse_deep_tuples
 from .word_level import pipeline_of
 
-LARGEST = 16 << 20  # bytes; all of Unicode has 4 million
+LARGEST = 2 << 20  # bytes; 20,000 Chinese characters have 400,000
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -37,6 +38,8 @@ def read_meta_pkl(path: Path, model_max_length: int = 1024) -> PreTrainedTokeniz
         if path.stat().st_size > LARGEST:
             raise ValueError(f"it has {path.stat().st_size:,} bytes, more than {LARGEST:,}")
         with path.open("rb") as file:
+            refuse_deep_tuples(file)
+            file.seek(0)
             meta = _PlainUnpickler(file).load()
     except Exception as error:  # pickle raises many kinds for damaged files
         raise UserError(f"{path} cannot be read as nanoGPT's meta.pkl: {one_line(error)}") from error

@@ -66,20 +66,21 @@ class MinGPT(nn.Module):
 
 
 class LectureHead(nn.Module):
-    def __init__(self, width: int, size: int, context: int):
+    def __init__(self, width: int, size: int, context: int, video: bool):
         super().__init__()
+        self.factor = (size / width) ** 0.5 if video else 1.0  # the video scales scores by the width, not by the size of a head
         self.key, self.query, self.value = (nn.Linear(width, size, bias=False) for _ in range(3))
         self.register_buffer("tril", torch.tril(torch.ones(context, context)))
 
     def forward(self, x):
         query, key, value = (layer(x)[:, :, None] for layer in (self.query, self.key, self.value))
-        return attention(query, key, value)
+        return attention(query * self.factor, key, value)
 
 
 class LectureAttention(nn.Module):
-    def __init__(self, width: int, heads: int, context: int):
+    def __init__(self, width: int, heads: int, context: int, video: bool):
         super().__init__()
-        self.heads = nn.ModuleList(LectureHead(width, width // heads, context) for _ in range(heads))
+        self.heads = nn.ModuleList(LectureHead(width, width // heads, context, video) for _ in range(heads))
         self.proj = nn.Linear(width, width)
 
     def forward(self, x):
@@ -96,9 +97,9 @@ class LectureMLP(nn.Module):
 
 
 class LectureBlock(nn.Module):
-    def __init__(self, width: int, heads: int, context: int):
+    def __init__(self, width: int, heads: int, context: int, video: bool):
         super().__init__()
-        self.sa, self.ffwd = LectureAttention(width, heads, context), LectureMLP(width)
+        self.sa, self.ffwd = LectureAttention(width, heads, context, video), LectureMLP(width)
         self.ln1, self.ln2 = nn.LayerNorm(width), nn.LayerNorm(width)
 
     def forward(self, x):
@@ -107,13 +108,13 @@ class LectureBlock(nn.Module):
 
 
 class LectureGPT(nn.Module):
-    """`GPTLanguageModel` of "Let's build GPT"."""
+    """`GPTLanguageModel` of "Let's build GPT", as in its repository or as in the `video`."""
 
-    def __init__(self, vocabulary=61, context=64, width=32, heads=4, layers=2):
+    def __init__(self, vocabulary=61, context=64, width=32, heads=4, layers=2, video=False):
         super().__init__()
         self.token_embedding_table = nn.Embedding(vocabulary, width)
         self.position_embedding_table = nn.Embedding(context, width)
-        self.blocks = nn.Sequential(*(LectureBlock(width, heads, context) for _ in range(layers)))
+        self.blocks = nn.Sequential(*(LectureBlock(width, heads, context, video) for _ in range(layers)))
         self.ln_f = nn.LayerNorm(width)
         self.lm_head = nn.Linear(width, vocabulary)
 
@@ -122,18 +123,18 @@ class LectureGPT(nn.Module):
         return self.lm_head(self.ln_f(self.blocks(x)))
 
 
-def spun(x):
+def spun(x, theta: float):
     """Rotate (B, T, H, D) as Meta does: neighbouring pairs are complex numbers."""
     T, D = x.shape[1], x.shape[3]
-    angles = torch.outer(torch.arange(T).float(), 10000.0 ** (-torch.arange(0, D, 2).float() / D))
+    angles = torch.outer(torch.arange(T).float(), theta ** (-torch.arange(0, D, 2).float() / D))
     pairs = torch.view_as_complex(x.reshape(*x.shape[:3], D // 2, 2).contiguous())
     return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)[None, :, None]).flatten(3)
 
 
 class LlamaCBlock(nn.Module):
-    def __init__(self, width: int, heads: int, groups: int, inner: int):
+    def __init__(self, width: int, heads: int, groups: int, inner: int, theta: float):
         super().__init__()
-        self.heads, self.groups, size = heads, groups, width // heads
+        self.heads, self.groups, self.theta, size = heads, groups, theta, width // heads
         shapes = {"wq": (heads * size, width), "wk": (groups * size, width), "wv": (groups * size, width), "wo": (width, width)}
         self.attention = nn.ModuleDict({name: nn.Linear(into, out, bias=False) for name, (out, into) in shapes.items()})
         shapes = {"w1": (inner, width), "w2": (width, inner), "w3": (inner, width)}
@@ -144,7 +145,7 @@ class LlamaCBlock(nn.Module):
         B, T, _ = x.shape
         n, a, f = self.attention_norm(x), self.attention, self.feed_forward
         query, key = a["wq"](n).view(B, T, self.heads, -1), a["wk"](n).view(B, T, self.groups, -1)
-        x = x + a["wo"](attention(spun(query), spun(key), a["wv"](n).view(B, T, self.groups, -1)))
+        x = x + a["wo"](attention(spun(query, self.theta), spun(key, self.theta), a["wv"](n).view(B, T, self.groups, -1)))
         n = self.ffn_norm(x)
         gate = f["w1"](n)
         return x + f["w2"](gate * torch.sigmoid(gate) * f["w3"](n))
@@ -153,11 +154,11 @@ class LlamaCBlock(nn.Module):
 class LlamaC(nn.Module):
     """llama2.c's `Transformer`; the head is tied unless `own_head`."""
 
-    def __init__(self, vocabulary=61, context=64, width=32, heads=4, groups=2, inner=48, layers=2, own_head=False):
+    def __init__(self, vocabulary=61, context=64, width=32, heads=4, groups=2, inner=48, layers=2, own_head=False, theta=10000.0):
         super().__init__()
         self.sizes = (width, inner, layers, heads, groups, vocabulary, context)
         self.tok_embeddings = nn.Embedding(vocabulary, width)
-        self.layers = nn.ModuleList(LlamaCBlock(width, heads, groups, inner) for _ in range(layers))
+        self.layers = nn.ModuleList(LlamaCBlock(width, heads, groups, inner, theta) for _ in range(layers))
         self.norm = RMS(width, 1e-5)
         self.output = nn.Linear(width, vocabulary, bias=False)
         if not own_head:

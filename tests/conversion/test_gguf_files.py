@@ -20,11 +20,12 @@ from transformers import (
 pytestmark = pytest.mark.thorough
 
 VOCABULARY, WIDTH, LAYERS, HEADS, KEY_VALUE_HEADS, INNER, CONTEXT = 56, 32, 2, 4, 2, 48, 64
+EPS = 1e-2  # far from the usual ones
 TOKENS = [*"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", "Ġ", "ab", "<s>", "</s>"]
 SIZES = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": None}
 FAMILY = SIZES | {
     "hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
-    "num_key_value_heads": KEY_VALUE_HEADS, "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5,
+    "num_key_value_heads": KEY_VALUE_HEADS, "max_position_embeddings": CONTEXT, "rms_norm_eps": EPS,
 }  # fmt: skip
 THETA = {
     "rope_type": "default",
@@ -43,7 +44,9 @@ REFERENCES = {
     "qwen2": lambda rope: Qwen2ForCausalLM(Qwen2Config(**FAMILY, rope_parameters=rope)),
     "qwen3": lambda rope: Qwen3ForCausalLM(Qwen3Config(**FAMILY, head_dim=10, rope_parameters=rope)),
     "gpt2": lambda rope: GPT2LMHeadModel(
-        GPT2Config(**SIZES, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, n_positions=CONTEXT, n_inner=INNER)
+        GPT2Config(
+            **SIZES, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, n_positions=CONTEXT, n_inner=INNER, layer_norm_epsilon=EPS
+        )
     ),
 }
 
@@ -124,12 +127,12 @@ def write(tmp_path):
             "attention.head_count": HEADS,
         }  # fmt: skip
         if architecture == "gpt2":
-            settings["attention.layer_norm_epsilon"] = 1e-5
+            settings["attention.layer_norm_epsilon"] = EPS
             tensors["output.weight"] = tensors["token_embd.weight"]  # as llama.cpp writes the tied head
         else:
             settings |= {
                 "attention.head_count_kv": KEY_VALUE_HEADS,
-                "attention.layer_norm_rms_epsilon": 1e-5,
+                "attention.layer_norm_rms_epsilon": EPS,
                 "rope.freq_base": 500000.0,
             }
         if architecture == "llama":
@@ -188,6 +191,7 @@ def test_gguf_gives_the_same_logits(convert, write, capsys, architecture):
     assert "format gguf, its suffix is .gguf" in printed
     assert f"compared with:      {type(REFERENCES[architecture](THETA)).__name__}" in printed
     model = check(folder, architecture, state)
+    assert model.config.tie_word_embeddings == (architecture == "gpt2")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer("abc Z")["input_ids"][-4:] == [TOKENS.index(token) for token in ("ab", "c", "Ġ", "Z")]
     assert tokenizer.eos_token_id == model.config.eos_token_id == TOKENS.index("</s>")
@@ -219,17 +223,23 @@ def llama3(settings, tensors):
     tensors["rope_freqs.weight"] = np.array(factors, dtype=np.float32)
 
 
+def unscaled(settings, tensors):
+    """llama.cpp ignores the factor if the type is none."""
+    settings |= {"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0}
+
+
 SCALED = {
     "linear": (linear, THETA | {"rope_type": "linear", "factor": 4.0}),
     "yarn": (yarn, THETA | {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}),
     "llama3": (llama3, LLAMA3),
+    "none": (unscaled, THETA),
 }
 
 
 @pytest.mark.parametrize("name", SCALED)
 @pytest.mark.quick_cases("yarn")
 def test_scaled_rotary_positions_are_converted(convert, write, name):
-    """transformers' reader drops all three silently."""
+    """transformers' reader drops all of them silently."""
     change, rope = SCALED[name]
     path, state = write("llama", change)
     assert check(convert(path), "llama", state, rope).config.rope_parameters == rope
@@ -253,6 +263,11 @@ REFUSED = {
         drop("blk.1.ffn_norm.weight"),
         "missing parameters: model.layers.1.post_attention_layernorm.weight",
     ),
+    "a norm's bias that is missing": (
+        "gpt2",
+        drop("blk.0.attn_norm.bias"),
+        "missing parameters: model.layers.0.input_layernorm.bias",
+    ),
     "the last norm": ("llama", drop("output_norm.weight"), "missing parameters: model.norm.weight"),
     "an unknown tensor": ("llama", put("blk.0.attn_sinks.weight", 4), "unexpected tensors: blk.0.attn_sinks.weight"),
     "biases of Llama's queries": ("llama", put("blk.0.attn_q.bias", 32), "unexpected tensors: blk.0.attn_q.bias"),
@@ -269,7 +284,13 @@ REFUSED = {
     ),
     "a sliding window": ("llama", key("llama.attention.sliding_window", 8), "llama.attention.sliding_window=8"),
     "experts": ("llama", key("llama.expert_count", 8), "llama.expert_count=8 (expected 0)"),
-    "an unknown key": ("llama", key("llama.logit_scale", 0.5), "unknown keys: llama.logit_scale"),
+    "an unknown key": ("llama", key("llama.logit_scale", 0.5), "unknown keys: llama.logit_scale=0.5"),
+    "no heads": ("llama", key("llama.attention.head_count", 0), "llama.attention.head_count=0 (expected at least 1)"),
+    "scaled twice": (
+        "llama",
+        lambda s, t: (linear(s, t), llama3(s, t)),
+        "rope_freqs.weight is not Llama 3.1's",
+    ),
     "a key of nobody": ("llama", key("mamba.conv_kernel", 4), "unknown keys: mamba.conv_kernel"),
     "partial rotary": (
         "llama",
@@ -308,6 +329,14 @@ def test_all_unsupported_keys_are_named(refused, write):
 
     message = refused(write("qwen3", change)[0])
     assert all(f"qwen3.{word}" in message for word in ("expert_count=2", "attention.sliding_window=8", "tomorrow"))
+
+
+def test_an_unknown_way_to_split_text_is_named(convert, write, capsys):
+    for pattern, known in (("gpt-2", True), ("llama-bpe", True), ("smollm", False)):
+        convert(write("qwen3", key("tokenizer.ggml.pre", pattern))[0])
+        assert (
+            f"tokenizer.ggml.pre is '{pattern}', a way to split text that transformers does not" in capsys.readouterr().out
+        ) != known
 
 
 def test_another_architecture_is_refused(refused, tmp_path):

@@ -45,6 +45,8 @@ GGUF = {
     "an offset beyond the end": (lambda: gguf([LLAMA], [tensor(1, offset=2**63)]), "w ends at byte"),
     "10^9 dimensions": (lambda: gguf([LLAMA], [struct.pack("<Q1sI", 1, b"w", 10**9)]), "1,000,000,000 dimensions"),
     "an unknown type": (lambda: gguf([LLAMA], [tensor(1, kind=999)]), "999"),
+    "a key twice": (lambda: gguf([LLAMA, LLAMA]), "general.architecture is in the file twice"),
+    "a tensor twice": (lambda: gguf([LLAMA], [tensor(1), tensor(1)]) + bytes(100), "w is in the file twice"),
     "nothing": (lambda: b"", "cannot be read as GGUF"),
 }
 

@@ -168,6 +168,10 @@ def test_pickled_weights_and_the_names_of_the_hub(convert, tmp_path, sharded):
 CANNOT_COME = {
     "gpt2 attention by layer": (GPT2Config(**GPT2, scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx=True"),
     "gpt2 unscaled attention": (GPT2Config(**GPT2, scale_attn_weights=False), "scale_attn_weights=False"),
+    "gpt2 of two settings": (
+        GPT2Config(**GPT2, scale_attn_by_inverse_layer_idx=True, scale_attn_weights=False),
+        "scale_attn_weights=False (it must be True), scale_attn_by_inverse_layer_idx=True (it must be False)",
+    ),
     "qwen of two kinds of layers": (
         Qwen3Config(**LLAMA, use_sliding_window=True, sliding_window=8, max_window_layers=1),
         "layer_types full_attention, sliding_attention are not supported",

@@ -126,6 +126,7 @@ def test_llama2c(convert, tmp_path, form, own_head):
         path = write_llama_bin(reference, tmp_path / "model.bin", int(form[-1]))
     model = check_language_model(convert(path), reference)
     assert model.config.tie_word_embeddings != own_head and model.config.num_key_value_heads == 2
+    assert model.config.residual_dropout == (0.1 if form == "ckpt.pt" else 0.0)
 
 
 def test_nanochat_is_refused_with_its_unsupported_parts(refused, tmp_path):
@@ -133,7 +134,7 @@ def test_nanochat_is_refused_with_its_unsupported_parts(refused, tmp_path):
     state = {f"transformer.{name}": torch.ones(4, 4) for name in names} | {"resid_lambdas": torch.ones(2)}
     message = refused(save(state, tmp_path / "model_000100.pt"))
     assert (
-        "a nanochat model" in message
+        "the tensor names of nanochat or modded-nanogpt" in message
         and "softcap" in message
         and "gates of value embeddings" in message
         and "resid_lambdas" in message

@@ -171,6 +171,7 @@ def test_damaged_files_are_named(refused, checkpoint):
         ({"n_head": 3}, ["num_attention_heads 3"]),
         ({"n_head": "2"}, ["hparams.json", "n_head is '2'"]),
         ({"n_ctx": None}, ["hparams.json", "n_ctx is None"]),
+        ({"n_kv": 1, "rope": True}, ["settings that GPT-2 does not have: n_kv=1, rope=True; remove those"]),
         ({"n_embd": 768, "n_head": 16}, ["hparams.json", "GPT-2 with n_embd 768 has 12", "--config_overrides n_head=16"]),
     ],
 )

@@ -102,6 +102,22 @@ def test_a_pth_that_claims_more_than_its_bytes_is_refused(tmp_path):
     run_cases(cases, 60, 900)
 
 
+@pytest.mark.fault("a .pth with a key of tuples nested sixty deep, which would be hashed for ages", seconds=5, mebibytes=100)
+def test_a_pth_that_would_be_read_forever_is_refused(refused, tmp_path):
+    nested = b"\x80\x02})" + b"q\0h\0\x86" * 60 + b"K\x01s."  # {tuple: 1}: each tuple holds the one before twice
+    with zipfile.ZipFile(tmp_path / "new.pth", "w") as archive:
+        archive.writestr("model/data.pkl", nested)
+        archive.writestr("model/version", "3\n")
+    torch.save({"a": 1}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    header = (tmp_path / "old.pth").read_bytes()
+    pickles = header.split(b"}q\0")[0].rpartition(b"\x80\x02")[
+        0
+    ]  # magic number, version and the machine come before the contents
+    (tmp_path / "old.pth").write_bytes(pickles + nested)
+    for name in ("new.pth", "old.pth"):
+        assert "was not written by torch.save: it holds tuples nested more than 20 deep" in refused(tmp_path / name)
+
+
 def test_an_index_of_shards_that_is_no_text_is_refused(refused, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")

@@ -1,5 +1,6 @@
 """GGUF: transformers, and llama.cpp where its binding is installed, read the model and its tokenizer back."""
 
+import copy
 import json
 import shutil
 
@@ -8,9 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_models import assert_equal, tiny_config, tiny_model
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gpt_scratch import GPTScratchForSequenceClassification
+from gpt_scratch.conversion.checkpoint import Options
+from gpt_scratch.conversion.formats import recognize
 from gpt_scratch.conversion.gguf_files import read_gguf
 from gpt_scratch.errors import UserError, run_script
 from gpt_scratch.export import gguf as gguf_export
@@ -92,7 +96,11 @@ def save_qwen(folder, tokenizer, layout: str):
     return model
 
 
-QWEN = {"qwen2": {"qkv_bias": True}, "qwen3": {"qk_norm": True, "head_dim": 10, "num_attention_heads": 4}}
+ROPE = {"rope_type": "default", "rope_theta": 500.0}
+QWEN = {
+    "qwen2": {"qkv_bias": True, "rope_parameters": ROPE},
+    "qwen3": {"qk_norm": True, "head_dim": 10, "norm_eps": 1e-2, "rope_parameters": ROPE},
+}
 
 
 @pytest.mark.parametrize("layout", QWEN)
@@ -122,6 +130,44 @@ def test_qwens_layouts_round_trip(export, script, tokenizer, tmp_path, layout):
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
+SETTINGS = {
+    "gpt2": ({"norm_eps": 1e-2}, {"attention.layer_norm_epsilon": 1e-2}),
+    "llama": (
+        {"norm_eps": 1e-2, "rope_parameters": ROPE, "head_dim": 10},
+        {
+            "attention.layer_norm_rms_epsilon": 1e-2,
+            "rope.freq_base": 500.0,
+            "attention.head_count_kv": 2,
+            "attention.key_length": 10,
+            "attention.value_length": 10,
+            "rope.dimension_count": 10,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("style", SETTINGS)
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_every_setting_is_a_key(tokenizer, tmp_path, style, adds_bos):
+    """None has its usual value, which a reader would assume."""
+    settings, expected = SETTINGS[style]
+    start = copy.deepcopy(tokenizer)
+    if adds_bos:
+        first = [(start.bos_token, start.bos_token_id)]
+        start.backend_tokenizer.post_processor = TemplateProcessing(single=f"{start.bos_token} $A", special_tokens=first)
+    model = tiny_model(style, vocab_size=len(start), max_position_embeddings=48, intermediate_size=40, **settings)
+    model.save_pretrained(tmp_path / "ours")
+    start.save_pretrained(tmp_path / "ours")
+    checkpoint = recognize(str(tmp_path / "ours"), Options())
+    gguf_export.write_gguf(tmp_path / "m.gguf", checkpoint, style, "f32", gguf_export.tokenizer_fields(checkpoint), "m")
+    written = {name: field.contents() for name, field in gguf.GGUFReader(tmp_path / "m.gguf").fields.items()}
+    sizes = {"context_length": 48, "embedding_length": 32, "block_count": 2, "feed_forward_length": 40, "vocab_size": len(start)}
+    for name, value in {**sizes, "attention.head_count": 4, **expected}.items():
+        assert written.pop(f"{style}.{name}") == pytest.approx(value, rel=1e-6)
+    assert not [name for name in written if name.startswith(style + ".")]
+    assert written["tokenizer.ggml.add_bos_token"] is adds_bos
+
+
 @pytest.mark.parametrize("layout", QWEN)
 @torch.no_grad()
 def test_llama_cpp_computes_the_same_logits_in_qwens_layouts(export, tokenizer, tmp_path, layout):
@@ -131,6 +177,43 @@ def test_llama_cpp_computes_the_same_logits_in_qwens_layouts(export, tokenizer, 
     ids = torch.randint(0, len(tokenizer), (1, 32), generator=torch.Generator().manual_seed(0))
     assert_equal(llama_cpp_logits(path, ids[0].tolist()), model(ids).logits[0])
     assert llama_cpp_tokens(path, ids[0, :20].tolist(), 40) == greedy(model, ids[0, :20].tolist(), 40)
+
+
+SCALINGS = {
+    "linear": {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0},
+    "without a type": {"rope.scaling.factor": 4.0},
+    "none": {"rope.scaling.type": "none", "rope.scaling.factor": 4.0},
+    "until 2023": {"rope.scale_linear": 4.0},
+    "yarn": {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 16},
+    "yarn without its length": {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0},
+}
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+@torch.no_grad()
+def test_scaled_positions_are_read_as_llama_cpp_reads_them(script, tokenizer, tmp_path, monkeypatch, name):
+    """A file with keys that this package never writes, read by the conversion and by llama.cpp."""
+    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, which is compiled when it is installed")
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 64}
+    tiny_model("llama", **sizes).save_pretrained(tmp_path / "ours")
+    tokenizer.save_pretrained(tmp_path / "ours")
+    write_sizes = gguf_export._write_sizes
+
+    def with_scaling(writer, config, target):
+        write_sizes(writer, config, target)
+        for key, value in SCALINGS[name].items():
+            add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
+            add(f"llama.{key}", value)
+
+    monkeypatch.setattr(gguf_export, "_write_sizes", with_scaling)
+    checkpoint = recognize(str(tmp_path / "ours"), Options())
+    fields = gguf_export.tokenizer_fields(checkpoint)
+    gguf_export.write_gguf(tmp_path / "scaled.gguf", checkpoint, "llama", "f32", fields, "scaled")
+    convert = script("convert_checkpoint")
+    convert.main(convert.parse([str(tmp_path / "scaled.gguf"), str(tmp_path / "back")]))
+    ids = torch.randint(0, len(tokenizer), (1, 60), generator=torch.Generator().manual_seed(0))
+    logits = AutoModelForCausalLM.from_pretrained(tmp_path / "back")(ids).logits[0]
+    assert_equal(llama_cpp_logits(tmp_path / "scaled.gguf", ids[0].tolist()), logits)
 
 
 @pytest.mark.thorough
@@ -193,10 +276,18 @@ def test_wrong_rows_are_refused_and_the_old_file_stays(export, checkpoint, style
         ("gpt2", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ("gpt2", {"qk_norm": True}, "qk_norm=True"),
         ("gpt2", {"norm_type": "rmsnorm"}, "norm_type='rmsnorm'"),
-        ("llama", {"qkv_bias": True, "o_bias": True}, r"o_bias=True \(it needs False\) in the layout qwen2"),
+        (
+            "llama",
+            {"qkv_bias": True, "o_bias": True},
+            r"o_bias=True \(it needs False\) in the layout qwen2, the nearest, where 1 setting differs",
+        ),
         ("llama", {"qkv_bias": True, "qk_norm": True}, "qk_norm=True .* in the layout qwen2"),
         ("llama", {"sliding_window": 8}, "sliding_window=8"),
-        ("gpt2", {"lm_head_bias": True, "hidden_act": "relu"}, "lm_head_bias=True .*, hidden_act='relu'"),
+        (
+            "gpt2",
+            {"lm_head_bias": True, "hidden_act": "relu"},
+            "lm_head_bias=True .*, hidden_act='relu' .*where 2 settings differ",
+        ),
         ("llama", {"mlp_bias": True}, "mlp_bias=True"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "rope_parameters=.*linear"),

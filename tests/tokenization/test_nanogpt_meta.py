@@ -74,6 +74,11 @@ def test_anything_else_is_refused_and_not_run(write, tmp_path):
         read_meta_pkl(write(good | {"itos": {0: "b", 1: "a", 2: "c"}}))
     with pytest.raises(UserError, match="cannot be read as nanoGPT's meta.pkl"):
         read_meta_pkl(write(b"\x80\x04" + b"\x8e" + (2**62).to_bytes(8, "little") + b"x"))  # bytes that are not there
+    nested = (
+        b"\x80\x02})" + b"2\x86" * 60 + b"K\x01s."
+    )  # {tuple: 1}: each tuple holds the one before twice, so hashing takes 2^60 steps
+    with pytest.raises(UserError, match="tuples nested more than 20 deep"):
+        read_meta_pkl(write(nested))
     with pytest.raises(UserError, match="No such file"):
         read_meta_pkl(tmp_path / "nothing.pkl")
     assert not target.exists()
