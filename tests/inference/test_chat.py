@@ -131,22 +131,22 @@ def test_each_flag_of_the_script_reaches_the_conversation(script, tokenizer, mon
     module, seen = script("chat"), []
     model = tiny_model(vocab_size=258, max_position_embeddings=128)
     monkeypatch.setattr(module, "load_language_model", lambda *given: seen.append(given) or (model, tokenizer))
-    monkeypatch.setattr(module, "prepare_for_decoding", lambda model, weights: seen.append(weights) or model)
+    monkeypatch.setattr(module, "prepare_as_asked", lambda model, weights: seen.append(weights) or weights != "none")
 
     def stop(*arguments):
         raise Arrived(*arguments)
 
     monkeypatch.setattr(module, "Chat", stop)
     flags = ["--system", "Be brief.", "--max_new_tokens", "9", "--temperature", "0.7", "--seed", "5", "--dtype", "bfloat16"]
-    for more, prepared in (([], False), (["--weights", "int8"], True)):
+    for more, weights in (([], "auto"), (["--weights", "int8"], "int8"), (["--weights", "none"], "none")):
         seen.clear()
         with pytest.raises(Arrived) as arrived:
             module.main(module.parse(["runs/chat", *flags, *more]))
-        assert arrived.value.args == (model, tokenizer, "Be brief.", 9, 0.7, 5, prepared)
-        assert seen == [("runs/chat", "bfloat16"), *(["int8"] if prepared else [])]
+        assert arrived.value.args == (model, tokenizer, "Be brief.", 9, 0.7, 5, weights != "none")
+        assert seen == [("runs/chat", "bfloat16"), weights]
     with pytest.raises(Arrived) as arrived:
         module.main(module.parse(["runs/chat"]))
-    assert arrived.value.args[2:] == (None, 64, 0.0, None, False)  # half of the positions at most
+    assert arrived.value.args[2:] == (None, 64, 0.0, None, True)  # half of the positions at most
 
 
 def test_the_commands_of_the_script_and_errors_within_the_conversation(script, tokenizer, monkeypatch, capsys):
