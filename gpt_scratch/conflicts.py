@@ -216,7 +216,7 @@ def check_classify(args: Any) -> None:
 
 
 def refuse_compressed(output: str | None) -> None:
-    """Refuse a name under which a file would not be found to be what it is.
+    """Refuse the suffix of a compressed file, since output files are not compressed.
 
     Raises:
         UserError: names the flag.

@@ -308,7 +308,7 @@ def prepare_as_asked(model: PreTrainedModel, weights: str | None) -> bool:
     if weights in (None, "none"):
         return False
     prepare_for_decoding(model, weights)
-    return True
+    return model.device.type != "cpu" or library() is not None
 
 
 def prepare_for_decoding(model: PreTrainedModel, weights: str = "float32") -> PreTrainedModel:

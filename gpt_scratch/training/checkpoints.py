@@ -292,7 +292,10 @@ class ResumableTrainer(Trainer):
         refuse_non_finite(resume_from_checkpoint, (self.model if model is None else model).named_parameters())
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Do nothing for tensors that [`check_weights`] has compared: Trainer would warn of a tied head, which is saved once."""
+        """Do nothing for tensors that [`check_weights`] has compared: Trainer would warn of a tied head, which is saved once.
+
+        Private in transformers, as of 5.24.
+        """
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             super()._issue_warnings_after_load(load_result)
 

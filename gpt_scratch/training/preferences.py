@@ -5,7 +5,6 @@ package's classifier with one label (Ouyang et al. 2022), then GRPO (Shao et al.
 high reward. The reward can also be computed by a function (`reinforcement.py`).
 """
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,8 +107,6 @@ def import_trl() -> Any:
         import trl
     except ImportError as error:
         raise UserError('preference training needs trl: pip install "gpt_scratch[trl]"') from error
-    # TRL's own default, which the user cannot change: transformers has renamed the setting.
-    warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
     bound_chat_templates()
     return trl
 

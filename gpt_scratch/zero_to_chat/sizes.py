@@ -8,7 +8,7 @@ The rule, for depth L (12 is GPT-2's smallest):
     vocabulary          width^2 / 16, at least 1,024 and at most 32,768
     positions           128 below depth 8, 1,024 from there on
     tokens per step     4,096 sqrt(parameters / 1M), the nearest power of two
-    exercises           2,000 L^2 texts to look facts up in, mixed with the bundled stories
+    exercises           1,600 L^2 texts to look facts up in, mixed with the bundled stories
     pretraining tokens  20 per parameter (Hoffmann et al. 2022), at most 4 epochs (Muennighoff et al. 2023: more teach little)
     initial weights     normal with a standard deviation of sqrt(2 / (5 width)) (Nguyen & Salazar 2019): 0.056 at width 128, 0.023 at 768,
                         where GPT-2 has 0.02
@@ -144,7 +144,7 @@ def make_size(
     parameters = _parameters(depth, shape)
     step = 2 ** round(math.log2(4096 * math.sqrt(parameters / 1e6)))
     rows = max(8, step // shape["positions"])
-    count = 2000 * depth * depth if exercises else 0  # 32,000 at depth 4
+    count = 1600 * depth * depth if exercises else 0  # 25,600 at depth 4
     tokens = min(TOKENS_PER_PARAMETER * parameters, MAX_EPOCHS * (text_tokens + count * EXERCISE_TOKENS))
     dialogues = dialogues or 1600 * depth * depth  # 25,600 at depth 4
     questions = questions or 200 * depth * depth  # 3,200 at depth 4

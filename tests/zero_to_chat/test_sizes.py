@@ -32,8 +32,8 @@ def test_sizes_of_the_rule():
     # The text has fewer tokens than 20 a parameter: four times the text.
     assert tiny.pretraining_tokens == pytest.approx(4 * 240_000, rel=0.01)
     mixed = make_size("tiny", 240_000, exercises=True)
-    assert mixed.exercises == 32_000 and tiny.exercises == 0
-    assert mixed.pretraining_tokens == pytest.approx(4 * (240_000 + 35 * 32_000), rel=0.01)
+    assert mixed.exercises == 25_600 and tiny.exercises == 0
+    assert mixed.pretraining_tokens == pytest.approx(4 * (240_000 + 35 * 25_600), rel=0.01)
     # Enough text: 20 a parameter.
     assert (large.width, large.heads) == (768, 12) and 100e6 < large.parameters < 135e6
     assert large.pretraining_tokens == pytest.approx(20 * large.parameters, rel=0.01)

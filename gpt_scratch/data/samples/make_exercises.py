@@ -2,10 +2,10 @@
 
     python make_exercises.py text.jsonl --stories stories.jsonl --count 25600
 
-Of ten exercises, two are lists of words, written twice; four state pairs of words in one of a few phrasings ("Anna: red, Tom: blue.") and
-repeat some of them in any order; three do so with the places and colours of make_dialogues.py; one compares numbers. A small model that has
-not seen such text answers a question about a story with something from the story, but not with what belongs to the name that was asked
-for. Facts that a held-out question asks for are left out. The same seed and count give the same file on every machine.
+A quarter of the exercises are lists of words, written twice; half state pairs of words in one of a few phrasings ("Anna: red, Tom: blue.")
+and repeat some of them in any order; a quarter do so with the places and colours of make_dialogues.py. A small model that has not seen such
+text answers a question about a story with something from the story, but not with what belongs to the name that was asked for. Facts
+that a held-out question asks for are left out. The same seed and count give the same file on every machine.
 """
 
 import argparse
@@ -21,9 +21,14 @@ KEYS = [*NAMES, *THINGS]
 VALUES = [*COLOURS, *DAYS, *FRUIT, *(where.split()[-1] for where in WHERE)]
 PHRASES = [
     *("{key} {value}", "{key} {value}", "{key}: {value}", "{key} is {value}", "{key} has the {value}", "{key} saw the {value}"),
-    *("{key} is by the {value}", "{key} is in the {value}", "{key} is on the {value}", "the {key} is {value}"),
+    *(
+        "{key} is by the {value}",
+        "{key} is in the {value}",
+        "{key} is on the {value}",
+        "the {key} is {value}",
+        "the {value} {key}",
+    ),
 ]
-VALUE_FIRST = ["the {value} {key}", "a {value} {key}"]  # then the value is looked up before its key, which is learned later
 RECALLED = 4  # repetitions of facts in a text
 
 
@@ -34,14 +39,11 @@ def repeated_list(rng: random.Random) -> str:
 
 
 def pairs(rng: random.Random) -> str:
-    """Anna: red, drum: Monday. drum: Monday. drum: Monday, Anna: red. In most of the texts, the repetitions use another phrasing."""
+    """Anna: red, drum: Monday. drum: Monday. drum: Monday, Anna: red. In half of the texts, the repetitions use another phrasing."""
     count = rng.randint(2, 4)
     keys, values = rng.sample(KEYS, count), rng.sample(VALUES, count)
-    phrase, other, separator = rng.choice(PHRASES), rng.choice(PHRASES), rng.choice([", ", ". ", " and "])
-    if rng.random() < 0.4:
-        phrase = rng.choice(VALUE_FIRST)
-    elif rng.random() < 0.5:
-        other = phrase
+    phrase, separator = rng.choice(PHRASES), rng.choice([", ", ". ", " and "])
+    other = rng.choice(PHRASES) if rng.random() < 0.5 else phrase
 
     def written(form: str, chosen: list[int]) -> str:
         return separator.join(form.format(key=keys[i], value=values[i]) for i in chosen) + "."
@@ -71,18 +73,6 @@ def colours(rng: random.Random, seed: int) -> str | None:
     return " ".join([story, *rng.choices(facts, k=RECALLED)])
 
 
-def numbers(rng: random.Random, seed: int) -> str | None:
-    """45 is larger than 17. 12 is smaller than 90. ...; `None` if a held-out question asks for it."""
-    sentences = []
-    for _ in range(RECALLED):
-        (first, second), more = rng.sample(range(1, 100), 2), rng.random() < 0.5
-        if part_of("comparing", (min(first, second), max(first, second), more), seed) != "train":
-            return None
-        one, other = (max, min) if more else (min, max)
-        sentences.append(f"{one(first, second)} is {'larger' if more else 'smaller'} than {other(first, second)}.")
-    return " ".join(sentences)
-
-
 def exercises(count: int, seed: int = 1) -> list[str]:
     """`count` texts.
 
@@ -90,16 +80,14 @@ def exercises(count: int, seed: int = 1) -> list[str]:
         seed: also that of the dialogues, which determines what their held-out questions are.
     """
     rng = random.Random(f"{seed} exercises")
-    kinds: dict[Callable[[], str | None], int] = {
-        lambda: repeated_list(rng): 2, lambda: pairs(rng): 4, lambda: places(rng, seed): 1, lambda: colours(rng, seed): 2,
-        lambda: numbers(rng, seed): 1,
-    }  # fmt: skip
+    kinds: list[Callable[[], str | None]] = [
+        lambda: repeated_list(rng), lambda: pairs(rng), lambda: pairs(rng), lambda: rng.choice([places, colours])(rng, seed)
+    ]  # fmt: skip
     texts: list[str] = []
     while len(texts) < count:
-        kind = rng.choices(list(kinds), list(kinds.values()))[0]
-        while (text := kind()) is None:  # so that the shares are those above
-            pass
-        texts.append(text)
+        text = rng.choice(kinds)()
+        if text is not None:
+            texts.append(text)
     return texts
 
 
