@@ -17,6 +17,7 @@ def test_start_up(script):
     assert {name for name, _ in rows} >= {"import gpt_scratch", "generate.py, one token", "the same, --weights int8"}
 
 
+@pytest.mark.thorough
 def test_first_loss_and_failure_of_a_command(tmp_path):
     assert run_python(["-c", "print(1)"], tmp_path) == {}
     parts = run_python(["-c", "import time; print('step 1 of 9: loss 6.9', flush=True); time.sleep(2)"], Path())

@@ -88,7 +88,7 @@ def greedy(model) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
 @torch.no_grad()
-@pytest.mark.quick_cases("llama3", "gpt2")
+@pytest.mark.quick_cases("llama3")
 def test_language_models_round_trip(convert, tmp_path, capsys, name):
     reference = LANGUAGE_MODELS[name]()
     original = saved(reference, tmp_path / "original")
@@ -121,7 +121,7 @@ def test_language_models_round_trip(convert, tmp_path, capsys, name):
 
 @pytest.mark.parametrize("family", CLASSIFIERS)
 @torch.no_grad()
-@pytest.mark.quick_cases("llama")
+@pytest.mark.thorough
 def test_classifiers_round_trip(convert, tmp_path, family):
     reference = CLASSIFIERS[family]()
     reference.config.id2label, reference.config.label2id = {0: "a", 1: "b", 2: "c"}, {"a": 0, "b": 1, "c": 2}

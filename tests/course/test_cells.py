@@ -126,6 +126,7 @@ def test_the_pages_hold_nothing_of_one_machine_or_one_run(path):
         assert (COURSE / "pages" / "figures" / figure).is_file(), figure
 
 
+@pytest.mark.thorough
 def test_a_page_is_written_without_the_cell_of_its_parameters(tmp_path):
     pytest.importorskip("nbconvert")
     module = run_module()

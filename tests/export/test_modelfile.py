@@ -138,6 +138,7 @@ def test_a_bos_that_ollama_adds_itself_is_not_written_twice(chat):
     assert json.dumps(chat.bos_token)[1:-1] in go_template(pieces_of(chat))
 
 
+@pytest.mark.thorough
 def test_the_script_writes_it_beside_the_file(script, chat, tmp_path, capsys):
     gguf = pytest.importorskip("gguf")
     chat.chat_template = CHAT_TEMPLATES["chatml"]

@@ -170,6 +170,7 @@ def test_another_caller_runs_its_job_alone(pool):
     assert meets(pool)
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_forked_process_has_its_own_threads(pool):
     """Also if it was forked during a job of another thread, or while a worker had the mutex."""
