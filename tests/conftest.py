@@ -73,6 +73,17 @@ def _memory(field: str) -> float:
     return int(line.split()[1]) / 1024
 
 
+@pytest.fixture(scope="session", autouse=True)
+def fp32():
+    """Training is in fp32 by default on every machine; processes that a test starts use the default of the machine."""
+    import torch
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+            patch.setattr(torch.cpu, name, lambda: False)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def bounds_of_a_fault(request):
     """A test marked as a fault fails if it takes more time, or its process grows by more memory, than its mark says (memory: on Linux)."""

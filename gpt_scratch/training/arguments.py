@@ -77,8 +77,8 @@ class ScratchTrainingArguments(TrainingArguments):
     bf16: bool | None = dataclasses.field(
         default=None,
         metadata={
-            "help": "Mixed precision with bf16. Default: if the GPU multiplies it in hardware or the CPU has AMX, printed at the start; "
-            "without these it is slower than fp32."
+            "help": "Mixed precision with bf16. Default: if the GPU multiplies it in hardware, or the CPU does (AMX, AVX512_BF16), "
+            "printed at the start; without these it is slower than fp32."
         },
     )
     # Every parameter is used in every step, so no search is needed.
@@ -93,6 +93,7 @@ class ScratchTrainingArguments(TrainingArguments):
         if self.bf16 is None:
             self.left_open.append("bf16")
             self.bf16 = not (self.fp16 or self.fp16_full_eval) and bf16_is_faster(self.use_cpu)
+            self.use_cpu |= self.bf16 and not torch.accelerator.is_available()  # which transformers wants to be given with bf16
         super().__post_init__()
 
 

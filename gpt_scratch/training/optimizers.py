@@ -99,7 +99,7 @@ def orthogonalized(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     x x^T, which is smaller: each multiplies x by a polynomial of x x^T, and these commute.
 
     Args:
-        matrices: `(..., rows, columns)`; computed in bf16 where the hardware multiplies it, else in fp32: a CPU without AMX is many times
+        matrices: `(..., rows, columns)`; computed in bf16 where the hardware multiplies it, else in fp32: other CPUs are many times
             slower in bf16. The result has the dtype of `matrices`.
     """
     x = matrices.bfloat16() if matrices.device.type != "cpu" or cpu_multiplies_bf16() else matrices

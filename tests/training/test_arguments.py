@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass, field
 
 import pytest
+import torch
 import warm
 
 from gpt_scratch import GPTScratchConfig
@@ -66,6 +67,20 @@ def test_bf16_is_the_default_where_it_is_faster(tmp_path, monkeypatch, flags, ac
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", accelerate)
     parsed = parse("--use_cpu", "--output_dir", str(tmp_path), *flags)[1]
     assert (parsed.bf16, "bf16" in parsed.left_open) == (expected, "--bf16" not in flags)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="the default is then the GPU")
+def test_bf16_on_a_cpu_by_default_needs_no_flag(tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "cpu_multiplies_bf16", lambda: True)
+    parsed = parse("--output_dir", str(tmp_path))[1]
+    assert parsed.bf16 and parsed.use_cpu
+
+
+@pytest.mark.parametrize("instructions", [{}, {"amx_tile"}, {"avx512_bf16"}])
+def test_a_cpu_multiplies_bf16_by_either_of_two_instruction_sets(monkeypatch, instructions):
+    for name in ("amx_tile", "avx512_bf16"):
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda name=name: name in instructions)
+    assert precision.cpu_multiplies_bf16() == bool(instructions)
 
 
 def test_fp32_is_the_default_where_bf16_is_slow(tmp_path, monkeypatch):
