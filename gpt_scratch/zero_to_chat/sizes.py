@@ -7,13 +7,14 @@ The rule, for depth L (12 is GPT-2's smallest):
     MLP                 gated, 8/3 of the width (as Llama's), a multiple of 32
     vocabulary          width^2 / 16, at least 1,024 and at most 32,768
     positions           128 below depth 8, 1,024 from there on
-    tokens per step     4,096 sqrt(parameters / 1M), the nearest power of two
-    exercises           1,600 L^2 texts to look facts up in, mixed with the bundled stories
+    tokens per step     2,048 sqrt(parameters / 1M), the nearest power of two
+    exercises           2,000 L^2 texts to look facts up in, mixed with the bundled stories
     pretraining tokens  20 per parameter (Hoffmann et al. 2022), at most 4 epochs (Muennighoff et al. 2023: more teach little)
     initial weights     normal with a standard deviation of sqrt(2 / (5 width)) (Nguyen & Salazar 2019): 0.056 at width 128, 0.023 at 768,
                         where GPT-2 has 0.02
-    learning rates      the package's default for new weights, by the number of parameters, for pretraining and for instruction tuning,
-                        which has more tokens than the text; twice that for Muon's matrices; a thirteenth of it for reinforcement
+    learning rates      the package's default for new weights, by the number of parameters, for instruction tuning, which has as many
+                        tokens as the text; twice that for pretraining, where it learns to look up facts in fewer steps; a thirteenth of it for
+                        reinforcement; for Muon's matrices, twice that of the stage
 
 Instruction tuning takes `EPOCHS` epochs of the dialogues; reinforcement asks each question once.
 """
@@ -39,7 +40,7 @@ EPOCHS = 2  # of the dialogues
 QUESTIONS_A_STEP, REPLIES = 32, 8  # of reinforcement
 REPLY_TOKENS = 24
 DIALOGUE_TOKENS = 36  # of a bundled dialogue with its template, about
-EXERCISE_TOKENS = 35  # of an exercise, about
+EXERCISE_TOKENS = 31  # of an exercise, about
 # Cost of a token of reinforcement, relative to training: sampling, forward passes of the model and its reference, backward pass.
 PASSES = 3.5
 STARTING = 20.0  # seconds before a stage trains: imports, data, first evaluation
@@ -142,13 +143,13 @@ def make_size(
     depth = DEPTHS[name] if name in DEPTHS else int(name)
     shape = architecture(depth)
     parameters = _parameters(depth, shape)
-    step = 2 ** round(math.log2(4096 * math.sqrt(parameters / 1e6)))
+    step = 2 ** round(math.log2(2048 * math.sqrt(parameters / 1e6)))
     rows = max(8, step // shape["positions"])
-    count = 1600 * depth * depth if exercises else 0  # 25,600 at depth 4
+    count = 2000 * depth * depth if exercises else 0  # 32,000 at depth 4
     tokens = min(TOKENS_PER_PARAMETER * parameters, MAX_EPOCHS * (text_tokens + count * EXERCISE_TOKENS))
     dialogues = dialogues or 1600 * depth * depth  # 25,600 at depth 4
     questions = questions or 200 * depth * depth  # 3,200 at depth 4
-    dialogue_rows = max(16, step // 128)
+    dialogue_rows = max(16, step // 64)
     rate = default_learning_rate(parameters, "new")
     return Size(
         name=name,
@@ -162,7 +163,7 @@ def make_size(
         instruction_steps=max(1, round(EPOCHS * dialogues / dialogue_rows)),
         questions=questions,
         reinforcement_steps=max(1, questions // QUESTIONS_A_STEP),
-        rates={"pretraining": _round(rate), "instructions": _round(rate), "reinforcement": _round(rate / 13)},
+        rates={"pretraining": _round(2 * rate), "instructions": _round(rate), "reinforcement": _round(rate / 13)},
         **shape,
     )
 

@@ -28,12 +28,12 @@ def test_parameters_are_those_of_the_model(name):
 
 def test_sizes_of_the_rule():
     tiny, large = make_size("tiny", 240_000), make_size("124M", float("inf"))
-    assert (tiny.width, tiny.heads, tiny.vocabulary, tiny.positions, tiny.rows) == (128, 4, 1024, 128, 32)
+    assert (tiny.width, tiny.heads, tiny.vocabulary, tiny.positions, tiny.rows) == (128, 4, 1024, 128, 16)
     # The text has fewer tokens than 20 a parameter: four times the text.
     assert tiny.pretraining_tokens == pytest.approx(4 * 240_000, rel=0.01)
     mixed = make_size("tiny", 240_000, exercises=True)
-    assert mixed.exercises == 25_600 and tiny.exercises == 0
-    assert mixed.pretraining_tokens == pytest.approx(4 * (240_000 + 35 * 25_600), rel=0.01)
+    assert mixed.exercises == 32_000 and tiny.exercises == 0
+    assert mixed.pretraining_tokens == pytest.approx(4 * (240_000 + 31 * 32_000), rel=0.01)
     # Enough text: 20 a parameter.
     assert (large.width, large.heads) == (768, 12) and 100e6 < large.parameters < 135e6
     assert large.pretraining_tokens == pytest.approx(20 * large.parameters, rel=0.01)
@@ -41,6 +41,7 @@ def test_sizes_of_the_rule():
     assert tiny.reinforcement_steps * QUESTIONS_A_STEP == tiny.questions
     rates = [make_size(name, float("inf")).rates["pretraining"] for name in DEPTHS]
     assert rates == sorted(rates, reverse=True)  # larger models learn at lower rates
+    assert tiny.rates["pretraining"] == pytest.approx(2 * tiny.rates["instructions"], rel=0.01) and tiny.dialogue_rows == 32
 
 
 def test_the_users_own_data_set_the_steps():

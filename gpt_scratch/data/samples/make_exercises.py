@@ -3,8 +3,9 @@
     python make_exercises.py text.jsonl --stories stories.jsonl --count 25600
 
 A quarter of the exercises are lists of words, written twice; half state pairs of words in one of a few phrasings ("Anna: red, Tom: blue.")
-and repeat some of them in any order; a quarter do so with the places and colours of make_dialogues.py. A small model that has not seen such
-text answers a question about a story with something from the story, but not with what belongs to the name that was asked for. Facts
+and then again, in another order and often in another phrasing; a quarter do so with the places and colours of make_dialogues.py. A small
+model that has not seen such text answers a question about a story with something from the story, but not with what belongs to the name
+that was asked for. Each fact is said exactly twice: a third time could be copied from the second, without looking up the first. Facts
 that a held-out question asks for are left out. The same seed and count give the same file on every machine.
 """
 
@@ -29,7 +30,6 @@ PHRASES = [
         "the {value} {key}",
     ),
 ]
-RECALLED = 4  # repetitions of facts in a text
 
 
 def repeated_list(rng: random.Random) -> str:
@@ -48,29 +48,28 @@ def pairs(rng: random.Random) -> str:
     def written(form: str, chosen: list[int]) -> str:
         return separator.join(form.format(key=keys[i], value=values[i]) for i in chosen) + "."
 
-    again = [rng.choices(range(count), k=rng.randint(1, count)) for _ in range(2)]
-    return " ".join([written(phrase, list(range(count))), *(written(other, chosen) for chosen in again)])
+    return f"{written(phrase, list(range(count)))} {written(other, rng.sample(range(count), count))}"
 
 
 def places(rng: random.Random, seed: int) -> str | None:
     """Ida is by the sea. Tom is on the hill. Tom is on the hill. ...; `None` if a held-out question asks for it."""
-    people = rng.sample(NAMES, rng.choice([2, 2, 3, 3, 4]))
+    people = rng.sample(NAMES, rng.choice([2, 3, 4]))
     where = rng.sample(WHERE, len(people))
     if any(part_of("places", (*people, *where, asked), seed) != "train" for asked in range(len(people))):
         return None
     facts = [f"{name} is {place}." for name, place in zip(people, where)]
-    return " ".join([*facts, *rng.choices(facts, k=RECALLED)])
+    return " ".join([*facts, *rng.sample(facts, len(facts))])
 
 
 def colours(rng: random.Random, seed: int) -> str | None:
     """Ida has a red ball and a blue cup. The cup is blue. ...; `None` if a held-out question asks for it."""
-    name, count = rng.choice(NAMES), rng.choice([2, 2, 3])
+    name, count = rng.choice(NAMES), rng.choice([2, 3, 4])
     things, shades = rng.sample(THINGS, count), rng.sample(COLOURS, count)
     if any(part_of("colours", (name, *things, *shades, asked), seed) != "train" for asked in range(count)):
         return None
     story = f"{name} has {listed([a(f'{shade} {thing}') for shade, thing in zip(shades, things)])}."
     facts = [f"The {thing} is {shade}." for shade, thing in zip(shades, things)]
-    return " ".join([story, *rng.choices(facts, k=RECALLED)])
+    return " ".join([story, *rng.sample(facts, len(facts))])
 
 
 def exercises(count: int, seed: int = 1) -> list[str]:

@@ -32,16 +32,16 @@ def test_repeated_facts_are_those_of_the_story(generator):
     written = [re.findall(r"(\w+): (\w+)", text) for text in texts if re.match(r"\w+: ", text)]
     assert len(written) > 10
     assert all(len(dict(facts)) == len(set(facts)) for facts in written)  # a word belongs to one other word throughout a text
-    assert sum(len(set(facts)) < len(facts) for facts in written) > 5
+    # Each is said twice, not more often: a third could be copied from the second.
+    assert all(facts.count(fact) <= 2 for facts in written for fact in facts)
     for text in texts:
         if match := re.match(r"\w+ has (an? .*?)\. (The .*)", text):
             shade_of = {thing: shade for shade, thing in re.findall(r"an? (\w+) (\w+)", match[1])}
             facts = re.findall(r"The (\w+) is (\w+)\.", match[2])
-            assert len(facts) == generator.RECALLED and all(shade_of[thing] == shade for thing, shade in facts)
-        elif re.fullmatch(r"(?:[A-Z]\w+ is (?:in|by|on) the [\w ]+\. ?){6,8}", text):
+            assert dict(facts) == shade_of and len(facts) == len(shade_of)
+        elif re.fullmatch(r"(?:[A-Z]\w+ is (?:in|by|on) the [\w ]+\. ?){4,8}", text):
             facts = re.findall(r"(\w+) is ((?:in|by|on) the [\w ]+)\.", text)
-            where = dict(facts[: -generator.RECALLED])
-            assert all(where[name] == place for name, place in facts[-generator.RECALLED :])
+            assert sorted(facts[: len(facts) // 2]) == sorted(facts[len(facts) // 2 :])
 
 
 def test_facts_of_held_out_questions_are_left_out(generator):
@@ -60,7 +60,8 @@ def test_stories_of_held_out_questions_are_refused(generator):
     texts = [generator.places(rng, 1) for _ in range(400)]
     assert 50 < texts.count(None) < 350
     for text in filter(None, texts):
-        facts = re.findall(r"(\w+) is ((?:in|by|on) the [\w ]+)\.", text)[: -generator.RECALLED]
+        facts = re.findall(r"(\w+) is ((?:in|by|on) the [\w ]+)\.", text)
+        facts = facts[: len(facts) // 2]
         people, where = zip(*facts)
         assert all(generator.part_of("places", (*people, *where, asked), 1) == "train" for asked in range(len(facts)))
     texts = [generator.colours(rng, 1) for _ in range(400)]
