@@ -273,7 +273,10 @@ def _computations(reference: dict[str, Any]) -> dict[str, Callable[[PreTrainedMo
     for batch in reference["batches"]:
         ways[batch["padding"]] = partial(_compare_batch, reference, batch)
     if reference["head"] == "lm":
-        ways |= {way: partial(_compare_generated_rows, reference, use_cache) for way, use_cache in USE_CACHE.items()}
+        # One row: each token is a forward pass. The other rows are generated in the batch.
+        prompt = max(reference["prompts"], key=lambda prompt: len(prompt["input_ids"]))
+        row = {"input_ids": [prompt["input_ids"]], "attention_mask": [[1] * len(prompt["input_ids"])]}
+        ways |= {way: partial(_compare_generated, reference, [prompt], row, use_cache) for way, use_cache in USE_CACHE.items()}
         for batch in reference["batches"]:
             if batch["padding"] == "left":
                 ways["cache, padded"] = partial(_compare_generated, reference, reference["prompts"], batch, True)
@@ -331,14 +334,6 @@ def _compare_batch(reference: dict[str, Any], batch: dict[str, Any], model: PreT
         logits = logits[torch.arange(len(mask)), (mask * torch.arange(mask.shape[1])).argmax(-1)]  # (B, V)
     first = [{key: prompt[key][:1] for key in ("top_ids", "top_logits")} for prompt in reference["prompts"]]
     return [compare(prompt, row[None], _allowed(reference)) for prompt, row in zip(first, logits)]
-
-
-def _compare_generated_rows(reference: dict[str, Any], use_cache: bool, model: PreTrainedModel) -> list[Comparison]:
-    comparisons = []
-    for prompt in reference["prompts"]:
-        row = {"input_ids": [prompt["input_ids"]], "attention_mask": [[1] * len(prompt["input_ids"])]}
-        comparisons += _compare_generated(reference, [prompt], row, use_cache, model)
-    return comparisons
 
 
 def _compare_generated(

@@ -5,6 +5,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -331,7 +332,8 @@ def load_pickle_safely(path: Path) -> Any:
     try:
         mapped = zipfile.is_zipfile(path)  # files from before torch 1.6 are not zip archives
         if mapped:
-            _verify_archive(path)
+            state = path.stat()
+            _verify_archive(path, state.st_size, state.st_mtime_ns)
         _refuse_endless(path, mapped)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except UserError:
@@ -369,8 +371,12 @@ def _refuse_endless(path: Path, archive: bool) -> None:
         raise UserError(f"{path} was not written by torch.save: {one_line(error)}") from error
 
 
-def _verify_archive(path: Path) -> None:
+@lru_cache(maxsize=16)  # a file is opened once to recognize its format and once to convert it
+def _verify_archive(path: Path, size: int, modified: int) -> None:
     """Verify the checksums, which memory mapping would skip, and that nothing is compressed, since torch.save never compresses.
+
+    Args:
+        size, modified: of the file, in bytes and nanoseconds; another file at this path is verified again.
 
     Raises:
         UserError: names the invalid member.
@@ -386,7 +392,7 @@ def _verify_archive(path: Path) -> None:
                 raise UserError(
                     f"{path}: its member {one_line(part.filename, 100)} is compressed or encrypted, which torch.save never does"
                 )
-        held, size = sum(part.file_size for part in parts), path.stat().st_size
+        held = sum(part.file_size for part in parts)
         if held > size:
             raise UserError(f"{path} has {size:,} bytes, but its members declare {held:,}")
         if broken := archive.testzip():

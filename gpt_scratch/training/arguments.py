@@ -93,7 +93,7 @@ class ScratchTrainingArguments(TrainingArguments):
         if self.bf16 is None:
             self.left_open.append("bf16")
             self.bf16 = not (self.fp16 or self.fp16_full_eval) and bf16_is_faster(self.use_cpu)
-            self.use_cpu |= self.bf16 and not torch.accelerator.is_available()  # which transformers wants to be given with bf16
+        self.use_cpu |= self.bf16 and not torch.accelerator.is_available()  # transformers asks for it with bf16
         super().__post_init__()
 
 

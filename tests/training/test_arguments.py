@@ -70,9 +70,10 @@ def test_bf16_is_the_default_where_it_is_faster(tmp_path, monkeypatch, flags, ac
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="the default is then the GPU")
-def test_bf16_on_a_cpu_by_default_needs_no_flag(tmp_path, monkeypatch):
-    monkeypatch.setattr(precision, "cpu_multiplies_bf16", lambda: True)
-    parsed = parse("--output_dir", str(tmp_path))[1]
+@pytest.mark.parametrize("flags", [[], ["--bf16"]])
+def test_bf16_on_a_machine_without_gpu_needs_no_other_flag(tmp_path, monkeypatch, flags):
+    monkeypatch.setattr(precision, "cpu_multiplies_bf16", lambda: not flags)
+    parsed = parse("--output_dir", str(tmp_path), *flags)[1]
     assert parsed.bf16 and parsed.use_cpu
 
 
