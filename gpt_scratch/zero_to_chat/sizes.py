@@ -13,8 +13,8 @@ The rule, for depth L (12 is GPT-2's smallest):
     initial weights     normal with a standard deviation of sqrt(2 / (5 width)) (Nguyen & Salazar 2019): 0.056 at width 128, 0.023 at 768,
                         where GPT-2 has 0.02
     learning rates      the package's default for new weights, by the number of parameters, for instruction tuning, which has as many
-                        tokens as the text; twice that for pretraining, where it learns to look up facts in fewer steps; a thirteenth of it for
-                        reinforcement; for Muon's matrices, twice that of the stage
+                        tokens as the text; twice that for pretraining, which learns to look up facts in fewer steps; a thirteenth of it
+                        for reinforcement; for Muon's matrices, twice that of the stage
 
 Instruction tuning takes `EPOCHS` epochs of the dialogues; reinforcement asks each question once.
 """
@@ -33,6 +33,7 @@ from ..conflicts import DEPTHS
 from ..loss_gpt_scratch import CHUNK_BYTES_PER_ENTRY
 from ..modeling_gpt_scratch import GPTScratchForCausalLM
 from ..training.optimizers import default_learning_rate
+from ..training.precision import bf16_is_faster
 
 TOKENS_PER_PARAMETER = 20
 MAX_EPOCHS = 4
@@ -193,7 +194,9 @@ def measured_speed(size: Size, steps: int = 3) -> float:
     seconds = []
     for _ in range(steps + 1):
         start = time.perf_counter()
-        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        with torch.autocast(device, torch.bfloat16, enabled=bf16_is_faster(use_cpu=False)):  # as the stages train
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
         if device == "cuda":
             torch.cuda.synchronize()
         model.zero_grad()
