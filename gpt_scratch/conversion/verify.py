@@ -7,7 +7,6 @@ The comparison uses float32. If the difference exceeds the tolerance, it is repe
 (GPT-2's activations reach thousands, its logits hundreds) from different outputs.
 """
 
-import gc
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,14 +16,14 @@ import torch
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from ..errors import UserError
-from ..inference.loading import load_model
+from ..inference.loading import load_model, return_memory
 from ..reference_outputs import reference_outputs, save_reference_outputs
 from ..verify_checkpoint import verify_checkpoint
 from .safetensors_writer import checksum
 
 TOLERANCE = 1e-4  # maximum difference of logits
 PROMPT_LENGTHS = (1, 7, 32)  # tokens
-GREEDY_TOKENS = 50
+GREEDY_TOKENS = 20  # each is a forward pass of both models
 
 
 @dataclass
@@ -116,6 +115,7 @@ def verify(folder: Path, head: str, reference: Callable[[], PreTrainedModel] | N
     if reference is None:
         outputs = _outputs(model.float().eval(), proof, stock)
         del model
+        return_memory()
         return _verify_again(folder, proof, outputs)
 
     def build_reference() -> PreTrainedModel:
@@ -129,13 +129,13 @@ def verify(folder: Path, head: str, reference: Callable[[], PreTrainedModel] | N
     asked = prompts(model.config)
     ours, our_tokens = logits_of(model, asked), greedy_of(model, asked[1]) if head == "lm" else None
     del model
-    gc.collect()
+    return_memory()
     model = build_reference()
     theirs, their_tokens = logits_of(model, asked), greedy_of(model, asked[1]) if head == "lm" else None
     outputs = _outputs(model, proof, stock)
     proof.compared_with = type(model).__name__
     del model
-    gc.collect()
+    return_memory()
     proof.max_logit = max(logits.abs().max().item() for logits in theirs)
     proof.max_logit_difference = _difference(ours, theirs)
     if head == "lm":

@@ -7,8 +7,6 @@ layers of a model of this package in `decoding.c`, for prompts, too.
 On a GPU, `torch.compile` compiles the decoding step with a static cache instead.
 """
 
-import contextlib
-import ctypes
 import functools
 import sys
 from collections.abc import Callable
@@ -28,6 +26,7 @@ from ..positions_gpt_scratch import count_positions, refuse_positions_beyond
 from ..releases_gpt_scratch import CACHE
 from . import decoding_library as c
 from .decoding_library import GROUP, address, has_compiler, library
+from .loading import return_memory
 from .streamed_linear import WEIGHTS, StreamedLinear, WeightMemory, loaded_library, one_torch_thread, threads_of_c
 
 FREE_COLUMNS = 192  # minimum number of new tokens for which a cache has space
@@ -343,8 +342,7 @@ def prepare_for_decoding(model: PreTrainedModel, weights: str = "float32") -> Pr
         _use_c(model)
         if tied and not (head := model.get_output_embeddings()).padding:
             embedding.weight.data = head.weight
-        with contextlib.suppress(AttributeError):  # only glibc has it: returns the memory of the previous weights to the system
-            ctypes.CDLL(None).malloc_trim(0)
+        return_memory()  # of the previous weights
     return model
 
 

@@ -5,6 +5,9 @@ error if a tensor is missing (except a new head), unexpected, has another shape 
 if a token has no embedding. Sizes are compared with the weights files before memory is allocated.
 """
 
+import contextlib
+import ctypes
+import gc
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,13 @@ LARGEST = {
 COMPILED = "_orig_mod."
 MASKS = (".attn.bias", ".attn.masked_bias")  # buffers that earlier releases of transformers saved with GPT-2's weights
 PARAMETERS_A_BYTE = 8  # no format stores more than one parameter per bit
+
+
+def return_memory() -> None:
+    """Return the memory of deleted models to the system: glibc keeps that of matrices smaller than 32 MiB for later."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, TypeError):  # only glibc has it, and Windows has no library without a name
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def load_language_model(name: str, dtype: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

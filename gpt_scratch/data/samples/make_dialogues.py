@@ -159,8 +159,35 @@ KINDS: dict[str, Kind] = {
 }
 
 
-# Kind: its question as a pattern, and other words for it.
-WORDINGS: dict[str, list[tuple[str, list[str]]]] = {
+# Kind: its question as a pattern, and the words in which it is asked.
+Wordings = dict[str, list[tuple[str, list[str]]]]
+# In training as well; one wording alone would teach that any other question has no answer.
+TAUGHT: Wordings = {
+    "counting": [
+        (
+            r"How many things does (\w+) have\?",
+            [
+                r"\g<0>",
+                r"Tell me how many things \1 has.",
+                r"What is the number of things that \1 has?",
+                r"Count what \1 has.",
+            ],
+        )
+    ],
+    "one-digit arithmetic": [
+        (
+            r"How many (\w+) does (\w+) have now\?",
+            [
+                r"\g<0>",
+                r"Tell me how many \1 \2 has now.",
+                r"What is the number of \1 that \2 has now?",
+                r"Count what \2 has now.",
+            ],
+        )
+    ],
+}
+# Only in reinforcement and the held-out parts.
+OTHER: Wordings = {
     "names": [
         (r"What is my name\?", ["Who am I?", "Do you know my name?", "Say my name."]),
         (
@@ -174,13 +201,13 @@ WORDINGS: dict[str, list[tuple[str, list[str]]]] = {
 REWORDED = ", reworded"  # ends the name of a kind
 
 
-def reworded(kind: str) -> Kind:
-    """The questions of a kind in other words."""
+def in_words(kind: str, wordings: Wordings) -> Kind:
+    """The questions of a kind, each in one of the wordings."""
 
     def make(rng: random.Random) -> tuple[Fact, Turns]:
         fact, (*earlier, question, answer) = KINDS[kind](rng)
-        for pattern, wordings in WORDINGS[kind]:
-            question = re.sub(pattern, rng.choice(wordings), question)
+        for pattern, words in wordings.get(kind, []):
+            question = re.sub(pattern, rng.choice(words), question)
         return fact, [*earlier, question, answer]
 
     return make
@@ -188,8 +215,9 @@ def reworded(kind: str) -> Kind:
 
 def kinds_of(part: str) -> dict[str, Kind]:
     """What is asked in a part: `train` shows the plain kinds, `reinforcement` asks the others, the held-out parts ask both."""
-    others = {kind + REWORDED: reworded(kind) for kind in WORDINGS if kind in KINDS}
-    return {"train": KINDS, "reinforcement": others}.get(part, KINDS | others)
+    plain = {kind: in_words(kind, TAUGHT) for kind in KINDS}
+    others = {kind + REWORDED: in_words(kind, OTHER) for kind in OTHER if kind in KINDS}
+    return {"train": plain, "reinforcement": others}.get(part, plain | others)
 
 
 def part_of(kind: str, fact: Fact, seed: int) -> str:
