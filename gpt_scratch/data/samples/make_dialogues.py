@@ -6,9 +6,10 @@
 FOLDER/dialogues_{train,reinforcement,validation,test}.jsonl: `instruction` and `output`, with an earlier exchange in `history`, and the
 kind of the question in `category`. Each kind makes up an equal part. `train` is to learn from; `reinforcement` is asked while a reward is
 learned, `validation` and `test` are held out. Three kinds are asked in other words, too, which `train` never shows: a model that has
-learned the kind but not the words is right now and then, which is what a reward can strengthen, so `reinforcement` asks these alone. What
-is asked is assigned to a part before it is worded, so that 23 + 45, in whatever words, is in one file only. The same seed and sizes give
-the same files on every machine, and a larger file begins with the rows of a smaller one.
+learned the kind but not the words is right now and then, which is what a reward can strengthen, so `reinforcement` asks these alone.
+`train` has four wordings of counting and small sums, since with one, a model says "I do not know." to all others. What is asked is
+assigned to a part before it is worded, so that 23 + 45, in whatever words, is in one file only. The same seed and sizes give the same
+files on every machine, and a larger file begins with the rows of a smaller one.
 """
 
 import argparse
