@@ -19,7 +19,7 @@ quickstart: setup
 	$(BIN)/python scripts/generate.py runs/quickstart --prompt "One day, Anna" "Tom and" --max_new_tokens 60 --temperature 0.7 --seed 1
 	@echo "Look at runs/quickstart/loss.png, samples.jsonl, metrics.json and README.md; load it with AutoModelForCausalLM."
 
-# From text to a small chat model in 23 minutes on 2 cores, with a report; then a conversation. Run it again to resume.
+# From text to a small chat model in 26 minutes on one core, with a report; then a conversation. Run it again to resume.
 chat: setup
 	$(BIN)/python scripts/zero_to_chat.py
 

@@ -1,6 +1,6 @@
 """Train a small chat model from scratch: tokenizer, pretraining, instruction tuning, reinforcement, evaluation, report, conversation.
 
-    python scripts/zero_to_chat.py                                       # tiny, 23 minutes on 2 CPU cores
+    python scripts/zero_to_chat.py                                       # tiny, 26 minutes on one CPU core
     python scripts/zero_to_chat.py --size small --output_dir runs/chat-small
     python scripts/zero_to_chat.py --dry_run                             # the rule, and the cost of each size here and on a GPU
 
