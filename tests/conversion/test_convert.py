@@ -67,7 +67,12 @@ def test_tied_weights_under_either_name_or_both(convert, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("value", "words"), [(torch.nan, "has NaN (1 of 1,024 values)"), (torch.inf, "has infinite values (1 of 1,024")]
+    ("value", "words"),
+    [
+        (torch.nan, "has NaN (1 of 1,024 values)"),
+        (torch.inf, "has infinite values (1 of 1,024"),
+        (-torch.inf, "has infinite values (1 of 1,024"),
+    ],
 )
 def test_weights_that_are_no_numbers_are_named(refused, tmp_path, value, words):
     state = book().state_dict()

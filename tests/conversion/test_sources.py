@@ -13,6 +13,8 @@ import torch
 from converted import HEADS_FLAG, book, save
 from hostile_cases import run_cases
 
+from gpt_scratch.conversion.sources import load_pickle_safely
+
 
 @pytest.mark.fault("an index of shards that names a device, another folder, numbers or lists", seconds=60, mebibytes=900)
 def test_an_index_may_only_name_files_beside_it(tmp_path):
@@ -167,3 +169,18 @@ def test_damaged_files_are_refused(refused, tmp_path):
         path.write_bytes(damaged)
         message = refused(path, *HEADS_FLAG)
         assert "model.pth is damaged" in message or "model.pth is broken" in message
+
+
+def test_checksums_are_verified_once_and_again_for_another_file_at_the_same_path(refused, tmp_path, monkeypatch):
+    verified, testzip = [], zipfile.ZipFile.testzip
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda archive: (verified.append(1), testzip(archive))[1])
+    path = save(book().state_dict(), tmp_path / "model.pth")
+    for _ in range(2):
+        load_pickle_safely(path)
+    assert len(verified) == 1
+    whole = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        info = max(archive.infolist(), key=lambda info: info.file_size)
+    whole[info.header_offset + info.file_size // 2] ^= 1  # of the same size
+    path.write_bytes(whole)
+    assert "is damaged" in refused(path, *HEADS_FLAG)

@@ -39,7 +39,7 @@ def repeated_list(rng: random.Random) -> str:
 
 
 def pairs(rng: random.Random) -> str:
-    """Anna: red, drum: Monday. drum: Monday. drum: Monday, Anna: red. In half of the texts, the repetitions use another phrasing."""
+    """Anna: red, drum: Monday. drum: Monday, Anna: red. In half of the texts, the second time is in another phrasing."""
     count = rng.randint(2, 4)
     keys, values = rng.sample(KEYS, count), rng.sample(VALUES, count)
     phrase, separator = rng.choice(PHRASES), rng.choice([", ", ". ", " and "])
@@ -52,7 +52,7 @@ def pairs(rng: random.Random) -> str:
 
 
 def places(rng: random.Random, seed: int) -> str | None:
-    """Ida is by the sea. Tom is on the hill. Tom is on the hill. ...; `None` if a held-out question asks for it."""
+    """Ida is by the sea. Tom is on the hill. Tom is on the hill. Ida is by the sea. `None` if a held-out question asks for it."""
     people = rng.sample(NAMES, rng.choice([2, 3, 4]))
     where = rng.sample(WHERE, len(people))
     if any(part_of("places", (*people, *where, asked), seed) != "train" for asked in range(len(people))):
@@ -62,7 +62,7 @@ def places(rng: random.Random, seed: int) -> str | None:
 
 
 def colours(rng: random.Random, seed: int) -> str | None:
-    """Ida has a red ball and a blue cup. The cup is blue. ...; `None` if a held-out question asks for it."""
+    """Ida has a red ball and a blue cup. The cup is blue. The ball is red. `None` if a held-out question asks for it."""
     name, count = rng.choice(NAMES), rng.choice([2, 3, 4])
     things, shades = rng.sample(THINGS, count), rng.sample(COLOURS, count)
     if any(part_of("colours", (name, *things, *shades, asked), seed) != "train" for asked in range(count)):
